@@ -1,0 +1,55 @@
+"""Names of the oddities that the tap reports, one table. An anomaly is a fact about the wire, never an error of ours.
+
+They are counted per exchange (`anomalies` on the record) and over the run (the closing summary), as Zeek's "weirds" are.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+ANOMALIES: Final[dict[str, str]] = {
+    # packets and capture files
+    "capture_cut": "The capture file ends inside a packet; everything before it was read.",
+    "capture_bad_block": "A pcapng block with impossible lengths was met; reading of that file stopped there.",
+    "packet_cut": "A packet was captured shorter than it was sent (snap length).",
+    "packet_malformed": "A frame, IP or TCP header with impossible lengths was skipped.",
+    "ip_fragment": "An IP fragment was met; fragments are counted, not reassembled.",
+    "linktype_unknown": "Packets of a link type that is not decoded were skipped.",
+    # TCP
+    "tcp_gap": "Bytes were lost by the capture: acknowledged or never sent again, and not in the file.",
+    "tcp_overlap_differs": "A retransmission carried other bytes than the first copy; the first copy was kept.",
+    "tcp_pending_limit": "Too many out-of-order bytes were held; the oldest hole was given up as lost.",
+    "tcp_connection_limit": "Too many connections were open; the least recently used was closed.",
+    "tcp_reset": "The connection was reset.",
+    "tcp_port_reuse": "A new connection began on the same addresses and ports before the old one ended.",
+    "tcp_idle_expired": "The connection was silent for longer than the idle limit and was closed here.",
+    # HTTP
+    "http_bad_head": "A request or status line or a header line does not follow RFC 9112; it was skipped or taken as far as it made sense.",
+    "http_head_limit": "A message head was longer than the limit; the parser looked for the next message.",
+    "http_bad_chunk": "A chunk size or chunk end was not valid; the parser looked for the next message.",
+    "http_bad_length": "Content-Length was not a number, or several disagreed.",
+    "http_length_and_chunked": "A message had both Content-Length and Transfer-Encoding; chunked was used (RFC 9112 6.3).",
+    "http_obs_fold": "A header was continued on the next line (obsolete folding).",
+    "http_bare_lf": "A line of the head ended with LF alone.",
+    "http_resync": "After damage, bytes were skipped up to the next message.",
+    "http_pipeline_limit": "Too many requests waited for an answer on one connection.",
+    "http_unsolicited_response": "A response came with no request before it.",
+    "http_no_response": "The connection ended before the request was answered.",
+    "http_body_limit": "A body was longer than the limit; what came first was kept.",
+    "content_encoding_unknown": "The body has a content coding that is not known; it was kept as it is.",
+    "content_encoding_bad": "The coded body could not be decoded past some point; what came before was kept.",
+    "content_encoding_bomb": "The decoded body grew far beyond its coded size; decoding stopped.",
+    # streams
+    "event_limit": "One event of a stream was longer than the limit and was dropped.",
+    "event_bad_utf8": "An event held bytes that are not UTF-8; each was replaced by U+FFFD.",
+    "event_bad_json": "An event's data was not the JSON that its dialect promises; it was skipped.",
+    "eventstream_bad_crc": "A CRC of an AWS event stream message did not match; the message was dropped.",
+    "eventstream_bad_frame": "An AWS event stream message had impossible lengths; the parser looked for the next one.",
+    "stream_unterminated": "The stream ended without its closing event.",
+    # providers
+    "body_bad_json": "The body is not the JSON that its type promises.",
+    "json_not_strict": "JSON with lone surrogates, NaN or invalid UTF-8 was read leniently; such characters became U+FFFD.",
+    "text_limit": "The answer's text was longer than the limit; what came first was kept.",
+    "choice_limit": "More choices or tool calls than the limit; further ones were not kept.",
+    "decoder_error": "A provider decoder failed on this exchange (a defect of ours); what it had read was kept.",
+}

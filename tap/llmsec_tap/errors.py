@@ -1,0 +1,42 @@
+"""What can go wrong on our side. Wire bytes never raise: whatever arrives is data and becomes an anomaly (anomalies.py).
+
+The hierarchy is one level deep on purpose; the command line maps each class to one exit code (docs/cli.md).
+"""
+
+from __future__ import annotations
+
+
+class LLMSecError(Exception):
+    """A fault that ends a command: one line saying what and where, and `hint`, one sentence on what to do."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ConfigError(LLMSecError):
+    """Wrong use: a bad option, an unknown key, a bad rule, a statement that is not read-only SQL."""
+
+    exit_code = 2
+
+
+class SourceError(LLMSecError):
+    """The source of packets cannot be opened, or ended where it must not."""
+
+    exit_code = 3
+
+
+class KernelError(SourceError):
+    """A capability, BTF, a symbol or a library that live capture needs is missing."""
+
+
+class StorageError(LLMSecError):
+    """The store cannot be read or written. `retryable` says whether the same write may succeed later."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, hint: str = "", *, retryable: bool = False) -> None:
+        super().__init__(message, hint)
+        self.retryable = retryable

@@ -1,0 +1,59 @@
+"""Every bound in one place, each with its reason. Reaching one is an anomaly on the record it touched, never an exception."""
+
+from __future__ import annotations
+
+KIB = 1024
+MIB = 1024 * KIB
+
+# --- packets -----------------------------------------------------------------------------------------------------------
+# libpcap's own MAXIMUM_SNAPLEN is 256 KiB; Linux cooked captures of offloaded segments stay under it.
+MAX_PACKET_BYTES = 256 * KIB
+# pcapng blocks carry one packet and its options; anything longer is damage.
+MAX_PCAPNG_BLOCK_BYTES = 16 * MIB
+MAX_PCAPNG_INTERFACES = 4096
+
+# --- TCP ---------------------------------------------------------------------------------------------------------------
+# A node with 50,000 live client connections is extreme; idle ones expire first, then the least recently used is closed.
+MAX_CONNECTIONS = 100_000
+# Out-of-order bytes kept for one direction. Linux's default tcp_rmem maximum is 6 MB: a sender cannot be further ahead.
+MAX_PENDING_BYTES_PER_DIRECTION = 6 * MIB
+MAX_PENDING_SEGMENTS_PER_DIRECTION = 8192
+# The same for all connections together.
+MAX_PENDING_BYTES_TOTAL = 64 * MIB
+# Segments that must follow a hole which the receiver has acknowledged before it counts as lost by the capture: several
+# capture points reorder across directions by a few packets only.
+LOSS_CONFIRM_SEGMENTS = 16
+# A hole older than this (capture time) will not be filled: Linux's minimum retransmission time is 200 ms, doubled thrice.
+LOSS_CONFIRM_NS = 2_000_000_000
+# Idle connections are closed after this much capture time. Reasoning models may be silent for many minutes.
+IDLE_TIMEOUT_NS = 3_600_000_000_000
+# After FIN or RST both ways, late segments are still matched for this long.
+CLOSED_LINGER_NS = 10_000_000_000
+SWEEP_INTERVAL_NS = 5_000_000_000
+
+# --- HTTP --------------------------------------------------------------------------------------------------------------
+# Servers accept 8 to 64 KiB of header; nginx' large_client_header_buffers default is 32 KiB in all.
+MAX_HEAD_BYTES = 256 * KIB
+MAX_CHUNK_LINE_BYTES = 8 * KIB
+MAX_PIPELINED_REQUESTS = 1024
+# Request and answer bodies that are not streams are kept whole until their end (images inline make them large).
+MAX_BODY_BYTES = 64 * MIB
+MAX_BODY_BYTES_TOTAL = 256 * MIB
+# A decoded body may be this many times larger than what came over the wire, above a floor that small bodies never reach.
+MAX_EXPANSION_RATIO = 200
+EXPANSION_FLOOR_BYTES = 16 * MIB
+MAX_CONTENT_CODINGS = 4
+
+# --- streams -----------------------------------------------------------------------------------------------------------
+# One SSE line may carry a whole answer (the Responses API repeats it in its last event): 1 MB lines are seen in the field.
+MAX_EVENT_BYTES = 16 * MIB
+# AWS caps a message at 16 MiB of payload and 128 KiB of headers (event stream encoding).
+MAX_EVENTSTREAM_MESSAGE_BYTES = 16 * MIB + 128 * KIB + 16
+# Text kept of one answer, over all choices.
+MAX_TEXT_CHARS = 32 * MIB
+MAX_CHOICES = 128
+MAX_TOOL_CALLS = 1024
+# Inter-token gaps kept exactly up to this many, then every second, fourth, … one.
+MAX_LATENCY_SAMPLES = 16_384
+# Nesting that our JSON fallbacks follow; the decoder itself refuses deeper than the interpreter's recursion limit.
+MAX_JSON_DEPTH = 200

@@ -1,0 +1,187 @@
+"""The typed record of one exchange with a language model, and its parts.
+
+Names follow OpenTelemetry's GenAI conventions where those have one, and docs/formats/exchange.md lists every field.
+Structs rather than dataclasses: msgspec encodes them to JSON without a copy, leaves absent parts out, and is
+several times cheaper to create, which counts at one exchange per request on a busy node.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+SCHEMA_VERSION = 1
+
+Completeness = Literal["complete", "truncated", "gapped", "midstream", "aborted"]
+Framing = Literal["sse", "ndjson", "json-array", "aws-eventstream", "websocket"]
+
+
+class Usage(msgspec.Struct, kw_only=True):
+    """Token counts as the server states them; the last statement of each wins, absent ones stay null."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_input_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class EstimatedUsage(msgspec.Struct, kw_only=True):
+    """Token counts made here where the server states none, with the tokenizer that made them."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    tokenizer: str = ""
+
+
+class ToolCall(msgspec.Struct, kw_only=True):
+    """A call that the client is asked to run. `arguments` is text exactly as sent (usually JSON)."""
+
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+class Part(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One part of a message, in the shape of OpenTelemetry's `gen_ai.*.messages`.
+
+    type           fields
+    text           content
+    reasoning      content
+    refusal        content
+    tool_call      id, name, arguments (text)
+    tool_call_response  id, name, content (text)
+    blob, uri, file     modality, mime_type, uri (for `uri`), id (for `file`), size_bytes (for `blob`); never the bytes
+    other          name (the part's own type on the wire)
+    """
+
+    type: str
+    content: str | None = None
+    id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    modality: str | None = None
+    mime_type: str | None = None
+    uri: str | None = None
+    size_bytes: int | None = None
+
+
+class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One turn: role as on the wire (system, developer, user, assistant, tool, …) and its parts in order."""
+
+    role: str
+    parts: list[Part] = []
+    finish_reason: str | None = None
+
+
+class ToolDefinition(msgspec.Struct, kw_only=True, omit_defaults=True):
+    name: str
+    description: str | None = None
+
+
+class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """The request, normalised. System instructions sent outside the messages come first, with role `system`."""
+
+    messages: list[Message] = []
+    tools: list[ToolDefinition] = []
+    parameters: dict[str, str | int | float | bool | None] = {}
+    body_bytes: int = 0
+
+
+class Response(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """The answer, normalised: one message per choice. `error_message` is the server's own text."""
+
+    messages: list[Message] = []
+    error_message: str | None = None
+    embeddings: int | None = None
+    embedding_dimensions: int | None = None
+    body_bytes: int = 0
+    events: int | None = None
+
+
+class Process(msgspec.Struct, kw_only=True, frozen=True):
+    """The observed process; live capture only."""
+
+    pid: int
+    comm: str | None = None
+    exe: str | None = None
+    container_id: str | None = None
+    pod: str | None = None
+    namespace: str | None = None
+
+
+class AnomalyCount(msgspec.Struct, kw_only=True, frozen=True):
+    name: str
+    count: int
+
+
+class Exchange(msgspec.Struct, kw_only=True):
+    """One request and its answer. Times are capture time, epoch nanoseconds; texts are exactly as sent."""
+
+    exchange_id: str
+    client: str
+    server: str
+    started_ns: int | None = None
+    first_token_ns: int | None = None
+    ended_ns: int | None = None
+    ttft_ms: float | None = None
+    itl_ms_p50: float | None = None
+    itl_ms_p95: float | None = None
+    output_tokens_per_s: float | None = None
+    provider: str | None = None
+    api: str | None = None
+    operation: str | None = None
+    method: str | None = None
+    path: str | None = None
+    http_version: str | None = None
+    status: int | None = None
+    streaming: bool = False
+    framing: Framing | None = None
+    request_model: str | None = None
+    response_model: str | None = None
+    response_id: str | None = None
+    input_text: str | None = None
+    output_text: str | None = None
+    reasoning_text: str | None = None
+    refusal_text: str | None = None
+    tool_calls: list[ToolCall] = []
+    finish_reasons: list[str] = []
+    usage: Usage = msgspec.field(default_factory=Usage)
+    usage_estimated: EstimatedUsage | None = None
+    error_type: str | None = None
+    tenant: str | None = None
+    api_key_fingerprint: str | None = None
+    process: Process | None = None
+    completeness: Completeness = "complete"
+    anomalies: list[AnomalyCount] = []
+    request: Request = msgspec.field(default_factory=Request)
+    response: Response = msgspec.field(default_factory=Response)
+    risk_score: int | None = None
+    findings: list[dict[str, str]] = []
+
+    def without_content(self) -> Exchange:
+        """The same record with every text left out (`--no-content`); counts, names and times stay."""
+        return msgspec.structs.replace(
+            self,
+            input_text=None,
+            output_text=None,
+            reasoning_text=None,
+            refusal_text=None,
+            tool_calls=[ToolCall(id=call.id, name=call.name) for call in self.tool_calls],
+            request=Request(parameters=self.request.parameters, body_bytes=self.request.body_bytes),
+            response=Response(
+                embeddings=self.response.embeddings,
+                embedding_dimensions=self.response.embedding_dimensions,
+                body_bytes=self.response.body_bytes,
+                events=self.response.events,
+            ),
+        )
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def to_json(exchange: Exchange) -> bytes:
+    """One line of JSON, UTF-8, without the newline."""
+    return _encoder.encode(exchange)

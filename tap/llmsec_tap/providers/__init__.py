@@ -1,0 +1,1 @@
+"""Provider decoders: dialects of LLM APIs, sans-IO."""

@@ -1,0 +1,156 @@
+"""What a dialect is: a wire format of one API, as pure functions from request and answer to a `Draft`.
+
+A dialect never sees the HTTP version, chunking, content coding or stream framing. It may be wrong about any field of any body:
+`JSON` values come from the wire, so every look-up checks its type and whatever does not fit is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+from urllib.parse import parse_qsl, unquote
+
+import msgspec
+
+from llmsec_tap.model import Framing
+from llmsec_tap.providers.draft import Draft
+
+JSON = Any
+# (capture time, event name or None, data). SSE: the event's own name; AWS: `:event-type` (`:exception-type` for failures,
+# with the prefix "exception:"); NDJSON and JSON arrays: None.
+EventHandler = Callable[[int, "str | None", bytes], None]
+
+
+class RequestView:
+    """A request as a dialect sees it. `path` is as on the wire, percent-encoded, without query; header names are lower case."""
+
+    __slots__ = ("_query", "body", "body_is_json", "headers", "host", "method", "path", "query_string", "raw")
+
+    def __init__(self, method: str, target: str, headers: dict[str, str], raw: bytes = b"") -> None:
+        self.method = method
+        if "://" in target[:16]:  # absolute form, RFC 9112 3.2.2
+            target = "/" + target.partition("://")[2].partition("/")[2]
+        self.path, _, self.query_string = target.partition("?")
+        self.headers = headers
+        self.host = headers.get("host", "").lower()
+        self.raw = raw
+        self.body: JSON = None
+        self.body_is_json = False
+        self._query: dict[str, str] | None = None
+
+    @property
+    def query(self) -> dict[str, str]:
+        if self._query is None:
+            self._query = dict(parse_qsl(self.query_string, keep_blank_values=True)[:256])
+        return self._query
+
+    @property
+    def segments(self) -> list[str]:
+        """Path segments, percent-decoded one by one: an ARN with `%2F` stays one segment."""
+        return [unquote(part) for part in self.path.split("/") if part]
+
+    def get(self, key: str) -> JSON:
+        """A field of the JSON body, or None where there is no such object."""
+        return self.body.get(key) if isinstance(self.body, dict) else None
+
+
+class ResponseView:
+    """The head of an answer as a dialect sees it."""
+
+    __slots__ = ("content_type", "headers", "status")
+
+    def __init__(self, status: int, headers: dict[str, str]) -> None:
+        self.status = status
+        self.headers = headers
+        self.content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+@runtime_checkable
+class Dialect(Protocol):
+    """One wire format. Instances are stateless and shared; the state of a stream lives in the handler that `stream` returns."""
+
+    @property
+    def api(self) -> str:
+        """As in the records: `openai.chat`, `bedrock.converse`, …"""
+
+    @property
+    def operation(self) -> str:
+        """OpenTelemetry's gen_ai.operation.name: chat, text_completion, embeddings, generate_content, …"""
+
+    def claims(self, request: RequestView) -> int:
+        """How sure the dialect is that this request is its own, 0 (no) to 100. Path, headers, host and body shape may decide."""
+
+    def recognises(self, response: ResponseView, body: JSON) -> int:
+        """The same from an answer alone (or a stream's first event), where the request was not captured."""
+
+    def decode_request(self, request: RequestView, draft: Draft) -> None: ...
+
+    def decode_response(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
+        """A whole answer. `body` is decoded JSON, or None where the body is not JSON. Failures (status >= 400) come here too."""
+
+    def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
+        """A handler for the events of a streamed answer, called once per event as it arrives."""
+
+    def framing(self, request: RequestView, response: ResponseView) -> Framing | None:
+        """The stream framing, where the content type does not tell (Gemini's JSON array); None: decide by content type."""
+
+
+# --- JSON from the wire ------------------------------------------------------------------------------------------------
+
+_decode = msgspec.json.Decoder().decode
+
+
+class NotJSON(ValueError):  # noqa: N818 - a fact about bytes
+    """The bytes are not JSON, strictly or leniently."""
+
+
+def parse_json(data: bytes, draft: Draft | None = None) -> JSON:
+    """Decode JSON; what strict decoders refuse but real servers send is read leniently and noted on the draft.
+
+    Lenient are: NaN and Infinity, control characters in strings, invalid UTF-8 and lone surrogates (both become U+FFFD
+    unless two halves of a pair meet when deltas are joined). Raises NotJSON.
+    """
+    try:
+        return _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        value = json.loads(data.decode("utf-8", "replace").lstrip("\ufeff"), strict=False)
+    except (ValueError, RecursionError):
+        raise NotJSON from None
+    if draft is not None:
+        draft.anomaly("json_not_strict")
+    return value
+
+
+def text_of(value: JSON) -> str | None:
+    """A string, or None for anything else."""
+    return value if isinstance(value, str) else None
+
+
+def int_of(value: JSON) -> int | None:
+    """A count: an int, or a float without a fraction; never a bool."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value if abs(value) < 1 << 63 else None
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53:
+        return int(value)
+    return None
+
+
+def dict_of(value: JSON) -> dict[str, JSON]:
+    return value if isinstance(value, dict) else {}
+
+
+def list_of(value: JSON) -> list[JSON]:
+    return value if isinstance(value, list) else []
+
+
+def dump_json(value: JSON) -> str:
+    """Arguments that came as an object, as text."""
+    try:
+        return msgspec.json.encode(value).decode()
+    except (UnicodeEncodeError, ValueError, RecursionError):
+        return json.dumps(value)

@@ -1,0 +1,281 @@
+"""An exchange in the making: what dialects write into while requests, answers and stream events arrive.
+
+A dialect calls the methods below; each is one normalised increment (text, reasoning, tool call, usage, finish, error) with
+its capture time. Methods rather than delta objects: one call per streamed token is the hottest path above TCP.
+A `DeltaListener` sees the same increments while the answer still streams.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Protocol
+
+from llmsec_tap.limits import MAX_CHOICES, MAX_LATENCY_SAMPLES, MAX_TEXT_CHARS, MAX_TOOL_CALLS
+from llmsec_tap.model import Message, Part, ToolCall, ToolDefinition, Usage
+
+_COMPACT_AT = 256
+
+
+class DeltaListener(Protocol):
+    """Told of each increment of an answer as it arrives. `kind` is text, reasoning, refusal or tool_call."""
+
+    def delta(self, ts_ns: int, kind: str, choice: int, text: str) -> None: ...
+
+
+class TextBuffer:
+    """Deltas joined in linear time and with little memory: the list is folded every few hundred parts."""
+
+    __slots__ = ("_folded", "_parts", "chars", "given")
+
+    def __init__(self) -> None:
+        self._folded: list[str] = []
+        self._parts: list[str] = []
+        self.chars = 0
+        self.given = False  # also an empty string was sent: "" and absent differ
+
+    def append(self, text: str) -> None:
+        self._parts.append(text)
+        self.chars += len(text)
+        if len(self._parts) >= _COMPACT_AT:
+            self._folded.append("".join(self._parts))
+            self._parts.clear()
+
+    def replace(self, text: str) -> None:
+        self._folded.clear()
+        self._parts = [text]
+        self.chars = len(text)
+
+    def __bool__(self) -> bool:
+        return self.chars > 0
+
+    def __str__(self) -> str:
+        return "".join(self._folded) + "".join(self._parts)
+
+
+class ToolCallDraft:
+    __slots__ = ("arguments", "id", "name", "server_side")
+
+    def __init__(self) -> None:
+        self.id: str | None = None
+        self.name: str | None = None
+        self.arguments = TextBuffer()
+        self.server_side = False
+
+
+class Choice:
+    """One choice (OpenAI), candidate (Gemini) or output of the answer."""
+
+    __slots__ = ("finish_reason", "reasoning", "refusal", "role", "text", "tool_calls")
+
+    def __init__(self) -> None:
+        self.role = "assistant"
+        self.text = TextBuffer()
+        self.reasoning = TextBuffer()
+        self.refusal = TextBuffer()
+        self.tool_calls: dict[object, ToolCallDraft] = {}
+        self.finish_reason: str | None = None
+
+    def message(self) -> Message:
+        parts: list[Part] = []
+        if self.reasoning:
+            parts.append(Part(type="reasoning", content=str(self.reasoning)))
+        if self.text or self.text.given:
+            parts.append(Part(type="text", content=str(self.text)))
+        if self.refusal:
+            parts.append(Part(type="refusal", content=str(self.refusal)))
+        parts += [
+            Part(type="tool_call", id=call.id, name=call.name, arguments=str(call.arguments)) for call in self.tool_calls.values()
+        ]
+        return Message(role=self.role, parts=parts, finish_reason=self.finish_reason)
+
+
+class Draft:
+    """Everything said so far about one exchange. Attributes are plain; dialects set them as they learn."""
+
+    __slots__ = (
+        "_chars",
+        "_last_delta_ns",
+        "_stride",
+        "_tool_count",
+        "_untaken",
+        "anomalies",
+        "choices",
+        "embedding_dimensions",
+        "embeddings",
+        "error_message",
+        "error_type",
+        "events",
+        "first_token_ns",
+        "gaps_ns",
+        "input_text",
+        "listener",
+        "messages",
+        "operation",
+        "parameters",
+        "provider_hint",
+        "request_model",
+        "response_id",
+        "response_model",
+        "terminated",
+        "tools",
+        "usage",
+    )
+
+    def __init__(self, listener: DeltaListener | None = None) -> None:
+        self.operation: str | None = None  # set where a dialect serves several operations
+        self.provider_hint: str | None = None  # who serves it, as told by fields of the answer
+        self.request_model: str | None = None
+        self.messages: list[Message] = []
+        self.tools: list[ToolDefinition] = []
+        self.parameters: dict[str, str | int | float | bool | None] = {}
+        self.input_text: str | None = None
+        self.response_model: str | None = None
+        self.response_id: str | None = None
+        self.choices: dict[int, Choice] = {}
+        self.usage = Usage()
+        self.error_type: str | None = None
+        self.error_message: str | None = None
+        self.embeddings: int | None = None
+        self.embedding_dimensions: int | None = None
+        self.events = 0
+        self.terminated = False  # the stream's own closing event was seen
+        self.first_token_ns: int | None = None
+        self.gaps_ns: array[int] = array("q")
+        self.anomalies: dict[str, int] = {}
+        self.listener = listener
+        self._last_delta_ns = 0
+        self._stride = 1
+        self._untaken = 0
+        self._chars = 0
+        self._tool_count = 0
+
+    # --- increments of the answer -------------------------------------------------------------------------------------
+
+    def text(self, ts_ns: int, choice: int, text: str) -> None:
+        """Answer text. An empty string is remembered as sent, but is no token."""
+        buffer = (self.choices.get(choice) or self.choice(choice)).text
+        if not text:
+            buffer.given = True
+            return
+        self._chars += len(text)
+        if self._chars > MAX_TEXT_CHARS:
+            self.anomaly("text_limit")
+            return
+        buffer.append(text)
+        self._tick(ts_ns)
+        if self.listener is not None:
+            self.listener.delta(ts_ns, "text", choice, text)
+
+    def cumulative_text(self, ts_ns: int, choice: int, whole: str) -> None:
+        """The whole text so far (SGLang, vLLM `/generate`): only what is new counts as the increment."""
+        buffer = (self.choices.get(choice) or self.choice(choice)).text
+        if whole and len(whole) >= buffer.chars:
+            # Servers may revise the last character (an incomplete UTF-8 sequence shows as U+FFFD), so compare before cutting.
+            old = str(buffer)
+            if whole.startswith(old):
+                self.text(ts_ns, choice, whole[len(old) :])
+                return
+        buffer.replace(whole)
+        buffer.given = True
+        self._tick(ts_ns)
+
+    def reasoning(self, ts_ns: int, choice: int, text: str) -> None:
+        if text:
+            self._part(ts_ns, choice, (self.choices.get(choice) or self.choice(choice)).reasoning, "reasoning", text)
+
+    def refusal(self, ts_ns: int, choice: int, text: str) -> None:
+        if text:
+            self._part(ts_ns, choice, (self.choices.get(choice) or self.choice(choice)).refusal, "refusal", text)
+
+    def tool_call(
+        self,
+        ts_ns: int,
+        choice: int,
+        key: object,
+        *,
+        id: str | None = None,  # noqa: A002 - the wire's own name
+        name: str | None = None,
+        arguments: str | None = None,
+        server_side: bool = False,
+    ) -> None:
+        """An increment of the tool call `key` (its index or id on the wire) of a choice. Arguments are appended."""
+        chosen = self.choices.get(choice) or self.choice(choice)
+        call = chosen.tool_calls.get(key)
+        if call is None:
+            if self._tool_count >= MAX_TOOL_CALLS:
+                self.anomaly("choice_limit")
+                return
+            self._tool_count += 1
+            call = chosen.tool_calls[key] = ToolCallDraft()
+        if id:
+            call.id = id
+        if name:
+            call.name = name
+        call.server_side = call.server_side or server_side
+        if arguments:
+            self._part(ts_ns, choice, call.arguments, "tool_call", arguments)
+        elif name:
+            self._tick(ts_ns)
+
+    def finish(self, choice: int, reason: str | None) -> None:
+        if reason:
+            (self.choices.get(choice) or self.choice(choice)).finish_reason = reason
+
+    def error(self, type: str | None, message: str | None = None) -> None:  # noqa: A002 - the wire's own name
+        """The server reports a failure, by status or inside a stream that began well."""
+        self.error_type = type or self.error_type or "unknown"
+        if message:
+            self.error_message = message
+
+    # --- bookkeeping --------------------------------------------------------------------------------------------------
+
+    def choice(self, index: int) -> Choice:
+        found = self.choices.get(index)
+        if found is None:
+            if len(self.choices) >= MAX_CHOICES:
+                self.anomaly("choice_limit")
+                return Choice()  # written to, never shown
+            found = self.choices[index] = Choice()
+        return found
+
+    def anomaly(self, name: str, count: int = 1) -> None:
+        self.anomalies[name] = self.anomalies.get(name, 0) + count
+
+    def tool_calls(self, choice: int = 0) -> list[ToolCall]:
+        """The calls the client must run; those that the server ran itself are left out."""
+        chosen = self.choices.get(choice)
+        if chosen is None:
+            return []
+        return [ToolCall(id=c.id, name=c.name, arguments=str(c.arguments)) for c in chosen.tool_calls.values() if not c.server_side]
+
+    def finish_reasons(self) -> list[str]:
+        return [c.finish_reason for _, c in sorted(self.choices.items()) if c.finish_reason]
+
+    def _part(self, ts_ns: int, choice: int, buffer: TextBuffer, kind: str, text: str) -> None:
+        self._chars += len(text)
+        if self._chars > MAX_TEXT_CHARS:
+            self.anomaly("text_limit")
+            return
+        buffer.append(text)
+        self._tick(ts_ns)
+        if self.listener is not None:
+            self.listener.delta(ts_ns, kind, choice, text)
+
+    def _tick(self, ts_ns: int) -> None:
+        """Note the time of a token: the first one, then the gaps between them."""
+        if self.first_token_ns is None:
+            self.first_token_ns = ts_ns
+            self._last_delta_ns = ts_ns
+            return
+        gap = ts_ns - self._last_delta_ns
+        self._last_delta_ns = ts_ns
+        if self._stride > 1:
+            self._untaken += 1
+            if self._untaken < self._stride:
+                return
+            self._untaken = 0
+        gaps = self.gaps_ns
+        gaps.append(gap)
+        if len(gaps) >= MAX_LATENCY_SAMPLES:
+            self.gaps_ns = gaps[::2]
+            self._stride *= 2
