@@ -83,9 +83,7 @@ class Choice:
             parts.append(Part(type="text", content=str(self.text)))
         if self.refusal:
             parts.append(Part(type="refusal", content=str(self.refusal)))
-        parts += [
-            Part(type="tool_call", id=call.id, name=call.name, arguments=str(call.arguments)) for call in self.tool_calls.values()
-        ]
+        parts += [Part(type="tool_call", id=call.id, name=call.name, arguments=str(call.arguments)) for call in self.tool_calls.values()]
         return Message(role=self.role, parts=parts, finish_reason=self.finish_reason)
 
 

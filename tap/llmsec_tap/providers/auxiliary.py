@@ -1,0 +1,81 @@
+"""Calls to a language model's API that carry no conversation: models, files, token counts, reranking, images, batches, …
+
+They are reported with an operation and a provider, and not decoded further. On a known public host any path counts; elsewhere
+only a route that is unmistakable, or one that the server's own header vouches for.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from llmsec_tap.providers.base import RequestView, ResponseView
+from llmsec_tap.providers.hosts import provider_of_host
+
+# Path pattern, operation: the first that fits. Order matters: `/responses/{id}/input_tokens` before `/responses/{id}`.
+_OPERATIONS: Final = tuple(
+    (re.compile(pattern), operation)
+    for pattern, operation in (
+        (r"/(messages/count_tokens|responses/input_tokens|count-tokens)$|:(countTokens|computeTokens)$", "count_tokens"),
+        (r"/(tokenize|detokenize|tokenize/count)$", "tokenize"),
+        (r"/(re)?rerank$|/rerank$", "rerank"),
+        (r"/models/rerank$", "rerank"),
+        (r"/(score|classify|pooling)$", "classify"),
+        (r"/moderations$", "moderation"),
+        (r"/guardrail/[^/]+/version/[^/]+/apply$", "guardrail"),
+        (r"/images?/(generations?|edits|variations|generate)$|:generateImages?$", "image"),
+        (r"/audio/(transcriptions|translations)$", "transcription"),
+        (r"/audio/speech$", "speech"),
+        (r"/realtime(/|$)", "realtime"),
+        (r"/vector_stores(/|$)", "vector_store"),
+        (r"/fine[_-]tun(ing|es)(/|$)|/tunedModels(/|$)", "fine_tuning"),
+        (r"/batches(/|$)|/chat/completions/batch$|:batchGenerateContent$", "batch"),
+        (r"/(assistants|threads)(/|$)", "assistant"),
+        (r"/conversations(/|$)", "conversation"),
+        (r"/responses/compact$", "compact"),
+        (r"/responses/[^/]+", "stored_response"),
+        (r"/interactions(/|$)", "interaction"),
+        (r"/cachedContents(/|$)", "cache"),
+        (r"/files(/|$)", "file"),
+        (r"/predictions(/|$)", "prediction"),
+        (r"/(organization|organizations)(/|$)", "admin"),
+        (r"/(agents|retrieveAndGenerate|knowledgebases)(/|$)", "agent"),
+        (r"/(models|tags|foundation_model_specs|available-models)(/|$)|/api/(show|tags|ps|pull|version)$|/get_model_info$", "model"),
+        (r"/(props|slots|metrics|health|get_server_info|apply-template)$", "server_info"),
+    )
+)
+
+# Routes that no ordinary web service has, whatever the host.
+_UNMISTAKABLE: Final = re.compile(
+    r"/v1/(messages/count_tokens|responses/input_tokens|audio/(transcriptions|translations|speech)|images/(generations|edits|variations)"
+    r"|moderations|fine_tuning/jobs|realtime/(sessions|client_secrets|calls)|chat/completions/batch)(/|$)"
+    r"|/model/[^/]+/count-tokens$|:(countTokens|computeTokens|batchGenerateContent)$"
+)
+# On hosts that vouch for themselves by a header.
+_VOUCHED: Final = re.compile(r"(?i)llama\.cpp|ollama|vllm|sglang")
+
+
+def auxiliary(request: RequestView, response: ResponseView | None) -> str | None:
+    """The operation of a call that no dialect claims, or None where it is not a language model's API."""
+    path = request.path.rstrip("/") or "/"
+    operation = next((name for pattern, name in _OPERATIONS if pattern.search(path)), None)
+    if provider_of_host(request.host, request.path):
+        return operation or "other"
+    if operation is None:
+        return None
+    if response is not None and _VOUCHED.search(response.headers.get("server", "")):
+        return operation
+    if _UNMISTAKABLE.search(path):
+        return operation
+    body = request.body
+    if not isinstance(body, dict) or request.method != "POST":
+        return (
+            "model" if operation == "model" and request.method == "GET" and path in ("/v1/models", "/api/tags", "/get_model_info") else None
+        )
+    if operation == "rerank" and isinstance(body.get("query"), str) and isinstance(body.get("documents", body.get("texts")), list):
+        return operation
+    if operation == "tokenize" and isinstance(body.get("model"), str) and ("prompt" in body or "messages" in body or "tokens" in body):
+        return operation
+    if operation == "classify" and isinstance(body.get("model"), str) and ("input" in body or "text_1" in body or "messages" in body):
+        return operation
+    return None

@@ -1,0 +1,66 @@
+"""The base of every dialect: safe defaults, so that a dialect's own file holds only what is particular to its wire format."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from llmsec_tap.model import Framing
+from llmsec_tap.providers.base import JSON, EventHandler, NotJSON, RequestView, ResponseView, parse_json
+from llmsec_tap.providers.draft import Draft
+from llmsec_tap.providers.failures import read_failure
+
+
+class BaseDialect:
+    """Implements `Dialect`. Subclasses set `api` and `operation` and override what they know better."""
+
+    api: ClassVar[str] = ""
+    operation: ClassVar[str] = ""
+
+    def claims(self, request: RequestView) -> int:  # noqa: ARG002
+        return 0
+
+    def recognises(self, response: ResponseView, body: JSON) -> int:  # noqa: ARG002
+        return 0
+
+    def decode_request(self, request: RequestView, draft: Draft) -> None:
+        """Nothing is known of the request."""
+
+    def decode_response(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
+        """Failures are read here, an answer by `answer`."""
+        if response.status >= 400:
+            read_failure(response, body, draft)
+        elif body is not None:
+            self.answer(request, response, body, ts_ns, draft)
+
+    def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
+        """A whole answer with a status below 400 and a body that is JSON."""
+
+    def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
+        """Events that are JSON objects go to `event`; whatever else comes is noted and skipped."""
+
+        def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
+            if data == b"[DONE]":
+                draft.terminated = True
+                return
+            try:
+                value = parse_json(data, draft)
+            except NotJSON:
+                if data.strip():
+                    draft.anomaly("event_bad_json")
+                return
+            if isinstance(value, dict):
+                self.event(request, response, name, value, ts_ns, draft)
+
+        return on_event
+
+    def event(
+        self, request: RequestView | None, response: ResponseView, name: str | None, value: dict[str, JSON], ts_ns: int, draft: Draft
+    ) -> None:
+        """One event of a stream. By default each is read as a whole answer, whose texts are then increments."""
+        self.answer(request, response, value, ts_ns, draft)
+
+    def framing(self, request: RequestView, response: ResponseView) -> Framing | None:
+        """The content type decides, unless a stream was asked for and the type says neither JSON nor a stream."""
+        if request.get("stream") is True and response.status < 400 and response.content_type in ("", "text/plain"):
+            return "sse"
+        return None

@@ -1,0 +1,206 @@
+"""Request messages in the record's own form, from the shapes that several dialects share.
+
+OpenAI content parts (platform.openai.com/docs/api-reference/chat/create), which Mistral, Cohere v2 and many servers extend;
+the Responses API's items; tool lists; scalar parameters. Images and other media are noted by size or address, never kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from llmsec_tap.model import Message, Part, ToolDefinition
+from llmsec_tap.providers.base import JSON, dict_of, dump_json, list_of, text_of
+from llmsec_tap.providers.draft import Draft
+from llmsec_tap.providers.vectors import base64_bytes
+
+Scalar = str | int | float | bool | None
+
+_MAX_URI_CHARS = 2048
+_MODALITIES = ("image", "audio", "video", "file", "document", "pdf")
+_TEXTS = frozenset(("text", "input_text", "output_text"))
+_NOT_PARAMETERS = frozenset(
+    ("model", "prompt", "input", "inputs", "suffix", "system", "instructions", "user", "message", "preamble", "query", "text", "inputText")
+)
+
+
+def data_uri(uri: str, modality: str) -> Part:
+    """A `data:` address as a blob with its size (RFC 2397), any other one as it is."""
+    if uri.startswith("data:"):
+        head, _, payload = uri.partition(",")
+        size = base64_bytes(payload) if head.endswith(";base64") else len(payload)
+        return Part(type="blob", modality=modality, mime_type=head[5:].partition(";")[0] or None, size_bytes=size)
+    return Part(type="uri", modality=modality, uri=uri[:_MAX_URI_CHARS])
+
+
+def base64_part(data: JSON, modality: str, mime_type: JSON = None) -> Part:
+    size = base64_bytes(data) if isinstance(data, str) else None
+    return Part(type="blob", modality=modality, mime_type=text_of(mime_type), size_bytes=size)
+
+
+def modality_of(kind: str) -> str:
+    return next((m for m in _MODALITIES if m in kind), "file")
+
+
+def plain_text(content: JSON) -> str | None:
+    """The text of a content field: a string, or the text parts of a list joined with newlines; other JSON as JSON."""
+    if content is None or isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        texts = [t for t in (text_of(dict_of(p).get("text")) if isinstance(p, dict) else text_of(p) for p in content) if t is not None]
+        if texts or not content:
+            return "\n".join(texts)
+    return dump_json(content)
+
+
+def content_parts(content: JSON) -> list[Part]:
+    """OpenAI-style content: a string or a list of parts of any of the known types."""
+    if isinstance(content, str):
+        return [Part(type="text", content=content)]
+    parts: list[Part] = []
+    for part in list_of(content):
+        if isinstance(part, str):
+            parts.append(Part(type="text", content=part))
+        elif isinstance(part, dict):
+            parts.append(content_part(part))
+    return parts
+
+
+def content_part(part: dict[str, JSON]) -> Part:
+    kind = text_of(part.get("type")) or ("text" if isinstance(part.get("text"), str) else "other")
+    if kind in _TEXTS:
+        return Part(type="text", content=text_of(part.get("text")) or "")
+    if kind == "refusal":
+        return Part(type="refusal", content=text_of(part.get("refusal")) or "")
+    if kind in ("thinking", "reasoning", "reasoning_text", "summary_text"):
+        return Part(type="reasoning", content=plain_text(part.get("thinking") or part.get("text")) or "")
+    body = part.get(kind)
+    modality = modality_of(kind)
+    if isinstance(body, str):  # Responses and Mistral: the address itself
+        return data_uri(body, modality)
+    inner = dict_of(body)
+    for source in (inner, part):
+        for key in ("url", "image_url", "file_url", "video_url", "document_url"):
+            value = source.get(key)
+            value = value.get("url") if isinstance(value, dict) else value
+            if isinstance(value, str):
+                return data_uri(value, modality)
+        for key in ("data", "file_data", "image", "audio"):
+            value = source.get(key)
+            if isinstance(value, str):
+                if value.startswith(("data:", "http://", "https://")):
+                    return data_uri(value, modality)
+                return base64_part(value, modality, source.get("format") or source.get("mime_type"))
+        if isinstance(source.get("file_id"), str):
+            return Part(type="file", modality=modality, id=source["file_id"])
+    return Part(type="other", name=kind)
+
+
+def tool_call_part(call: JSON) -> Part:
+    """An entry of `tool_calls`; Ollama and others send arguments as an object, some without `function`."""
+    call = dict_of(call)
+    function = dict_of(call.get("function")) or dict_of(call.get("custom")) or call
+    return Part(type="tool_call", id=text_of(call.get("id")), name=text_of(function.get("name")), arguments=arguments_of(function))
+
+
+def arguments_of(function: dict[str, JSON]) -> str:
+    value = function.get("arguments")
+    if value is None:
+        value = function.get("parameters") if "parameters" in function else function.get("input")
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else dump_json(value)
+
+
+def chat_message(message: JSON) -> Message | None:
+    """One entry of `messages` of a chat request."""
+    if isinstance(message, str):
+        return Message(role="user", parts=[Part(type="text", content=message)])
+    if not isinstance(message, dict):
+        return None
+    role = text_of(message.get("role")) or "user"
+    parts: list[Part] = []
+    for key in ("reasoning_content", "reasoning"):
+        thought = message.get(key)
+        if isinstance(thought, str) and thought:
+            parts.append(Part(type="reasoning", content=thought))
+            break
+    if role in ("tool", "function", "ipython"):
+        parts.append(
+            Part(
+                type="tool_call_response",
+                id=text_of(message.get("tool_call_id")),
+                name=text_of(message.get("name")) or text_of(message.get("tool_name")),
+                content=plain_text(message.get("content")),
+            )
+        )
+        return Message(role=role, parts=parts)
+    parts += content_parts(message.get("content"))
+    parts += [base64_part(image, "image") for image in list_of(message.get("images"))]  # Ollama
+    if isinstance(message.get("refusal"), str):
+        parts.append(Part(type="refusal", content=message["refusal"]))
+    parts += [tool_call_part(call) for call in list_of(message.get("tool_calls"))]
+    if isinstance(message.get("function_call"), dict):
+        parts.append(tool_call_part(message["function_call"]))
+    return Message(role=role, parts=parts)
+
+
+def chat_messages(messages: JSON, draft: Draft) -> None:
+    """`messages` of a chat request, and the input text: the last user message that has any text."""
+    draft.messages.extend(m for m in map(chat_message, list_of(messages)) if m is not None)
+    draft.input_text = last_user_text(draft.messages)
+
+
+def last_user_text(messages: list[Message]) -> str | None:
+    for message in reversed(messages):
+        if message.role in ("user", "USER", "human", "User"):
+            texts = [part.content for part in message.parts if part.type == "text" and part.content is not None]
+            if texts:
+                return "\n".join(texts)
+    return None
+
+
+def prompt(value: JSON, draft: Draft) -> None:
+    """A prompt: text, a list of texts, token ids (which are not text), or a list of either."""
+    if isinstance(value, str):
+        texts = [value]
+    else:
+        texts = [v for v in list_of(value) if isinstance(v, str)]
+        if not texts:
+            texts = [t for v in list_of(value) if isinstance(v, dict) and (t := plain_text(v.get("content") or [v])) is not None]
+    draft.messages.extend(Message(role="user", parts=[Part(type="text", content=text)]) for text in texts)
+    if texts:
+        draft.input_text = texts[-1]
+
+
+def system(value: JSON, draft: Draft) -> None:
+    """System instructions that are sent beside the messages."""
+    parts = content_parts(value if not isinstance(value, dict) else [value])
+    if parts:
+        draft.messages.insert(0, Message(role="system", parts=parts))
+
+
+def tools(entries: JSON, draft: Draft) -> None:
+    """`tools` or `functions`: OpenAI's nested form, the flat form of Responses and Anthropic, built-in tools by their type."""
+    for entry in list_of(entries):
+        if not isinstance(entry, dict):
+            continue
+        function = entry.get("function")
+        source = function if isinstance(function, dict) else entry
+        name = text_of(source.get("name")) or text_of(entry.get("type"))
+        if name:
+            draft.tools.append(ToolDefinition(name=name, description=text_of(source.get("description"))))
+
+
+def parameters(body: JSON, draft: Draft, *, nested: Iterable[str] = ()) -> None:
+    """Scalars of the request (temperature, max_tokens, seed, stream, …), also of the objects named in `nested`."""
+    if not isinstance(body, dict):
+        return
+    for key, value in body.items():
+        if key not in _NOT_PARAMETERS and isinstance(value, str | int | float | bool) and len(draft.parameters) < 64:
+            if isinstance(value, int) and abs(value) >= 1 << 63:
+                continue
+            draft.parameters[key] = value[:256] if isinstance(value, str) else value
+    for name in nested:
+        inner = body.get(name)
+        if isinstance(inner, dict):
+            parameters(inner, draft)

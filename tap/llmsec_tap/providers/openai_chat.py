@@ -1,0 +1,276 @@
+"""OpenAI Chat Completions, and the many servers that speak it.
+
+https://platform.openai.com/docs/api-reference/chat and .../chat-streaming. Served by OpenAI, Azure (deployment in the path, filter
+results first), vLLM, SGLang, llama.cpp, TGI, Ollama, Mistral, Groq, DeepSeek, OpenRouter and more; their additions are read where
+seen: `reasoning_content` or `reasoning` beside `content`, content as a list with thinking parts (Mistral), `x_groq.usage`.
+
+The handler of a stream is the hottest code above TCP. A chunk of the common shape is decoded into structs that hold only what
+changes from chunk to chunk; msgspec skips the rest without building it. Anything else in a chunk (a tool call, usage, an
+unknown field of the delta, a type that does not fit) takes the general path, which decodes the chunk again, whole.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+from llmsec_tap.providers import messages
+from llmsec_tap.providers.base import (
+    JSON,
+    EventHandler,
+    NotJSON,
+    RequestView,
+    ResponseView,
+    dict_of,
+    int_of,
+    list_of,
+    parse_json,
+    text_of,
+)
+from llmsec_tap.providers.dialect import BaseDialect
+from llmsec_tap.providers.draft import Draft
+from llmsec_tap.providers.failures import read_stream_failure
+from llmsec_tap.providers.hints import answer_hint
+from llmsec_tap.providers.usage import openai_usage
+
+
+class _Delta(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    content: str | None = None
+    role: str | None = None
+    # Sent as null by servers that write every field; with a value they need the general path.
+    tool_calls: None = None
+    function_call: None = None
+    refusal: None = None
+    reasoning: None = None
+    reasoning_content: None = None
+    audio: None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    delta: _Delta
+    index: int = 0
+    finish_reason: str | None = None
+
+
+class _Chunk(msgspec.Struct, gc=False):
+    choices: tuple[_Choice]  # exactly one
+    usage: None = None
+    error: None = None
+    x_groq: None = None
+    timings: None = None
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+
+
+class OpenAIChat(BaseDialect):
+    api: ClassVar[str] = "openai.chat"
+    operation: ClassVar[str] = "chat"
+
+    def claims(self, request: RequestView) -> int:
+        if request.method != "POST":
+            return 0
+        path = request.path.rstrip("/")
+        body = request.body
+        if path.endswith("/chat/completions"):
+            return 90 if request.body_is_json and isinstance(request.get("messages"), list) else 70
+        if not isinstance(body, dict) or not chat_shaped(body):
+            return 0
+        if path.endswith("/completions"):  # Portkey's prompts, proxies that fold both routes into one
+            return 60
+        # Writer's /v1/chat, gateways with routes of their own: a model and messages in the shape of this API, confirmed by the answer.
+        if isinstance(body.get("model"), str) and "anthropic_version" not in body:
+            return 40 if path.endswith("/chat") else 20
+        return 0
+
+    def recognises(self, response: ResponseView, body: JSON) -> int:
+        if not isinstance(body, dict):
+            return 0
+        if text_of(body.get("object")) in ("chat.completion", "chat.completion.chunk"):
+            return 90
+        choices = list_of(body.get("choices"))
+        if choices and isinstance(choices[0], dict) and ("delta" in choices[0] or "message" in choices[0]):
+            return 80
+        return 0
+
+    def decode_request(self, request: RequestView, draft: Draft) -> None:
+        body = request.body
+        if not isinstance(body, dict):
+            draft.request_model = azure_deployment(request)
+            return
+        draft.request_model = text_of(body.get("model")) or azure_deployment(request)
+        messages.chat_messages(body.get("messages"), draft)
+        if not draft.messages and "prompt" in body:
+            messages.prompt(body.get("prompt"), draft)
+        messages.tools(body.get("tools"), draft)
+        messages.tools(body.get("functions"), draft)
+        messages.parameters(body, draft)
+
+    def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
+        if isinstance(body, dict):
+            Reader(draft).read(body, ts_ns)
+
+    def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
+        read = Reader(draft).read
+        text = draft.text
+        finish = draft.finish
+        decode_chunk = _decode_chunk
+        has_head = False  # the id and the model are known
+
+        def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
+            nonlocal has_head
+            if has_head:
+                try:
+                    choice = decode_chunk(data).choices[0]
+                except (ValueError, RecursionError):  # another shape, "[DONE]", or no JSON at all
+                    pass
+                else:
+                    content = choice.delta.content
+                    if content is not None:
+                        text(ts_ns, choice.index, content)
+                    if choice.finish_reason is not None:
+                        finish(choice.index, choice.finish_reason)
+                    return
+            if data == b"[DONE]":
+                draft.terminated = True
+                return
+            try:
+                value = parse_json(data, draft)
+            except NotJSON:
+                if data.strip() == b"[DONE]":
+                    draft.terminated = True
+                elif data.strip():
+                    draft.anomaly("event_bad_json")
+                return
+            if isinstance(value, dict):
+                if name == "error" and "choices" not in value:
+                    read_stream_failure(value, draft)
+                    return
+                read(value, ts_ns)
+                has_head = bool(draft.response_id and draft.response_model)
+
+        return on_event
+
+
+def chat_shaped(body: dict[str, JSON]) -> bool:
+    """`messages` is a list of objects with a role, as in the chat API."""
+    entries = body.get("messages")
+    return isinstance(entries, list) and bool(entries) and isinstance(entries[0], dict) and isinstance(entries[0].get("role"), str)
+
+
+def azure_deployment(request: RequestView) -> str | None:
+    """The deployment in the path stands for the model (learn.microsoft.com/azure/ai-foundry/openai/reference)."""
+    segments = request.segments
+    if "deployments" in segments:
+        at = segments.index("deployments") + 1
+        if at < len(segments):
+            return segments[at]
+    return None
+
+
+class Reader:
+    """Reads whole answers and chunks; keeps which tool call an increment belongs to."""
+
+    __slots__ = ("_calls", "_draft", "_hinted")
+
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
+        self._hinted = 0
+        self._calls: dict[tuple[int, object], tuple[object, str | None]] = {}
+
+    def read(self, value: dict[str, JSON], ts_ns: int) -> None:
+        draft = self._draft
+        if not draft.response_id:
+            draft.response_id = text_of(value.get("id")) or None
+        if not draft.response_model:
+            draft.response_model = text_of(value.get("model")) or None
+        if draft.provider_hint is None or "timings" in value:
+            draft.provider_hint = answer_hint(value) or draft.provider_hint
+        choices = value.get("choices")
+        if isinstance(choices, list):
+            for position, choice in enumerate(choices):
+                if isinstance(choice, dict):
+                    self._choice(choice, position, ts_ns)
+        usage = value.get("usage")
+        if usage is None:
+            usage = dict_of(value.get("x_groq")).get("usage")
+        if usage is not None:
+            openai_usage(usage, draft)
+        if value.get("error") or value.get("object") == "error":
+            read_stream_failure(value, draft)
+
+    def _choice(self, choice: dict[str, JSON], position: int, ts_ns: int) -> None:
+        draft = self._draft
+        index = choice.get("index")
+        if not isinstance(index, int) or isinstance(index, bool):
+            index = position
+        said = choice.get("delta")
+        if not isinstance(said, dict):
+            said = choice.get("message")
+        if isinstance(said, dict):
+            self._said(said, index, ts_ns)
+        elif isinstance(choice.get("text"), str):
+            draft.text(ts_ns, index, choice["text"])
+        if isinstance(choice.get("error"), dict):  # OpenRouter: a failure of the model behind it
+            read_stream_failure(choice, draft)
+        reason = choice.get("finish_reason")
+        if isinstance(reason, str):
+            draft.finish(index, reason)
+
+    def _said(self, said: dict[str, JSON], index: int, ts_ns: int) -> None:
+        draft = self._draft
+        for key in ("reasoning_content", "reasoning", "reasoning_text"):
+            thought = said.get(key)
+            if isinstance(thought, str) and thought:
+                draft.reasoning(ts_ns, index, thought)
+                break
+        content = said.get("content")
+        if isinstance(content, str):
+            draft.text(ts_ns, index, content)
+        elif isinstance(content, list):
+            for part in content:
+                self._part(part, index, ts_ns)
+        refusal = said.get("refusal")
+        if isinstance(refusal, str):
+            draft.refusal(ts_ns, index, refusal)
+        calls = said.get("tool_calls")
+        if isinstance(calls, list):
+            for position, call in enumerate(calls):
+                if isinstance(call, dict):
+                    self._call(call, position, index, ts_ns)
+        call = said.get("function_call")
+        if isinstance(call, dict):
+            draft.tool_call(ts_ns, index, "function_call", name=text_of(call.get("name")), arguments=messages.arguments_of(call))
+
+    def _part(self, part: JSON, index: int, ts_ns: int) -> None:
+        if isinstance(part, str):
+            self._draft.text(ts_ns, index, part)
+            return
+        part = dict_of(part)
+        kind = part.get("type")
+        if kind in ("thinking", "reasoning"):
+            thought = part.get("thinking") or part.get("text") or part.get("reasoning")
+            for piece in thought if isinstance(thought, list) else [thought]:
+                text = piece if isinstance(piece, str) else text_of(dict_of(piece).get("text"))
+                if text:
+                    self._draft.reasoning(ts_ns, index, text)
+        elif kind == "refusal":
+            self._draft.refusal(ts_ns, index, text_of(part.get("refusal")) or "")
+        elif isinstance(part.get("text"), str):
+            self._draft.text(ts_ns, index, part["text"])
+
+    def _call(self, call: dict[str, JSON], position: int, index: int, ts_ns: int) -> None:
+        function = dict_of(call.get("function")) or dict_of(call.get("custom"))
+        given = text_of(call.get("id")) or None
+        name = text_of(function.get("name")) or None
+        slot: object = int_of(call.get("index"))
+        if slot is None:
+            slot = given or position
+        key, known = self._calls.get((index, slot), (slot, None))
+        if name and given and known and given != known:
+            # Some servers number every call 0 (or not at all) and tell them apart by id and name only.
+            key = (slot, given)
+        if (index, slot) not in self._calls or given:
+            self._calls[(index, slot)] = (key, given or known)
+        self._draft.tool_call(ts_ns, index, key, id=given, name=name, arguments=messages.arguments_of(function))
