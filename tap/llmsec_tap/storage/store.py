@@ -1,0 +1,215 @@
+"""A store is a folder; this module makes, opens and repairs it.
+
+llmsec-data/
+  store.json                        schema version, migrations applied
+  llmsec.duckdb                     views only; any DuckDB client may open it while captures write
+  exchanges/schema/part-schema.parquet    no rows: every column exists even in an empty or an old store
+  exchanges/day=2026-11-24/part-….parquet
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from llmsec_tap.errors import ConfigError, StorageError
+from llmsec_tap.storage.faults import storage_error
+from llmsec_tap.storage.migrations import MIGRATIONS, pending
+from llmsec_tap.storage.schema import SCHEMA_VERSION
+from llmsec_tap.storage.views import DATABASE_NAME, VIEWS_VERSION, write_database_apart
+
+DEFAULT_STORE = "llmsec-data"
+INFO_NAME = "store.json"
+NO_DAY = "day=none"  # rows of exchanges whose start the capture did not see
+TMP_SUFFIX = ".tmp"
+
+
+class StoreInfo(msgspec.Struct, kw_only=True):
+    """The content of store.json. `views_root` is the folder that the views of llmsec.duckdb point at."""
+
+    schema_version: int
+    created: str
+    migrations: list[str]
+    views_version: int = 0
+    views_root: str = ""
+
+
+@dataclass(frozen=True)
+class Store:
+    root: Path
+    info: StoreInfo
+
+    @property
+    def exchanges(self) -> Path:
+        return self.root / "exchanges"
+
+
+def open_store(location: str | Path) -> Store:
+    """Open for reading. Repairs the views of a moved folder where it may write; needs no write permission otherwise."""
+    root = folder_of(location)
+    info = _read_info(root)
+    if info is None:
+        raise StorageError(f"{root} is not a store", "give the folder that a capture or replay wrote, with --store")
+    if pending(info.migrations) or info.views_root != str(root.resolve()) or info.views_version < VIEWS_VERSION:
+        try:
+            info = _bring_up_to_date(root, info)
+        except StorageError:
+            # Our own queries make the views in memory; only other clients of llmsec.duckdb would need the repair.
+            return Store(root, info)
+    return Store(root, info)
+
+
+def create_store(location: str | Path) -> Store:
+    """Open for writing, making the folder if it does not exist. Removes what dead writers left half-written."""
+    root = folder_of(location)
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = _read_info(root)
+        if info is None:
+            strangers = [
+                entry.name
+                for entry in root.iterdir()
+                if entry.name not in ("exchanges", DATABASE_NAME) and not entry.name.endswith(TMP_SUFFIX)
+            ]
+            if strangers:
+                raise StorageError(f"{root} is neither empty nor a store", "give a new or an empty folder with --store")
+            info = StoreInfo(schema_version=SCHEMA_VERSION, created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), migrations=[])
+        if pending(info.migrations) or info.views_root != str(root.resolve()) or info.views_version < VIEWS_VERSION:
+            info = _bring_up_to_date(root, info)
+        remove_stale(root)
+    except OSError as fault:
+        raise storage_error("cannot write", root, fault) from None
+    return Store(root, info)
+
+
+def folder_of(location: str | Path) -> Path:
+    text = str(location)
+    if "://" in text:
+        raise ConfigError(f"no support for a store at {text.split('://', 1)[0]}://", "give a folder with --store")
+    return Path(text)
+
+
+def _read_info(root: Path) -> StoreInfo | None:
+    path = root / INFO_NAME
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as fault:
+        raise storage_error("cannot read", path, fault) from None
+    try:
+        info = msgspec.json.decode(data, type=StoreInfo)
+    except msgspec.DecodeError:
+        raise StorageError(f"{path} is damaged", "delete that one file: the next capture or replay writes it anew") from None
+    if info.schema_version > SCHEMA_VERSION:
+        raise StorageError(
+            f"{root} was written by a newer version (store schema {info.schema_version}, this version knows {SCHEMA_VERSION})",
+            "upgrade llmsec-trace",
+        )
+    return info
+
+
+def _bring_up_to_date(root: Path, info: StoreInfo) -> StoreInfo:
+    """Apply what is missing. Every step may be repeated, and two processes doing it at once end with the same files."""
+    try:
+        for step in pending(info.migrations):
+            step.apply(root)
+        _write_schema_part(root)
+        write_database_apart(root)
+        info = StoreInfo(
+            schema_version=SCHEMA_VERSION,
+            created=info.created,
+            migrations=[step.name for step in MIGRATIONS],
+            views_version=VIEWS_VERSION,
+            views_root=str(root.resolve()),
+        )
+        with publishing(root / INFO_NAME) as file:
+            write_all(file, msgspec.json.format(msgspec.json.encode(info)) + b"\n")
+    except OSError as fault:
+        raise storage_error("cannot write", root, fault) from None
+    return info
+
+
+def _write_schema_part(root: Path) -> None:
+    from llmsec_tap.storage import parquet  # noqa: PLC0415
+
+    folder = root / "exchanges" / "schema"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with publishing(folder / "part-schema.parquet") as file:
+        write_all(file, parquet.empty_part())
+
+
+@contextmanager
+def publishing(target: Path) -> Iterator[int]:
+    """A descriptor to write to; when the block ends well, the file appears at `target` in one step, safely on the disk.
+
+    The unfinished file beside the target is held by a lock for as long as its writer lives, which is how `remove_stale`
+    tells a dead writer's remains from a file in the making.
+    """
+    path, descriptor = _locked_temporary(target)
+    try:
+        yield descriptor
+        os.fsync(descriptor)
+        path.rename(target)
+        _sync_folder(target.parent)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _locked_temporary(target: Path) -> tuple[Path, int]:
+    for attempt in range(1000):
+        path = target.with_name(f".{target.name}.{os.getpid()}.{attempt}{TMP_SUFFIX}")
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            continue
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return path, descriptor
+        os.close(descriptor)  # a cleaner came between creation and lock
+    raise StorageError(f"cannot write {target}: no free temporary name", "remove old .tmp files from the folder")
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_stale(root: Path) -> int:
+    """Remove unfinished files whose writers are dead; returns how many."""
+    removed = 0
+    for path in (*root.glob(f".*{TMP_SUFFIX}"), *root.glob(f"exchanges/*/.*{TMP_SUFFIX}")):
+        if path.is_dir():
+            continue
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+            removed += 1
+        except BlockingIOError:
+            continue  # its writer lives
+        finally:
+            os.close(descriptor)
+    return removed

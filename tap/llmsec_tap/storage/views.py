@@ -1,0 +1,300 @@
+"""The SQL face of a store: five views over the Parquet parts, each column with its comment.
+
+The same statements make the views of `llmsec.duckdb` (for any DuckDB client) and those of the in-memory connection that
+`llmsec-analyze query` uses, so the two cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmsec_tap.errors import StorageError
+from llmsec_tap.storage.faults import storage_error
+from llmsec_tap.storage.schema import (
+    ANOMALY,
+    EXCHANGE_COLUMNS,
+    FINDING,
+    FLOAT,
+    INT,
+    PART,
+    TEXT,
+    ColumnType,
+    ListOf,
+    sql_type,
+)
+
+if TYPE_CHECKING:
+    import duckdb
+
+# Raised whenever a view's text changes, so that stores made before get the new text.
+VIEWS_VERSION = 1
+DATABASE_NAME = "llmsec.duckdb"
+
+
+@dataclass(frozen=True)
+class ViewColumn:
+    name: str
+    type: str
+    sql: str
+    comment: str
+
+
+@dataclass(frozen=True)
+class View:
+    name: str
+    comment: str
+    columns: tuple[ViewColumn, ...]
+    source: str  # the FROM clause
+
+
+_COMMENTS = {
+    "exchange_id": "Derived from content and time: the same capture gives the same id",
+    "client": "ip:port of the side that asks; IPv6 in brackets",
+    "server": "ip:port of the side that answers; IPv6 in brackets",
+    "started_ns": "Capture time of the first request byte, epoch nanoseconds",
+    "first_token_ns": "Capture time of the first response content, epoch nanoseconds",
+    "ended_ns": "Capture time of the last byte, epoch nanoseconds",
+    "ttft_ms": "Time to first token, milliseconds of capture time; null where the capture cannot say",
+    "itl_ms_p50": "Median time between tokens, milliseconds",
+    "itl_ms_p95": "95th percentile of the time between tokens, milliseconds",
+    "output_tokens_per_s": "Output tokens per second while the answer streamed",
+    "provider": "Who serves it (openai, anthropic, aws.bedrock, vllm, …); null: not LLM traffic",
+    "api": "Wire dialect (openai.chat, anthropic.messages, bedrock.converse, …)",
+    "operation": "OpenTelemetry operation: chat, text_completion, embeddings, generate_content, …",
+    "method": "HTTP method as on the wire",
+    "path": "Request target as on the wire; query values that carry keys are masked",
+    "http_version": "HTTP version as on the wire",
+    "status": "HTTP status as on the wire; null when no answer was seen",
+    "streaming": "Whether the answer came as a stream",
+    "framing": "sse, ndjson, json-array, aws-eventstream or websocket; null for a plain body",
+    "request_model": "Model the client asked for",
+    "response_model": "Model the server says it used",
+    "response_id": "Id the server gave its answer",
+    "input_text": "Text of the last user message, or the prompt; exactly as sent",
+    "output_text": "Answer of choice 0, deltas joined",
+    "reasoning_text": "Reasoning of choice 0, deltas joined",
+    "refusal_text": "Refusal of choice 0, deltas joined",
+    "tool_calls": "Calls the client is asked to run; arguments as text",
+    "finish_reasons": "Why each choice ended, as on the wire, by choice",
+    "usage": "Token counts as the server states them; absent ones null",
+    "usage_estimated": "Token counts made here where the server states none, and by which tokenizer",
+    "error_type": "Error the server named, also inside a stream that began with 200",
+    "tenant": "Tenant, from configuration",
+    "api_key_fingerprint": "Keyed HMAC of the credential, never the credential",
+    "process": "The observed process: pid, comm, exe, container_id, pod, namespace; live capture only",
+    "completeness": "complete, truncated, gapped, midstream or aborted",
+    "anomalies": "Named oddities of the wire, with counts",
+    "request": "Normalised request: messages (role, parts), tools, parameters (JSON text), body_bytes",
+    "response": "Normalised answer: messages (one per choice), error_message, embeddings, body_bytes, events",
+    "risk_score": "0 to 100 when detection ran, else null",
+    "findings": "What detection found, when it ran",
+}
+
+
+def _exchange_columns() -> tuple[ViewColumn, ...]:
+    stored = [ViewColumn(name, sql_type(kind), f'r."{name}"', _COMMENTS[name]) for name, kind in EXCHANGE_COLUMNS]
+    derived = [
+        ViewColumn("started", "TIMESTAMP", "make_timestamp(r.started_ns // 1000)", "started_ns as a UTC timestamp (microseconds)"),
+        ViewColumn("ended", "TIMESTAMP", "make_timestamp(r.ended_ns // 1000)", "ended_ns as a UTC timestamp (microseconds)"),
+        ViewColumn("day", "DATE", "CAST(make_timestamp(r.started_ns // 1000) AS DATE)", "UTC day of started"),
+        ViewColumn("duration_ms", FLOAT, "(r.ended_ns - r.started_ns) / 1e6", "From the first request byte to the last byte, milliseconds"),
+        ViewColumn(
+            "model", TEXT, "coalesce(r.response_model, r.request_model)", "response_model, or request_model where the answer names none"
+        ),
+        *(
+            ViewColumn(name, INT, f'r."usage"."{name}"', f"{what}, as the server states it")
+            for name, what in (
+                ("input_tokens", "Tokens of the prompt"),
+                ("output_tokens", "Tokens of the answer"),
+                ("cached_input_tokens", "Prompt tokens read from a cache"),
+                ("cache_write_tokens", "Prompt tokens written to a cache"),
+                ("reasoning_tokens", "Answer tokens spent on reasoning"),
+            )
+        ),
+    ]
+    return (*stored, *derived)
+
+
+_WHICH = (
+    ViewColumn("exchange_id", TEXT, "e.exchange_id", "The exchange this row belongs to"),
+    ViewColumn("started", "TIMESTAMP", "e.started", "Start of that exchange, UTC"),
+)
+
+_MESSAGES_SOURCE = """(
+    SELECT exchange_id, started, 'request' AS side, unnest("request".messages) AS m, generate_subscripts("request".messages, 1) AS i FROM exchanges
+    UNION ALL
+    SELECT exchange_id, started, 'response' AS side, unnest("response".messages) AS m, generate_subscripts("response".messages, 1) AS i FROM exchanges
+) e"""
+
+
+def _unnested(column: str) -> str:
+    return f'(SELECT exchange_id, started, unnest("{column}") AS x, generate_subscripts("{column}", 1) AS i FROM exchanges) e'  # noqa: S608 - names from this file
+
+
+def _member(name: str, kind: ColumnType | str, comment: str, sql: str | None = None) -> ViewColumn:
+    return ViewColumn(name, sql_type(kind), sql or f'e.x."{name}"', comment)
+
+
+_FINDING_COMMENTS = {
+    "finding_id": "Id of the finding",
+    "rule_id": "Rule that found it; stable once published",
+    "rule_version": "Version of that rule",
+    "category": "prompt_injection, jailbreak, system_prompt_leak, pii, secret, data_exfiltration, unsafe_output or anomaly",
+    "type": "What exactly (EMAIL, aws_access_key_id, …)",
+    "severity": "info, low, medium, high or critical",
+    "confidence": "0 to 1",
+    "location": "Which part, and character offsets in it; end exclusive",
+    "preview": "The match and its surroundings, redacted",
+    "fingerprint": "Keyed HMAC of the match",
+    "taxonomy": "Where OWASP's lists for LLM applications and MITRE ATLAS put it",
+    "explanation": "Why this is a finding",
+    "at_output_token": "For findings in a stream: how many deltas had been seen",
+}
+
+VIEWS: tuple[View, ...] = (
+    View("exchanges", "One row per exchange with a language model", _exchange_columns(), ""),
+    View(
+        "messages",
+        "One row per message of a request, and per choice of an answer",
+        (
+            *_WHICH,
+            ViewColumn("side", TEXT, "e.side", "request or response"),
+            ViewColumn("message_index", INT, "e.i - 1", "Place in the request, or choice of the answer, from 0"),
+            ViewColumn("role", TEXT, "e.m.role", "As on the wire: system, developer, user, assistant, tool, …"),
+            ViewColumn("finish_reason", TEXT, "e.m.finish_reason", "Why this choice ended"),
+            ViewColumn(
+                "text",
+                TEXT,
+                "array_to_string(list_transform(list_filter(e.m.parts, lambda p: p.type = 'text'), lambda p: p.content), '')",
+                "Its text parts joined; empty for a message without text",
+            ),
+            ViewColumn("parts", sql_type(ListOf(PART)), "e.m.parts", "All parts in order: text, reasoning, tool_call, blob, …"),
+        ),
+        _MESSAGES_SOURCE,
+    ),
+    View(
+        "tool_calls",
+        "One row per call that a client is asked to run",
+        (
+            *_WHICH,
+            ViewColumn("call_index", INT, "e.i - 1", "Place in the answer, from 0"),
+            ViewColumn("call_id", TEXT, "e.x.id", "Id the server gave the call"),
+            _member("name", TEXT, "Name of the tool"),
+            _member("arguments", TEXT, "Arguments as text exactly as sent (usually JSON)"),
+        ),
+        _unnested("tool_calls"),
+    ),
+    View(
+        "anomalies",
+        "One row per kind of oddity of an exchange",
+        (
+            *_WHICH,
+            *(_member(name, kind, {"name": "Name of the anomaly (docs/formats/anomalies.md)", "count": "How often it was seen"}[name])
+              for name, kind in ANOMALY.fields),
+        ),
+        _unnested("anomalies"),
+    ),
+    View(
+        "findings",
+        "One row per finding of the detectors",
+        (*_WHICH, *(_member(name, kind, _FINDING_COMMENTS[name]) for name, kind in FINDING.fields)),
+        _unnested("findings"),
+    ),
+)  # fmt: skip
+
+
+def parts_pattern(root: Path) -> str:
+    """The glob of all parts, with the folder's own name protected from being read as a pattern."""
+    folder = "".join(f"[{char}]" if char in "*?[" else char for char in str(root.absolute()))
+    return f"{folder}/exchanges/*/part-*.parquet"
+
+
+def _quote(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def view_statements(root: Path) -> list[str]:
+    """CREATE VIEW statements, to be run in order in an empty database."""
+    parts = f"read_parquet({_quote(parts_pattern(root))}, union_by_name=true, hive_partitioning=false)"
+    # One row per exchange: where an exchange was stored again, the row of the newest part. Repeats are looked for by
+    # comparing the 64-bit row_key; only where there are any, ids are read as well. MEASURED in docs/formats/store.md.
+    source = f"""{parts} r
+ANTI JOIN (
+    SELECT exchange_id, max(stored_seq) AS newest FROM {parts}
+    WHERE row_key IN (SELECT row_key FROM {parts} GROUP BY row_key HAVING count(*) > 1)
+    GROUP BY exchange_id
+) newer ON r.exchange_id = newer.exchange_id AND r.stored_seq < newer.newest"""  # noqa: S608 - the path is quoted
+    statements = []
+    for view in VIEWS:
+        columns = ",\n  ".join(f'{column.sql} AS "{column.name}"' for column in view.columns)
+        statements.append(f"CREATE VIEW {view.name} AS SELECT\n  {columns}\nFROM {view.source or source}")
+    return statements
+
+
+def comment_statements() -> list[str]:
+    statements = []
+    for view in VIEWS:
+        statements.append(f"COMMENT ON VIEW {view.name} IS {_quote(view.comment)}")
+        statements += [f'COMMENT ON COLUMN {view.name}."{column.name}" IS {_quote(column.comment)}' for column in view.columns]
+    return statements
+
+
+def create_views(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
+    for statement in (*view_statements(root), *comment_statements()):
+        connection.execute(statement)
+
+
+def write_database(root: Path) -> None:
+    """Write `llmsec.duckdb` anew and put it in place by rename: never opens the old one, so a reader's lock is no obstacle."""
+    import duckdb  # noqa: PLC0415
+
+    target = root / DATABASE_NAME
+    try:
+        with tempfile.TemporaryDirectory(prefix=".views-", suffix=".tmp", dir=root) as scratch:
+            fresh = Path(scratch) / DATABASE_NAME
+            connection = duckdb.connect(str(fresh), config={"threads": 1})
+            try:
+                create_views(connection, root)
+            finally:
+                connection.close()
+            fresh.chmod(0o600)
+            fresh.rename(target)
+    except OSError as fault:
+        raise storage_error("cannot write", target, fault) from None
+    except duckdb.Error as fault:
+        if not os.access(root, os.W_OK):
+            raise StorageError(f"cannot write {target}: permission denied", "run as the folder's owner") from None
+        raise StorageError(f"cannot write {target}: {str(fault).splitlines()[0]}", "check free space", retryable=True) from None
+
+
+def write_database_apart(root: Path) -> None:
+    """`write_database` in a process of its own: DuckDB adds 45 MB to a writer that never needs it again."""
+    if "duckdb" in sys.modules:
+        write_database(root)
+        return
+    package_folder = str(Path(__file__).parents[2])
+    done = subprocess.run(  # noqa: S603 - this interpreter, our own module
+        [sys.executable, "-c", _APART, package_folder, str(root)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        message, _, hint = (done.stderr.strip().rpartition("\n")[2] or "the process that writes it failed").partition("\t")
+        raise StorageError(message, hint or "try again")
+
+
+_APART = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from llmsec_tap.errors import StorageError
+from llmsec_tap.storage.views import write_database
+try:
+    write_database(Path(sys.argv[2]))
+except StorageError as fault:
+    sys.exit(f"{fault}\\t{fault.hint}")
+"""

@@ -1,0 +1,186 @@
+"""Exchanges in, Parquet parts out.
+
+Rows wait as encoded lines and are written when there are enough of them or the oldest is old enough. A part is complete
+before its name appears, so a reader sees all of it or nothing, whenever the writer dies.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from llmsec_tap.errors import StorageError
+from llmsec_tap.model import Exchange
+from llmsec_tap.storage.faults import storage_error
+from llmsec_tap.storage.rows import encode_row
+from llmsec_tap.storage.store import NO_DAY, Store, create_store, publishing, write_all
+
+NS_PER_DAY = 86_400_000_000_000
+
+# One part holds this many rows or bytes of encoded rows: 4 MB keep the whole writer under 30 MB beyond its libraries,
+# and 8 MB save no CPU (measured: 0.28 s and 0.36 s for 27 MB of rows).
+FLUSH_ROWS = 5_000
+FLUSH_BYTES = 4_000_000
+# A live capture is at most this far behind for its readers.
+FLUSH_AGE_NS = 5_000_000_000
+# What may wait while the store cannot be written (full disk); beyond it rows are given up and counted.
+MAX_WAITING_BYTES = 32_000_000
+
+
+@dataclass(frozen=True)
+class WriterStats:
+    """`stored` rows are safely on the disk. `repaired` of them had a value that its column cannot hold, now null."""
+
+    added: int = 0
+    stored: int = 0
+    not_stored: int = 0
+    repaired: int = 0
+    parts: int = 0
+    bytes_written: int = 0
+
+
+class StoreWriter:
+    """Buffers exchanges and publishes them; one per process is usual, several processes on one store are fine.
+
+    `add`, `tick`, `flush` and `close` raise StorageError when the store cannot be written. The rows that waited are kept
+    and tried again by a later flush, within MAX_WAITING_BYTES; what is given up is in `stats.not_stored`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        flush_rows: int = FLUSH_ROWS,
+        flush_bytes: int = FLUSH_BYTES,
+        flush_age_ns: int = FLUSH_AGE_NS,
+        max_waiting_bytes: int = MAX_WAITING_BYTES,
+    ) -> None:
+        self.store = store
+        self.stats = WriterStats()
+        self._flush_rows = flush_rows
+        self._flush_bytes = flush_bytes
+        self._flush_age_ns = flush_age_ns
+        self._max_waiting_bytes = max_waiting_bytes
+        self._days: dict[str, dict[str, bytes]] = {}
+        self._rows = 0
+        self._bytes = 0
+        self._retry_bytes = 0  # after a failure: do not try again before this many bytes wait
+        self._oldest_ns: int | None = None
+        self._last_seq = 0
+
+    @classmethod
+    def open(cls, location: str | Path) -> StoreWriter:
+        """A writer for the store at `location`, which is made if it does not exist."""
+        return cls(create_store(location))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+        try:
+            self.close()
+        except StorageError:
+            if kind is None:
+                raise
+
+    def add(self, exchange: Exchange) -> None:
+        """Take one exchange; it is on the disk after the next flush. The same id again replaces the waiting row."""
+        line = encode_row(exchange)
+        rows = self._days.setdefault(day_folder(exchange.started_ns), {})
+        earlier = rows.pop(exchange.exchange_id, None)
+        if earlier is not None:
+            self._rows -= 1
+            self._bytes -= len(earlier)
+            self.stats = replace(self.stats, added=self.stats.added - 1)
+        rows[exchange.exchange_id] = line
+        self._rows += 1
+        self._bytes += len(line)
+        self.stats = replace(self.stats, added=self.stats.added + 1)
+        if (self._rows >= self._flush_rows or self._bytes >= self._flush_bytes) and self._bytes >= self._retry_bytes:
+            self.flush()
+
+    def tick(self, now_ns: int) -> None:
+        """Tell the time (any clock that only grows): rows that have waited for FLUSH_AGE_NS are written."""
+        if not self._rows:
+            self._oldest_ns = None
+        elif self._oldest_ns is None:
+            self._oldest_ns = now_ns
+        elif now_ns - self._oldest_ns >= self._flush_age_ns:
+            self._oldest_ns = now_ns
+            self.flush()
+
+    def flush(self) -> None:
+        """Write all that waits, one part for each day."""
+        try:
+            for day in list(self._days):
+                self._write_day(day)
+        except StorageError:
+            self._retry_bytes = self._bytes + self._flush_bytes
+            if self._bytes >= self._max_waiting_bytes:
+                self._give_up()
+            raise
+        self._retry_bytes = 0
+        self._oldest_ns = None
+
+    def close(self) -> None:
+        """Write what waits; what cannot be written now is lost and counted."""
+        try:
+            self.flush()
+        except StorageError:
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        self.stats = replace(self.stats, not_stored=self.stats.not_stored + self._rows)
+        self._days.clear()
+        self._rows = self._bytes = self._retry_bytes = 0
+
+    def _write_day(self, day: str) -> None:
+        from llmsec_tap.storage import parquet  # noqa: PLC0415
+
+        rows = self._days[day]
+        seq = self._next_seq()
+        table, dropped, repaired = parquet.to_table(list(rows.values()))
+        folder = self.store.exchanges / day
+        target = folder / f"part-{seq:019d}.parquet"
+        written = 0
+        if table.num_rows:
+            data = parquet.to_parquet(table, seq)
+            written = data.size
+            try:
+                folder.mkdir(mode=0o700, exist_ok=True)
+                with publishing(target) as descriptor:
+                    write_all(descriptor, data)
+            except OSError as fault:
+                raise storage_error("cannot write", folder, fault) from None
+        del self._days[day]
+        self._rows -= len(rows)
+        self._bytes -= sum(map(len, rows.values()))
+        self.stats = replace(
+            self.stats,
+            stored=self.stats.stored + table.num_rows,
+            not_stored=self.stats.not_stored + dropped,
+            repaired=self.stats.repaired + repaired,
+            parts=self.stats.parts + bool(written),
+            bytes_written=self.stats.bytes_written + written,
+        )
+
+    def _next_seq(self) -> int:
+        """Grows from part to part, also across processes (wall clock), and differs between writers (random low bits)."""
+        seq = (time.time_ns() & ~0xFFFF) | secrets.randbits(16)
+        self._last_seq = seq if seq > self._last_seq else self._last_seq + 1
+        return self._last_seq
+
+
+def day_folder(started_ns: int | None) -> str:
+    """The folder for an exchange that began then (UTC)."""
+    if started_ns is None:
+        return NO_DAY
+    try:
+        return time.strftime("day=%Y-%m-%d", time.gmtime(started_ns // NS_PER_DAY * 86_400))
+    except (OverflowError, ValueError, OSError):
+        return NO_DAY
