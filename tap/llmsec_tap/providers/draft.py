@@ -92,7 +92,6 @@ class Draft:
 
     __slots__ = (
         "_chars",
-        "_last_delta_ns",
         "_stride",
         "_tool_count",
         "_untaken",
@@ -106,6 +105,7 @@ class Draft:
         "first_token_ns",
         "gaps_ns",
         "input_text",
+        "last_token_ns",
         "listener",
         "messages",
         "operation",
@@ -141,7 +141,7 @@ class Draft:
         self.gaps_ns: array[int] = array("q")
         self.anomalies: dict[str, int] = {}
         self.listener = listener
-        self._last_delta_ns = 0
+        self.last_token_ns = 0
         self._stride = 1
         self._untaken = 0
         self._chars = 0
@@ -263,10 +263,10 @@ class Draft:
         """Note the time of a token: the first one, then the gaps between them."""
         if self.first_token_ns is None:
             self.first_token_ns = ts_ns
-            self._last_delta_ns = ts_ns
+            self.last_token_ns = ts_ns
             return
-        gap = ts_ns - self._last_delta_ns
-        self._last_delta_ns = ts_ns
+        gap = ts_ns - self.last_token_ns
+        self.last_token_ns = ts_ns
         if self._stride > 1:
             self._untaken += 1
             if self._untaken < self._stride:

@@ -1,0 +1,95 @@
+"""The whole path from packets to exchanges, wired once for replay and live capture. It holds no clock, thread or file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import TypedDict
+
+from llmsec_tap.model import Exchange
+from llmsec_tap.providers.assemble import Context, ExchangeAssembly, ListenerFactory
+from llmsec_tap.providers.credentials import Fingerprinter
+from llmsec_tap.reassembly.flow import Flow
+from llmsec_tap.reassembly.http_flow import HTTPFlow
+from llmsec_tap.reassembly.packet import PacketDecoder, PacketHandler
+from llmsec_tap.reassembly.tcp import TCPReassembler
+
+
+class Summary(TypedDict):
+    """What a run saw; printed at its end."""
+
+    packets: int
+    connections: int
+    exchanges: int
+    llm_exchanges: int
+    gaps: int
+    gap_bytes: int
+    anomalies: dict[str, int]
+    other_protocols: dict[str, int]
+
+
+class Pipeline:
+    """Packets in through `handler(linktype)`, exchanges out to `on_exchange` as each is complete, the rest at `close`."""
+
+    def __init__(
+        self,
+        on_exchange: Callable[[Exchange], None],
+        fingerprint: Fingerprinter,
+        *,
+        ports: frozenset[int] | None = None,
+        on_defect: Callable[[str], None] = lambda _decoder: None,
+        listener_factory: ListenerFactory | None = None,
+        shield: bool = True,
+    ) -> None:
+        self._on_exchange = on_exchange
+        self._context = Context(self._exchange, fingerprint, on_defect=on_defect, listener_factory=listener_factory, shield=shield)
+        self.anomalies: Counter[str] = Counter()
+        self.protocols: Counter[str] = Counter()
+        self.exchanges = 0
+        self.llm_exchanges = 0
+        self.tcp = TCPReassembler(self.open_flow, self._anomaly)
+        self._decoder = PacketDecoder(self.tcp, ports)
+
+    def handler(self, linktype: int) -> PacketHandler:
+        return self._decoder.handler(linktype)
+
+    def open_flow(self, facts: Flow) -> HTTPFlow:
+        """A connection: of the reassembler, or of a source that has ordered bytes already (TLS uprobes)."""
+        return HTTPFlow(facts, self._assembly, self._protocol, self._anomaly)
+
+    def tick(self, now_ns: int) -> None:
+        """Expire what is idle; live sources call it, a replay's own packets tell the time."""
+        self.tcp.sweep(now_ns)
+
+    def close(self) -> None:
+        self.tcp.close()
+
+    def summary(self, packets: int) -> Summary:
+        return Summary(
+            packets=packets,
+            connections=self.tcp.opened,
+            exchanges=self.exchanges,
+            llm_exchanges=self.llm_exchanges,
+            gaps=self.tcp.gaps,
+            gap_bytes=self.tcp.gap_bytes,
+            anomalies=dict(sorted(self.anomalies.items())),
+            other_protocols=dict(sorted(self.protocols.items())),
+        )
+
+    def _assembly(self, flow: Flow, client: str, server: str, ordinal: int) -> ExchangeAssembly:
+        return ExchangeAssembly(self._context, flow, client, server, ordinal)
+
+    def _anomaly(self, name: str) -> None:
+        self.anomalies[name] += 1
+
+    def _protocol(self, name: str) -> None:
+        self.protocols[name] += 1
+
+    def _exchange(self, exchange: Exchange) -> None:
+        self.exchanges += 1
+        if exchange.provider is not None:
+            self.llm_exchanges += 1
+        for anomaly in exchange.anomalies:
+            if not anomaly.name.startswith(("tcp_", "http_")):  # those were counted as they happened, on their connection
+                self.anomalies[anomaly.name] += anomaly.count
+        self._on_exchange(exchange)

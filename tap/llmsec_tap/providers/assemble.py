@@ -1,0 +1,512 @@
+"""From HTTP messages to `Exchange` records: bodies are decoded, framed and given to a dialect as they arrive.
+
+One `ExchangeAssembly` per request and response pair. Which dialect reads it is settled when the request has ended (or, where the
+request was not captured, at the answer's first event or its end); everything before that is buffered.
+A dialect that raises is a defect of ours: it is caught here, counted as `decoder_error`, and the rest of the exchange goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from llmsec_tap import limits
+from llmsec_tap.model import AnomalyCount, Completeness, Exchange, Framing, Request, Response
+from llmsec_tap.providers.base import JSON, Dialect, EventHandler, NotJSON, RequestView, ResponseView, parse_json
+from llmsec_tap.providers.credentials import Fingerprinter, clean_text, credential_of, mask_target
+from llmsec_tap.providers.draft import DeltaListener, Draft
+from llmsec_tap.providers.registry import auxiliary, classify, classify_response, identify
+from llmsec_tap.providers.timing import timings
+from llmsec_tap.reassembly.encoding import ContentDecoder, content_decoder
+from llmsec_tap.reassembly.eventstream import EventStreamParser
+from llmsec_tap.reassembly.flow import Flow
+from llmsec_tap.reassembly.http1 import Head
+from llmsec_tap.reassembly.ndjson import JSONArrayParser, NDJSONParser
+from llmsec_tap.reassembly.sse import EventSink, SSEParser
+
+_T = TypeVar("_T")
+
+_FRAMING_BY_TYPE: dict[str, Framing] = {
+    "text/event-stream": "sse",
+    "application/x-ndjson": "ndjson",
+    "application/ndjson": "ndjson",
+    "application/jsonl": "ndjson",
+    "application/x-jsonlines": "ndjson",
+    "application/stream+json": "ndjson",
+    "application/vnd.amazon.eventstream": "aws-eventstream",
+}
+# Reasons a message ended, from the HTTP parser, and what they make of the exchange.
+_ABORTED = frozenset(("fin", "reset", "closed"))
+
+
+class FrameParser(Protocol):
+    """SSEParser, NDJSONParser, JSONArrayParser and EventStreamParser."""
+
+    unfinished: bool
+
+    def feed(self, ts_ns: int, data: bytes) -> None: ...
+
+    def gap(self) -> None: ...
+
+    def end(self, ts_ns: int) -> None: ...
+
+
+_PARSERS: dict[str, Callable[[EventSink, Callable[[str], None]], FrameParser]] = {
+    "sse": SSEParser,
+    "ndjson": NDJSONParser,
+    "json-array": JSONArrayParser,
+    "aws-eventstream": EventStreamParser,
+}
+
+
+class ListenerFactory(Protocol):
+    """Makes the listener of one exchange's increments (stream detection); None: nobody listens."""
+
+    def __call__(self, assembly: ExchangeAssembly) -> DeltaListener | None: ...
+
+
+class Context:
+    """What all exchanges of a run share."""
+
+    __slots__ = ("body_bytes", "fingerprint", "listener_factory", "on_defect", "on_exchange", "shield")
+
+    def __init__(
+        self,
+        on_exchange: Callable[[Exchange], None],
+        fingerprint: Fingerprinter,
+        *,
+        on_defect: Callable[[str], None] = lambda _decoder: None,
+        listener_factory: ListenerFactory | None = None,
+        shield: bool = True,
+    ) -> None:
+        self.on_exchange = on_exchange
+        self.fingerprint = fingerprint
+        self.on_defect = on_defect  # told the decoder's name, inside the except block
+        self.listener_factory = listener_factory
+        self.shield = shield  # off in tests, so that a decoder's defect is seen
+        self.body_bytes = 0  # held by all exchanges together
+
+
+class _Body:
+    """One side's body: content decoding, then either framed events or a bounded buffer."""
+
+    __slots__ = ("_assembly", "_decoder", "_held", "_on_data", "bodiless", "bytes", "ended", "gapped", "is_tunnel", "parts")
+
+    def __init__(self, assembly: ExchangeAssembly, on_data: Callable[[int, bytes], None]) -> None:
+        self._assembly = assembly
+        self._on_data = on_data
+        self._decoder: ContentDecoder | None = None
+        self._held = 0
+        self.parts: list[bytes] = []
+        self.bytes = 0  # as on the wire, codings included
+        self.bodiless = False
+        self.is_tunnel = False
+        self.gapped = False
+        self.ended: str | None = None
+
+    def head(self, head: Head) -> None:
+        coding = b",".join(head.all(b"content-encoding"))
+        if coding:
+            self._decoder = content_decoder(coding.decode("latin-1"), self._assembly.anomaly)
+
+    def data(self, ts_ns: int, data: bytes) -> None:
+        self.bytes += len(data)
+        if self._decoder is not None:
+            data = self._decoder.feed(data)
+            if not data:
+                return
+        self._on_data(ts_ns, data)
+
+    def hold(self, data: bytes) -> None:
+        """Keep decoded bytes until the end, within the bounds."""
+        context = self._assembly.context
+        if self._held + len(data) > limits.MAX_BODY_BYTES or context.body_bytes + len(data) > limits.MAX_BODY_BYTES_TOTAL:
+            self._assembly.truncate()
+            return
+        self._held += len(data)
+        context.body_bytes += len(data)
+        self.parts.append(data)
+
+    def take(self) -> bytes:
+        data = b"".join(self.parts)
+        self.release()
+        return data
+
+    def release(self) -> None:
+        self._assembly.context.body_bytes -= self._held
+        self._held = 0
+        self.parts.clear()
+
+    def gap(self, ts_ns: int, length: int | None) -> None:  # noqa: ARG002 - both are the sink's contract
+        self.gapped = True
+        if self._decoder is not None:
+            self._decoder.gap()
+        if self is self._assembly.response:
+            self._assembly.response_gap()
+
+    def end(self, ts_ns: int, how: str) -> None:
+        if self.ended is None:
+            self.ended = how
+            self._assembly.ended(self, ts_ns)
+
+
+class ExchangeAssembly:
+    """An `ExchangeSink` of reassembly/http_flow.py."""
+
+    __slots__ = (
+        "_anomalies",
+        "_counted",
+        "_dialect",
+        "_digest",
+        "_done",
+        "_frames",
+        "_framing",
+        "_handler",
+        "_last_ns",
+        "_ordinal",
+        "_request_head",
+        "_response_body_ns",
+        "_response_head",
+        "_started_ns",
+        "_truncated",
+        "_view",
+        "client",
+        "context",
+        "draft",
+        "flow",
+        "request",
+        "response",
+        "response_view",
+        "server",
+    )
+
+    def __init__(self, context: Context, flow: Flow, client: str, server: str, ordinal: int) -> None:
+        self.context = context
+        self.flow = flow
+        self.client = client
+        self.server = server
+        self._ordinal = ordinal
+        self.request = _Body(self, self._request_data)
+        self.response = _Body(self, self._first_response_data)
+        self.draft = Draft()
+        self._anomalies: dict[str, int] = {}
+        self._request_head: Head | None = None
+        self._response_head: Head | None = None
+        self._view: RequestView | None = None
+        self.response_view: ResponseView | None = None
+        self._dialect: Dialect | None = None
+        self._handler: EventHandler | None = None
+        self._frames: FrameParser | None = None
+        self._framing: Framing | None = None
+        self._started_ns: int | None = None
+        self._last_ns = 0
+        self._response_body_ns: int | None = None
+        self._digest = hashlib.blake2b(digest_size=10)
+        self._truncated = False
+        self._counted = False
+        self._done = False
+
+    @property
+    def is_ended(self) -> bool:
+        return self._done
+
+    # --- the request --------------------------------------------------------------------------------------------------
+
+    def request_head(self, head: Head) -> None:
+        self._request_head = head
+        self._started_ns = head.ts_ns
+        self._digest.update(f"{head.method} {head.target.partition('?')[0]}".encode())  # a query may hold a credential
+        self.request.head(head)
+        if head.method == "HEAD":
+            self.response.bodiless = True
+        elif head.method == "CONNECT":
+            self.response.bodiless = self.response.is_tunnel = True
+        if self.context.listener_factory is not None:
+            self.draft.listener = self.context.listener_factory(self)
+
+    def _request_data(self, ts_ns: int, data: bytes) -> None:  # noqa: ARG002 - a body sink's contract
+        self._digest.update(data)
+        self.request.hold(data)
+
+    def _request_complete(self) -> None:
+        """Decode what there is of the request, and settle the dialect."""
+        head = self._request_head
+        if head is None or self._view is not None:
+            return
+        raw = self.request.take()
+        view = self._view = RequestView(head.method, head.target, _joined(head), raw)
+        content_type = view.headers.get("content-type", "")
+        if raw and not self.request.gapped and (raw[:1] in b"{[ \r\n\t" or "json" in content_type):
+            try:
+                view.body = parse_json(raw, self.draft)
+                view.body_is_json = True
+            except NotJSON:
+                if "json" in content_type:
+                    self.anomaly("body_bad_json")
+        self._dialect = self._guarded(lambda: classify(view))
+        if self._dialect is not None:
+            dialect = self._dialect
+            self._guarded(lambda: dialect.decode_request(view, self.draft))
+        view.raw = b""
+        view.body = _scalars(view.body)
+
+    # --- the response -------------------------------------------------------------------------------------------------
+
+    def response_head(self, head: Head) -> None:
+        self._response_head = head
+        if self._started_ns is None:
+            self._started_ns = head.ts_ns
+        self._digest.update(b"%d" % head.status)
+        self.response.head(head)
+        self.response_view = ResponseView(head.status, _joined(head))
+
+    def _first_response_data(self, ts_ns: int, data: bytes) -> None:
+        """The body begins: is it a stream, and who reads it?"""
+        self._response_body_ns = ts_ns
+        self._request_complete()
+        view = self.response_view
+        assert view is not None
+        framing = _FRAMING_BY_TYPE.get(view.content_type)
+        if framing is None and self._view is not None and self._dialect is not None:
+            dialect, request = self._dialect, self._view
+            framing = self._guarded(lambda: dialect.framing(request, view))
+        if framing is None and view.content_type in ("", "text/plain", "application/octet-stream") and _looks_like_sse(data):
+            framing = "sse"
+        if framing is None:
+            self.response._on_data = self._buffered_data  # noqa: SLF001 - one object in two halves
+            self._buffered_data(ts_ns, data)
+            return
+        self._framing = framing
+        if self._dialect is not None:
+            dialect = self._dialect
+            self._handler = self._guarded(lambda: dialect.stream(self._view, view, self.draft))
+        self._frames = _PARSERS[framing](self._event, self.anomaly)
+        self.response._on_data = self._frames.feed  # noqa: SLF001
+        self._frames.feed(ts_ns, data)
+
+    def _buffered_data(self, ts_ns: int, data: bytes) -> None:
+        self._last_ns = ts_ns
+        self.response.hold(data)
+
+    def _event(self, ts_ns: int, name: str | None, data: bytes) -> None:
+        self._last_ns = ts_ns
+        draft = self.draft
+        if data != b"[DONE]":
+            draft.events += 1
+        handler = self._handler
+        if handler is None:
+            handler = self._adopt(data)
+            if handler is None:
+                return
+        try:
+            handler(ts_ns, name, data)
+        except Exception:
+            self._defect()
+
+    def _adopt(self, data: bytes) -> EventHandler | None:
+        """A stream whose request was not captured, or not known: its first events may tell the dialect."""
+        view = self.response_view
+        if self._counted or view is None or self.draft.events > 8:
+            return None
+        try:
+            value = parse_json(data)
+        except NotJSON:
+            return None
+        dialect = self._guarded(lambda: classify_response(view, value))
+        if dialect is None:
+            return None
+        self._dialect = dialect
+        self._handler = self._guarded(lambda: dialect.stream(self._view, view, self.draft))
+        return self._handler
+
+    def response_gap(self) -> None:
+        if self._frames is not None:
+            self._frames.gap()
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def ended(self, body: _Body, ts_ns: int) -> None:
+        if body is self.request:
+            self._request_complete()
+            if self.response.ended is None:
+                return
+        else:
+            self._last_ns = ts_ns
+            if self._frames is not None:
+                self._frames.end(ts_ns)
+            if self.request.ended is None and self._request_head is not None:
+                return  # an early answer: the request may still be running
+        self._emit(ts_ns)
+
+    def close(self, ts_ns: int, reason: str) -> None:
+        """The connection ended, so nothing more comes for either side."""
+        if self._done:
+            return
+        if self._request_head is not None and self.request.ended is None:
+            self.request.ended = reason
+            self._request_complete()
+        if self._response_head is None:
+            self.anomaly("http_no_response")
+        elif self.response.ended is None:
+            self.response.ended = reason
+        self._emit(ts_ns)
+
+    def _emit(self, ts_ns: int) -> None:
+        if self._done:
+            return
+        self._done = True
+        self._request_complete()
+        view = self.response_view
+        if view is not None and self._framing is None:
+            self._whole_response(view, self.response.take())
+        exchange = self._record(ts_ns)
+        self.request.release()
+        self.response.release()
+        self._handler = None
+        self._frames = None
+        self.context.on_exchange(exchange)
+
+    def _whole_response(self, view: ResponseView, raw: bytes) -> None:
+        body: JSON = None
+        if raw:
+            try:
+                body = parse_json(raw, self.draft)
+            except NotJSON:
+                if self.response.ended == "complete" and not self.response.gapped and self._dialect and "json" in view.content_type:
+                    self.anomaly("body_bad_json")
+        if self._dialect is None and body is not None:
+            self._dialect = self._guarded(lambda: classify_response(view, body)) if self._view is None else None
+        if self._dialect is not None:
+            dialect, draft, at = self._dialect, self.draft, self._response_body_ns or self._last_ns
+            self._guarded(lambda: dialect.decode_response(self._view, view, body, at, draft))
+
+    def _record(self, ts_ns: int) -> Exchange:
+        draft, head, response_head = self.draft, self._request_head, self._response_head
+        api = self._dialect.api if self._dialect is not None else None
+        provider = self._guarded(lambda: identify(self._view, self.response_view, draft, api))
+        operation = draft.operation or (self._dialect.operation if self._dialect is not None else None)
+        if provider is None:
+            api = operation = None
+        elif operation is None and self._view is not None:
+            view = self._view
+            operation = self._guarded(lambda: auxiliary(view, self.response_view))
+        for name, count in draft.anomalies.items():
+            self.anomaly(name, count)
+        is_llm = provider is not None
+        completeness = self._completeness()
+        first = draft.choices.get(0)
+        streaming = self._framing is not None and is_llm
+        exchange = Exchange(
+            exchange_id=self._id(),
+            client=self.client,
+            server=self.server,
+            started_ns=self._started_ns,
+            first_token_ns=draft.first_token_ns if streaming else self._response_body_ns,
+            ended_ns=self._last_ns or ts_ns,
+            provider=provider,
+            api=api,
+            operation=operation,
+            method=head.method if head else None,
+            path=mask_target(head.target, self.context.fingerprint) if head else None,
+            http_version=(head or response_head).version if head or response_head else None,  # type: ignore[union-attr]
+            status=response_head.status if response_head else None,
+            streaming=streaming,
+            framing=self._framing if streaming else None,
+            completeness=completeness,
+            process=self.flow.process,
+            request=Request(body_bytes=self.request.bytes),
+            response=Response(body_bytes=self.response.bytes, events=draft.events if streaming else None),
+        )
+        if is_llm:
+            exchange.request_model = draft.request_model
+            exchange.response_model = draft.response_model
+            exchange.response_id = draft.response_id
+            exchange.input_text = draft.input_text
+            if first is not None:
+                exchange.output_text = str(first.text) if first.text or first.text.given else None
+                exchange.reasoning_text = str(first.reasoning) or None
+                exchange.refusal_text = str(first.refusal) or None
+            exchange.tool_calls = draft.tool_calls()
+            exchange.finish_reasons = draft.finish_reasons()
+            exchange.usage = draft.usage
+            exchange.error_type = draft.error_type
+            exchange.request.messages = draft.messages
+            exchange.request.tools = draft.tools
+            exchange.request.parameters = draft.parameters
+            exchange.response.messages = [choice.message() for _, choice in sorted(draft.choices.items())]
+            exchange.response.error_message = draft.error_message
+            exchange.response.embeddings = draft.embeddings
+            exchange.response.embedding_dimensions = draft.embedding_dimensions
+            timings(exchange, draft)
+            if streaming and completeness == "complete" and not draft.terminated and not draft.finish_reasons():
+                self.anomaly("stream_unterminated")
+        if self._view is not None:
+            credential = credential_of(self._view)
+            exchange.api_key_fingerprint = self.context.fingerprint(credential) if credential else None
+        exchange.anomalies = [AnomalyCount(name=name, count=count) for name, count in sorted(self._anomalies.items())]
+        return clean_text(exchange) if "json_not_strict" in self._anomalies else exchange
+
+    def _completeness(self) -> Completeness:
+        """midstream, gapped, truncated, aborted, complete: the first that holds."""
+        if self._request_head is None:
+            return "midstream"
+        if self.request.gapped or self.response.gapped:
+            return "gapped"
+        ends = {self.request.ended, self.response.ended}
+        if self.draft.terminated and self.response.ended in _ABORTED | {"capture_end", "expired"}:
+            ends.discard(self.response.ended)  # the stream's own last event came: nothing of it is missing
+        if ends & {"damage"}:
+            return "gapped"
+        if self._truncated or ends & {"capture_end", "expired", None}:
+            return "truncated"
+        return "aborted" if ends & _ABORTED else "complete"
+
+    def _id(self) -> str:
+        """48 bits of time, so that ids sort by it, then 80 bits of content: the same capture gives the same id."""
+        self._digest.update(f"{self.client} {self.server} {self._started_ns} {self._ordinal}".encode())
+        milliseconds = max(0, (self._started_ns or 0) // 1_000_000) & 0xFFFFFFFFFFFF
+        return f"{milliseconds:012x}{self._digest.hexdigest()}"
+
+    # --- faults -------------------------------------------------------------------------------------------------------
+
+    def anomaly(self, name: str, count: int = 1) -> None:
+        self._anomalies[name] = self._anomalies.get(name, 0) + count
+
+    def truncate(self) -> None:
+        if not self._truncated:
+            self._truncated = True
+            self.anomaly("http_body_limit")
+
+    def _guarded(self, call: Callable[[], _T]) -> _T | None:
+        try:
+            return call()
+        except Exception:
+            self._defect()
+            return None
+
+    def _defect(self) -> None:
+        if not self.context.shield:
+            raise  # noqa: PLE0704 - called from except blocks only
+        self.anomaly("decoder_error")
+        self.context.on_defect(self._dialect.api if self._dialect is not None else "registry")
+
+
+def _joined(head: Head) -> dict[str, str]:
+    """Headers by name; repeats joined with a comma (RFC 9110 5.3)."""
+    headers: dict[str, str] = {}
+    for name, value in head.headers:
+        key, text = name.decode("latin-1"), value.decode("latin-1")
+        headers[key] = f"{headers[key]}, {text}" if key in headers else text
+    return headers
+
+
+def _scalars(body: JSON) -> JSON:
+    """What dialects still ask of a request once it is decoded: flags, names and the prompt. Messages are in the draft already."""
+    if not isinstance(body, dict):
+        return None
+    return {key: value for key, value in body.items() if not isinstance(value, dict | list)}
+
+
+def _looks_like_sse(data: bytes) -> bool:
+    return data.lstrip(b"\xef\xbb\xbf\r\n").startswith((b"data:", b"event:", b": ", b":\n", b"id:", b"retry:"))

@@ -1,0 +1,67 @@
+"""What a byte stream is to the stages above TCP: two directions, each fed with data, gaps and an end.
+
+The stages push into sinks rather than return events: at one call per packet and stage, a list and an event object each would
+double the cost of the whole pipeline (docs/adr/0001-push-sinks.md has the measurement). Each sink takes the same three inputs.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from collections.abc import Callable
+from typing import Protocol
+
+from llmsec_tap.model import Process
+
+
+class StreamSink(Protocol):
+    """One direction of a connection, in order. Implementations never raise on any input.
+
+    `data` is an attribute: a sink may replace it as it learns what the direction carries, so callers look it up each time.
+    """
+
+    data: Callable[[int, bytes], None]
+
+    def gap(self, ts_ns: int, length: int | None) -> None:
+        """`length` bytes were lost by the capture here; None: unknown how many."""
+
+    def end(self, ts_ns: int, reason: str) -> None:
+        """No more data: reason is fin, reset, expired, capture_end or closed."""
+
+
+class FlowSink(Protocol):
+    """A connection: one sink for what its first endpoint sends, one for what its second sends, and the close of both."""
+
+    @property
+    def first(self) -> StreamSink: ...
+
+    @property
+    def second(self) -> StreamSink: ...
+
+    def close(self, ts_ns: int, reason: str) -> None: ...
+
+    def anomaly(self, name: str) -> None: ...
+
+
+class Flow:
+    """A connection's facts. `first` opened it where that was seen; without a SYN (`is_midstream`) content decides who is client."""
+
+    __slots__ = ("first", "is_midstream", "opened_ns", "process", "second")
+
+    def __init__(self, first: str, second: str, opened_ns: int, *, is_midstream: bool, process: Process | None = None) -> None:
+        self.first = first
+        self.second = second
+        self.opened_ns = opened_ns
+        self.is_midstream = is_midstream
+        self.process = process
+
+
+def endpoints(key: bytes) -> tuple[str, str]:
+    """A segment key (addresses and ports as on the wire) as `ip:port` of source and destination, IPv6 in brackets."""
+    size = (len(key) - 4) // 2
+    source_port, destination_port = struct.unpack(">HH", key[-4:])
+    source = ipaddress.ip_address(key[:size])
+    destination = ipaddress.ip_address(key[size : 2 * size])
+    if size == 4:
+        return f"{source}:{source_port}", f"{destination}:{destination_port}"
+    return f"[{source}]:{source_port}", f"[{destination}]:{destination_port}"

@@ -1,0 +1,523 @@
+"""HTTP/1.x messages from one direction of a connection (RFC 9112), for a passive observer of hostile or damaged traffic.
+
+Contract of a parser
+- `data`, `gap` and `end` may come in any order with any content; nothing raises.
+- `on_head(head)` is called once per message and returns the `BodySink` of that message, which then gets `data` and `gap` calls
+  and exactly one `end`. Interim (1xx) responses have no body sink calls but their head is reported.
+- Oddities go to `on_anomaly(name)`; what follows damage is skipped up to the next thing that looks like a message.
+
+The state is the current handler method. A handler takes the unread bytes and returns how many it used, or -1 for "more data".
+h11 and llhttp refuse much of what is accepted here (no Host, bare LF, folding): a tap must record what peers accept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Protocol
+
+from llmsec_tap import limits
+
+Headers = list[tuple[bytes, bytes]]
+
+# Methods of RFC 9110, PATCH, WebDAV's common ones and QUERY: what a request may begin with when we look for one.
+_METHODS = b"GET|POST|PUT|DELETE|HEAD|OPTIONS|PATCH|CONNECT|TRACE|QUERY|PROPFIND|SEARCH|REPORT|LINK|UNLINK|PURGE"
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) +([^ \r\n]{1,65536}) +HTTP/(\d)\.(\d) *")
+_STATUS_LINE = re.compile(rb"HTTP/(\d)\.(\d) +(\d{3})(?: ([^\r\n]*))?")
+_REQUEST_START = re.compile(rb"(?:" + _METHODS + rb") [^ \r\n]{1,65536} HTTP/1\.[01] *\r?\n")
+_STATUS_START = re.compile(rb"HTTP/1\.[01] [1-5]\d\d[ \r\n]")
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
+_CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?")
+_CHUNK_START = re.compile(rb"(?:^|\r\n)([0-9a-fA-F]{1,7})[ \t]*(?:;[^\r\n]*)?\r\n")
+_LONGEST_START = 64 * limits.KIB  # a request line may be that long, so that much is kept while looking for one
+
+_chunk_sizes: dict[bytes, int] = {}  # sizes repeat; a dictionary is several times cheaper than a checked conversion
+
+
+class Head:
+    """The head of a message. Header names are lower case, in wire order, repeats kept; values without outer white space."""
+
+    __slots__ = ("headers", "method", "status", "target", "ts_ns", "version")
+
+    def __init__(self, ts_ns: int, version: str, headers: Headers, *, method: str = "", target: str = "", status: int = 0) -> None:
+        self.ts_ns = ts_ns  # of the first byte
+        self.version = version
+        self.headers = headers
+        self.method = method
+        self.target = target
+        self.status = status
+
+    def all(self, name: bytes) -> list[bytes]:
+        return [value for key, value in self.headers if key == name]
+
+    def get(self, name: bytes) -> bytes | None:
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+
+class BodySink(Protocol):
+    """Takes the body of one message, framing removed."""
+
+    @property
+    def bodiless(self) -> bool:
+        """The response answers HEAD, or opens a tunnel, so no body follows its head."""
+
+    @property
+    def is_tunnel(self) -> bool:
+        """What follows on the connection is no longer HTTP/1: a 2xx answer to CONNECT (RFC 9110 9.3.6)."""
+
+    def data(self, ts_ns: int, data: bytes) -> None: ...
+
+    def gap(self, ts_ns: int, length: int | None) -> None: ...
+
+    def end(self, ts_ns: int, how: str) -> None:
+        """`how`: complete; or why the message is not: fin, reset, expired, capture_end, closed, damage."""
+
+
+class MessageParser:
+    """What requests and responses share: heads, body framing, recovery."""
+
+    __slots__ = ("_anomaly", "_body", "_buffer", "_complete_at_end", "_head_ns", "_on_data", "_on_head", "_remaining", "_scanned", "_state", "_ts_ns")
+
+    _start: re.Pattern[bytes]
+
+    def __init__(self, on_head: Callable[[Head], BodySink], on_anomaly: Callable[[str], None], *, joined_midstream: bool = False) -> None:
+        self._on_head = on_head
+        self._anomaly = on_anomaly
+        self._buffer = b""
+        self._scanned = 0  # how far the buffer was searched, so that byte-by-byte input stays linear
+        self._ts_ns = 0
+        self._head_ns = 0
+        self._remaining: int | None = 0
+        self._body: BodySink | None = None
+        self._on_data: Callable[[int, bytes], None] = self._discard
+        self._complete_at_end = False
+        self._state: Callable[[bytes], int] = self._find_start if joined_midstream else self._at_start
+
+    # --- the three inputs ---------------------------------------------------------------------------------------------
+
+    def data(self, ts_ns: int, data: bytes) -> None:
+        self._ts_ns = ts_ns
+        buffer = self._buffer
+        if buffer:
+            data = buffer + data
+        elif self._state == self._chunk_header:
+            # The usual segment of a stream is exactly one chunk.
+            cut = data.find(b"\r\n", 0, 20)
+            size = _chunk_sizes.get(data[:cut], 0) if cut > 0 else 0
+            if size and len(data) == cut + 4 + size and data.endswith(b"\r\n"):
+                self._on_data(ts_ns, data[cut + 2 : -2])
+                return
+        while data:
+            used = self._state(data)
+            if used < 0:
+                break
+            if used:
+                data = data[used:]
+        self._buffer = data
+
+    def gap(self, ts_ns: int, length: int | None) -> None:
+        self._ts_ns = ts_ns
+        state = self._state
+        if state == self._opaque:
+            return
+        if state in (self._fixed_body, self._chunk_body, self._body_to_end):
+            # What is buffered was already given out: only the framing has to be kept in step.
+            assert self._body is not None
+            self._body.gap(ts_ns, length)
+            remaining = self._remaining
+            if remaining is None:
+                return
+            if length is not None and length < remaining:
+                self._remaining = remaining - length
+                return
+            if length == remaining:
+                if state == self._fixed_body:
+                    self._finish("complete")
+                else:
+                    self._state = self._chunk_end
+                return
+            if state == self._fixed_body:
+                self._lose("damage")
+            else:
+                self._state = self._find_chunk
+            return
+        if state == self._trailers:
+            self._drop_buffer()
+            self._finish("complete")
+            self._state = self._find_start
+            return
+        if state in (self._chunk_header, self._chunk_end, self._find_chunk):
+            assert self._body is not None
+            self._body.gap(ts_ns, length)
+            self._drop_buffer()
+            self._state = self._find_chunk
+            return
+        # In, or between, heads: the message being read cannot be told any more.
+        if self._buffer.strip(b"\r\n"):
+            self._anomaly("http_bad_head")
+        self._drop_buffer()
+        self._state = self._find_start
+
+    def end(self, ts_ns: int, reason: str) -> None:
+        self._ts_ns = ts_ns
+        if self._body is not None:
+            complete = self._complete_at_end and reason == "fin"
+            self._finish("complete" if complete else reason)
+        elif self._state == self._head and self._buffer.strip(b"\r\n"):
+            self._anomaly("http_bad_head")
+        self._drop_buffer()
+        self._state = self._opaque
+
+    def pass_through(self) -> None:
+        """What follows is no longer HTTP/1 (after 101, CONNECT): ignore it."""
+        self._drop_buffer()
+        self._state = self._opaque
+
+    # --- states -------------------------------------------------------------------------------------------------------
+
+    def _opaque(self, data: bytes) -> int:
+        return len(data)
+
+    def _at_start(self, data: bytes) -> int:
+        """Between messages. Empty lines before a start line are allowed (RFC 9112 2.2)."""
+        skipped = len(data) - len(data.lstrip(b"\r\n"))
+        if skipped:
+            return skipped
+        self._head_ns = self._ts_ns
+        self._scanned = 0
+        self._state = self._head
+        return 0
+
+    def _head(self, data: bytes) -> int:
+        found = _HEAD_END.search(data, max(0, self._scanned - 3))
+        if found is None:
+            self._scanned = len(data)
+            if len(data) > limits.MAX_HEAD_BYTES:
+                self._anomaly("http_head_limit")
+                self._state = self._find_start
+                return 1
+            if not self._may_be_start(data):
+                self._anomaly("http_bad_head")
+                self._state = self._find_start
+                return 1  # past where we are, or the same bytes are found again
+            return -1
+        self._scanned = 0
+        head = self._parse_head(data[: found.start()])
+        if head is None:
+            self._anomaly("http_bad_head")
+            self._state = self._find_start
+            return 1
+        self._begin(head)
+        return found.end()
+
+    def _find_start(self, data: bytes) -> int:
+        """After damage or a mid-stream join: the next bytes that look like a message."""
+        found = None
+        if data.find(b"HTTP/1.", max(0, self._scanned - 16)) >= 0:  # far cheaper than the pattern, and in both kinds of start
+            found = self._start.search(data, max(0, self._scanned - _LONGEST_START))
+        if found is not None:
+            self._scanned = 0
+            if found.start():
+                self._anomaly("http_resync")
+            self._state = self._at_start
+            return found.start()
+        self._scanned = len(data)
+        # Keep the tail in which a start may be under way: it begins after the last line end, or within the last few bytes.
+        keep = min(len(data), _LONGEST_START)
+        last_line = data.rfind(b"\n", len(data) - keep)
+        tail = len(data) - 1 - last_line if last_line >= 0 else keep
+        if tail > 16 and not _REQUEST_HINT.search(data, len(data) - tail):
+            tail = 16
+        drop = len(data) - tail
+        if drop:
+            self._scanned = 0
+            return drop
+        return -1
+
+    def _fixed_body(self, data: bytes) -> int:
+        remaining = self._remaining
+        assert remaining is not None
+        if len(data) < remaining:
+            self._remaining = remaining - len(data)
+            self._on_data(self._ts_ns, data)
+            return len(data)
+        if remaining:
+            self._on_data(self._ts_ns, data[:remaining] if len(data) > remaining else data)
+        self._finish("complete")
+        return remaining
+
+    def _body_to_end(self, data: bytes) -> int:
+        self._on_data(self._ts_ns, data)
+        return len(data)
+
+    def _chunk_header(self, data: bytes) -> int:
+        cut = data.find(b"\n")
+        if cut < 0:
+            if len(data) <= limits.MAX_CHUNK_LINE_BYTES and _CHUNK_SIZE.match(data):
+                return -1
+            self._anomaly("http_bad_chunk")
+            self._state = self._find_chunk
+            return 0
+        line = data[:cut].rstrip(b"\r")
+        size = _chunk_sizes.get(line)
+        if size is None:
+            match = _CHUNK_SIZE.fullmatch(line)
+            if match is None:
+                self._anomaly("http_bad_chunk")
+                self._state = self._find_chunk
+                return 0
+            size = int(match[1], 16)
+            if len(_chunk_sizes) < 65536 and line.isalnum():
+                _chunk_sizes[line] = size
+        if size == 0:
+            self._scanned = 0
+            self._state = self._trailers
+        else:
+            self._remaining = size
+            self._state = self._chunk_body
+        return cut + 1
+
+    def _chunk_body(self, data: bytes) -> int:
+        remaining = self._remaining
+        assert remaining is not None
+        if len(data) < remaining:
+            self._remaining = remaining - len(data)
+            self._on_data(self._ts_ns, data)
+            return len(data)
+        self._on_data(self._ts_ns, data[:remaining])
+        self._state = self._chunk_end
+        return remaining
+
+    def _chunk_end(self, data: bytes) -> int:
+        if data.startswith(b"\r\n"):
+            self._state = self._chunk_header
+            return 2
+        if data.startswith(b"\n"):
+            self._state = self._chunk_header
+            return 1
+        if data == b"\r":
+            return -1
+        self._anomaly("http_bad_chunk")
+        self._state = self._find_chunk
+        return 0
+
+    def _trailers(self, data: bytes) -> int:
+        """Trailer lines up to an empty one (RFC 9112 7.1.2); their content is of no use here."""
+        cut = data.find(b"\n", self._scanned)
+        if cut < 0:
+            self._scanned = len(data)
+            if len(data) > limits.MAX_HEAD_BYTES:
+                self._anomaly("http_head_limit")
+                self._finish("complete")
+                self._state = self._find_start
+                return len(data)
+            # Some servers send "0\r\n" and go on with the next message on the connection.
+            return -1
+        self._scanned = 0
+        if not data[:cut].rstrip(b"\r"):
+            self._finish("complete")
+        elif self._start.match(data):
+            self._finish("complete")
+            return 0
+        return cut + 1
+
+    def _find_chunk(self, data: bytes) -> int:
+        """Inside a chunked body after damage: the next chunk whose end is where it says, or the next message."""
+        at = 0
+        while True:
+            found = _CHUNK_START.search(data, at)
+            message = self._start.search(data, at, found.start() if found else len(data))
+            if message is not None:
+                if message.start():
+                    self._on_data(self._ts_ns, data[: message.start()])
+                self._lose("damage")
+                return message.start()
+            if found is None:
+                # A chunk header is short: what may be the beginning of one stays.
+                keep = len(data) - max(0, len(data) - 32)
+                if len(data) > keep:
+                    self._on_data(self._ts_ns, data[: len(data) - keep])
+                    return len(data) - keep
+                return -1
+            size = int(found[1], 16)
+            after = found.end() + size
+            if size == 0 or after + 2 > len(data) or data[after : after + 2] == b"\r\n":
+                if found.start():
+                    self._on_data(self._ts_ns, data[: found.start()])
+                self._anomaly("http_resync")
+                self._state = self._chunk_header
+                return found.start() + (2 if data[found.start()] == 13 else 0)
+            at = found.start() + 1
+
+    # --- heads --------------------------------------------------------------------------------------------------------
+
+    def _may_be_start(self, data: bytes) -> bool:
+        raise NotImplementedError
+
+    def _parse_start(self, line: bytes, headers: Headers) -> Head | None:
+        raise NotImplementedError
+
+    def _begin(self, head: Head) -> None:
+        raise NotImplementedError
+
+    def _parse_head(self, block: bytes) -> Head | None:
+        if b"\n" in block and block.count(b"\n") != block.count(b"\r\n"):
+            self._anomaly("http_bare_lf")
+        first, _, rest = block.partition(b"\n")
+        headers: Headers = []
+        for line in rest.split(b"\n"):
+            line = line.rstrip(b"\r")
+            if line[:1] in (b" ", b"\t") and headers:
+                self._anomaly("http_obs_fold")
+                name, value = headers[-1]
+                headers[-1] = name, value + b" " + line.strip(b" \t")
+                continue
+            name, colon, value = line.partition(b":")
+            if not colon or not name:
+                if line:
+                    self._anomaly("http_bad_head")
+                continue
+            headers.append((name.rstrip(b" \t").lower(), value.strip(b" \t")))
+        return self._parse_start(first.rstrip(b"\r"), headers)
+
+    def _content_length(self, head: Head) -> int | None:
+        """The length, or None where there is none or none that can be believed."""
+        values = {part.strip() for value in head.all(b"content-length") for part in value.split(b",")}
+        if not values:
+            return None
+        value = values.pop()
+        if values or not value.isdigit() or len(value) > 15:
+            self._anomaly("http_bad_length")
+            return None
+        return int(value)
+
+    def _is_chunked(self, head: Head) -> bool:
+        codings = b",".join(head.all(b"transfer-encoding")).lower()
+        if not codings:
+            return False
+        if head.get(b"content-length") is not None:
+            self._anomaly("http_length_and_chunked")
+        return codings.rpartition(b",")[2].strip() == b"chunked"
+
+    # --- bodies -------------------------------------------------------------------------------------------------------
+
+    def _start_body(self, head: Head, *, length: int | None, chunked: bool, to_end: bool) -> None:
+        body = self._body = self._on_head(head)
+        self._on_data = body.data
+        self._complete_at_end = False
+        if body.bodiless:
+            self._finish("complete")
+            if body.is_tunnel:
+                self.pass_through()
+        elif chunked:
+            self._state = self._chunk_header
+        elif length is not None:
+            self._remaining = length
+            if length:
+                self._state = self._fixed_body
+            else:
+                self._finish("complete")
+        elif to_end:
+            self._complete_at_end = True
+            self._remaining = None
+            self._state = self._body_to_end
+        else:
+            self._finish("complete")
+
+    def _finish(self, how: str) -> None:
+        body, self._body = self._body, None
+        self._on_data = self._discard
+        self._scanned = 0
+        self._state = self._at_start
+        if body is not None:
+            body.end(self._ts_ns, how)
+
+    def _lose(self, how: str) -> None:
+        self._finish(how)
+        self._state = self._find_start
+
+    def _drop_buffer(self) -> None:
+        self._buffer = b""
+        self._scanned = 0
+
+    def _discard(self, ts_ns: int, data: bytes) -> None:
+        pass
+
+
+_REQUEST_HINT = re.compile(rb"(?:" + _METHODS + rb"|HTTP/)")
+
+
+class RequestParser(MessageParser):
+    """The client's direction."""
+
+    __slots__ = ()
+    _start = _REQUEST_START
+
+    def _may_be_start(self, data: bytes) -> bool:
+        line = data.partition(b"\n")
+        if line[1]:
+            return _REQUEST_LINE.fullmatch(line[0].rstrip(b"\r")) is not None
+        method, space, _ = data.partition(b" ")
+        return len(method) <= 32 and (not space or method.isalpha() or b"-" in method) and not method.strip(_TOKEN)
+
+    def _parse_start(self, line: bytes, headers: Headers) -> Head | None:
+        match = _REQUEST_LINE.fullmatch(line)
+        if match is None or match[3] != b"1":
+            return None
+        target = match[2].decode("latin-1")
+        version = f"{int(match[3])}.{int(match[4])}"
+        return Head(self._head_ns, version, headers, method=match[1].decode("ascii"), target=target)
+
+    def _begin(self, head: Head) -> None:
+        chunked = self._is_chunked(head)
+        self._start_body(head, length=None if chunked else self._content_length(head), chunked=chunked, to_end=False)
+
+
+class ResponseParser(MessageParser):
+    """The server's direction. Message body length: RFC 9112 section 6.3."""
+
+    __slots__ = ()
+    _start = _STATUS_START
+
+    def _may_be_start(self, data: bytes) -> bool:
+        line, newline, _ = data.partition(b"\n")
+        if newline:
+            return _STATUS_LINE.fullmatch(line.rstrip(b"\r")) is not None
+        return b"HTTP/1.".startswith(data[:7])
+
+    def _parse_start(self, line: bytes, headers: Headers) -> Head | None:
+        match = _STATUS_LINE.fullmatch(line)
+        if match is None or match[1] != b"1":
+            return None
+        return Head(self._head_ns, f"{int(match[1])}.{int(match[2])}", headers, status=int(match[3]))
+
+    def _begin(self, head: Head) -> None:
+        status = head.status
+        if 100 <= status < 200 and status != 101:
+            self._on_head(head)
+            self._state = self._at_start
+            return
+        if status in (101, 204, 304):
+            self._start_body(head, length=0, chunked=False, to_end=False)
+            if status == 101:
+                self.pass_through()
+            return
+        chunked = self._is_chunked(head)
+        length = None if chunked else self._content_length(head)
+        self._start_body(head, length=length, chunked=chunked, to_end=not chunked and length is None)
+
+
+def find_message(data: bytes) -> tuple[str, int] | None:
+    """Where the first request or response begins in bytes of unknown meaning: its kind and offset."""
+    if b"HTTP/1." not in data:
+        return None
+    request, response = _REQUEST_START.search(data), _STATUS_START.search(data)
+    if request is not None and (response is None or request.start() < response.start()):
+        return "request", request.start()
+    return ("response", response.start()) if response is not None else None
+
+
+_TOKEN = b"!#$%&'*+.^_`|~-0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -1,0 +1,230 @@
+"""One connection: what protocol it speaks, and which response answers which request.
+
+Protocol choice peeks at the first bytes of each direction and may say "not yet"; parsers never sniff. A direction whose first
+byte was not captured (or that opens with a preamble such as PROXY) is searched for the first message instead. Ports play no part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from llmsec_tap import limits
+from llmsec_tap.reassembly.flow import Flow, StreamSink
+from llmsec_tap.reassembly.http1 import BodySink, Head, MessageParser, RequestParser, ResponseParser, find_message
+
+_METHOD = re.compile(rb"[A-Z]{2,16} [^\r\n]")
+_PARTIAL_METHOD = re.compile(rb"[A-Z]{0,16}")
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113 section 3.4
+# How much of a connection that began with something else is searched for a message (a PROXY protocol header, STARTTLS banter).
+_PREAMBLE_BYTES = 4 * limits.KIB
+# What is kept of an unsynchronised direction while looking: a request line may have begun in it.
+_SEARCH_TAIL = 16 * limits.KIB
+
+
+class ExchangeSink(Protocol):
+    """One request and its response in the making."""
+
+    @property
+    def request(self) -> BodySink: ...
+
+    @property
+    def response(self) -> BodySink: ...
+
+    @property
+    def is_ended(self) -> bool:
+        """Both sides have ended."""
+
+    def request_head(self, head: Head) -> None: ...
+
+    def response_head(self, head: Head) -> None: ...
+
+    def anomaly(self, name: str) -> None: ...
+
+    def close(self, ts_ns: int, reason: str) -> None:
+        """The connection ended; whatever is missing will not come."""
+
+
+class ExchangeFactory(Protocol):
+    def __call__(self, flow: Flow, client: str, server: str, ordinal: int) -> ExchangeSink: ...
+
+
+class _Ignored:
+    """The body sink of a message that is no exchange of its own (an interim response)."""
+
+    bodiless = True
+    is_tunnel = False
+
+    def data(self, ts_ns: int, data: bytes) -> None:
+        pass
+
+    def gap(self, ts_ns: int, length: int | None) -> None:
+        pass
+
+    def end(self, ts_ns: int, how: str) -> None:
+        pass
+
+
+_IGNORED = _Ignored()
+
+
+class _Direction:
+    """One direction. `data` is replaced by the parser's own once the protocol is known: one call less per segment."""
+
+    __slots__ = ("_flow", "_parser", "_peeked", "_searching", "_seen", "address", "data", "peer")
+
+    peer: _Direction
+
+    def __init__(self, flow: HTTPFlow, address: str, *, joined_midstream: bool) -> None:
+        self._flow = flow
+        self.address = address
+        self._parser: MessageParser | None = None
+        self._peeked = b""
+        self._seen = 0
+        self._searching = joined_midstream
+        self.data: Callable[[int, bytes], None] = self._peek
+
+    def _peek(self, ts_ns: int, data: bytes) -> None:
+        self._seen += len(data)
+        data = self._peeked + data
+        self._peeked = b""
+        kind = None if self._searching else classify_start(data)
+        if kind == "more":
+            self._peeked = data
+        elif kind in ("request", "response"):
+            self._become(kind, ts_ns, data)
+        elif kind is not None and kind != "other":
+            self._flow.other_protocol(kind)
+        else:
+            self._search(ts_ns, data)
+
+    def _search(self, ts_ns: int, data: bytes) -> None:
+        self._searching = True
+        found = find_message(data)
+        if found is not None:
+            kind, at = found
+            if at and self._seen > len(data):
+                self._flow.anomaly("http_resync")
+            self._become(kind, ts_ns, data[at:])
+        elif not self._flow.facts.is_midstream and self._seen > _PREAMBLE_BYTES:
+            self._flow.other_protocol("unknown")
+        else:
+            self._peeked = data[-_SEARCH_TAIL:]
+
+    def _become(self, kind: str, ts_ns: int, data: bytes) -> None:
+        self._parser = self._flow.parser(self, kind)
+        self.data = self._parser.data
+        self._parser.data(ts_ns, data)
+
+    def gap(self, ts_ns: int, length: int | None) -> None:
+        if self._parser is not None:
+            self._parser.gap(ts_ns, length)
+        else:
+            self._peeked = b""
+            self._searching = True
+
+    def end(self, ts_ns: int, reason: str) -> None:
+        if self._parser is not None:
+            self._parser.end(ts_ns, reason)
+
+    def ignore(self) -> None:
+        self._peeked = b""
+        if self._parser is not None:
+            self._parser.pass_through()
+        else:
+            self.data = _IGNORED.data
+
+
+def classify_start(data: bytes) -> str:
+    """What a direction's first bytes are: request, response, http2, tls, other, or "more" where too few have come."""
+    if data.startswith(b"HTTP/"):
+        return "response" if len(data) > 7 and data[5:7] == b"1." else "more" if len(data) <= 7 else "other"
+    if data.startswith(_HTTP2_PREFACE[: max(4, min(len(data), len(_HTTP2_PREFACE)))]):
+        return "http2" if len(data) >= len(_HTTP2_PREFACE) else "more"
+    if data[:1] == b"\x16":
+        return "tls" if len(data) >= 3 and data[1] == 3 else "more" if len(data) < 3 else "other"
+    stripped = data.lstrip(b"\r\n")
+    if _METHOD.match(stripped):
+        return "request"
+    match = _PARTIAL_METHOD.match(stripped)
+    assert match is not None
+    rest = stripped[match.end() : match.end() + 2]
+    return "more" if rest in (b"", b" ") and len(match[0]) <= 16 else "other"
+
+
+class HTTPFlow:
+    """A `FlowSink`. Exchanges come from `factory`; protocols that are not decoded are told to `on_protocol` once."""
+
+    __slots__ = ("_factory", "_on_protocol", "_waiting", "anomaly_sink", "facts", "first", "open", "ordinal", "second")
+
+    def __init__(self, facts: Flow, factory: ExchangeFactory, on_protocol: Callable[[str], None], on_anomaly: Callable[[str], None]) -> None:
+        self.facts = facts
+        self._factory = factory
+        self._on_protocol = on_protocol
+        self.anomaly_sink = on_anomaly
+        self._waiting: deque[ExchangeSink] = deque()  # requests without an answer yet, oldest first
+        self.open: list[ExchangeSink] = []  # exchanges of which either side is unfinished
+        self.ordinal = 0
+        self.first: StreamSink = _Direction(self, facts.first, joined_midstream=facts.is_midstream)
+        self.second: StreamSink = _Direction(self, facts.second, joined_midstream=facts.is_midstream)
+        assert isinstance(self.first, _Direction)
+        assert isinstance(self.second, _Direction)
+        self.first.peer, self.second.peer = self.second, self.first
+
+    def anomaly(self, name: str) -> None:
+        """An oddity of the connection: counted, and shown on the exchanges that are under way."""
+        self.anomaly_sink(name)
+        for exchange in self.open:
+            exchange.anomaly(name)
+
+    def close(self, ts_ns: int, reason: str) -> None:
+        for exchange in self.open:
+            exchange.close(ts_ns, reason)
+        self.open.clear()
+        self._waiting.clear()
+
+    # --- called by the directions -------------------------------------------------------------------------------------
+
+    def parser(self, direction: _Direction, kind: str) -> MessageParser:
+        if kind == "request":
+            return RequestParser(lambda head: self._request(direction, head), self.anomaly)
+        return ResponseParser(lambda head: self._response(direction, head), self.anomaly)
+
+    def other_protocol(self, name: str) -> None:
+        self._on_protocol(name)
+        for direction in (self.first, self.second):
+            assert isinstance(direction, _Direction)
+            direction.ignore()
+
+    # --- pairing ------------------------------------------------------------------------------------------------------
+
+    def _new(self, client: str, server: str) -> ExchangeSink:
+        exchange = self._factory(self.facts, client, server, self.ordinal)
+        self.ordinal += 1
+        self.open = [*(held for held in self.open if not held.is_ended), exchange]
+        return exchange
+
+    def _request(self, direction: _Direction, head: Head) -> BodySink:
+        exchange = self._new(direction.address, direction.peer.address)
+        exchange.request_head(head)
+        if len(self._waiting) >= limits.MAX_PIPELINED_REQUESTS:
+            self.anomaly("http_pipeline_limit")
+            self._waiting.popleft()
+        self._waiting.append(exchange)
+        return exchange.request
+
+    def _response(self, direction: _Direction, head: Head) -> BodySink:
+        if 100 <= head.status < 200 and head.status != 101:
+            return _IGNORED
+        if self._waiting:
+            exchange = self._waiting.popleft()
+        else:
+            exchange = self._new(direction.peer.address, direction.address)
+            if not self.facts.is_midstream:
+                exchange.anomaly("http_unsolicited_response")
+        exchange.response_head(head)
+        if head.status == 101 or exchange.response.is_tunnel:
+            direction.peer.ignore()
+        return exchange.response

@@ -1,0 +1,174 @@
+"""Streams of JSON values: one per line (NDJSON, Ollama), and the elements of one array (Gemini without `alt=sse`).
+
+Both give each value's bytes as an event, when its last byte has come. Neither parses JSON: the array scanner only follows
+strings and brackets (RFC 8259), so damage inside a value is found by the decoder, and its own bound is limits.MAX_EVENT_BYTES.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from llmsec_tap.limits import MAX_EVENT_BYTES
+from llmsec_tap.reassembly.sse import EventSink
+
+_WHITE = b" \t\r\n"
+
+
+class NDJSONParser:
+    """Lines that are not blank, ended by LF or CRLF (NUL too: old SGLang versions used it); `end` gives an unfinished last one."""
+
+    __slots__ = ("_anomaly", "_buffer", "_on_event", "_scanned", "_skipping", "unfinished")
+
+    def __init__(self, on_event: EventSink, on_anomaly: Callable[[str], None]) -> None:
+        self._on_event = on_event
+        self._anomaly = on_anomaly
+        self._buffer = bytearray()
+        self._scanned = 0
+        self._skipping = False
+        self.unfinished = False
+
+    def feed(self, ts_ns: int, data: bytes) -> None:
+        if b"\0" in data:
+            data = data.replace(b"\0", b"\n")
+        buffer = self._buffer
+        if not buffer and not self._skipping and data.find(b"\n") == len(data) - 1:
+            line = data.strip(_WHITE)
+            if line:
+                self._on_event(ts_ns, None, line)
+            return
+        buffer += data
+        start = 0
+        while (end := buffer.find(b"\n", max(start, self._scanned))) >= 0:
+            line = bytes(buffer[start:end]).strip(_WHITE)
+            start = end + 1
+            if self._skipping:
+                self._skipping = False
+            elif line:
+                self._on_event(ts_ns, None, line)
+        if start:
+            del buffer[:start]
+        self._scanned = len(buffer)
+        if len(buffer) > MAX_EVENT_BYTES:
+            self._anomaly("event_limit")
+            self._skipping = True
+            buffer.clear()
+            self._scanned = 0
+
+    def gap(self) -> None:
+        self._buffer.clear()
+        self._scanned = 0
+        self._skipping = True  # up to the next line end
+
+    def end(self, ts_ns: int) -> None:
+        line = bytes(self._buffer).strip(_WHITE)
+        self._buffer.clear()
+        if line and not self._skipping:
+            self.unfinished = True
+            self._on_event(ts_ns, None, line)
+
+
+_OUTSIDE = re.compile(rb'["\[\]{},]')
+_IN_STRING = re.compile(rb'[\\"]')
+
+
+class JSONArrayParser:
+    """Elements of a top-level array as they end. A top-level value that is no array is one element, given at its end."""
+
+    __slots__ = ("_anomaly", "_at", "_buffer", "_depth", "_in_string", "_on_event", "_skipping", "_started", "_start", "unfinished")
+
+    def __init__(self, on_event: EventSink, on_anomaly: Callable[[str], None]) -> None:
+        self._on_event = on_event
+        self._anomaly = on_anomaly
+        self._buffer = bytearray()
+        self._at = 0  # scanned up to here
+        self._start = 0  # where the current element begins
+        self._depth = 0
+        self._in_string = False
+        self._skipping = False
+        self._started = False
+        self.unfinished = False
+
+    def feed(self, ts_ns: int, data: bytes) -> None:
+        buffer = self._buffer
+        buffer += data
+        if not self._started:
+            if not buffer.lstrip(_WHITE):
+                return
+            self._started = True
+            lead = len(buffer) - len(buffer.lstrip(_WHITE))
+            if buffer[lead] == 0x5B:
+                self._at = self._start = lead + 1
+                self._depth = 1
+            else:
+                self._at = self._start = lead
+        self._scan(ts_ns)
+        if self._start:
+            del buffer[: self._start]
+            self._at -= self._start
+            self._start = 0
+        if len(buffer) > MAX_EVENT_BYTES:
+            self._anomaly("event_limit")
+            self.gap()
+
+    def _scan(self, ts_ns: int) -> None:
+        buffer = self._buffer
+        size = len(buffer)
+        while self._at < size:
+            if self._in_string:
+                found = _IN_STRING.search(buffer, self._at)
+                if found is None:
+                    self._at = size
+                    return
+                if found[0] == b"\\":
+                    if found.end() == size:
+                        self._at = found.start()  # its second byte is still to come
+                        return
+                    self._at = found.end() + 1
+                else:
+                    self._in_string = False
+                    self._at = found.end()
+                continue
+            found = _OUTSIDE.search(buffer, self._at)
+            if found is None:
+                self._at = size
+                return
+            self._at = found.end()
+            mark = buffer[found.start()]
+            if mark == 0x22:
+                self._in_string = True
+            elif mark in b"[{":
+                self._depth += 1
+            elif mark in b"]}":
+                self._depth -= 1
+                if self._depth <= 0:
+                    self._element(ts_ns, found.start() if mark == 0x5D else found.end(), found.end())
+                    self._depth = 0
+            elif self._depth == 1:
+                self._element(ts_ns, found.start(), found.end())
+            if self._depth == 1 and mark == 0x7D:  # an object element is whole: do not wait for the comma behind it
+                self._element(ts_ns, found.end(), found.end())
+
+    def _element(self, ts_ns: int, end: int, next_start: int) -> None:
+        value = bytes(self._buffer[self._start : end]).strip(_WHITE)
+        self._start = next_start
+        if self._skipping:
+            self._skipping = False
+        elif value:
+            self._on_event(ts_ns, None, value)
+
+    def gap(self) -> None:
+        """Nesting is unknown after lost bytes; servers put each element's own line start there, so look for the next `{` at depth 1."""
+        self._buffer.clear()
+        self._at = self._start = 0
+        self._in_string = False
+        self._started = True
+        self._depth = 1
+        self._skipping = True
+
+    def end(self, ts_ns: int) -> None:
+        value = bytes(self._buffer[self._start :]).strip(_WHITE)
+        self._buffer.clear()
+        if value and not self._skipping:
+            self.unfinished = self._depth > 0
+            self._on_event(ts_ns, None, value)

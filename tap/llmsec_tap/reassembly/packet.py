@@ -1,0 +1,217 @@
+"""Link, network and transport headers down to TCP segments.
+
+Rules
+- No object per packet: one `unpack_from` reads the headers of the usual frame (Ethernet, IPv4 without options, TCP) at once;
+  everything else takes the general path below it.
+- A frame is a region `buf[start:end]` of a larger buffer; only the TCP payload is copied out.
+- A length field that contradicts another is damage: the packet is counted (`packet_malformed`) and skipped.
+- Fragments are counted and skipped: no LLM server sends fragmented TCP, and a reassembler is a way to hide bytes.
+
+Link types: https://www.tcpdump.org/linktypes.html. IPv6 extension headers: RFC 8200 section 4.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Protocol
+
+LINKTYPE_NULL = 0
+LINKTYPE_ETHERNET = 1
+LINKTYPE_RAW = 101
+LINKTYPE_LOOP = 108
+LINKTYPE_LINUX_SLL = 113
+LINKTYPE_IPV4 = 228
+LINKTYPE_IPV6 = 229
+LINKTYPE_LINUX_SLL2 = 276
+# DLT_RAW as OpenBSD and Linux number it; written to files by old libpcap versions.
+_DLT_RAW = (12, 14)
+
+PROTO_TCP = 6
+_ETHERTYPE_IPV4 = 0x0800
+_ETHERTYPE_IPV6 = 0x86DD
+# 802.1Q, 802.1ad (QinQ) and the older QinQ type.
+_ETHERTYPE_VLAN = frozenset((0x8100, 0x88A8, 0x9100))
+_MAX_VLAN_TAGS = 4
+_MAX_EXTENSION_HEADERS = 12
+# Hop-by-hop, routing, destination options, mobility, HIP, shim6: length in 8 octets, not counting the first.
+_IPV6_EXTENSIONS = frozenset((0, 43, 60, 135, 139, 140))
+_IPV6_FRAGMENT = 44
+_IPV6_AUTH = 51
+
+PacketHandler = Callable[[int, bytes, int, int, int], None]
+"""(capture time in ns, buffer, start, end, length on the wire)"""
+
+
+class SegmentSink(Protocol):
+    """Takes TCP segments. `key` is source address, destination address, source port, destination port, as on the wire."""
+
+    def segment(self, ts_ns: int, key: bytes, seq: int, ack: int, flags: int, payload: bytes, missing: int = 0) -> None: ...
+
+    def anomaly(self, name: str) -> None: ...
+
+
+class PacketDecoder:
+    """Frames in, TCP segments out to a `SegmentSink`. `ports`, where given, keeps only segments from or to one of them."""
+
+    __slots__ = ("_anomaly", "_ports", "_segment", "non_tcp")
+
+    def __init__(self, sink: SegmentSink, ports: frozenset[int] | None = None) -> None:
+        self._segment = sink.segment
+        self._anomaly = sink.anomaly
+        self._ports = ports
+        self.non_tcp = 0
+        if ports is not None:
+            self._segment = self._filtered(sink.segment, ports)  # type: ignore[method-assign]
+
+    @staticmethod
+    def _filtered(forward: Callable[..., None], ports: frozenset[int]) -> Callable[..., None]:
+        wanted = frozenset(struct.pack(">H", port) for port in ports)
+
+        def segment(ts_ns: int, key: bytes, seq: int, ack: int, flags: int, payload: bytes, missing: int = 0) -> None:
+            if key[-2:] in wanted or key[-4:-2] in wanted:
+                forward(ts_ns, key, seq, ack, flags, payload, missing)
+
+        return segment
+
+    def handler(self, linktype: int) -> PacketHandler:
+        """The function that decodes frames of this link type; an unknown type gets one that counts and skips."""
+        if linktype == LINKTYPE_ETHERNET:
+            return self._ethernet
+        if linktype in (LINKTYPE_RAW, LINKTYPE_IPV4, LINKTYPE_IPV6, *_DLT_RAW):
+            return self._raw
+        if linktype in (LINKTYPE_NULL, LINKTYPE_LOOP):
+            return self._null
+        if linktype == LINKTYPE_LINUX_SLL:
+            return self._sll
+        if linktype == LINKTYPE_LINUX_SLL2:
+            return self._sll2
+        return self._unknown
+
+    def _unknown(self, ts_ns: int, buf: bytes, start: int, end: int, wire_len: int) -> None:
+        self._anomaly("linktype_unknown")
+
+    # ethertype, version+ihl, total length, fragment, protocol, addresses+ports, seq, ack, data offset, flags
+    _FAST = struct.Struct(">12xHBxH2xHxB2x12sIIBB").unpack_from
+
+    def _ethernet(
+        self,
+        ts_ns: int,
+        buf: bytes,
+        start: int,
+        end: int,
+        wire_len: int,
+        _fast: Callable[[bytes, int], tuple[int, int, int, int, int, bytes, int, int, int, int]] = _FAST,  # type: ignore[assignment]
+    ) -> None:
+        if end - start >= 54:
+            ethertype, version_ihl, total, fragment, protocol, key, seq, ack, offset, flags = _fast(buf, start)
+            if ethertype == _ETHERTYPE_IPV4 and version_ihl == 0x45 and protocol == PROTO_TCP and not fragment & 0x3FFF:
+                stop = start + 14 + total
+                data = start + 34 + (offset >> 4) * 4
+                if start + 54 <= data <= stop <= end:
+                    self._segment(ts_ns, key, seq, ack, flags, buf[data:stop])
+                    return
+            self._network(ts_ns, ethertype, buf, start + 14, end, start + wire_len)
+        elif end - start >= 14:
+            self._network(ts_ns, buf[start + 12] << 8 | buf[start + 13], buf, start + 14, end, start + wire_len)
+        else:
+            self._anomaly("packet_malformed")
+
+    def _raw(self, ts_ns: int, buf: bytes, start: int, end: int, wire_len: int) -> None:
+        if start >= end:
+            self._anomaly("packet_malformed")
+            return
+        ethertype = _ETHERTYPE_IPV6 if buf[start] >> 4 == 6 else _ETHERTYPE_IPV4
+        self._network(ts_ns, ethertype, buf, start, end, start + wire_len)
+
+    def _null(self, ts_ns: int, buf: bytes, start: int, end: int, wire_len: int) -> None:
+        # The 4-byte address family is in the capturing host's byte order, and its numbers differ by system: the IP version tells.
+        self._raw(ts_ns, buf, start + 4, end, wire_len - 4)
+
+    def _sll(self, ts_ns: int, buf: bytes, start: int, end: int, wire_len: int) -> None:
+        if end - start < 16:
+            self._anomaly("packet_malformed")
+            return
+        self._network(ts_ns, buf[start + 14] << 8 | buf[start + 15], buf, start + 16, end, start + wire_len)
+
+    def _sll2(self, ts_ns: int, buf: bytes, start: int, end: int, wire_len: int) -> None:
+        if end - start < 20:
+            self._anomaly("packet_malformed")
+            return
+        self._network(ts_ns, buf[start] << 8 | buf[start + 1], buf, start + 20, end, start + wire_len)
+
+    def _network(self, ts_ns: int, ethertype: int, buf: bytes, start: int, end: int, wire_end: int) -> None:
+        tags = 0
+        while ethertype in _ETHERTYPE_VLAN:
+            tags += 1
+            if start + 4 > end or tags > _MAX_VLAN_TAGS:
+                self._anomaly("packet_malformed")
+                return
+            ethertype = buf[start + 2] << 8 | buf[start + 3]
+            start += 4
+        if ethertype == _ETHERTYPE_IPV4:
+            self._ipv4(ts_ns, buf, start, end, wire_end)
+        elif ethertype == _ETHERTYPE_IPV6:
+            self._ipv6(ts_ns, buf, start, end, wire_end)
+        else:
+            self.non_tcp += 1
+
+    def _ipv4(self, ts_ns: int, buf: bytes, start: int, end: int, wire_end: int) -> None:
+        if end - start < 20 or buf[start] >> 4 != 4 or (header := (buf[start] & 15) * 4) < 20 or start + header > end:
+            self._anomaly("packet_malformed")
+            return
+        if (buf[start + 6] << 8 | buf[start + 7]) & 0x3FFF:  # more fragments, or an offset
+            self._anomaly("ip_fragment")
+            return
+        if buf[start + 9] != PROTO_TCP:
+            self.non_tcp += 1
+            return
+        total = buf[start + 2] << 8 | buf[start + 3]
+        # Captured before segmentation offload, a packet over 64 KiB states length 0: the frame's own length holds.
+        stop = start + total if total else wire_end
+        self._tcp(ts_ns, buf[start + 12 : start + 20], buf, start + header, end, stop)
+
+    def _ipv6(self, ts_ns: int, buf: bytes, start: int, end: int, wire_end: int) -> None:
+        if end - start < 40 or buf[start] >> 4 != 6:
+            self._anomaly("packet_malformed")
+            return
+        length = buf[start + 4] << 8 | buf[start + 5]
+        stop = start + 40 + length if length else wire_end  # jumbo or offloaded
+        kind, at = buf[start + 6], start + 40
+        for _ in range(_MAX_EXTENSION_HEADERS):
+            if kind == PROTO_TCP:
+                self._tcp(ts_ns, buf[start + 8 : start + 40], buf, at, end, stop)
+                return
+            if kind == _IPV6_FRAGMENT:
+                # An "atomic" fragment is whole (RFC 8200 4.5); any other is counted.
+                if at + 8 > end or (buf[at + 2] << 8 | buf[at + 3]) & 0xFFF9:
+                    self._anomaly("ip_fragment")
+                    return
+                kind, at = buf[at], at + 8
+            elif kind in _IPV6_EXTENSIONS and at + 2 <= end:
+                kind, at = buf[at], at + 8 + buf[at + 1] * 8
+            elif kind == _IPV6_AUTH and at + 2 <= end:
+                kind, at = buf[at], at + 8 + buf[at + 1] * 4
+            else:
+                self.non_tcp += 1
+                return
+            if at > end:
+                break
+        self._anomaly("packet_malformed")
+
+    def _tcp(self, ts_ns: int, addresses: bytes, buf: bytes, start: int, end: int, stop: int) -> None:
+        if end - start < 20 or (header := (buf[start + 12] >> 4) * 4) < 20 or start + header > stop:
+            self._anomaly("packet_malformed")
+            return
+        data = start + header
+        missing = 0
+        if stop > end:  # snap length
+            missing = stop - max(end, data)
+            if missing:
+                self._anomaly("packet_cut")
+            stop = end
+        seq, ack = _SEQ_ACK(buf, start + 4)
+        self._segment(ts_ns, addresses + buf[start : start + 4], seq, ack, buf[start + 13], buf[data:stop], missing)
+
+
+_SEQ_ACK = struct.Struct(">II").unpack_from
