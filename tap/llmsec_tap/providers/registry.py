@@ -4,13 +4,31 @@ from __future__ import annotations
 
 from typing import Final
 
+from llmsec_tap.providers.anthropic import AnthropicComplete, AnthropicMessages
 from llmsec_tap.providers.auxiliary import auxiliary
 from llmsec_tap.providers.base import JSON, Dialect, RequestView, ResponseView
+from llmsec_tap.providers.bedrock_converse import BedrockConverse
+from llmsec_tap.providers.bedrock_invoke import BedrockInvoke
+from llmsec_tap.providers.cohere import CohereChatV1, CohereChatV2, CohereEmbed, CohereGenerate
+from llmsec_tap.providers.gemini import GeminiEmbed, GeminiGenerate, VertexPredict
+from llmsec_tap.providers.hosted import (
+    AlephAlphaComplete,
+    CloudflareRun,
+    ReplicatePredict,
+    TritonGenerate,
+    WatsonxChat,
+    WatsonxEmbed,
+    WatsonxGenerate,
+)
 from llmsec_tap.providers.identity import identify
+from llmsec_tap.providers.inference_servers import LlamaCppCompletion, LlamaCppEmbedding, SGLangGenerate, VLLMGenerate
+from llmsec_tap.providers.ollama import OllamaChat, OllamaEmbed, OllamaEmbeddings, OllamaGenerate
 from llmsec_tap.providers.openai_chat import OpenAIChat
 from llmsec_tap.providers.openai_completions import MistralFIM, OpenAICompletions, OpenAIEmbeddings
+from llmsec_tap.providers.openai_responses import OpenAIResponses
+from llmsec_tap.providers.tgi import HFFeatureExtraction, HFTextGeneration, SageMakerInvoke, TGIGenerate
 
-__all__ = ["DIALECTS", "auxiliary", "by_api", "classify", "classify_response", "identify"]
+__all__ = ["DIALECTS", "auxiliary", "classify", "classify_response", "identify"]
 
 # Of two equal claims the earlier dialect has it.
 DIALECTS: Final[tuple[Dialect, ...]] = (
@@ -18,13 +36,38 @@ DIALECTS: Final[tuple[Dialect, ...]] = (
     OpenAICompletions(),
     MistralFIM(),
     OpenAIEmbeddings(),
+    OpenAIResponses(),
+    AnthropicMessages(),
+    AnthropicComplete(),
+    GeminiGenerate(),
+    GeminiEmbed(),
+    VertexPredict(),
+    BedrockConverse(),
+    BedrockInvoke(),
+    OllamaChat(),
+    OllamaGenerate(),
+    OllamaEmbed(),
+    OllamaEmbeddings(),
+    SageMakerInvoke(),
+    HFTextGeneration(),
+    HFFeatureExtraction(),
+    TGIGenerate(),
+    SGLangGenerate(),
+    VLLMGenerate(),
+    LlamaCppCompletion(),
+    LlamaCppEmbedding(),
+    CohereChatV2(),
+    CohereChatV1(),
+    CohereGenerate(),
+    CohereEmbed(),
+    WatsonxGenerate(),
+    WatsonxChat(),
+    WatsonxEmbed(),
+    AlephAlphaComplete(),
+    ReplicatePredict(),
+    CloudflareRun(),
+    TritonGenerate(),
 )
-
-_BY_API: Final[dict[str, Dialect]] = {dialect.api: dialect for dialect in DIALECTS}
-
-
-def by_api(api: str) -> Dialect | None:
-    return _BY_API.get(api)
 
 
 def classify(request: RequestView) -> Dialect | None:

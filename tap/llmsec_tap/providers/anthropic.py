@@ -1,0 +1,269 @@
+"""Anthropic Messages, and the older text completions.
+
+https://docs.claude.com/en/api/messages, .../messages-streaming, .../complete. The same bodies travel through Vertex AI
+(`publishers/anthropic/models/{model}:rawPredict`), Bedrock's InvokeModel, gateways, and servers that imitate the route (vLLM,
+SGLang, llama.cpp). Counts in `message_delta` are cumulative; pings and unknown events are to be ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar, Final
+
+from llmsec_tap.model import Message, Part
+from llmsec_tap.providers import messages
+from llmsec_tap.providers.base import (
+    JSON,
+    EventHandler,
+    NotJSON,
+    RequestView,
+    ResponseView,
+    dict_of,
+    dump_json,
+    list_of,
+    parse_json,
+    text_of,
+)
+from llmsec_tap.providers.dialect import BaseDialect
+from llmsec_tap.providers.draft import Draft
+from llmsec_tap.providers.failures import read_stream_failure
+from llmsec_tap.providers.usage import anthropic_usage
+
+_RAW_PREDICT: Final = re.compile(r"/publishers/anthropic/models/[^/]+:(stream)?[rR]awPredict$")
+_EVENTS: Final = frozenset(
+    ("message_start", "content_block_start", "content_block_delta", "content_block_stop", "message_delta", "message_stop")
+)
+
+
+class AnthropicMessages(BaseDialect):
+    api: ClassVar[str] = "anthropic.messages"
+    operation: ClassVar[str] = "chat"
+
+    def claims(self, request: RequestView) -> int:
+        if request.method != "POST":
+            return 0
+        path = request.path.rstrip("/")
+        if _RAW_PREDICT.search(path):
+            return 95
+        if not path.endswith("/messages") or "/threads/" in path:
+            return 0
+        if "anthropic-version" in request.headers:
+            return 90
+        if isinstance(request.get("messages"), list):
+            return 85 if "max_tokens" in request.body or "model" in request.body else 30
+        return 30 if path.endswith("/v1/messages") and not request.body_is_json else 0
+
+    def recognises(self, response: ResponseView, body: JSON) -> int:
+        if not isinstance(body, dict):
+            return 0
+        if body.get("type") == "message" and isinstance(body.get("content"), list) and "role" in body:
+            return 90
+        return 90 if body.get("type") in _EVENTS else 0
+
+    def decode_request(self, request: RequestView, draft: Draft) -> None:
+        draft.request_model = text_of(request.get("model"))
+        if draft.request_model is None and _RAW_PREDICT.search(request.path):
+            draft.request_model = request.segments[-1].rpartition(":")[0]
+        anthropic_request(request.body, draft)
+
+    def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
+        if isinstance(body, dict):
+            AnthropicReader(draft).whole(body, ts_ns)
+
+    def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
+        event = AnthropicReader(draft).event
+
+        def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
+            try:
+                value = parse_json(data, draft)
+            except NotJSON:
+                if data.strip() not in (b"", b"[DONE]"):
+                    draft.anomaly("event_bad_json")
+                return
+            if isinstance(value, dict):
+                event(value, ts_ns, name)
+
+        return on_event
+
+
+class AnthropicComplete(BaseDialect):
+    api: ClassVar[str] = "anthropic.complete"
+    operation: ClassVar[str] = "text_completion"
+
+    def claims(self, request: RequestView) -> int:
+        if request.method != "POST" or not request.path.rstrip("/").endswith("/complete"):
+            return 0
+        return 85 if "anthropic-version" in request.headers or request.get("max_tokens_to_sample") is not None else 0
+
+    def recognises(self, response: ResponseView, body: JSON) -> int:
+        return 80 if isinstance(body, dict) and body.get("type") == "completion" and "completion" in body else 0
+
+    def decode_request(self, request: RequestView, draft: Draft) -> None:
+        draft.request_model = text_of(request.get("model"))
+        messages.prompt(request.get("prompt"), draft)
+        messages.parameters(request.body, draft)
+
+    def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
+        body = dict_of(body)
+        if body.get("type") == "error" or isinstance(body.get("error"), dict):
+            read_stream_failure(body, draft)
+            return
+        if not isinstance(body.get("completion"), str):
+            return  # a ping
+        draft.response_id = draft.response_id or text_of(body.get("id"))
+        draft.response_model = draft.response_model or text_of(body.get("model"))
+        draft.text(ts_ns, 0, body["completion"])
+        reason = text_of(body.get("stop_reason"))
+        if reason:
+            draft.finish(0, reason)
+            draft.terminated = True
+
+
+class AnthropicReader:
+    """Whole answers and stream events. A tool's input may come whole at the start of its block, or as deltas: held until it stops."""
+
+    __slots__ = ("_draft", "_inputs", "_streamed")
+
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
+        self._inputs: dict[int, JSON] = {}
+        self._streamed: set[int] = set()
+
+    def whole(self, body: dict[str, JSON], ts_ns: int) -> None:
+        if isinstance(body.get("error"), dict):
+            read_stream_failure(body, self._draft)
+            return
+        self._head(body)
+        content = body.get("content")
+        blocks = [{"type": "text", "text": content}] if isinstance(content, str) else list_of(content)
+        for index, block in enumerate(blocks):
+            if isinstance(block, dict):
+                self._block(block, index, ts_ns)
+        self._flush(ts_ns)
+        self._draft.finish(0, text_of(body.get("stop_reason")))
+
+    def event(self, value: dict[str, JSON], ts_ns: int, name: str | None = None) -> None:
+        draft = self._draft
+        kind = value.get("type") or name
+        if kind == "content_block_delta":
+            delta = value.get("delta")
+            if not isinstance(delta, dict):
+                return
+            text = delta.get("text")
+            if isinstance(text, str):
+                draft.text(ts_ns, 0, text)
+                return
+            text = delta.get("partial_json")
+            if isinstance(text, str):
+                index = _index(value)
+                if text:
+                    self._streamed.add(index)
+                    draft.tool_call(ts_ns, 0, index, arguments=text)
+                return
+            text = delta.get("thinking")
+            if isinstance(text, str):
+                draft.reasoning(ts_ns, 0, text)
+        elif kind == "content_block_start":
+            self._block(dict_of(value.get("content_block")), _index(value), ts_ns)
+        elif kind == "content_block_stop":
+            self._close(_index(value), ts_ns)
+        elif kind == "message_start":
+            self._head(dict_of(value.get("message")))
+        elif kind == "message_delta":
+            anthropic_usage(value.get("usage"), draft)
+            draft.finish(0, text_of(dict_of(value.get("delta")).get("stop_reason")))
+        elif kind == "message_stop":
+            self._flush(ts_ns)
+            draft.terminated = True
+        elif kind == "error":
+            read_stream_failure(value, draft)
+            draft.terminated = True
+        elif kind == "message":  # a server that answers whole inside an event stream
+            self.whole(value, ts_ns)
+
+    def _head(self, message: dict[str, JSON]) -> None:
+        draft = self._draft
+        draft.response_id = draft.response_id or text_of(message.get("id")) or None
+        draft.response_model = draft.response_model or text_of(message.get("model")) or None
+        if draft.provider_hint is None and draft.response_id is not None:
+            if draft.response_id.startswith("msg_bdrk_"):
+                draft.provider_hint = "aws.bedrock"
+            elif draft.response_id.startswith("msg_vrtx_"):
+                draft.provider_hint = "gcp.vertex_ai"
+            elif draft.response_id.startswith("chatcmpl-"):
+                draft.provider_hint = "vllm"
+        anthropic_usage(message.get("usage"), draft)
+
+    def _block(self, block: dict[str, JSON], index: int, ts_ns: int) -> None:
+        draft = self._draft
+        kind = text_of(block.get("type")) or ""
+        if kind == "text":
+            text = text_of(block.get("text"))
+            if text is not None:
+                draft.text(ts_ns, 0, text)
+        elif kind == "thinking":
+            draft.reasoning(ts_ns, 0, text_of(block.get("thinking")) or "")
+        elif kind.endswith("tool_use"):  # tool_use is the client's; server_tool_use and mcp_tool_use ran already
+            self._inputs[index] = block.get("input")
+            draft.tool_call(ts_ns, 0, index, id=text_of(block.get("id")), name=text_of(block.get("name")), server_side=kind != "tool_use")
+
+    def _close(self, index: int, ts_ns: int) -> None:
+        if index in self._inputs:
+            given = self._inputs.pop(index)
+            if index not in self._streamed and given is not None:
+                self._draft.tool_call(ts_ns, 0, index, arguments=given if isinstance(given, str) else dump_json(given))
+
+    def _flush(self, ts_ns: int) -> None:
+        for index in list(self._inputs):
+            self._close(index, ts_ns)
+
+
+def anthropic_request(body: JSON, draft: Draft) -> None:
+    """`messages`, `system`, `tools` and scalars; shared with Bedrock and Vertex."""
+    if not isinstance(body, dict):
+        return
+    draft.messages.extend(m for m in map(_message, list_of(body.get("messages"))) if m is not None)
+    draft.input_text = messages.last_user_text(draft.messages)
+    messages.system(body.get("system"), draft)
+    messages.tools(body.get("tools"), draft)
+    messages.parameters(body, draft)
+
+
+def _message(message: JSON) -> Message | None:
+    if not isinstance(message, dict):
+        return None
+    content = message.get("content")
+    blocks: list[JSON] = [{"type": "text", "text": content}] if isinstance(content, str) else list_of(content)
+    return Message(role=text_of(message.get("role")) or "user", parts=[_block_part(b) for b in blocks if isinstance(b, dict)])
+
+
+def _block_part(block: dict[str, JSON]) -> Part:
+    kind = text_of(block.get("type")) or "other"
+    if kind.endswith("tool_use"):
+        value = block.get("input")
+        text = value if isinstance(value, str) else dump_json(value)
+        return Part(type="tool_call", id=text_of(block.get("id")), name=text_of(block.get("name")), arguments=text)
+    if kind.endswith("tool_result"):
+        return Part(type="tool_call_response", id=text_of(block.get("tool_use_id")), content=messages.plain_text(block.get("content")))
+    if kind == "thinking":
+        return Part(type="reasoning", content=text_of(block.get("thinking")) or "")
+    source = block.get("source")
+    if isinstance(source, dict):
+        modality = messages.modality_of(kind)
+        if isinstance(source.get("url"), str):
+            return messages.data_uri(source["url"], modality)
+        if isinstance(source.get("file_id"), str):
+            return Part(type="file", modality=modality, id=source["file_id"])
+        if source.get("type") == "base64":
+            return messages.base64_part(source.get("data"), modality, source.get("media_type"))
+        return Part(type="blob", modality=modality, mime_type=text_of(source.get("media_type")), size_bytes=_size(source.get("data")))
+    return messages.content_part(block)
+
+
+def _size(data: JSON) -> int | None:
+    return len(data) if isinstance(data, str) else None
+
+
+def _index(value: dict[str, JSON]) -> int:
+    index = value.get("index")
+    return index if isinstance(index, int) else 0

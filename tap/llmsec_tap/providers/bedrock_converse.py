@@ -1,0 +1,202 @@
+"""Amazon Bedrock Converse and ConverseStream: one shape for every model.
+
+https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_Converse.html and ..._ConverseStream.html. The model, a
+profile or an ARN (with its slash percent-encoded, or not) is in the path. Exceptions may come inside a stream that began with 200,
+and an unknown route is answered with 200 and `UnknownOperationException`. The field `p` of events is padding, not text.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar, Final
+
+from llmsec_tap.model import Message, Part
+from llmsec_tap.providers import messages
+from llmsec_tap.providers.base import (
+    JSON,
+    EventHandler,
+    NotJSON,
+    RequestView,
+    ResponseView,
+    dict_of,
+    dump_json,
+    list_of,
+    parse_json,
+    text_of,
+)
+from llmsec_tap.providers.dialect import BaseDialect
+from llmsec_tap.providers.draft import Draft
+from llmsec_tap.providers.usage import converse_usage
+
+_ROUTE: Final = re.compile(r"/model/.+/converse(-stream)?$")
+_EVENTS: Final = ("messageStart", "contentBlockStart", "contentBlockDelta", "contentBlockStop", "messageStop", "metadata")
+
+
+class BedrockConverse(BaseDialect):
+    api: ClassVar[str] = "bedrock.converse"
+    operation: ClassVar[str] = "chat"
+
+    def claims(self, request: RequestView) -> int:
+        return 95 if request.method == "POST" and _ROUTE.search(request.path) else 0
+
+    def recognises(self, response: ResponseView, body: JSON) -> int:
+        body = dict_of(body)
+        if "stopReason" in body and isinstance(dict_of(body.get("output")).get("message"), dict):
+            return 90
+        if response.content_type == "application/vnd.amazon.eventstream":
+            return 70 if "contentBlockIndex" in body or body.get("role") == "assistant" or "stopReason" in body else 0
+        return 0
+
+    def decode_request(self, request: RequestView, draft: Draft) -> None:
+        draft.request_model = model_in_path(request)
+        converse_request(request.body, draft)
+
+    def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
+        if isinstance(body, dict):
+            ConverseReader(draft).whole(body, ts_ns)
+
+    def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
+        event = ConverseReader(draft).event
+
+        def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
+            if name is not None and name.startswith("exception:"):
+                stream_exception(name, data, draft)
+                return
+            try:
+                value = parse_json(data, draft)
+            except NotJSON:
+                draft.anomaly("event_bad_json")
+                return
+            if isinstance(value, dict):
+                event(name or "", value, ts_ns)
+
+        return on_event
+
+
+class ConverseReader:
+    """Also reads Amazon Nova's own bodies, which have this shape inside InvokeModel."""
+
+    __slots__ = ("_draft",)
+
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
+
+    def whole(self, body: dict[str, JSON], ts_ns: int) -> None:
+        draft = self._draft
+        unknown = text_of(dict_of(body.get("Output")).get("__type"))
+        if unknown:
+            draft.error(unknown.rpartition("#")[2], text_of(dict_of(body.get("Output")).get("message")))
+            return
+        message = dict_of(dict_of(body.get("output")).get("message"))
+        for index, block in enumerate(list_of(message.get("content"))):
+            if isinstance(block, dict):
+                self._block(block, index, ts_ns)
+        draft.finish(0, text_of(body.get("stopReason")))
+        converse_usage(body.get("usage"), draft)
+
+    def event(self, name: str, value: dict[str, JSON], ts_ns: int) -> None:
+        draft = self._draft
+        if name == "contentBlockDelta":
+            delta = value.get("delta")
+            if isinstance(delta, dict):
+                self._block(delta, value.get("contentBlockIndex"), ts_ns)
+        elif name == "contentBlockStart":
+            start = value.get("start")
+            if isinstance(start, dict):
+                self._block(start, value.get("contentBlockIndex"), ts_ns)
+        elif name == "messageStop":
+            draft.finish(0, text_of(value.get("stopReason")))
+        elif name == "metadata":
+            converse_usage(value.get("usage"), draft)
+            draft.terminated = True
+
+    def _block(self, block: dict[str, JSON], index: JSON, ts_ns: int) -> None:
+        draft = self._draft
+        text = block.get("text")
+        if isinstance(text, str):
+            draft.text(ts_ns, 0, text)
+            return
+        thought = block.get("reasoningContent")
+        if isinstance(thought, dict):
+            inner = dict_of(thought.get("reasoningText")) or thought
+            draft.reasoning(ts_ns, 0, text_of(inner.get("text")) or "")
+            return
+        call = block.get("toolUse")
+        if isinstance(call, dict):
+            given = call.get("input")
+            draft.tool_call(
+                ts_ns,
+                0,
+                index if isinstance(index, int) else 0,
+                id=text_of(call.get("toolUseId")),
+                name=text_of(call.get("name")),
+                arguments=given if isinstance(given, str) else dump_json(given) if given is not None else None,
+                server_side=call.get("type") == "server_tool_use",
+            )
+
+
+def model_in_path(request: RequestView) -> str | None:
+    """What stands between `model` and the verb; an ARN that was not encoded keeps its slash."""
+    segments = request.segments
+    if "model" not in segments:
+        return None
+    return "/".join(segments[segments.index("model") + 1 : -1]) or None
+
+
+def stream_exception(name: str, data: bytes, draft: Draft) -> None:
+    """`:exception-type` of an event stream; the payload has the message."""
+    try:
+        body = dict_of(parse_json(data))
+    except NotJSON:
+        body = {}
+    draft.error(name.removeprefix("exception:"), text_of(body.get("message")) or text_of(body.get("Message")))
+    draft.terminated = True
+
+
+def converse_request(body: JSON, draft: Draft) -> None:
+    if not isinstance(body, dict):
+        return
+    for message in list_of(body.get("messages")):
+        if isinstance(message, dict):
+            content = message.get("content")
+            blocks: list[JSON] = [{"text": content}] if isinstance(content, str) else list_of(content)
+            parts = [_part(b) for b in blocks if isinstance(b, dict)]
+            draft.messages.append(Message(role=text_of(message.get("role")) or "user", parts=parts))
+    draft.input_text = messages.last_user_text(draft.messages)
+    messages.system(body.get("system"), draft)
+    for tool in list_of(dict_of(body.get("toolConfig")).get("tools")):
+        spec = dict_of(tool).get("toolSpec") or dict_of(tool).get("systemTool")
+        if isinstance(spec, dict):
+            messages.tools([spec], draft)
+    messages.parameters(body, draft, nested=("inferenceConfig",))
+
+
+def _part(block: dict[str, JSON]) -> Part:
+    text = block.get("text")
+    if isinstance(text, str):
+        return Part(type="text", content=text)
+    call = block.get("toolUse")
+    if isinstance(call, dict):
+        return Part(
+            type="tool_call", id=text_of(call.get("toolUseId")), name=text_of(call.get("name")), arguments=dump_json(call.get("input"))
+        )
+    result = block.get("toolResult")
+    if isinstance(result, dict):
+        texts = [
+            text_of(piece.get("text")) or dump_json(piece.get("json", piece))
+            for piece in list_of(result.get("content"))
+            if isinstance(piece, dict)
+        ]
+        return Part(type="tool_call_response", id=text_of(result.get("toolUseId")), content="\n".join(texts))
+    thought = block.get("reasoningContent")
+    if isinstance(thought, dict):
+        return Part(type="reasoning", content=text_of(dict_of(thought.get("reasoningText")).get("text")) or "")
+    for kind in ("image", "document", "video", "audio"):
+        media = block.get(kind)
+        if isinstance(media, dict):
+            source = dict_of(media.get("source"))
+            uri = dict_of(source.get("s3Location")).get("uri")
+            if isinstance(uri, str):
+                return messages.data_uri(uri, kind)
+            return messages.base64_part(source.get("bytes"), kind, media.get("format"))
+    return messages.content_part(block) if "type" in block else Part(type="other", name=next(iter(block), "other"))

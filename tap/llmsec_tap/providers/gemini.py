@@ -1,0 +1,278 @@
+"""Google Gemini, on the Gemini API and on Vertex AI.
+
+https://ai.google.dev/api/generate-content, https://ai.google.dev/api/embeddings and
+https://cloud.google.com/vertex-ai/generative-ai/docs/reference/rest. Streams come as SSE with `alt=sse`, else as one JSON array
+that grows. The model is in the path. Code Assist wraps both bodies once more, in `request` and `response`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar, Final
+
+from llmsec_tap.model import Framing, Message, Part, ToolDefinition
+from llmsec_tap.providers import messages
+from llmsec_tap.providers.base import (
+    JSON,
+    EventHandler,
+    NotJSON,
+    RequestView,
+    ResponseView,
+    dict_of,
+    dump_json,
+    list_of,
+    parse_json,
+    text_of,
+)
+from llmsec_tap.providers.dialect import BaseDialect
+from llmsec_tap.providers.draft import Draft
+from llmsec_tap.providers.failures import read_stream_failure
+from llmsec_tap.providers.usage import gemini_usage
+from llmsec_tap.providers.vectors import count_vectors, dimensions
+
+_GENERATE: Final = re.compile(r":(stream)?[gG]enerateContent$")
+_EMBED: Final = re.compile(r":(batchEmbedContents|embedContent|asyncBatchEmbedContent)$")
+_PREDICT: Final = re.compile(r"/publishers/[^/]+/models/[^/]+:predict$|/endpoints/[^/]+:predict$")
+
+
+class GeminiGenerate(BaseDialect):
+    api: ClassVar[str] = "gemini.generate"
+    operation: ClassVar[str] = "generate_content"
+
+    def claims(self, request: RequestView) -> int:
+        return 95 if request.method == "POST" and _GENERATE.search(request.path) else 0
+
+    def recognises(self, response: ResponseView, body: JSON) -> int:
+        if isinstance(body, list) and body:
+            body = body[0]
+        body = dict_of(body)
+        body = dict_of(body.get("response")) or body
+        candidates = list_of(body.get("candidates"))
+        if candidates and isinstance(candidates[0], dict) and ("content" in candidates[0] or "finishReason" in candidates[0]):
+            return 90
+        return 80 if "usageMetadata" in body else 0
+
+    def decode_request(self, request: RequestView, draft: Draft) -> None:
+        draft.request_model = model_in_path(request) or text_of(request.get("model"))
+        body = dict_of(request.body)
+        body = dict_of(body.get("request")) or body
+        contents = body.get("contents")
+        if isinstance(contents, str):
+            messages.prompt(contents, draft)
+        else:
+            entries = contents if isinstance(contents, list) else [contents]
+            draft.messages.extend(m for m in map(_content, entries) if m is not None)
+            draft.input_text = messages.last_user_text(draft.messages)
+        system = _content(body.get("systemInstruction") or body.get("system_instruction"))
+        if system is not None and system.parts:
+            draft.messages.insert(0, Message(role="system", parts=system.parts))
+        for tool in list_of(body.get("tools")):
+            _tool(tool, draft)
+        messages.parameters(body, draft, nested=("generationConfig", "generation_config"))
+
+    def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
+        reader = _Reader(draft)
+        for chunk in body if isinstance(body, list) else [body]:
+            if isinstance(chunk, dict):
+                reader.read(chunk, ts_ns)
+
+    def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
+        read = _Reader(draft).read
+
+        def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
+            try:
+                value = parse_json(data, draft)
+            except NotJSON:
+                if data.strip() not in (b"", b"[DONE]"):
+                    draft.anomaly("event_bad_json")
+                return
+            if isinstance(value, dict):
+                read(value, ts_ns)
+
+        return on_event
+
+    def framing(self, request: RequestView, response: ResponseView) -> Framing | None:
+        if "treamGenerateContent" in request.path and response.content_type == "application/json" and response.status < 400:
+            return "json-array"
+        return None
+
+
+class GeminiEmbed(BaseDialect):
+    api: ClassVar[str] = "gemini.embed"
+    operation: ClassVar[str] = "embeddings"
+
+    def claims(self, request: RequestView) -> int:
+        return 95 if request.method == "POST" and _EMBED.search(request.path) else 0
+
+    def decode_request(self, request: RequestView, draft: Draft) -> None:
+        draft.request_model = model_in_path(request)
+        body = dict_of(request.body)
+        entries = body.get("requests") if isinstance(body.get("requests"), list) else [body]
+        texts: list[str] = []
+        for entry in list_of(entries):
+            content = _content(dict_of(entry).get("content"))
+            if content is not None:
+                draft.messages.append(content)
+                texts += [part.content for part in content.parts if part.type == "text" and part.content is not None]
+        if texts:
+            draft.input_text = texts[-1]
+        messages.parameters(body, draft)
+
+    def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
+        body = dict_of(body)
+        vectors = list_of(body.get("embeddings")) or ([body["embedding"]] if isinstance(body.get("embedding"), dict) else [])
+        draft.embeddings = len(vectors)
+        if vectors:
+            draft.embedding_dimensions = dimensions(dict_of(vectors[0]).get("values"))
+        gemini_usage(body.get("usageMetadata"), draft)
+
+
+class VertexPredict(BaseDialect):
+    """`:predict` of Vertex AI: text embeddings, and the older text and chat models."""
+
+    api: ClassVar[str] = "vertex.predict"
+    operation: ClassVar[str] = "embeddings"
+
+    def claims(self, request: RequestView) -> int:
+        return 90 if request.method == "POST" and _PREDICT.search(request.path) and isinstance(request.get("instances"), list) else 0
+
+    def decode_request(self, request: RequestView, draft: Draft) -> None:
+        draft.request_model = model_in_path(request)
+        texts = []
+        for instance in list_of(request.get("instances")):
+            instance = dict_of(instance)
+            for key in ("content", "prompt"):
+                if isinstance(instance.get(key), str):
+                    texts.append(instance[key])
+                    if key == "prompt":
+                        draft.operation = "text_completion"
+        messages.prompt(texts, draft)
+        messages.parameters(request.get("parameters"), draft)
+
+    def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
+        predictions = [p for p in list_of(dict_of(body).get("predictions")) if isinstance(p, dict)]
+        vectors = [dict_of(p.get("embeddings")).get("values") for p in predictions if "embeddings" in p]
+        if vectors:
+            count_vectors(vectors, draft)
+        for index, prediction in enumerate(predictions):
+            if isinstance(prediction.get("content"), str):
+                draft.text(ts_ns, index, prediction["content"])
+
+
+class _Reader:
+    __slots__ = ("_calls", "_draft")
+
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
+        self._calls = 0
+
+    def read(self, chunk: dict[str, JSON], ts_ns: int) -> None:
+        draft = self._draft
+        inner = chunk.get("response")
+        if isinstance(inner, dict):
+            chunk = inner
+        if chunk.get("error"):
+            read_stream_failure(chunk, draft)
+            return
+        version = chunk.get("modelVersion")
+        if isinstance(version, str) and version:
+            draft.response_model = version
+        if not draft.response_id:
+            draft.response_id = text_of(chunk.get("responseId")) or None
+        for position, candidate in enumerate(list_of(chunk.get("candidates"))):
+            if isinstance(candidate, dict):
+                self._candidate(candidate, position, ts_ns)
+        usage = chunk.get("usageMetadata")
+        if usage is not None:
+            gemini_usage(usage, draft)
+
+    def _candidate(self, candidate: dict[str, JSON], position: int, ts_ns: int) -> None:
+        draft = self._draft
+        index = candidate.get("index")
+        if not isinstance(index, int):
+            index = position
+        for part in list_of(dict_of(candidate.get("content")).get("parts")):
+            if not isinstance(part, dict):
+                continue
+            text = part.get("text")
+            call = part.get("functionCall")
+            if isinstance(text, str):
+                if part.get("thought") is True:
+                    draft.reasoning(ts_ns, index, text)
+                else:
+                    draft.text(ts_ns, index, text)
+            elif isinstance(call, dict):
+                self._calls += 1
+                arguments = call.get("args")
+                draft.tool_call(
+                    ts_ns,
+                    index,
+                    self._calls,
+                    id=text_of(call.get("id")),
+                    name=text_of(call.get("name")),
+                    arguments=dump_json(arguments if arguments is not None else {}),
+                )
+        reason = candidate.get("finishReason")
+        if isinstance(reason, str) and reason:
+            draft.finish(index, reason)
+            draft.terminated = True
+
+
+def model_in_path(request: RequestView) -> str | None:
+    """`…/models/{model}:verb`; tuned models and endpoints likewise."""
+    segments = request.segments
+    for name in ("models", "tunedModels", "endpoints"):
+        if name in segments[:-1]:
+            model = "/".join(segments[segments.index(name) + 1 :])
+            return (model.rpartition(":")[0] or model) if ":" in model else model
+    return None
+
+
+def _content(content: JSON) -> Message | None:
+    if isinstance(content, str):
+        return Message(role="user", parts=[Part(type="text", content=content)])
+    if not isinstance(content, dict):
+        return None
+    parts = content.get("parts")
+    entries = parts if isinstance(parts, list) else [parts]
+    return Message(role=text_of(content.get("role")) or "user", parts=[p for p in map(_part, entries) if p is not None])
+
+
+def _part(part: JSON) -> Part | None:
+    if isinstance(part, str):
+        return Part(type="text", content=part)
+    if not isinstance(part, dict):
+        return None
+    text = part.get("text")
+    if isinstance(text, str):
+        return Part(type="reasoning" if part.get("thought") is True else "text", content=text)
+    call = part.get("functionCall") or part.get("function_call")
+    if isinstance(call, dict):
+        return Part(type="tool_call", id=text_of(call.get("id")), name=text_of(call.get("name")), arguments=dump_json(call.get("args")))
+    result = part.get("functionResponse") or part.get("function_response")
+    if isinstance(result, dict):
+        return Part(
+            type="tool_call_response",
+            id=text_of(result.get("id")),
+            name=text_of(result.get("name")),
+            content=dump_json(result.get("response")),
+        )
+    blob = part.get("inlineData") or part.get("inline_data")
+    if isinstance(blob, dict):
+        mime = text_of(blob.get("mimeType")) or text_of(blob.get("mime_type"))
+        return messages.base64_part(blob.get("data"), messages.modality_of(mime or ""), mime)
+    file = part.get("fileData") or part.get("file_data")
+    if isinstance(file, dict):
+        mime = text_of(file.get("mimeType")) or text_of(file.get("mime_type"))
+        uri = text_of(file.get("fileUri")) or text_of(file.get("file_uri")) or ""
+        return messages.data_uri(uri, messages.modality_of(mime or ""))
+    return Part(type="other", name=next((k for k in part if k != "thoughtSignature"), "other"))
+
+
+def _tool(tool: JSON, draft: Draft) -> None:
+    tool = dict_of(tool)
+    declared = tool.get("functionDeclarations") or tool.get("function_declarations")
+    if declared is not None:
+        messages.tools(declared, draft)
+        return
+    draft.tools.extend(ToolDefinition(name=name) for name in list(tool)[:16])

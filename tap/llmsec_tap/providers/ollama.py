@@ -1,0 +1,146 @@
+"""Ollama's own API, also served by SGLang and by LM Studio-like servers in its place.
+
+https://github.com/ollama/ollama/blob/main/docs/api.md. Streams are JSON lines, and streaming is what happens without `stream`.
+The last line has `done: true` and the counts; durations are nanoseconds; `context` is token ids, not text.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from llmsec_tap.model import Framing
+from llmsec_tap.providers import messages
+from llmsec_tap.providers.base import JSON, RequestView, ResponseView, dict_of, int_of, list_of, text_of
+from llmsec_tap.providers.dialect import BaseDialect
+from llmsec_tap.providers.draft import Draft
+from llmsec_tap.providers.failures import read_stream_failure
+from llmsec_tap.providers.vectors import count_vectors, dimensions
+
+
+class _Ollama(BaseDialect):
+    route: ClassVar[str] = ""
+    wants: ClassVar[str] = ""
+
+    def claims(self, request: RequestView) -> int:
+        if request.method != "POST" or not request.path.rstrip("/").endswith(self.route):
+            return 0
+        # The routes are too plain to be taken alone: many web applications have an `/api/chat`.
+        return 80 if isinstance(request.get("model"), str) and self.wants in request.body else 0
+
+    def framing(self, request: RequestView, response: ResponseView) -> Framing | None:
+        if request.get("stream") is not False and response.status < 400 and response.content_type in ("", "text/plain"):
+            return "ndjson"
+        return None
+
+    def _closing(self, value: dict[str, JSON], draft: Draft) -> None:
+        draft.response_model = text_of(value.get("model")) or draft.response_model
+        if (count := int_of(value.get("prompt_eval_count"))) is not None:
+            draft.usage.input_tokens = count
+        if (count := int_of(value.get("eval_count"))) is not None:
+            draft.usage.output_tokens = count
+        if value.get("done") is True:
+            draft.finish(0, text_of(value.get("done_reason")))
+            draft.terminated = True
+        if value.get("error"):
+            read_stream_failure(value, draft)
+
+
+class OllamaChat(_Ollama):
+    api: ClassVar[str] = "ollama.chat"
+    operation: ClassVar[str] = "chat"
+    route: ClassVar[str] = "/api/chat"
+    wants: ClassVar[str] = "messages"
+
+    def recognises(self, response: ResponseView, body: JSON) -> int:
+        body = dict_of(body)
+        return 85 if isinstance(body.get("message"), dict) and "created_at" in body and "done" in body else 0
+
+    def decode_request(self, request: RequestView, draft: Draft) -> None:
+        draft.request_model = text_of(request.get("model"))
+        messages.chat_messages(request.get("messages"), draft)
+        messages.tools(request.get("tools"), draft)
+        messages.parameters(request.body, draft, nested=("options",))
+
+    def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
+        body = dict_of(body)
+        message = body.get("message")
+        if isinstance(message, dict):
+            thought = text_of(message.get("thinking"))
+            if thought:
+                draft.reasoning(ts_ns, 0, thought)
+            text = text_of(message.get("content"))
+            if text is not None:
+                draft.text(ts_ns, 0, text)
+            for call in list_of(message.get("tool_calls")):
+                part = messages.tool_call_part(call)
+                known = draft.choice(0).tool_calls
+                draft.tool_call(ts_ns, 0, len(known), id=part.id, name=part.name, arguments=part.arguments)
+        self._closing(body, draft)
+
+
+class OllamaGenerate(_Ollama):
+    api: ClassVar[str] = "ollama.generate"
+    operation: ClassVar[str] = "text_completion"
+    route: ClassVar[str] = "/api/generate"
+    wants: ClassVar[str] = "prompt"
+
+    def recognises(self, response: ResponseView, body: JSON) -> int:
+        body = dict_of(body)
+        return 85 if isinstance(body.get("response"), str) and "created_at" in body and "done" in body else 0
+
+    def decode_request(self, request: RequestView, draft: Draft) -> None:
+        draft.request_model = text_of(request.get("model"))
+        messages.prompt(request.get("prompt"), draft)
+        for image in list_of(request.get("images")):
+            if draft.messages:
+                draft.messages[-1].parts.append(messages.base64_part(image, "image"))
+        if request.get("system"):
+            messages.system(request.get("system"), draft)
+        messages.parameters(request.body, draft, nested=("options",))
+
+    def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
+        body = dict_of(body)
+        thought = text_of(body.get("thinking"))
+        if thought:
+            draft.reasoning(ts_ns, 0, thought)
+        text = text_of(body.get("response"))
+        if text is not None:
+            draft.text(ts_ns, 0, text)
+        self._closing(body, draft)
+
+
+class OllamaEmbed(_Ollama):
+    api: ClassVar[str] = "ollama.embed"
+    operation: ClassVar[str] = "embeddings"
+    route: ClassVar[str] = "/api/embed"
+    wants: ClassVar[str] = "input"
+
+    def recognises(self, response: ResponseView, body: JSON) -> int:
+        body = dict_of(body)
+        return 60 if isinstance(body.get("embeddings"), list) and "total_duration" in body else 0
+
+    def decode_request(self, request: RequestView, draft: Draft) -> None:
+        draft.request_model = text_of(request.get("model"))
+        messages.prompt(request.get(self.wants), draft)
+        messages.parameters(request.body, draft, nested=("options",))
+
+    def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
+        body = dict_of(body)
+        if isinstance(body.get("embeddings"), list):
+            count_vectors(body["embeddings"], draft)
+        elif isinstance(body.get("embedding"), list):
+            draft.embeddings = 1
+            draft.embedding_dimensions = dimensions(body["embedding"])
+        self._closing(body, draft)
+
+
+class OllamaEmbeddings(OllamaEmbed):
+    """The older route: one prompt, one vector."""
+
+    api: ClassVar[str] = "ollama.embeddings"
+    route: ClassVar[str] = "/api/embeddings"
+    wants: ClassVar[str] = "prompt"
+
+    def recognises(self, response: ResponseView, body: JSON) -> int:
+        body = dict_of(body)
+        return 30 if len(body) == 1 and isinstance(body.get("embedding"), list) else 0
