@@ -72,10 +72,11 @@ def auxiliary(request: RequestView, response: ResponseView | None) -> str | None
         return (
             "model" if operation == "model" and request.method == "GET" and path in ("/v1/models", "/api/tags", "/get_model_info") else None
         )
-    if operation == "rerank" and isinstance(body.get("query"), str) and isinstance(body.get("documents", body.get("texts")), list):
+    if operation == "rerank" and isinstance(body.get("query"), str):
         return operation
-    if operation == "tokenize" and isinstance(body.get("model"), str) and ("prompt" in body or "messages" in body or "tokens" in body):
+    # Only scalars of the body may be left by now.
+    if operation == "tokenize" and isinstance(body.get("model"), str):
         return operation
-    if operation == "classify" and isinstance(body.get("model"), str) and ("input" in body or "text_1" in body or "messages" in body):
+    if operation == "classify" and isinstance(body.get("model"), str) and (isinstance(body.get("input"), str) or "text_1" in body):
         return operation
     return None

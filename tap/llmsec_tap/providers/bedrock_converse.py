@@ -76,10 +76,11 @@ class BedrockConverse(BaseDialect):
 class ConverseReader:
     """Also reads Amazon Nova's own bodies, which have this shape inside InvokeModel."""
 
-    __slots__ = ("_draft",)
+    __slots__ = ("_draft", "_without_input")
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
+        self._without_input: set[int] = set()
 
     def whole(self, body: dict[str, JSON], ts_ns: int) -> None:
         draft = self._draft
@@ -104,7 +105,11 @@ class ConverseReader:
             start = value.get("start")
             if isinstance(start, dict):
                 self._block(start, value.get("contentBlockIndex"), ts_ns)
+        elif name == "contentBlockStop":
+            self._close(value.get("contentBlockIndex"), ts_ns)
         elif name == "messageStop":
+            for index in list(self._without_input):
+                self._close(index, ts_ns)
             draft.finish(0, text_of(value.get("stopReason")))
         elif name == "metadata":
             converse_usage(value.get("usage"), draft)
@@ -124,15 +129,31 @@ class ConverseReader:
         call = block.get("toolUse")
         if isinstance(call, dict):
             given = call.get("input")
+            key = index if isinstance(index, int) else 0
+            if given:
+                self._without_input.discard(key)
+            elif given is None:
+                self._without_input.add(key)
             draft.tool_call(
                 ts_ns,
                 0,
-                index if isinstance(index, int) else 0,
+                key,
                 id=text_of(call.get("toolUseId")),
                 name=text_of(call.get("name")),
                 arguments=given if isinstance(given, str) else dump_json(given) if given is not None else None,
                 server_side=call.get("type") == "server_tool_use",
             )
+            return
+        cited = block.get("citationsContent")
+        if isinstance(cited, dict):
+            for piece in list_of(cited.get("content")):
+                draft.text(ts_ns, 0, text_of(dict_of(piece).get("text")) or "")
+
+    def _close(self, index: JSON, ts_ns: int) -> None:
+        """A tool without parameters streams no input; the whole form of the same answer has an empty object."""
+        if isinstance(index, int) and index in self._without_input:
+            self._without_input.discard(index)
+            self._draft.tool_call(ts_ns, 0, index, arguments="{}")
 
 
 def model_in_path(request: RequestView) -> str | None:

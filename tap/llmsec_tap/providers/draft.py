@@ -13,7 +13,7 @@ from typing import Protocol
 from llmsec_tap.limits import MAX_CHOICES, MAX_LATENCY_SAMPLES, MAX_TEXT_CHARS, MAX_TOOL_CALLS
 from llmsec_tap.model import Message, Part, ToolCall, ToolDefinition, Usage
 
-_COMPACT_AT = 256
+COMPACT_AT = 256
 
 
 class DeltaListener(Protocol):
@@ -25,31 +25,34 @@ class DeltaListener(Protocol):
 class TextBuffer:
     """Deltas joined in linear time and with little memory: the list is folded every few hundred parts."""
 
-    __slots__ = ("_folded", "_parts", "chars", "given")
+    __slots__ = ("_folded", "chars", "given", "parts")
 
     def __init__(self) -> None:
         self._folded: list[str] = []
-        self._parts: list[str] = []
+        self.parts: list[str] = []
         self.chars = 0
         self.given = False  # also an empty string was sent: "" and absent differ
 
     def append(self, text: str) -> None:
-        self._parts.append(text)
+        self.parts.append(text)
         self.chars += len(text)
-        if len(self._parts) >= _COMPACT_AT:
-            self._folded.append("".join(self._parts))
-            self._parts.clear()
+        if len(self.parts) >= COMPACT_AT:
+            self.fold()
+
+    def fold(self) -> None:
+        self._folded.append("".join(self.parts))
+        self.parts.clear()
 
     def replace(self, text: str) -> None:
         self._folded.clear()
-        self._parts = [text]
+        self.parts = [text]
         self.chars = len(text)
 
     def __bool__(self) -> bool:
         return self.chars > 0
 
     def __str__(self) -> str:
-        return "".join(self._folded) + "".join(self._parts)
+        return "".join(self._folded) + "".join(self.parts)
 
 
 class ToolCallDraft:
@@ -151,18 +154,11 @@ class Draft:
 
     def text(self, ts_ns: int, choice: int, text: str) -> None:
         """Answer text. An empty string is remembered as sent, but is no token."""
-        buffer = (self.choices.get(choice) or self.choice(choice)).text
-        if not text:
-            buffer.given = True
-            return
-        self._chars += len(text)
-        if self._chars > MAX_TEXT_CHARS:
-            self.anomaly("text_limit")
-            return
-        buffer.append(text)
-        self._tick(ts_ns)
-        if self.listener is not None:
-            self.listener.delta(ts_ns, "text", choice, text)
+        chosen = self.choices.get(choice) or self.choice(choice)
+        if text:
+            self._part(ts_ns, choice, chosen.text, "text", text)
+        else:
+            chosen.text.given = True
 
     def cumulative_text(self, ts_ns: int, choice: int, whole: str) -> None:
         """The whole text so far (SGLang, vLLM `/generate`): only what is new counts as the increment."""
@@ -254,8 +250,20 @@ class Draft:
         if self._chars > MAX_TEXT_CHARS:
             self.anomaly("text_limit")
             return
-        buffer.append(text)
-        self._tick(ts_ns)
+        # TextBuffer.append and _tick, written out: this runs once per streamed token, and a call costs as much as its body.
+        parts = buffer.parts
+        parts.append(text)
+        buffer.chars += len(text)
+        if len(parts) >= COMPACT_AT:
+            buffer.fold()
+        if self.first_token_ns is None or self._stride > 1:
+            self._tick(ts_ns)
+        else:
+            gaps = self.gaps_ns
+            gaps.append(ts_ns - self.last_token_ns)
+            self.last_token_ns = ts_ns
+            if len(gaps) >= MAX_LATENCY_SAMPLES:
+                self._thin()
         if self.listener is not None:
             self.listener.delta(ts_ns, kind, choice, text)
 
@@ -272,8 +280,10 @@ class Draft:
             if self._untaken < self._stride:
                 return
             self._untaken = 0
-        gaps = self.gaps_ns
-        gaps.append(gap)
-        if len(gaps) >= MAX_LATENCY_SAMPLES:
-            self.gaps_ns = gaps[::2]
-            self._stride *= 2
+        self.gaps_ns.append(gap)
+        if len(self.gaps_ns) >= MAX_LATENCY_SAMPLES:
+            self._thin()
+
+    def _thin(self) -> None:
+        self.gaps_ns = self.gaps_ns[::2]
+        self._stride *= 2

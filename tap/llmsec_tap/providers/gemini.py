@@ -108,14 +108,11 @@ class GeminiEmbed(BaseDialect):
         draft.request_model = model_in_path(request)
         body = dict_of(request.body)
         entries = body.get("requests") if isinstance(body.get("requests"), list) else [body]
-        texts: list[str] = []
         for entry in list_of(entries):
             content = _content(dict_of(entry).get("content"))
             if content is not None:
                 draft.messages.append(content)
-                texts += [part.content for part in content.parts if part.type == "text" and part.content is not None]
-        if texts:
-            draft.input_text = texts[-1]
+        draft.input_text = messages.last_user_text(draft.messages)
         messages.parameters(body, draft)
 
     def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from llmsec_tap.providers.auxiliary import auxiliary
 from llmsec_tap.providers.base import RequestView, ResponseView
 from llmsec_tap.providers.draft import Draft
 from llmsec_tap.providers.hosts import provider_of_host
@@ -63,6 +64,9 @@ _REQUEST_HEADERS: Final = tuple(
     )
 )
 
+# They stand before other vendors' APIs and keep those paths.
+_GATEWAYS: Final = frozenset(("portkey", "litellm", "cloudflare"))
+
 # What serves a dialect where nothing else tells.
 _BY_API: Final[dict[str, str]] = {
     "openai.chat": "openai_compatible",
@@ -99,42 +103,55 @@ _BY_API: Final[dict[str, str]] = {
 }
 
 # Routes that are an API of language models wherever they are met: the request alone is enough, even if the answer is a failure.
-_TELLING_PATH: Final = re.compile(
-    r"/(chat/completions|v1/completions|v1/responses|v1/messages|fim/completions|v1/embeddings|v1/complete"
-    r"|generate_stream|api/embed|v2/chat|v2/embed|generation/text|generation/text_stream)/?$"
-    r"|/openai/deployments/|/model/[^/]+/(converse|invoke)|:(stream)?([gG]enerateContent|[rR]awPredict)$|:(batchEmbedContents|embedContent)$"
+_TELLING: Final = re.compile(
+    r"/(chat/completions|fim/completions|v1/embeddings|generation/text|generation/text_stream|text/generation|text/generation_stream)/?$"
+    r"|/openai/deployments/|/model/.+/(converse|invoke)|:(stream)?([gG]enerateContent|[rR]awPredict)$|:(batchEmbedContents|embedContent)$"
+)
+# Routes that other services may have as well: with a model named in the body the request is enough, else the answer must show it.
+_TELLING_WITH_MODEL: Final = re.compile(
+    r"/(v1/completions|v1/responses|v1/messages|v1/complete|api/(chat|generate|embed|embeddings)|v[12]/(chat|embed))/?$"
 )
 
 
 def identify(request: RequestView | None, response: ResponseView | None, draft: Draft, api: str | None) -> str | None:
     """The provider of one exchange, or None where it is not traffic of a language model.
 
-    `api` is the dialect's, or None for a call that no dialect decodes (an auxiliary one, or nothing of ours).
+    `api` is the dialect's, or None for a call that no dialect decodes: then it is an auxiliary one, or nothing of ours.
     """
     if request is not None:
         known = provider_of_host(request.host, request.path)
         if known:
             return known
-    if api is not None and not _is_convincing(request, response, draft):
+    if api is not None:
+        if not _is_convincing(request, response, draft):
+            return None
+    elif request is None or auxiliary(request, response) is None:
         return None
     provider = _from_headers(request, response) or draft.provider_hint
-    if request is not None:
+    if request is not None and provider not in _GATEWAYS:
         for pattern, by_path in _PATHS:
             if pattern.search(request.path):
-                return provider if provider in ("portkey", "litellm") else by_path
+                return by_path
     if provider is not None:
         return provider
-    return _BY_API.get(api, "openai_compatible") if api is not None else None
+    return _BY_API.get(api, "openai_compatible") if api is not None else "openai_compatible"
 
 
 def _is_convincing(request: RequestView | None, response: ResponseView | None, draft: Draft) -> bool:
-    """Is this the dialect that it was taken for? The route says so, or the answer has taken its shape."""
-    if request is not None and _TELLING_PATH.search(request.path):
-        return True
+    """Is this the dialect that it was taken for? The answer has taken its shape, or it failed and the request says so."""
     if draft.choices or draft.embeddings is not None or draft.usage.input_tokens is not None:
         return True
-    # A generic route: a failure, or no answer at all, leaves it undecided, and then it is not reported.
-    return False
+    if request is None:
+        return False
+    if _TELLING.search(request.path):
+        return True
+    if response is not None and response.status < 400 and not _is_stream(response):
+        return False  # it answered well, and otherwise
+    return bool(draft.request_model) and _TELLING_WITH_MODEL.search(request.path) is not None
+
+
+def _is_stream(response: ResponseView) -> bool:
+    return "stream" in response.content_type or "ndjson" in response.content_type
 
 
 def _from_headers(request: RequestView | None, response: ResponseView | None) -> str | None:

@@ -109,7 +109,7 @@ class OpenAIChat(BaseDialect):
 
     def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
         if isinstance(body, dict):
-            Reader(draft).read(body, ts_ns)
+            Reader(draft, whole=True).read(body, ts_ns)
 
     def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
         read = Reader(draft).read
@@ -172,11 +172,12 @@ def azure_deployment(request: RequestView) -> str | None:
 class Reader:
     """Reads whole answers and chunks; keeps which tool call an increment belongs to."""
 
-    __slots__ = ("_calls", "_draft", "_hinted")
+    __slots__ = ("_calls", "_draft", "_said_in")
 
-    def __init__(self, draft: Draft) -> None:
+    def __init__(self, draft: Draft, *, whole: bool = False) -> None:
         self._draft = draft
-        self._hinted = 0
+        # Perplexity and Writer send both: the other one is empty in a whole answer, and all text so far in a chunk.
+        self._said_in = ("message", "delta") if whole else ("delta", "message")
         self._calls: dict[tuple[int, object], tuple[object, str | None]] = {}
 
     def read(self, value: dict[str, JSON], ts_ns: int) -> None:
@@ -205,9 +206,9 @@ class Reader:
         index = choice.get("index")
         if not isinstance(index, int) or isinstance(index, bool):
             index = position
-        said = choice.get("delta")
+        said = choice.get(self._said_in[0])
         if not isinstance(said, dict):
-            said = choice.get("message")
+            said = choice.get(self._said_in[1])
         if isinstance(said, dict):
             self._said(said, index, ts_ns)
         elif isinstance(choice.get("text"), str):
@@ -225,6 +226,11 @@ class Reader:
             if isinstance(thought, str) and thought:
                 draft.reasoning(ts_ns, index, thought)
                 break
+        else:
+            for detail in list_of(said.get("reasoning_details")):  # OpenRouter, Snowflake
+                thought = dict_of(detail).get("text") or dict_of(detail).get("summary")
+                if isinstance(thought, str):
+                    draft.reasoning(ts_ns, index, thought)
         content = said.get("content")
         if isinstance(content, str):
             draft.text(ts_ns, index, content)
@@ -240,8 +246,9 @@ class Reader:
                 if isinstance(call, dict):
                     self._call(call, position, index, ts_ns)
         call = said.get("function_call")
-        if isinstance(call, dict):
-            draft.tool_call(ts_ns, index, "function_call", name=text_of(call.get("name")), arguments=messages.arguments_of(call))
+        if isinstance(call, dict) and (call.get("name") or call.get("arguments")):  # some send it empty, as a placeholder
+            name, arguments = text_of(call.get("name")), messages.arguments_of(call)
+            draft.tool_call(ts_ns, index, "function_call", name=name, arguments=arguments)
 
     def _part(self, part: JSON, index: int, ts_ns: int) -> None:
         if isinstance(part, str):

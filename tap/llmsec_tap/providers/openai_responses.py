@@ -143,6 +143,7 @@ class _Reader:
         delta = value.get("delta")
         if kind in _ENDINGS:
             answer = dict_of(answer)
+            draft.response_id = text_of(answer.get("id")) or draft.response_id  # Copilot's differ from event to event
             self.repeat(answer, ts_ns)
             self.ending(answer, kind.removeprefix("response."))
             draft.terminated = True

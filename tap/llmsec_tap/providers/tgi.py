@@ -93,11 +93,13 @@ class HFTextGeneration(TGIGenerate):
     api: ClassVar[str] = "hf.text_generation"
 
     def claims(self, request: RequestView) -> int:
-        if request.method != "POST" or not _is_prompt(request.get("inputs")):
+        if request.method != "POST":
             return 0
         host = request.host
-        if _HF_MODEL.search(request.path):
-            return 75
+        if _HF_MODEL.search(request.path):  # the older conversational task nests its text
+            return 75 if _is_prompt(request.get("inputs")) or isinstance(dict_of(request.get("inputs")).get("text"), str) else 0
+        if not _is_prompt(request.get("inputs")):
+            return 0
         return 70 if request.path == "/" and ".endpoints.huggingface.cloud" in host else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
@@ -105,6 +107,8 @@ class HFTextGeneration(TGIGenerate):
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         super().decode_request(request, draft)
+        if isinstance(request.get("inputs"), dict):
+            messages.prompt(request.get("inputs").get("text"), draft)
         found = _HF_MODEL.search(request.path)
         if found is not None:
             draft.request_model = found.group(1)

@@ -34,8 +34,9 @@ def openai_usage(value: JSON, draft: Draft, *, embedding: bool = False) -> None:
     count = int_of(details.get("cached_tokens")) if isinstance(details, dict) else None
     if count is None:
         count = int_of(value.get("prompt_cache_hit_tokens"))
-    if count is None:
-        count = int_of(value.get("cached_tokens"))
+    for key in ("cached_tokens", "num_cached_tokens"):  # Moonshot, Mistral
+        if count is None:
+            count = int_of(value.get(key))
     if count is not None:
         usage.cached_input_tokens = count
     if isinstance(details, dict):

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from llmsec_tap.providers.base import NotJSON, RequestView, ResponseView, parse_json
 from llmsec_tap.providers.draft import Draft
+from llmsec_tap.providers.failures import read_failure
 from llmsec_tap.providers.registry import auxiliary, classify, classify_response, identify
 
 CORE = {"chat", "completion", "response", "embedding"}
@@ -126,9 +127,10 @@ def run(request: RequestView | None, response: ResponseView, body: bytes) -> dic
     except NotJSON:
         whole = None
     framing = FRAMINGS.get(response.content_type)
+    dialect = None
     if request is not None:
         dialect = classify(request)
-    else:
+    if request is None or (dialect is None and request.raw and not request.body_is_json):
         first = whole
         if framing is not None:
             _, data = next(SPLITTERS[framing](body), (None, b""))
@@ -157,7 +159,9 @@ def run(request: RequestView | None, response: ResponseView, body: bytes) -> dic
         operation = auxiliary(request, response)
         streaming = framing is not None
         if operation is not None:
-            provider = identify(request, response, draft, None) or "openai_compatible"
+            provider = identify(request, response, draft, None)
+            if response.status >= 400:
+                read_failure(response, whole, draft)
         else:
             provider = None
     choice = draft.choices.get(0)
