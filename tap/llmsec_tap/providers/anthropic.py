@@ -30,6 +30,7 @@ from llmsec_tap.providers.failures import read_stream_failure
 from llmsec_tap.providers.usage import anthropic_usage
 
 _RAW_PREDICT: Final = re.compile(r"/publishers/anthropic/models/[^/]+:(stream)?[rR]awPredict$")
+_OWN_ID: Final = re.compile(r"msg_01[0-9A-Za-z]{22}")
 _EVENTS: Final = frozenset(
     ("message_start", "content_block_start", "content_block_delta", "content_block_stop", "message_delta", "message_stop")
 )
@@ -192,6 +193,8 @@ class AnthropicReader:
                 draft.provider_hint = "gcp.vertex_ai"
             elif draft.response_id.startswith("chatcmpl-"):
                 draft.provider_hint = "vllm"
+            elif _OWN_ID.fullmatch(draft.response_id):
+                draft.provider_hint = "anthropic"
         anthropic_usage(message.get("usage"), draft)
 
     def _block(self, block: dict[str, JSON], index: int, ts_ns: int) -> None:

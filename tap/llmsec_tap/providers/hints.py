@@ -9,6 +9,7 @@ from llmsec_tap.providers.base import JSON, dict_of, list_of
 
 _LLAMACPP_BUILD: Final = re.compile(r"b\d+-[0-9a-f]{6,}")
 _TGI_BUILD: Final = re.compile(r"\d+\.\d+\.\d+\S*-(native|sha-\w+|\w+)")
+_VLLM_EMBEDDING: Final = re.compile(r"embd-[0-9a-f]{16,32}")
 _VLLM_FINGERPRINT: Final = re.compile(r"vllm-")
 
 # (field of the answer, who writes it)
@@ -43,6 +44,8 @@ def answer_hint(value: dict[str, JSON]) -> str | None:
             return "openrouter"
         if identity.startswith("infinity-"):
             return "infinity"
+        if _VLLM_EMBEDDING.fullmatch(identity):
+            return "vllm"
         if identity.startswith("msg_bdrk_"):
             return "aws.bedrock"
     fingerprint = value.get("system_fingerprint")

@@ -1,7 +1,7 @@
 """Who serves an exchange, from what is on the wire: public host, path, headers of both sides, fields of the answer, dialect.
 
 Evidence in order of strength. A private host name or a port is never evidence: inference nodes have any name. Where only the
-dialect is known, the answer is `openai_compatible` or the dialect's own server; where even that is weak (a generic route such as
+dialect is known, the answer is `openai_compatible` (or `anthropic_compatible`), or the dialect's own server; where even that is weak (a generic route such as
 `/chat` on an unknown host) and the answer did not take the dialect's shape, it is None: not a language model as far as can be seen.
 """
 
@@ -64,6 +64,9 @@ _REQUEST_HEADERS: Final = tuple(
     )
 )
 
+# Servers of nothing else than models, which name themselves in the `Server` header.
+_MODEL_SERVERS: Final = frozenset(("llamacpp", "ollama", "vllm", "sglang"))
+
 # They stand before other vendors' APIs and keep those paths.
 _GATEWAYS: Final = frozenset(("portkey", "litellm", "cloudflare"))
 
@@ -74,7 +77,7 @@ _BY_API: Final[dict[str, str]] = {
     "openai.embeddings": "openai_compatible",
     "openai.responses": "openai_compatible",
     "mistral.fim": "mistral_ai",
-    "anthropic.messages": "anthropic",
+    "anthropic.messages": "anthropic_compatible",
     "anthropic.complete": "anthropic",
     "gemini.generate": "gcp.gemini",
     "gemini.embed": "gcp.gemini",
@@ -109,7 +112,7 @@ _TELLING: Final = re.compile(
 )
 # Routes that other services may have as well: with a model named in the body the request is enough, else the answer must show it.
 _TELLING_WITH_MODEL: Final = re.compile(
-    r"/(v1/completions|v1/responses|v1/messages|v1/complete|api/(chat|generate|embed|embeddings)|v[12]/(chat|embed))/?$"
+    r"/(v1/completions|v1/responses|v1/messages|v1/complete|embeddings|api/(chat|generate|embed|embeddings)|v[12]/(chat|embed))/?$"
 )
 
 
@@ -143,7 +146,7 @@ def _is_convincing(request: RequestView | None, response: ResponseView | None, d
         return True
     if request is None:
         return False
-    if _TELLING.search(request.path):
+    if _TELLING.search(request.path) or _from_headers(request, response) in _MODEL_SERVERS:
         return True
     if response is not None and response.status < 400 and not _is_stream(response):
         return False  # it answered well, and otherwise

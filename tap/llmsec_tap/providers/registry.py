@@ -69,6 +69,9 @@ DIALECTS: Final[tuple[Dialect, ...]] = (
     TritonGenerate(),
 )
 
+# Claims below this rest on the body's shape alone.
+_GENERIC_CLAIM: Final = 30
+
 
 def classify(request: RequestView) -> Dialect | None:
     """The dialect that claims a request most surely, once its head and body are known."""
@@ -78,6 +81,8 @@ def classify(request: RequestView) -> Dialect | None:
         claim = dialect.claims(request)
         if claim > surest:
             best, surest = dialect, claim
+    if surest < _GENERIC_CLAIM and auxiliary(request, None) is not None:
+        return None  # a token count or a rerank may carry messages too
     return best
 
 
