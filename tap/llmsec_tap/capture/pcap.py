@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+
+
 from llmsec_tap import limits
 from llmsec_tap.errors import SourceError
 from llmsec_tap.reassembly.packet import PacketHandler
@@ -70,11 +72,11 @@ class CaptureReader:
         head = raw.peek(4)
         if not head:
             raise SourceError(f"{name} is empty", "It holds no capture; was the capture stopped before its first packet?")
-        source: _Counted | gzip.GzipFile = raw
+        source: io.RawIOBase | gzip.GzipFile = raw
         if head[:2] == _GZIP_MAGIC:
-            source = gzip.GzipFile(fileobj=raw)  # type: ignore[arg-type] - it only reads
+            source = gzip.GzipFile(fileobj=io.BufferedReader(raw))
         try:
-            self._read_capture(source.read, name)
+            self._read_capture(lambda size: source.read(size) or b"", name)
         except (EOFError, gzip.BadGzipFile, zlib.error) as fault:
             raise SourceError(f"{name}: the gzip data is damaged or cut ({fault})", "Everything before the damage was read.") from None
 
@@ -101,6 +103,7 @@ class CaptureReader:
         handle = self._consumer.handler(linktype)
         unpack = struct.Struct(order + "IIII").unpack_from
         buffer, at, offset = b"", 0, 24
+        second, base_ns = -1, 0
         while chunk := read(_CHUNK):
             offset += at
             buffer = buffer[at:] + chunk
@@ -115,7 +118,9 @@ class CaptureReader:
                             f"{name}: damaged at byte {offset + at}: a packet of {captured} bytes", "Everything before it was read."
                         )
                     break
-                handle(seconds * 1_000_000_000 + fraction * unit, buffer, at + 16, end, on_wire)
+                if seconds != second:
+                    second, base_ns = seconds, seconds * 1_000_000_000
+                handle(base_ns + fraction * unit, buffer, at + 16, end, on_wire)
                 at = end
                 count += 1
             self.packets += count
@@ -226,7 +231,7 @@ class _PcapngReader:
 
 
 class _Counted(io.RawIOBase):
-    """A stream that reports how far it was read, so that progress is true for compressed files too."""
+    """A raw stream that reports how far it was read, so that progress is true for compressed files too."""
 
     def __init__(self, stream: BinaryIO, on_read: Callable[[int], bool]) -> None:
         self._stream = stream
@@ -236,24 +241,26 @@ class _Counted(io.RawIOBase):
         self._stopped = False
 
     def peek(self, size: int) -> bytes:
-        while len(self._peeked) < size and (more := self._stream.read(size - len(self._peeked))):
-            self._peeked += more
+        self._peeked += _exactly(self._stream.read, size - len(self._peeked))
         return self._peeked
 
     def readable(self) -> bool:
         return True
 
-    def read(self, size: int = -1) -> bytes:
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override] # collections.abc.Buffer is of Python 3.12
         if self._stopped:
-            return b""
-        data, self._peeked = self._peeked, b""
-        # read1 on a pipe: give what is there, so that a live `tcpdump -w - | …` is shown as it comes.
-        if not data:
-            data = self._stream.read1(size) if isinstance(self._stream, io.BufferedReader) else self._stream.read(size)
+            return 0
+        view = memoryview(buffer).cast("B")
+        if self._peeked:
+            data, self._peeked = self._peeked[: len(view)], self._peeked[len(view) :]
+        else:
+            # read1 on a pipe: give what is there, so that a live `tcpdump -w - | …` is shown as it comes.
+            stream = self._stream
+            data = stream.read1(len(view)) if isinstance(stream, io.BufferedReader) else stream.read(len(view))
+        view[: len(data)] = data
         self._total += len(data)
-        if not self._on_read(self._total):
-            self._stopped = True
-        return data
+        self._stopped = not self._on_read(self._total)
+        return len(data)
 
 
 def _exactly(read: Callable[[int], bytes], size: int) -> bytes:

@@ -21,7 +21,7 @@ from llmsec_tap.providers.timing import timings
 from llmsec_tap.reassembly.encoding import ContentDecoder, content_decoder
 from llmsec_tap.reassembly.eventstream import EventStreamParser
 from llmsec_tap.reassembly.flow import Flow
-from llmsec_tap.reassembly.http1 import Head
+from llmsec_tap.reassembly.http1 import NO_BODY, Head
 from llmsec_tap.reassembly.ndjson import JSONArrayParser, NDJSONParser
 from llmsec_tap.reassembly.sse import EventSink, SSEParser
 
@@ -43,6 +43,7 @@ _ABORTED = frozenset(("fin", "reset", "closed"))
 class FrameParser(Protocol):
     """SSEParser, NDJSONParser, JSONArrayParser and EventStreamParser."""
 
+    bytes: int  # fed so far
     unfinished: bool
 
     def feed(self, ts_ns: int, data: bytes) -> None: ...
@@ -91,11 +92,12 @@ class Context:
 class _Body:
     """One side's body: content decoding, then either framed events or a bounded buffer."""
 
-    __slots__ = ("_assembly", "_decoder", "_held", "_on_data", "bodiless", "bytes", "ended", "gapped", "is_tunnel", "parts")
+    __slots__ = ("_assembly", "_decoder", "_held", "bodiless", "bytes", "data", "ended", "gapped", "is_tunnel", "on_data", "parts")
 
     def __init__(self, assembly: ExchangeAssembly, on_data: Callable[[int, bytes], None]) -> None:
         self._assembly = assembly
-        self._on_data = on_data
+        self.on_data = on_data  # takes decoded bytes
+        self.data: Callable[[int, bytes], None] = self._data
         self._decoder: ContentDecoder | None = None
         self._held = 0
         self.parts: list[bytes] = []
@@ -110,13 +112,20 @@ class _Body:
         if coding:
             self._decoder = content_decoder(coding.decode("latin-1"), self._assembly.anomaly)
 
-    def data(self, ts_ns: int, data: bytes) -> None:
+    def _data(self, ts_ns: int, data: bytes) -> None:
         self.bytes += len(data)
         if self._decoder is not None:
             data = self._decoder.feed(data)
             if not data:
                 return
-        self._on_data(ts_ns, data)
+        self.on_data(ts_ns, data)
+
+    def stream_into(self, frames: FrameParser) -> None:
+        """From now on events are read as bytes come; with no coding to undo, the HTTP parser feeds the frame parser itself."""
+        self.on_data = frames.feed
+        if self._decoder is None:
+            frames.bytes = self.bytes
+            self.data = frames.feed
 
     def hold(self, data: bytes) -> None:
         """Keep decoded bytes until the end, within the bounds."""
@@ -274,7 +283,7 @@ class ExchangeAssembly:
         if framing is None and view.content_type in ("", "text/plain", "application/octet-stream") and _looks_like_sse(data):
             framing = "sse"
         if framing is None:
-            self.response._on_data = self._buffered_data  # noqa: SLF001 - one object in two halves
+            self.response.on_data = self._buffered_data
             self._buffered_data(ts_ns, data)
             return
         self._framing = framing
@@ -282,8 +291,8 @@ class ExchangeAssembly:
             dialect = self._dialect
             self._handler = self._guarded(lambda: dialect.stream(self._view, view, self.draft))
         self._frames = _PARSERS[framing](self._event, self.anomaly)
-        self.response._on_data = self._frames.feed  # noqa: SLF001
         self._frames.feed(ts_ns, data)
+        self.response.stream_into(self._frames)
 
     def _buffered_data(self, ts_ns: int, data: bytes) -> None:
         self._last_ns = ts_ns
@@ -327,6 +336,8 @@ class ExchangeAssembly:
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def ended(self, body: _Body, ts_ns: int) -> None:
+        if self._done:
+            return
         if body is self.request:
             self._request_complete()
             if self.response.ended is None:
@@ -363,8 +374,12 @@ class ExchangeAssembly:
         exchange = self._record(ts_ns)
         self.request.release()
         self.response.release()
-        self._handler = None
-        self._frames = None
+        # Cut the cycles, so that a finished exchange is freed at once and not at some later garbage collection.
+        for body in (self.request, self.response):
+            body.on_data = body.data = NO_BODY.data
+        del self.request, self.response
+        self._handler = self._frames = None
+        self.draft.listener = None
         self.context.on_exchange(exchange)
 
     def _whole_response(self, view: ResponseView, raw: bytes) -> None:
@@ -416,7 +431,9 @@ class ExchangeAssembly:
             completeness=completeness,
             process=self.flow.process,
             request=Request(body_bytes=self.request.bytes),
-            response=Response(body_bytes=self.response.bytes, events=draft.events if streaming else None),
+            response=Response(
+                body_bytes=max(self.response.bytes, self._frames.bytes if self._frames else 0), events=draft.events if streaming else None
+            ),
         )
         if is_llm:
             exchange.request_model = draft.request_model

@@ -68,7 +68,8 @@ class BodySink(Protocol):
     def is_tunnel(self) -> bool:
         """What follows on the connection is no longer HTTP/1: a 2xx answer to CONNECT (RFC 9110 9.3.6)."""
 
-    def data(self, ts_ns: int, data: bytes) -> None: ...
+    data: Callable[[int, bytes], None]
+    """An attribute, which the sink may replace once it knows what the body is; parsers look it up each time."""
 
     def gap(self, ts_ns: int, length: int | None) -> None: ...
 
@@ -76,10 +77,32 @@ class BodySink(Protocol):
         """`how`: complete; or why the message is not: fin, reset, expired, capture_end, closed, damage."""
 
 
+class _NoBody:
+    """Ignores everything: no message is being read, or it is no exchange of its own (an interim response)."""
+
+    bodiless = True
+    is_tunnel = False
+
+    def __init__(self) -> None:
+        self.data: Callable[[int, bytes], None] = self.ignore
+
+    def ignore(self, ts_ns: int, data: bytes) -> None:
+        pass
+
+    def gap(self, ts_ns: int, length: int | None) -> None:
+        pass
+
+    def end(self, ts_ns: int, how: str) -> None:
+        pass
+
+
+NO_BODY = _NoBody()
+
+
 class MessageParser:
     """What requests and responses share: heads, body framing, recovery."""
 
-    __slots__ = ("_anomaly", "_body", "_buffer", "_complete_at_end", "_head_ns", "_on_data", "_on_head", "_remaining", "_scanned", "_state", "_ts_ns")
+    __slots__ = ("_anomaly", "_at_chunk", "_body", "_buffer", "_complete_at_end", "_head_ns", "_on_head", "_remaining", "_scanned", "_sink", "_state", "_ts_ns")
 
     _start: re.Pattern[bytes]
 
@@ -92,8 +115,9 @@ class MessageParser:
         self._head_ns = 0
         self._remaining: int | None = 0
         self._body: BodySink | None = None
-        self._on_data: Callable[[int, bytes], None] = self._discard
+        self._sink: BodySink = NO_BODY  # the body's own sink, or one that ignores
         self._complete_at_end = False
+        self._at_chunk: Callable[[bytes], int] = self._chunk_header  # one object, so that `is` tells the state of most segments
         self._state: Callable[[bytes], int] = self._find_start if joined_midstream else self._at_start
 
     # --- the three inputs ---------------------------------------------------------------------------------------------
@@ -103,12 +127,12 @@ class MessageParser:
         buffer = self._buffer
         if buffer:
             data = buffer + data
-        elif self._state == self._chunk_header:
+        elif self._state is self._at_chunk:
             # The usual segment of a stream is exactly one chunk.
             cut = data.find(b"\r\n", 0, 20)
             size = _chunk_sizes.get(data[:cut], 0) if cut > 0 else 0
             if size and len(data) == cut + 4 + size and data.endswith(b"\r\n"):
-                self._on_data(ts_ns, data[cut + 2 : -2])
+                self._sink.data(ts_ns, data[cut + 2 : -2])
                 return
         while data:
             used = self._state(data)
@@ -176,6 +200,10 @@ class MessageParser:
         self._drop_buffer()
         self._state = self._opaque
 
+    def release(self) -> None:
+        """After the end: cuts the cycles through bound methods, so that the parser is freed at once."""
+        del self._state, self._at_chunk, self._on_head, self._anomaly
+
     # --- states -------------------------------------------------------------------------------------------------------
 
     def _opaque(self, data: bytes) -> int:
@@ -242,15 +270,15 @@ class MessageParser:
         assert remaining is not None
         if len(data) < remaining:
             self._remaining = remaining - len(data)
-            self._on_data(self._ts_ns, data)
+            self._sink.data(self._ts_ns, data)
             return len(data)
         if remaining:
-            self._on_data(self._ts_ns, data[:remaining] if len(data) > remaining else data)
+            self._sink.data(self._ts_ns, data[:remaining] if len(data) > remaining else data)
         self._finish("complete")
         return remaining
 
     def _body_to_end(self, data: bytes) -> int:
-        self._on_data(self._ts_ns, data)
+        self._sink.data(self._ts_ns, data)
         return len(data)
 
     def _chunk_header(self, data: bytes) -> int:
@@ -285,18 +313,18 @@ class MessageParser:
         assert remaining is not None
         if len(data) < remaining:
             self._remaining = remaining - len(data)
-            self._on_data(self._ts_ns, data)
+            self._sink.data(self._ts_ns, data)
             return len(data)
-        self._on_data(self._ts_ns, data[:remaining])
+        self._sink.data(self._ts_ns, data[:remaining])
         self._state = self._chunk_end
         return remaining
 
     def _chunk_end(self, data: bytes) -> int:
         if data.startswith(b"\r\n"):
-            self._state = self._chunk_header
+            self._state = self._at_chunk
             return 2
         if data.startswith(b"\n"):
-            self._state = self._chunk_header
+            self._state = self._at_chunk
             return 1
         if data == b"\r":
             return -1
@@ -332,23 +360,23 @@ class MessageParser:
             message = self._start.search(data, at, found.start() if found else len(data))
             if message is not None:
                 if message.start():
-                    self._on_data(self._ts_ns, data[: message.start()])
+                    self._sink.data(self._ts_ns, data[: message.start()])
                 self._lose("damage")
                 return message.start()
             if found is None:
                 # A chunk header is short: what may be the beginning of one stays.
                 keep = len(data) - max(0, len(data) - 32)
                 if len(data) > keep:
-                    self._on_data(self._ts_ns, data[: len(data) - keep])
+                    self._sink.data(self._ts_ns, data[: len(data) - keep])
                     return len(data) - keep
                 return -1
             size = int(found[1], 16)
             after = found.end() + size
             if size == 0 or after + 2 > len(data) or data[after : after + 2] == b"\r\n":
                 if found.start():
-                    self._on_data(self._ts_ns, data[: found.start()])
+                    self._sink.data(self._ts_ns, data[: found.start()])
                 self._anomaly("http_resync")
-                self._state = self._chunk_header
+                self._state = self._at_chunk
                 return found.start() + (2 if data[found.start()] == 13 else 0)
             at = found.start() + 1
 
@@ -405,15 +433,14 @@ class MessageParser:
     # --- bodies -------------------------------------------------------------------------------------------------------
 
     def _start_body(self, head: Head, *, length: int | None, chunked: bool, to_end: bool) -> None:
-        body = self._body = self._on_head(head)
-        self._on_data = body.data
+        body = self._body = self._sink = self._on_head(head)
         self._complete_at_end = False
         if body.bodiless:
             self._finish("complete")
             if body.is_tunnel:
                 self.pass_through()
         elif chunked:
-            self._state = self._chunk_header
+            self._state = self._at_chunk
         elif length is not None:
             self._remaining = length
             if length:
@@ -429,7 +456,7 @@ class MessageParser:
 
     def _finish(self, how: str) -> None:
         body, self._body = self._body, None
-        self._on_data = self._discard
+        self._sink = NO_BODY
         self._scanned = 0
         self._state = self._at_start
         if body is not None:
@@ -442,9 +469,6 @@ class MessageParser:
     def _drop_buffer(self) -> None:
         self._buffer = b""
         self._scanned = 0
-
-    def _discard(self, ts_ns: int, data: bytes) -> None:
-        pass
 
 
 _REQUEST_HINT = re.compile(rb"(?:" + _METHODS + rb"|HTTP/)")

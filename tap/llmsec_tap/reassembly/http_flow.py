@@ -13,7 +13,7 @@ from typing import Protocol
 
 from llmsec_tap import limits
 from llmsec_tap.reassembly.flow import Flow, StreamSink
-from llmsec_tap.reassembly.http1 import BodySink, Head, MessageParser, RequestParser, ResponseParser, find_message
+from llmsec_tap.reassembly.http1 import NO_BODY, BodySink, Head, MessageParser, RequestParser, ResponseParser, find_message
 
 _METHOD = re.compile(rb"[A-Z]{2,16} [^\r\n]")
 _PARTIAL_METHOD = re.compile(rb"[A-Z]{0,16}")
@@ -49,25 +49,6 @@ class ExchangeSink(Protocol):
 
 class ExchangeFactory(Protocol):
     def __call__(self, flow: Flow, client: str, server: str, ordinal: int) -> ExchangeSink: ...
-
-
-class _Ignored:
-    """The body sink of a message that is no exchange of its own (an interim response)."""
-
-    bodiless = True
-    is_tunnel = False
-
-    def data(self, ts_ns: int, data: bytes) -> None:
-        pass
-
-    def gap(self, ts_ns: int, length: int | None) -> None:
-        pass
-
-    def end(self, ts_ns: int, how: str) -> None:
-        pass
-
-
-_IGNORED = _Ignored()
 
 
 class _Direction:
@@ -134,7 +115,16 @@ class _Direction:
         if self._parser is not None:
             self._parser.pass_through()
         else:
-            self.data = _IGNORED.data
+            self.data = NO_BODY.data
+
+
+    def release(self) -> None:
+        """The connection is over. Cuts the cycles, so that its memory is freed at once and not at some later garbage collection."""
+        self.data = NO_BODY.data
+        if self._parser is not None:
+            self._parser.release()
+        self._parser = None
+        del self._flow, self.peer
 
 
 def classify_start(data: bytes) -> str:
@@ -184,6 +174,9 @@ class HTTPFlow:
             exchange.close(ts_ns, reason)
         self.open.clear()
         self._waiting.clear()
+        for direction in (self.first, self.second):
+            assert isinstance(direction, _Direction)
+            direction.release()
 
     # --- called by the directions -------------------------------------------------------------------------------------
 
@@ -217,7 +210,7 @@ class HTTPFlow:
 
     def _response(self, direction: _Direction, head: Head) -> BodySink:
         if 100 <= head.status < 200 and head.status != 101:
-            return _IGNORED
+            return NO_BODY
         if self._waiting:
             exchange = self._waiting.popleft()
         else:

@@ -18,7 +18,7 @@ _WHITE = b" \t\r\n"
 class NDJSONParser:
     """Lines that are not blank, ended by LF or CRLF (NUL too: old SGLang versions used it); `end` gives an unfinished last one."""
 
-    __slots__ = ("_anomaly", "_buffer", "_on_event", "_scanned", "_skipping", "unfinished")
+    __slots__ = ("_anomaly", "_buffer", "_on_event", "_scanned", "_skipping", "bytes", "unfinished")
 
     def __init__(self, on_event: EventSink, on_anomaly: Callable[[str], None]) -> None:
         self._on_event = on_event
@@ -26,9 +26,11 @@ class NDJSONParser:
         self._buffer = bytearray()
         self._scanned = 0
         self._skipping = False
+        self.bytes = 0
         self.unfinished = False
 
     def feed(self, ts_ns: int, data: bytes) -> None:
+        self.bytes += len(data)
         if b"\0" in data:
             data = data.replace(b"\0", b"\n")
         buffer = self._buffer
@@ -75,7 +77,7 @@ _IN_STRING = re.compile(rb'[\\"]')
 class JSONArrayParser:
     """Elements of a top-level array as they end. A top-level value that is no array is one element, given at its end."""
 
-    __slots__ = ("_anomaly", "_at", "_buffer", "_depth", "_in_string", "_on_event", "_skipping", "_started", "_start", "unfinished")
+    __slots__ = ("_anomaly", "_at", "_buffer", "_depth", "_in_string", "_on_event", "_skipping", "_started", "_start", "bytes", "unfinished")
 
     def __init__(self, on_event: EventSink, on_anomaly: Callable[[str], None]) -> None:
         self._on_event = on_event
@@ -87,9 +89,11 @@ class JSONArrayParser:
         self._in_string = False
         self._skipping = False
         self._started = False
+        self.bytes = 0
         self.unfinished = False
 
     def feed(self, ts_ns: int, data: bytes) -> None:
+        self.bytes += len(data)
         buffer = self._buffer
         buffer += data
         if not self._started:

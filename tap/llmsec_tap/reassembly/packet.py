@@ -46,7 +46,9 @@ PacketHandler = Callable[[int, bytes, int, int, int], None]
 class SegmentSink(Protocol):
     """Takes TCP segments. `key` is source address, destination address, source port, destination port, as on the wire."""
 
-    def segment(self, ts_ns: int, key: bytes, seq: int, ack: int, flags: int, payload: bytes, missing: int = 0) -> None: ...
+    def segment(self, ts_ns: int, key: bytes, seq: int, ack: int, flags: int, payload: bytes) -> None: ...
+
+    def cut_segment(self, ts_ns: int, key: bytes, seq: int, ack: int, flags: int, payload: bytes, missing: int) -> None: ...
 
     def anomaly(self, name: str) -> None: ...
 
@@ -54,25 +56,13 @@ class SegmentSink(Protocol):
 class PacketDecoder:
     """Frames in, TCP segments out to a `SegmentSink`. `ports`, where given, keeps only segments from or to one of them."""
 
-    __slots__ = ("_anomaly", "_ports", "_segment", "non_tcp")
+    __slots__ = ("_anomaly", "_cut_segment", "_segment", "non_tcp")
 
     def __init__(self, sink: SegmentSink, ports: frozenset[int] | None = None) -> None:
-        self._segment = sink.segment
+        self._segment = sink.segment if ports is None else _only_ports(sink.segment, ports)
+        self._cut_segment = sink.cut_segment if ports is None else _only_ports(sink.cut_segment, ports)
         self._anomaly = sink.anomaly
-        self._ports = ports
         self.non_tcp = 0
-        if ports is not None:
-            self._segment = self._filtered(sink.segment, ports)  # type: ignore[method-assign]
-
-    @staticmethod
-    def _filtered(forward: Callable[..., None], ports: frozenset[int]) -> Callable[..., None]:
-        wanted = frozenset(struct.pack(">H", port) for port in ports)
-
-        def segment(ts_ns: int, key: bytes, seq: int, ack: int, flags: int, payload: bytes, missing: int = 0) -> None:
-            if key[-2:] in wanted or key[-4:-2] in wanted:
-                forward(ts_ns, key, seq, ack, flags, payload, missing)
-
-        return segment
 
     def handler(self, linktype: int) -> PacketHandler:
         """The function that decodes frames of this link type; an unknown type gets one that counts and skips."""
@@ -108,7 +98,7 @@ class PacketDecoder:
             if ethertype == _ETHERTYPE_IPV4 and version_ihl == 0x45 and protocol == PROTO_TCP and not fragment & 0x3FFF:
                 stop = start + 14 + total
                 data = start + 34 + (offset >> 4) * 4
-                if start + 54 <= data <= stop <= end:
+                if data <= stop <= end and offset >= 0x50:
                     self._segment(ts_ns, key, seq, ack, flags, buf[data:stop])
                     return
             self._network(ts_ns, ethertype, buf, start + 14, end, start + wire_len)
@@ -211,7 +201,21 @@ class PacketDecoder:
                 self._anomaly("packet_cut")
             stop = end
         seq, ack = _SEQ_ACK(buf, start + 4)
-        self._segment(ts_ns, addresses + buf[start : start + 4], seq, ack, buf[start + 13], buf[data:stop], missing)
+        key = addresses + buf[start : start + 4]
+        if missing:
+            self._cut_segment(ts_ns, key, seq, ack, buf[start + 13], buf[data:stop], missing)
+        else:
+            self._segment(ts_ns, key, seq, ack, buf[start + 13], buf[data:stop])
+
+
+def _only_ports(forward: Callable[..., None], ports: frozenset[int]) -> Callable[..., None]:
+    wanted = frozenset(struct.pack(">H", port) for port in ports)
+
+    def segment(ts_ns: int, key: bytes, *rest: object) -> None:
+        if key[-2:] in wanted or key[-4:-2] in wanted:
+            forward(ts_ns, key, *rest)
+
+    return segment
 
 
 _SEQ_ACK = struct.Struct(">II").unpack_from

@@ -21,7 +21,7 @@ EventSink = Callable[[int, "str | None", bytes], None]
 class SSEParser:
     """Feed bytes in any cut. Bound: one event holds at most limits.MAX_EVENT_BYTES; a longer one is dropped (`event_limit`)."""
 
-    __slots__ = ("_anomaly", "_at_start", "_buffer", "_data", "_name", "_on_event", "_scanned", "_size", "_skip_lf", "_skipping", "unfinished")
+    __slots__ = ("_anomaly", "_at_start", "_between", "_buffer", "_data", "_name", "_on_event", "_scanned", "_size", "_skip_lf", "_skipping", "bytes", "unfinished")
 
     def __init__(self, on_event: EventSink, on_anomaly: Callable[[str], None]) -> None:
         self._on_event = on_event
@@ -34,16 +34,17 @@ class SSEParser:
         self._skip_lf = False  # the last line ended with CR at the end of a feed: an LF may belong to it
         self._skipping = False  # the current event is over the limit, or damaged
         self._at_start = True
+        self._between = False  # no state at all: the next byte begins an event
+        self.bytes = 0
         self.unfinished = False
 
     def feed(self, ts_ns: int, data: bytes) -> None:
+        self.bytes += len(data)
+        # The usual input is one whole event of one data line, between events.
+        if self._between and data.startswith(b"data: ") and data.find(b"\n") == len(data) - 2 and data[-1] == 10 and b"\r" not in data:
+            self._on_event(ts_ns, None, data[6:-2])
+            return
         buffer = self._buffer
-        if not buffer and not self._data and not self._at_start and not self._skip_lf and not self._skipping:
-            # The usual input is one whole event of one data line.
-            if data[:5] == b"data:" and data[-2:] == b"\n\n" and data.find(b"\n") == len(data) - 2 and b"\r" not in data:
-                name, self._name = self._name, None
-                self._on_event(ts_ns, name, data[6:-2] if data[5] == 32 else data[5:-2])
-                return
         if self._skip_lf:
             self._skip_lf = False
             if data[:1] == b"\n":
@@ -58,6 +59,7 @@ class SSEParser:
                 buffer.clear()
         buffer += data
         self._lines(ts_ns)
+        self._between = not (buffer or self._data or self._name or self._skip_lf or self._skipping)
 
     def _lines(self, ts_ns: int) -> None:
         buffer = self._buffer
@@ -129,7 +131,7 @@ class SSEParser:
         self._data = []
         self._size = 0
         self._name = None
-        self._skip_lf = self._skipping = self._at_start = False
+        self._skip_lf = self._skipping = self._at_start = self._between = False
 
     def end(self, ts_ns: int) -> None:
         if self._buffer:

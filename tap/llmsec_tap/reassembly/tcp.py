@@ -43,12 +43,13 @@ class _Pending:
 class _Half:
     """What one endpoint sends."""
 
-    __slots__ = ("connection", "ended", "fin", "next", "peer", "pending", "recent", "sink")
+    __slots__ = ("connection", "ended", "fin", "last_ns", "next", "peer", "pending", "recent", "sink")
 
     peer: _Half
 
-    def __init__(self, connection: _Connection) -> None:
+    def __init__(self, connection: _Connection, ts_ns: int) -> None:
         self.connection = connection
+        self.last_ns = ts_ns
         self.sink: StreamSink
         self.next: int | None = None  # sequence number of the next byte in order
         self.fin: int | None = None  # sequence number after the last byte
@@ -58,18 +59,21 @@ class _Half:
 
 
 class _Connection:
-    __slots__ = ("closed", "first", "flow_sink", "key", "last_ns", "reverse_key", "second", "syn_seq")
+    __slots__ = ("closed", "first", "flow_sink", "key", "reverse_key", "second", "syn_seq")
 
     def __init__(self, key: bytes, ts_ns: int) -> None:
         self.key = key
         size = (len(key) - 4) // 2
         self.reverse_key = key[size : 2 * size] + key[:size] + key[-2:] + key[-4:-2]
-        self.last_ns = ts_ns
         self.closed = False
         self.syn_seq: int | None = None
-        self.first, self.second = _Half(self), _Half(self)
+        self.first, self.second = _Half(self, ts_ns), _Half(self, ts_ns)
         self.first.peer, self.second.peer = self.second, self.first
         self.flow_sink: FlowSink
+
+    @property
+    def last_ns(self) -> int:
+        return max(self.first.last_ns, self.second.last_ns)
 
 
 class TCPReassembler:
@@ -81,46 +85,47 @@ class TCPReassembler:
     def __init__(self, opener: Callable[[Flow], FlowSink], on_anomaly: Callable[[str], None]) -> None:
         self._opener = opener
         self.anomaly = on_anomaly
-        self._halves: dict[bytes, _Half] = {}
-        self._connections: dict[bytes, _Connection] = {}
-        self._next_sweep_ns: int | None = None
+        self._open_halves: dict[bytes, _Half] = {}
+        self._connections: dict[bytes, _Connection] = {}  # by both keys; closed ones linger here for their late segments
+        self._next_sweep_ns = 0
         self._pending_bytes = 0
-        self.now_ns = 0
         self.opened = 0
-        self.segments = 0
         self.gaps = 0
         self.gap_bytes = 0
 
     @property
     def open_connections(self) -> int:
-        return len(self._connections)
+        return len(self._open_halves) // 2
 
     # --- input --------------------------------------------------------------------------------------------------------
 
-    def segment(self, ts_ns: int, key: bytes, seq: int, ack: int, flags: int, payload: bytes, missing: int = 0) -> None:
-        """One segment. `missing` bytes after `payload` were on the wire but not captured (snap length)."""
-        self.now_ns = ts_ns
-        half = self._halves.get(key)
-        if half is None or flags & _SPECIAL or missing or half.connection.closed:
-            self._uncommon(ts_ns, key, seq, ack, flags, payload, missing)
-            return
-        half.connection.last_ns = ts_ns
-        if half.peer.pending is not None:
-            self._acknowledge(half.peer, ts_ns, ack, flags, sends_data=bool(payload))
-        if payload:
-            if seq == half.next and half.pending is None:
-                half.next = seq + len(payload) & _MASK
-                half.recent.append((seq, payload))
-                half.sink.data(ts_ns, payload)
-            else:
-                self._out_of_order(half, ts_ns, seq, payload, 0)
-        if self._next_sweep_ns is None or ts_ns >= self._next_sweep_ns:
+    def segment(self, ts_ns: int, key: bytes, seq: int, ack: int, flags: int, payload: bytes) -> None:
+        """One segment, whole. The usual one continues a known connection in order; everything else leaves this path early."""
+        half = self._open_halves.get(key)
+        if half is None or flags & _SPECIAL:
+            self._uncommon(ts_ns, key, seq, ack, flags, payload, 0)
+        else:
+            half.last_ns = ts_ns
+            if half.peer.pending is not None:
+                self._acknowledge(half.peer, ts_ns, ack, flags, sends_data=bool(payload))
+            if payload:
+                if seq == half.next and half.pending is None:
+                    half.next = seq + len(payload) & _MASK
+                    half.recent.append((seq, payload))
+                    half.sink.data(ts_ns, payload)
+                else:
+                    self._out_of_order(half, ts_ns, seq, payload, 0)
+        if ts_ns >= self._next_sweep_ns:
             self.sweep(ts_ns)
+
+    def cut_segment(self, ts_ns: int, key: bytes, seq: int, ack: int, flags: int, payload: bytes, missing: int) -> None:
+        """A segment of which `missing` bytes after `payload` were on the wire but not captured (snap length)."""
+        self._uncommon(ts_ns, key, seq, ack, flags, payload, missing)
 
     def sweep(self, now_ns: int) -> None:
         """Expire idle and closed connections, and holes nobody will fill. Called from `segment`; live capture also ticks it."""
         self._next_sweep_ns = now_ns + limits.SWEEP_INTERVAL_NS
-        for connection in list(self._connections.values()):
+        for connection in list(dict.fromkeys(self._connections.values())):
             idle = now_ns - connection.last_ns
             if connection.closed:
                 if idle > limits.CLOSED_LINGER_NS:
@@ -136,16 +141,17 @@ class TCPReassembler:
 
     def close(self) -> None:
         """The capture ends: everything still held is given out, and every connection closed."""
-        for connection in list(self._connections.values()):
+        for connection in list(dict.fromkeys(self._connections.values())):
             if not connection.closed:
                 self._close(connection, connection.last_ns, "capture_end")
             self._forget(connection)
+        self._next_sweep_ns = 0
 
     # --- connections --------------------------------------------------------------------------------------------------
 
     def _open(self, ts_ns: int, key: bytes, flags: int, *, has_syn: bool) -> _Half:
         """A new connection. `first` is who sent the SYN, or the sender of the first segment where none was seen."""
-        if len(self._connections) >= limits.MAX_CONNECTIONS:
+        if len(self._connections) >= 2 * limits.MAX_CONNECTIONS:
             self._evict(ts_ns)
         self.opened += 1
         connection = _Connection(key, ts_ns)
@@ -154,19 +160,24 @@ class TCPReassembler:
         source, destination = endpoints(connection.key)
         sink = connection.flow_sink = self._opener(Flow(source, destination, ts_ns, is_midstream=not has_syn))
         connection.first.sink, connection.second.sink = sink.first, sink.second
-        self._connections[connection.key] = connection
-        self._halves[connection.key] = connection.first
-        self._halves[connection.reverse_key] = connection.second
-        return self._halves[key]
+        for known, half in ((connection.key, connection.first), (connection.reverse_key, connection.second)):
+            self._connections[known] = connection
+            self._open_halves[known] = half
+        return self._open_halves[key]
 
     def _forget(self, connection: _Connection) -> None:
         if self._connections.get(connection.key) is connection:
-            del self._connections[connection.key]
-            del self._halves[connection.key]
-            del self._halves[connection.reverse_key]
+            for known in (connection.key, connection.reverse_key):
+                self._connections.pop(known, None)
+                self._open_halves.pop(known, None)
+            # Cut the cycles, so that the memory is freed at once and not at some later garbage collection.
+            for half in (connection.first, connection.second):
+                del half.peer, half.connection, half.sink
 
     def _close(self, connection: _Connection, ts_ns: int, reason: str) -> None:
         connection.closed = True
+        self._open_halves.pop(connection.key, None)
+        self._open_halves.pop(connection.reverse_key, None)
         for half in (connection.first, connection.second):
             while half.pending is not None:
                 self._give_up_hole(half, ts_ns)
@@ -178,7 +189,7 @@ class TCPReassembler:
 
     def _evict(self, ts_ns: int) -> None:
         """Make room: close the least recently used hundredth."""
-        connections = sorted(self._connections.values(), key=attrgetter("last_ns"))
+        connections = sorted(dict.fromkeys(self._connections.values()), key=attrgetter("last_ns"))
         for connection in connections[: max(1, len(connections) // 100)]:
             if not connection.closed:
                 self.anomaly("tcp_connection_limit")
@@ -188,17 +199,19 @@ class TCPReassembler:
 
     def _uncommon(self, ts_ns: int, key: bytes, seq: int, ack: int, flags: int, payload: bytes, missing: int) -> None:
         """Segments that open or close a connection, that are cut, or that belong to none."""
-        half = self._halves.get(key)
-        if half is not None and flags & SYN and not flags & RST:
-            half = self._repeated_syn(half, ts_ns, key, seq, flags)
-        if half is None:
+        connection = self._connections.get(key)
+        if connection is not None and flags & SYN and not flags & RST:
+            connection = self._repeated_syn(connection, ts_ns, key, seq, flags)
+        if connection is None:
             if flags & RST or (flags & FIN and not payload) or (not flags & SYN and not payload):
                 return  # nothing to learn from the end, or the bare acknowledgements, of an unseen connection
             half = self._open(ts_ns, key, flags, has_syn=bool(flags & SYN))
-        connection = half.connection
+            connection = half.connection
+        else:
+            half = connection.first if key == connection.key else connection.second
+        half.last_ns = ts_ns
         if connection.closed:
             return
-        connection.last_ns = ts_ns
         if flags & SYN:
             if half.next is None:
                 half.next = seq + 1 & _MASK
@@ -223,11 +236,11 @@ class TCPReassembler:
             half.fin = seq + len(payload) + missing & _MASK
             self._check_fin(half, ts_ns)
 
-    def _repeated_syn(self, half: _Half, ts_ns: int, key: bytes, seq: int, flags: int) -> _Half | None:
-        """A SYN on a known connection: a retransmission, the other side's, or a new connection on the same ports."""
-        connection = half.connection
-        if not connection.closed and (half.next is None or (seq + 1 - half.next) & _MASK == 0 or seq == connection.syn_seq or flags & ACK):
-            return half
+    def _repeated_syn(self, connection: _Connection, ts_ns: int, key: bytes, seq: int, flags: int) -> _Connection | None:
+        """A SYN on a known connection: a retransmission, the other side's, or a new connection on the same ports (None)."""
+        half = connection.first if key == connection.key else connection.second
+        if not connection.closed and (flags & ACK or half.next is None or seq == connection.syn_seq or seq + 1 & _MASK == half.next):
+            return connection
         if not connection.closed:
             connection.flow_sink.anomaly("tcp_port_reuse")
             self._close(connection, ts_ns, "closed")
