@@ -1,0 +1,1 @@
+"""The `llmsec-analyze` command: one module per group of commands, each a thin skin over an importable function."""

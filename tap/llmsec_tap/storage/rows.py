@@ -94,3 +94,20 @@ def coerce(value: Any, kind: ColumnType) -> Any:
 def well_formed(text: str) -> str:
     """The text with surrogate pairs joined and lone surrogates (legal in JSON, not in UTF-8) replaced by U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def exchange_of(row: dict[str, Any]) -> Exchange:
+    """The record that a stored row holds. What the row leaves null where the record cannot is the record's default."""
+    row = {name: _without_nulls(value) for name, value in row.items() if value is not None}
+    request = row.get("request")
+    if isinstance(request, dict) and isinstance(request.get("parameters"), str):
+        request["parameters"] = json.loads(request["parameters"])
+    return msgspec.convert(row, Exchange)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value

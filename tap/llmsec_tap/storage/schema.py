@@ -138,6 +138,17 @@ DICTIONARY_COLUMNS = (
     "response.messages.list.element.parts.list.element.type",
     "stored_seq",
 )
+STATISTICS_COLUMNS = (
+    "exchange_id",
+    "started_ns",
+    "status",
+    "provider",
+    "request_model",
+    "response_model",
+    "tenant",
+    "row_key",
+    "stored_seq",
+)
 
 
 def sql_type(kind: ColumnType) -> str:

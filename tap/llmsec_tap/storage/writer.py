@@ -6,7 +6,10 @@ before its name appears, so a reader sees all of it or nothing, whenever the wri
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
+import subprocess
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Self
 
 from llmsec_tap.errors import StorageError
 from llmsec_tap.model import Exchange
+from llmsec_tap.storage.compact import MIN_PARTS, compact_apart
 from llmsec_tap.storage.faults import storage_error
 from llmsec_tap.storage.rows import encode_row
 from llmsec_tap.storage.store import NO_DAY, Store, create_store, publishing, write_all
@@ -29,6 +33,9 @@ FLUSH_BYTES = 4_000_000
 FLUSH_AGE_NS = 5_000_000_000
 # What may wait while the store cannot be written (full disk); beyond it rows are given up and counted.
 MAX_WAITING_BYTES = 32_000_000
+# A live capture at one part per five seconds looks after its small parts about every ten minutes.
+COMPACT_EVERY_PARTS = 128
+CLOSE_WAIT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,9 @@ class StoreWriter:
         self._retry_bytes = 0  # after a failure: do not try again before this many bytes wait
         self._oldest_ns: int | None = None
         self._last_seq = 0
+        self._days_written: set[str] = set()
+        self._compact_at_parts = COMPACT_EVERY_PARTS
+        self._compaction: subprocess.Popen[bytes] | None = None
 
     @classmethod
     def open(cls, location: str | Path) -> StoreWriter:
@@ -125,14 +135,31 @@ class StoreWriter:
             raise
         self._retry_bytes = 0
         self._oldest_ns = None
+        self._compact_now_and_then()
+
+    def _compact_now_and_then(self) -> None:
+        if self._compaction is not None and self._compaction.poll() is not None:
+            self._compaction = None
+        if self._compaction is None and self.stats.parts >= self._compact_at_parts:
+            self._compact_at_parts = self.stats.parts + COMPACT_EVERY_PARTS
+            self._compaction = compact_apart(self.store, time.time_ns())
 
     def close(self) -> None:
-        """Write what waits; what cannot be written now is lost and counted."""
+        """Write what waits, and tidy up after a long run; what cannot be written now is lost and counted."""
         try:
             self.flush()
         except StorageError:
             self._give_up()
             raise
+        if self._compaction is None and any(
+            len(os.listdir(self.store.exchanges / day)) >= MIN_PARTS  # noqa: PTH208 - counted, not walked
+            for day in self._days_written
+        ):
+            self._compaction = compact_apart(self.store, time.time_ns())
+        if self._compaction is not None:
+            # It goes on by itself, and may be killed, so a long one does not hold up the end of a command.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._compaction.wait(CLOSE_WAIT_S)
 
     def _give_up(self) -> None:
         self.stats = replace(self.stats, not_stored=self.stats.not_stored + self._rows)
@@ -158,6 +185,7 @@ class StoreWriter:
             except OSError as fault:
                 raise storage_error("cannot write", folder, fault) from None
         del self._days[day]
+        self._days_written.add(day)
         self._rows -= len(rows)
         self._bytes -= sum(map(len, rows.values()))
         self.stats = replace(
@@ -170,9 +198,12 @@ class StoreWriter:
         )
 
     def _next_seq(self) -> int:
-        """Grows from part to part, also across processes (wall clock), and differs between writers (random low bits)."""
-        seq = (time.time_ns() & ~0xFFFF) | secrets.randbits(16)
-        self._last_seq = seq if seq > self._last_seq else self._last_seq + 1
+        """Grows from part to part, also across processes (wall clock), and differs between writers (random bits).
+
+        The lowest eight bits are free: each merge of a row adds one (compact.py).
+        """
+        seq = (time.time_ns() & ~0xFFFFFF) | secrets.randbits(16) << 8
+        self._last_seq = seq if seq > self._last_seq else self._last_seq + 0x100
         return self._last_seq
 
 

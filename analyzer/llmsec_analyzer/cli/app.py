@@ -1,0 +1,62 @@
+"""`llmsec-analyze`: the root of its commands, and where every fault becomes one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from llmsec_analyzer.cli import exchanges, query
+from llmsec_tap import __version__
+from llmsec_tap.errors import LLMSecError
+
+# Plain help: rich takes 0.1 s to import. No pretty tracebacks: they print local variables, which are captured content.
+app = typer.Typer(
+    name="llmsec-analyze",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# Each module of commands adds its own.
+for _module in (exchanges, query):
+    _module.register(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"llmsec-analyze {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    """Exchanges with language models: replay captures, search what is stored, find what is dangerous.
+
+    Results go to standard output, diagnostics to standard error. Exit: 0 done; 1 findings at or above --fail-on; 2 usage or
+    configuration; 3 the source could not be read; 4 the store could not be read or written.
+    """
+
+
+def report_error(fault: LLMSecError) -> None:
+    """One line on standard error; control characters that a message may quote are made visible."""
+    from llmsec_analyzer.terminal import visible
+
+    line = f"error: {fault}" + (f" ({fault.hint})" if fault.hint else "")
+    typer.echo(visible(line), err=True)
+
+
+def main() -> None:
+    try:
+        app()
+    except LLMSecError as fault:
+        report_error(fault)
+        sys.exit(fault.exit_code)
+
+
+if __name__ == "__main__":
+    main()

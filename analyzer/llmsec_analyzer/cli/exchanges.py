@@ -1,0 +1,115 @@
+"""`llmsec-analyze exchanges`: list what is stored, show one conversation."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from llmsec_analyzer.cli.query import StoreOption
+from llmsec_tap.storage import DEFAULT_STORE
+
+
+class ListFormat(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+
+
+class ShowFormat(StrEnum):
+    TEXT = "text"
+    JSON = "json"
+
+
+class CompletenessChoice(StrEnum):
+    COMPLETE = "complete"
+    TRUNCATED = "truncated"
+    GAPPED = "gapped"
+    MIDSTREAM = "midstream"
+    ABORTED = "aborted"
+
+
+group = typer.Typer(invoke_without_command=True, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(group, name="exchanges")
+
+
+@group.callback()
+def list_exchanges(  # noqa: PLR0917 - typer gives them by name
+    context: typer.Context,
+    store: StoreOption = DEFAULT_STORE,
+    model: Annotated[str | None, typer.Option(help="Requested or answering model; * and ? are wildcards.")] = None,
+    provider: Annotated[str | None, typer.Option(help="openai, anthropic, vllm, …")] = None,
+    api: Annotated[str | None, typer.Option(help="Wire dialect: openai.chat, anthropic.messages, …")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Tenant, as configured.")] = None,
+    status: Annotated[int | None, typer.Option(help="HTTP status.")] = None,
+    has_error: Annotated[bool, typer.Option("--has-error", help="Only failures: an error in the answer, or status 400 and above.")] = False,
+    completeness: Annotated[CompletenessChoice | None, typer.Option(help="Only exchanges that were seen this way.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Started at or after: 30m, 2h, 7d ago, or 2026-11-24T10:00 (UTC).", metavar="TIME")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Started before; as --since.", metavar="TIME")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
+    output: Annotated[ListFormat, typer.Option("--format", help="json: one whole record per line.")] = ListFormat.TABLE,
+) -> None:
+    """List exchanges, newest first; `exchanges show ID` prints one conversation.
+
+    Example: llmsec-analyze exchanges --since 2h --model "gpt-4*" --has-error
+    """
+    context.obj = store
+    if context.invoked_subcommand is not None:
+        return
+    from llmsec_analyzer import exchanges as listing
+    from llmsec_analyzer.cli.streams import results
+    from llmsec_analyzer.query import QuerySession
+
+    wanted = listing.Filter(
+        model=model,
+        provider=provider,
+        api=api,
+        tenant=tenant,
+        status=status,
+        has_error=has_error,
+        completeness=completeness.value if completeness else None,
+        since_ns=listing.parse_time(since, "--since") if since else None,
+        until_ns=listing.parse_time(until, "--until") if until else None,
+        limit=limit,
+    )
+    with results(), QuerySession.open(store) as session:
+        if output is ListFormat.JSON:
+            listing.write_records(session, wanted, sys.stdout)
+        else:
+            listing.write_list(session, wanted, sys.stdout)
+
+
+@group.command()
+def show(
+    context: typer.Context,
+    exchange_id: Annotated[str, typer.Argument(help="The id, or its beginning where that is unique.", metavar="ID")],
+    store: Annotated[str | None, typer.Option("--store", help="The store's folder.", metavar="FOLDER")] = None,
+    output: Annotated[ShowFormat, typer.Option("--format", help="json: the whole record on one line.")] = ShowFormat.TEXT,
+) -> None:
+    """Print one conversation: who said what, tool calls, times, tokens, anomalies.
+
+    Characters of the content that could steer a terminal are written as escapes.
+
+    Example: llmsec-analyze exchanges show 3fa9
+    """
+    from llmsec_analyzer import exchanges as listing
+    from llmsec_analyzer.cli.streams import results
+    from llmsec_analyzer.conversation import render
+    from llmsec_analyzer.query import QuerySession
+    from llmsec_analyzer.terminal import json_visible
+    from llmsec_tap.model import to_json
+
+    with results(), QuerySession.open(store or context.obj) as session:
+        exchange = listing.find(session, exchange_id)
+    with results():
+        if output is ShowFormat.JSON:
+            line = to_json(exchange).decode()
+            sys.stdout.write((json_visible(line) if sys.stdout.isatty() else line) + "\n")
+        else:
+            sys.stdout.write(render(exchange))

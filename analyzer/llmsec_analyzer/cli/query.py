@@ -1,0 +1,57 @@
+"""`llmsec-analyze query`: SQL over a store."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from llmsec_tap.storage import DEFAULT_STORE
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+StoreOption = Annotated[str, typer.Option("--store", envvar="LLMSEC_STORE", help="The store's folder.", metavar="FOLDER")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(query)
+
+
+def query(
+    sql: Annotated[str, typer.Argument(help="One statement that only reads; - reads it from standard input.", metavar="SQL")],
+    store: StoreOption = DEFAULT_STORE,
+    output: Annotated[Format, typer.Option("--format", help="json is one object per line; all but table stream.")] = Format.TABLE,
+    max_rows: Annotated[int, typer.Option("--max-rows", min=1, help="Rows that a table shows at most.")] = 200,
+) -> None:
+    """Run one read-only SQL statement over the store.
+
+    The views are exchanges, messages, tool_calls, anomalies and findings; `DESCRIBE exchanges` lists columns. The statement
+    can reach nothing but the store: no other file, no network, no extension.
+
+    Example: llmsec-analyze query "SELECT model, count(*), sum(output_tokens) FROM exchanges GROUP BY model"
+    """
+    from llmsec_analyzer import output as outputs
+    from llmsec_analyzer.cli.streams import results
+    from llmsec_analyzer.query import QuerySession
+
+    if sql == "-":
+        sql = sys.stdin.read()
+    with results(), QuerySession.open(store) as session:
+        if output is Format.PARQUET:
+            outputs.write_parquet(session, sql)
+            return
+        result = session.run(sql)
+        if output is Format.JSON:
+            outputs.write_json(result, sys.stdout)
+        elif output is Format.CSV:
+            outputs.write_csv(result, sys.stdout)
+        else:
+            outputs.write_table(result, sys.stdout, max_rows=max_rows)

@@ -1,0 +1,128 @@
+"""Finding stored exchanges: by filter, by id."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from llmsec_analyzer.output import write_table
+from llmsec_analyzer.query import QuerySession
+from llmsec_analyzer.terminal import json_visible
+from llmsec_tap.errors import ConfigError
+from llmsec_tap.model import Exchange, to_json
+from llmsec_tap.storage.rows import exchange_of
+from llmsec_tap.storage.schema import EXCHANGE_COLUMNS
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_LIST_COLUMNS = """
+    exchange_id[:12] AS id,
+    strftime(started, '%Y-%m-%d %H:%M:%S') AS started,
+    round(duration_ms)::BIGINT AS ms,
+    provider,
+    model,
+    status,
+    coalesce(input_tokens, usage_estimated.input_tokens) AS "in",
+    coalesce(output_tokens, usage_estimated.output_tokens) AS "out",
+    CASE WHEN error_type IS NOT NULL THEN error_type WHEN completeness <> 'complete' THEN completeness ELSE '' END AS note,
+    left(input_text, 200) AS input
+"""
+
+
+@dataclass(frozen=True)
+class Filter:
+    model: str | None = None
+    provider: str | None = None
+    api: str | None = None
+    tenant: str | None = None
+    status: int | None = None
+    has_error: bool = False
+    completeness: str | None = None
+    since_ns: int | None = None
+    until_ns: int | None = None
+    limit: int = 50
+
+    def where(self) -> tuple[str, list[Any]]:
+        conditions: list[str] = []
+        parameters: list[Any] = []
+        if self.model is not None:
+            conditions.append("(request_model GLOB ? OR response_model GLOB ?)")
+            # The square brackets of GLOB are not offered: some model names contain them.
+            pattern = re.sub(r"[\[\]]", lambda found: f"[{found[0]}]", self.model)
+            parameters += [pattern, pattern]
+        for column in ("provider", "api", "tenant", "status", "completeness"):
+            value = getattr(self, column)
+            if value is not None:
+                conditions.append(f"{column} = ?")
+                parameters.append(value)
+        if self.has_error:
+            conditions.append("(error_type IS NOT NULL OR status >= 400)")
+        if self.since_ns is not None:
+            conditions.append("started_ns >= ?")
+            parameters.append(self.since_ns)
+        if self.until_ns is not None:
+            conditions.append("started_ns < ?")
+            parameters.append(self.until_ns)
+        return (f"WHERE {' AND '.join(conditions)}" if conditions else ""), parameters
+
+
+def parse_time(text: str, option: str, now_ns: int | None = None) -> int:
+    """`2h` (ago), or an ISO 8601 date or time, UTC where it names no zone; epoch nanoseconds."""
+    ago = re.fullmatch(r"(\d{1,9})([smhdw])", text.strip())
+    if ago:
+        now = time.time_ns() if now_ns is None else now_ns
+        return now - int(ago[1]) * _UNITS[ago[2]] * 1_000_000_000
+    try:
+        moment = dt.datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ConfigError(f"{option} {text!r} is no time", "write 30m, 2h, 7d (ago) or 2026-11-24T10:00 (UTC)") from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=dt.UTC)
+    since_epoch = moment - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    return (since_epoch // dt.timedelta(microseconds=1)) * 1000
+
+
+def write_list(session: QuerySession, wanted: Filter, out: TextIO) -> None:
+    where, parameters = wanted.where()
+    result = session.select(
+        f"SELECT {_LIST_COLUMNS} FROM exchanges {where} ORDER BY started_ns DESC NULLS LAST, exchange_id LIMIT ?",  # noqa: S608 - values are parameters
+        [*parameters, wanted.limit],
+    )
+    write_table(result, out, max_rows=wanted.limit)
+
+
+def write_records(session: QuerySession, wanted: Filter, out: TextIO) -> None:
+    """Whole records as JSON lines, the same as `replay --format jsonl` writes."""
+    where, parameters = wanted.where()
+    on_terminal = out.isatty()
+    for exchange in _records(session, f"{where} ORDER BY started_ns DESC NULLS LAST, exchange_id LIMIT ?", [*parameters, wanted.limit]):
+        line = to_json(exchange).decode()
+        out.write((json_visible(line) if on_terminal else line) + "\n")
+
+
+def find(session: QuerySession, prefix: str) -> Exchange:
+    """The one exchange whose id begins so. ConfigError where there is none or more than one."""
+    prefix = prefix.strip()
+    if not prefix:
+        raise ConfigError("an empty id matches everything", "give at least its first characters")
+    rows = session.select(
+        "SELECT exchange_id FROM exchanges WHERE starts_with(exchange_id, ?) ORDER BY exchange_id LIMIT 4", [prefix]
+    ).rows()
+    found = [row[0] for row in rows]
+    if not found:
+        raise ConfigError(f"no exchange with an id that begins with {prefix!r}", "llmsec-analyze exchanges lists ids")
+    if len(found) > 1 and prefix not in found:
+        some = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
+        raise ConfigError(f"more than one exchange has an id that begins with {prefix!r}", f"one of {some}")
+    wanted = prefix if prefix in found else found[0]
+    return next(_records(session, "WHERE exchange_id = ?", [wanted]))
+
+
+def _records(session: QuerySession, clauses: str, parameters: list[Any]) -> Iterator[Exchange]:
+    names = ", ".join(f'"{name}"' for name, _ in EXCHANGE_COLUMNS)
+    result = session.select(f"SELECT {names} FROM exchanges {clauses}", parameters)  # noqa: S608 - our own clauses
+    for row in result.rows():
+        yield exchange_of(dict(zip(result.names, row, strict=True)))

@@ -1,0 +1,165 @@
+"""Merging the many small parts that a live capture leaves behind (one every few seconds) into few large ones.
+
+Readers and writers go on meanwhile, and a kill at any point loses and doubles nothing:
+- A merged part is published like any other, by rename. Its rows are copies that carry their stored_seq plus one, so the
+  views prefer them to the originals, while a row that was stored later still wins over both.
+- The originals stay for GRACE_NS, for readers that have listed them but not yet opened them. The merged part names them in
+  its footer; whoever compacts next removes them once the time is up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmsec_tap.storage.faults import storage_error
+from llmsec_tap.storage.store import Store, publishing
+
+# Parts under this size count as small: what a capture writes because rows got old, not because they were many.
+SMALL_BYTES = 1_000_000
+# Fewer small parts than this are left alone: merging costs more than reading them.
+MIN_PARTS = 32
+# Parts this young are left alone, for an uneven clock between writers.
+SETTLED_NS = 120_000_000_000
+GRACE_NS = 600_000_000_000
+# One merged part: enough to be worth a file, little enough to hold the ids of.
+MAX_MERGED_ROWS = 100_000
+MAX_MERGED_BYTES = 64_000_000
+REPLACES_KEY = b"llmsec.replaces"
+MERGED_SUFFIX = "-merged.parquet"
+
+
+@dataclass(frozen=True)
+class Compacted:
+    merged: int = 0  # small parts whose rows are now in larger ones
+    removed: int = 0  # originals of earlier merges that are gone now
+
+
+def compact(store: Store, now_ns: int, *, min_parts: int = MIN_PARTS, grace_ns: int = GRACE_NS, settled_ns: int = SETTLED_NS) -> Compacted:
+    """Merge where it pays, remove what was merged long enough ago. Does nothing while another process does it."""
+    merged = removed = 0
+    with _alone(store) as is_alone:
+        if not is_alone:
+            return Compacted()
+        try:
+            for folder in sorted(store.exchanges.glob("day=*")):
+                replaced = _replaced(folder)
+                removed += _remove(folder, replaced, now_ns - grace_ns)
+                for group in _groups(folder, set(replaced), now_ns - settled_ns, min_parts):
+                    _merge(folder, group)
+                    merged += len(group)
+        except OSError as fault:
+            raise storage_error("cannot write", store.exchanges, fault) from None
+    return Compacted(merged, removed)
+
+
+def compact_apart(store: Store, now_ns: int) -> subprocess.Popen[bytes]:
+    """`compact` in a process of its own, at the lowest priority, so that a capture goes on; it says nothing if it fails."""
+    script = (
+        "import os, sys; sys.path.insert(0, sys.argv[1]); os.nice(19)\n"
+        "from llmsec_tap.errors import StorageError\n"
+        "from llmsec_tap.storage import compact, open_store\n"
+        "try: compact.compact(open_store(sys.argv[2]), int(sys.argv[3]))\n"
+        "except StorageError: sys.exit(4)\n"
+    )
+    return subprocess.Popen(  # noqa: S603 - this interpreter, our own module
+        [sys.executable, "-c", script, str(Path(__file__).parents[2]), str(store.root), str(now_ns)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def seq_of(path: Path) -> int:
+    """The stored_seq in a part's name; a name that is not ours counts as too new to touch."""
+    number = path.name.removesuffix(".parquet").split("-")[1]
+    return int(number) if number.isdecimal() else 2**63 - 1
+
+
+@contextmanager
+def _alone(store: Store) -> Iterator[bool]:
+    try:
+        descriptor = os.open(store.exchanges, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as fault:
+        raise storage_error("cannot read", store.exchanges, fault) from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def _replaced(folder: Path) -> dict[str, int]:
+    """Names of originals that a merged part stands for, and when that part appeared."""
+    from llmsec_tap.storage import parquet  # noqa: PLC0415
+
+    replaced: dict[str, int] = {}
+    for path in folder.glob(f"part-*{MERGED_SUFFIX}"):
+        appeared = path.stat().st_mtime_ns
+        names = parquet.footer_value(path, REPLACES_KEY)
+        replaced |= dict.fromkeys(json.loads(names) if names else [], appeared)
+    return replaced
+
+
+def _remove(folder: Path, replaced: dict[str, int], before_ns: int) -> int:
+    removed = 0
+    for name, appeared in replaced.items():
+        # Only a plain name inside this folder; the footer is a file's content like any other.
+        if appeared < before_ns and name == os.path.basename(name) and name.startswith("part-"):  # noqa: PTH119
+            try:
+                (folder / name).unlink()
+                removed += 1
+            except FileNotFoundError:
+                continue
+    return removed
+
+
+def _groups(folder: Path, replaced: set[str], before_ns: int, min_parts: int) -> list[list[Path]]:
+    """Small, settled parts in order of their seq, in groups for one merged part each."""
+    from llmsec_tap.storage import parquet  # noqa: PLC0415
+
+    small = [path for path in folder.glob("part-*.parquet") if path.name not in replaced and path.stat().st_size < SMALL_BYTES]
+    small = sorted((path for path in small if seq_of(path) < before_ns), key=seq_of)
+    if len(small) < min_parts:
+        return []
+    groups: list[list[Path]] = [[]]
+    rows = size = 0
+    for path in small:
+        part_rows, part_size = parquet.row_count(path), path.stat().st_size
+        if part_rows is None:
+            continue  # damaged; reading says so, merging must not stop at it
+        if groups[-1] and (rows + part_rows > MAX_MERGED_ROWS or size + part_size > MAX_MERGED_BYTES):
+            groups.append([])
+            rows = size = 0
+        groups[-1].append(path)
+        rows += part_rows
+        size += part_size
+    return [group for group in groups if len(group) > 1]
+
+
+def _merge(folder: Path, group: list[Path]) -> None:
+    from llmsec_tap.storage import parquet  # noqa: PLC0415
+
+    newest: dict[str, tuple[int, int]] = {}
+    for index, path in enumerate(group):
+        for exchange_id, seq in parquet.ids(path):
+            newest[exchange_id] = max(newest.get(exchange_id, (-1, -1)), (seq, index))
+    # A name of its own even where the last of the group is a merged part: that one is removed under its name later.
+    target = folder / f"part-{seq_of(group[-1]):019d}-{secrets.token_hex(4)}{MERGED_SUFFIX}"
+    metadata: dict[bytes, Any] = {REPLACES_KEY: json.dumps([path.name for path in group]).encode()}
+    with publishing(target) as descriptor:
+        parquet.merge(group, newest, metadata, descriptor)
