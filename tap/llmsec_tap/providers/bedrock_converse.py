@@ -111,6 +111,7 @@ class ConverseReader:
             for index in list(self._without_input):
                 self._close(index, ts_ns)
             draft.finish(0, text_of(value.get("stopReason")))
+            draft.terminated = True
         elif name == "metadata":
             converse_usage(value.get("usage"), draft)
             draft.terminated = True

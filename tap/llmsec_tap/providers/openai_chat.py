@@ -193,11 +193,16 @@ class Reader:
             for position, choice in enumerate(choices):
                 if isinstance(choice, dict):
                     self._choice(choice, position, ts_ns)
+        elif isinstance(value.get("value"), str):  # Writer's completions
+            draft.text(ts_ns, 0, value["value"])
         usage = value.get("usage")
         if usage is None:
             usage = dict_of(value.get("x_groq")).get("usage")
         if usage is not None:
             openai_usage(usage, draft)
+            # Counts come last. Servers that end without [DONE] (Perplexity, transformers) are told to have ended by them.
+            if draft.choices and all(choice.finish_reason for choice in draft.choices.values()):
+                draft.terminated = True
         if value.get("error") or value.get("object") == "error":
             read_stream_failure(value, draft)
 
