@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llmsec_tap.storage.faults import storage_error
 from llmsec_tap.storage.store import Store, publishing
@@ -31,10 +30,10 @@ MIN_PARTS = 32
 # Parts this young are left alone, for an uneven clock between writers.
 SETTLED_NS = 120_000_000_000
 GRACE_NS = 600_000_000_000
-# One merged part: enough to be worth a file, little enough to hold the ids of.
-MAX_MERGED_ROWS = 100_000
+# What one merged part is made of: enough to be worth a file, little enough to open at once.
+MAX_MERGED_PARTS = 256
 MAX_MERGED_BYTES = 64_000_000
-REPLACES_KEY = b"llmsec.replaces"
+REPLACES_KEY = "llmsec.replaces"
 MERGED_SUFFIX = "-merged.parquet"
 
 
@@ -77,6 +76,7 @@ def compact_apart(store: Store, now_ns: int) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        env={**os.environ, "POLARS_MAX_THREADS": "1"},
     )
 
 
@@ -105,12 +105,12 @@ def _alone(store: Store) -> Iterator[bool]:
 
 def _replaced(folder: Path) -> dict[str, int]:
     """Names of originals that a merged part stands for, and when that part appeared."""
-    from llmsec_tap.storage import parquet  # noqa: PLC0415
+    from llmsec_tap.storage import merge  # noqa: PLC0415
 
     replaced: dict[str, int] = {}
     for path in folder.glob(f"part-*{MERGED_SUFFIX}"):
         appeared = path.stat().st_mtime_ns
-        names = parquet.footer_value(path, REPLACES_KEY)
+        names = merge.footer_value(path, REPLACES_KEY)
         replaced |= dict.fromkeys(json.loads(names) if names else [], appeared)
     return replaced
 
@@ -130,36 +130,34 @@ def _remove(folder: Path, replaced: dict[str, int], before_ns: int) -> int:
 
 def _groups(folder: Path, replaced: set[str], before_ns: int, min_parts: int) -> list[list[Path]]:
     """Small, settled parts in order of their seq, in groups for one merged part each."""
-    from llmsec_tap.storage import parquet  # noqa: PLC0415
-
-    small = [path for path in folder.glob("part-*.parquet") if path.name not in replaced and path.stat().st_size < SMALL_BYTES]
-    small = sorted((path for path in small if seq_of(path) < before_ns), key=seq_of)
+    parts = [path for path in folder.glob("part-*.parquet") if path.name not in replaced]
+    small = [path for path in parts if path.stat().st_size < SMALL_BYTES and seq_of(path) < before_ns and _is_whole(path)]
     if len(small) < min_parts:
         return []
+    small.sort(key=seq_of)
     groups: list[list[Path]] = [[]]
-    rows = size = 0
+    size = 0
     for path in small:
-        part_rows, part_size = parquet.row_count(path), path.stat().st_size
-        if part_rows is None:
-            continue  # damaged; reading says so, merging must not stop at it
-        if groups[-1] and (rows + part_rows > MAX_MERGED_ROWS or size + part_size > MAX_MERGED_BYTES):
+        part_size = path.stat().st_size
+        if len(groups[-1]) == MAX_MERGED_PARTS or size + part_size > MAX_MERGED_BYTES:
             groups.append([])
-            rows = size = 0
+            size = 0
         groups[-1].append(path)
-        rows += part_rows
         size += part_size
     return [group for group in groups if len(group) > 1]
 
 
-def _merge(folder: Path, group: list[Path]) -> None:
-    from llmsec_tap.storage import parquet  # noqa: PLC0415
+def _is_whole(path: Path) -> bool:
+    """Whether the file ends as Parquet does. Reading a damaged one fails and says so; merging must not stop at it."""
+    with path.open("rb") as file:
+        file.seek(-4, os.SEEK_END)
+        return file.read() == b"PAR1"
 
-    newest: dict[str, tuple[int, int]] = {}
-    for index, path in enumerate(group):
-        for exchange_id, seq in parquet.ids(path):
-            newest[exchange_id] = max(newest.get(exchange_id, (-1, -1)), (seq, index))
+
+def _merge(folder: Path, group: list[Path]) -> None:
+    from llmsec_tap.storage import merge  # noqa: PLC0415
+
     # A name of its own even where the last of the group is a merged part: that one is removed under its name later.
     target = folder / f"part-{seq_of(group[-1]):019d}-{secrets.token_hex(4)}{MERGED_SUFFIX}"
-    metadata: dict[bytes, Any] = {REPLACES_KEY: json.dumps([path.name for path in group]).encode()}
     with publishing(target) as descriptor:
-        parquet.merge(group, newest, metadata, descriptor)
+        merge.merge(group, {REPLACES_KEY: json.dumps([path.name for path in group])}, descriptor)

@@ -6,12 +6,9 @@ Arrow rather than polars: for 4,000 exchanges (27 MB of rows) 0.4 CPU s with its
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.compute as pc  # type: ignore[import-untyped]
 import pyarrow.json as pj  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
@@ -22,9 +19,7 @@ from llmsec_tap.storage.schema import (
     FLOAT,
     INT,
     ROW_COLUMNS,
-    SCHEMA_VERSION,
     STATISTICS_COLUMNS,
-    STORED_COLUMNS,
     TEXT,
     ColumnType,
     ListOf,
@@ -45,10 +40,6 @@ def arrow_type(kind: ColumnType) -> pa.DataType:
 
 
 ROW_SCHEMA: pa.Schema = pa.schema([(name, arrow_type(kind)) for name, kind in ROW_COLUMNS])
-STORED_SCHEMA: pa.Schema = pa.schema([(name, arrow_type(kind)) for name, kind in STORED_COLUMNS])
-# Rows of several parts are gathered to this much before they become one row group of a merged part.
-ROW_GROUP_BYTES = 8_000_000
-_METADATA = {"llmsec.schema_version": str(SCHEMA_VERSION)}
 # Statistics only where queries filter: over all columns they triple the size of a small part, and would put the first bytes
 # of texts into every footer. The Arrow schema is left out for its size; the Parquet types say the same.
 WRITE_OPTIONS: dict[str, Any] = {
@@ -98,70 +89,6 @@ def _parse(lines: list[bytes]) -> pa.Table:
 def to_parquet(table: pa.Table, seq: int) -> pa.Buffer:
     """The bytes of a part whose rows all carry `seq` as stored_seq."""
     table = table.append_column("stored_seq", pa.repeat(pa.scalar(seq, pa.int64()), table.num_rows))
-    table = table.replace_schema_metadata(_METADATA)
     sink = pa.BufferOutputStream(_POOL)
     pq.write_table(table, sink, **WRITE_OPTIONS)
     return sink.getvalue()
-
-
-def footer_value(path: Path, key: bytes) -> bytes | None:
-    try:
-        metadata = pq.read_metadata(path).metadata or {}
-    except pa.ArrowInvalid:
-        return None
-    value = metadata.get(key)
-    return value if isinstance(value, bytes) else None
-
-
-def row_count(path: Path) -> int | None:
-    try:
-        return int(pq.read_metadata(path).num_rows)
-    except pa.ArrowInvalid:
-        return None
-
-
-def ids(path: Path) -> Iterator[tuple[str, int]]:
-    table = pq.ParquetFile(path).read(columns=["exchange_id", "stored_seq"], use_threads=False)
-    yield from zip(table["exchange_id"].to_pylist(), table["stored_seq"].to_pylist(), strict=True)
-
-
-def merge(group: list[Path], newest: dict[str, tuple[int, int]], metadata: dict[bytes, bytes], descriptor: int) -> None:
-    """Copy the rows of `group` into one part; of rows with one id only that at `newest` (its seq, its part's place)."""
-    schema = STORED_SCHEMA.with_metadata({**{key.encode(): value.encode() for key, value in _METADATA.items()}, **metadata})
-    with (
-        open(descriptor, "wb", closefd=False) as file,
-        pq.ParquetWriter(file, schema, memory_pool=_POOL, **WRITE_OPTIONS) as writer,
-    ):
-        waiting: list[pa.Table] = []
-        waiting_bytes = 0
-        for index, path in enumerate(group):
-            with pq.ParquetFile(path) as part:
-                for group_index in range(part.num_row_groups):
-                    table = _widened(part.read_row_group(group_index, use_threads=False))
-                    wanted = [
-                        newest[exchange_id] == (seq, index)
-                        for exchange_id, seq in zip(table["exchange_id"].to_pylist(), table["stored_seq"].to_pylist(), strict=True)
-                    ]
-                    table = table.filter(pa.array(wanted, pa.bool_()))
-                    waiting.append(table)
-                    waiting_bytes += table.nbytes
-            if waiting_bytes >= ROW_GROUP_BYTES or index == len(group) - 1:
-                writer.write_table(_moved_on(pa.concat_tables(waiting)).cast(schema))
-                waiting, waiting_bytes = [], 0
-
-
-def _widened(table: pa.Table) -> pa.Table:
-    """The table with every column of this version in order; what an older part lacks is null."""
-    columns = []
-    for field in STORED_SCHEMA:
-        if field.name in table.column_names:
-            columns.append(table[field.name].cast(field.type))
-        else:
-            columns.append(pa.chunked_array([pa.nulls(table.num_rows, field.type)]))
-    return pa.table(columns, schema=STORED_SCHEMA)
-
-
-def _moved_on(table: pa.Table) -> pa.Table:
-    """A merged copy of a row counts as newer than the row, and as older than whatever was stored after it."""
-    at = table.column_names.index("stored_seq")
-    return table.set_column(at, STORED_SCHEMA.field(at), pc.add(table["stored_seq"], 1))
