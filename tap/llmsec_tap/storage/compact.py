@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmsec_tap.storage.faults import storage_error
-from llmsec_tap.storage.store import Store, publishing
+from llmsec_tap.storage.publish import publishing
+from llmsec_tap.storage.store import Store
 
 # Parts under this size count as small: what a capture writes because rows got old, not because they were many.
 SMALL_BYTES = 1_000_000

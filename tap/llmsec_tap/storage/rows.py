@@ -56,7 +56,7 @@ def repair_row(line: bytes) -> bytes:
 def _encode_slowly(row: dict[str, Any], exchange: Exchange) -> bytes:
     row = {name: _plain(value) for name, value in row.items()}
     request: dict[str, Any] = _plain(exchange.request)
-    request["parameters"] = json.dumps(request.get("parameters", {}))
+    request["parameters"] = json.dumps(request.get("parameters", {}), separators=(",", ":"))
     row["request"] = request
     return _encoder.encode({name: coerce(row.get(name), kind) for name, kind in ROW_COLUMNS})
 

@@ -71,6 +71,7 @@ EXCHANGE_COLUMNS: tuple[tuple[str, ColumnType], ...] = (
     ("server", TEXT),
     ("started_ns", INT),
     ("first_token_ns", INT),
+    ("first_text_ns", INT),
     ("ended_ns", INT),
     ("ttft_ms", FLOAT),
     ("itl_ms_p50", FLOAT),

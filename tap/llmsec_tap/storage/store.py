@@ -9,11 +9,7 @@ llmsec-data/
 
 from __future__ import annotations
 
-import fcntl
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +18,13 @@ import msgspec
 from llmsec_tap.errors import ConfigError, StorageError
 from llmsec_tap.storage.faults import storage_error
 from llmsec_tap.storage.migrations import MIGRATIONS, pending
+from llmsec_tap.storage.publish import TMP_SUFFIX, publishing, remove_stale, write_all
 from llmsec_tap.storage.schema import SCHEMA_VERSION
 from llmsec_tap.storage.views import DATABASE_NAME, VIEWS_VERSION, write_database_apart
 
 DEFAULT_STORE = "llmsec-data"
 INFO_NAME = "store.json"
 NO_DAY = "day=none"  # rows of exchanges whose start the capture did not see
-TMP_SUFFIX = ".tmp"
 
 
 class StoreInfo(msgspec.Struct, kw_only=True):
@@ -144,72 +140,3 @@ def _write_schema_part(root: Path) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     with publishing(folder / "part-schema.parquet") as file:
         write_all(file, parquet.empty_part())
-
-
-@contextmanager
-def publishing(target: Path) -> Iterator[int]:
-    """A descriptor to write to; when the block ends well, the file appears at `target` in one step, safely on the disk.
-
-    The unfinished file beside the target is held by a lock for as long as its writer lives, which is how `remove_stale`
-    tells a dead writer's remains from a file in the making.
-    """
-    path, descriptor = _locked_temporary(target)
-    try:
-        yield descriptor
-        os.fsync(descriptor)
-        path.rename(target)
-        _sync_folder(target.parent)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(descriptor)
-
-
-def _locked_temporary(target: Path) -> tuple[Path, int]:
-    for attempt in range(1000):
-        path = target.with_name(f".{target.name}.{os.getpid()}.{attempt}{TMP_SUFFIX}")
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileExistsError:
-            continue
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
-            return path, descriptor
-        os.close(descriptor)  # a cleaner came between creation and lock
-    raise StorageError(f"cannot write {target}: no free temporary name", "remove old .tmp files from the folder")
-
-
-def write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def remove_stale(root: Path) -> int:
-    """Remove unfinished files whose writers are dead; returns how many."""
-    removed = 0
-    for path in (*root.glob(f".*{TMP_SUFFIX}"), *root.glob(f"exchanges/*/.*{TMP_SUFFIX}")):
-        if path.is_dir():
-            continue
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
-            removed += 1
-        except BlockingIOError:
-            continue  # its writer lives
-        finally:
-            os.close(descriptor)
-    return removed

@@ -6,7 +6,6 @@ The same statements make the views of `llmsec.duckdb` (for any DuckDB client) an
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from llmsec_tap.errors import StorageError
 from llmsec_tap.storage.faults import storage_error
+from llmsec_tap.storage.publish import publishing, write_all
 from llmsec_tap.storage.schema import (
     ANOMALY,
     EXCHANGE_COLUMNS,
@@ -59,6 +59,7 @@ _COMMENTS = {
     "server": "ip:port of the side that answers; IPv6 in brackets",
     "started_ns": "Capture time of the first request byte, epoch nanoseconds",
     "first_token_ns": "Capture time of the first response content, epoch nanoseconds",
+    "first_text_ns": "Capture time of the first text, reasoning or tool call of a stream, epoch nanoseconds",
     "ended_ns": "Capture time of the last byte, epoch nanoseconds",
     "ttft_ms": "Time to first token, milliseconds of capture time; null where the capture cannot say",
     "itl_ms_p50": "Median time between tokens, milliseconds",
@@ -211,7 +212,7 @@ VIEWS: tuple[View, ...] = (
 
 def parts_pattern(root: Path) -> str:
     """The glob of all parts, with the folder's own name protected from being read as a pattern."""
-    folder = "".join(f"[{char}]" if char in "*?[" else char for char in str(root.absolute()))
+    folder = "".join(f"[{char}]" if char in "*?[" else char for char in str(root.resolve()))
     return f"{folder}/exchanges/*/part-*.parquet"
 
 
@@ -255,20 +256,19 @@ def write_database(root: Path) -> None:
 
     target = root / DATABASE_NAME
     try:
-        with tempfile.TemporaryDirectory(prefix=".views-", suffix=".tmp", dir=root) as scratch:
+        # Made elsewhere: DuckDB reads a question mark in the path of a database as the start of options.
+        with tempfile.TemporaryDirectory(prefix="llmsec-views-") as scratch:
             fresh = Path(scratch) / DATABASE_NAME
             connection = duckdb.connect(str(fresh), config={"threads": 1})
             try:
                 create_views(connection, root)
             finally:
                 connection.close()
-            fresh.chmod(0o600)
-            fresh.rename(target)
+            with publishing(target) as descriptor:
+                write_all(descriptor, fresh.read_bytes())
     except OSError as fault:
         raise storage_error("cannot write", target, fault) from None
     except duckdb.Error as fault:
-        if not os.access(root, os.W_OK):
-            raise StorageError(f"cannot write {target}: permission denied", "run as the folder's owner") from None
         raise StorageError(f"cannot write {target}: {str(fault).splitlines()[0]}", "check free space", retryable=True) from None
 
 

@@ -20,8 +20,9 @@ from llmsec_tap.errors import StorageError
 from llmsec_tap.model import Exchange
 from llmsec_tap.storage.compact import MIN_PARTS, compact_apart
 from llmsec_tap.storage.faults import storage_error
+from llmsec_tap.storage.publish import publishing, write_all
 from llmsec_tap.storage.rows import encode_row
-from llmsec_tap.storage.store import NO_DAY, Store, create_store, publishing, write_all
+from llmsec_tap.storage.store import NO_DAY, Store, create_store
 
 NS_PER_DAY = 86_400_000_000_000
 

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import msgspec
+import pytest
+
+from llmsec_tap.model import (
+    AnomalyCount,
+    EstimatedUsage,
+    Exchange,
+    Message,
+    Part,
+    Process,
+    Request,
+    Response,
+    ToolCall,
+    ToolDefinition,
+    Usage,
+)
+
+STARTED = 1_795_000_000_123_456_789  # 2026-11-18
+
+
+def full_exchange(number: int = 0, **changes: Any) -> Exchange:
+    """Every field has a value, no two the same."""
+    exchange = Exchange(
+        exchange_id=f"{number:08x}{'ab' * 12}",
+        client="10.0.0.1:40000",
+        server="[2001:db8::1]:443",
+        started_ns=STARTED + number * 1_000_000,
+        first_token_ns=STARTED + number * 1_000_000 + 250_000_001,
+        first_text_ns=STARTED + number * 1_000_000 + 260_000_001,
+        ended_ns=STARTED + number * 1_000_000 + 900_000_002,
+        ttft_ms=250.5,
+        itl_ms_p50=1.25,
+        itl_ms_p95=4.75,
+        output_tokens_per_s=33.3,
+        provider="openai",
+        api="openai.chat",
+        operation="chat",
+        method="POST",
+        path="/v1/chat/completions?key=***",
+        http_version="1.1",
+        status=200,
+        streaming=True,
+        framing="sse",
+        request_model="gpt-4o",
+        response_model="gpt-4o-2024-08-06",
+        response_id=f"chatcmpl-{number}",
+        input_text="  What is the weather in Malmö?\r\n",
+        output_text="I'll look 🌦️\n\ttab\x00nul \x1b[31m",
+        reasoning_text="Think.",
+        refusal_text="No.",
+        tool_calls=[ToolCall(id="call_1", name="get_weather", arguments='{"city": "Malmö"}'), ToolCall(id=None, name="x", arguments="")],
+        finish_reasons=["tool_calls", "stop"],
+        usage=Usage(input_tokens=11, output_tokens=12, cached_input_tokens=13, cache_write_tokens=14, reasoning_tokens=15),
+        usage_estimated=EstimatedUsage(input_tokens=21, output_tokens=22, tokenizer="o200k_base"),
+        error_type="rate_limit_error",
+        tenant="acme",
+        api_key_fingerprint="hmac:0123",
+        process=Process(pid=4242, comm="python", exe="/usr/bin/python3", container_id="c0ffee", pod="web-1", namespace="shop"),
+        completeness="gapped",
+        anomalies=[AnomalyCount(name="tcp_gap", count=2), AnomalyCount(name="sse_bad_json", count=1)],
+        request=Request(
+            messages=[
+                Message(role="system", parts=[Part(type="text", content="Be brief.")]),
+                Message(
+                    role="user",
+                    parts=[
+                        Part(type="text", content="What is "),
+                        Part(type="text", content="this?"),
+                        Part(type="blob", modality="image", mime_type="image/png", size_bytes=1234),
+                        Part(type="uri", modality="image", uri="https://example.org/a.png"),
+                    ],
+                ),
+                Message(role="tool", parts=[Part(type="tool_call_response", id="call_0", name="f", content="42")]),
+            ],
+            tools=[ToolDefinition(name="get_weather", description="Weather of a city"), ToolDefinition(name="x")],
+            parameters={"temperature": 0.5, "max_tokens": 100, "stream": True, "stop": None, "user": "ü"},
+            body_bytes=1111,
+        ),
+        response=Response(
+            messages=[
+                Message(
+                    role="assistant",
+                    parts=[
+                        Part(type="reasoning", content="Think."),
+                        Part(type="text", content="I'll look 🌦️"),
+                        Part(type="tool_call", id="call_1", name="get_weather", arguments='{"city": "Malmö"}'),
+                    ],
+                    finish_reason="tool_calls",
+                ),
+                Message(role="assistant", parts=[Part(type="text", content="Other choice")], finish_reason="stop"),
+            ],
+            error_message="slow down",
+            embeddings=3,
+            embedding_dimensions=1536,
+            body_bytes=2222,
+            events=80,
+        ),
+        risk_score=17,
+        findings=[{"rule_id": "pii.email", "severity": "low", "preview": "a***@example.org"}],
+    )
+    return msgspec.structs.replace(exchange, **changes)
+
+
+@pytest.fixture
+def make_exchange() -> Callable[..., Exchange]:
+    return full_exchange
+
+
+@dataclasses.dataclass
+class Reader:
+    """Any DuckDB client: opens llmsec.duckdb read-only for each statement."""
+
+    root: Path
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        connection = duckdb.connect(str(self.root / "llmsec.duckdb"), read_only=True)
+        try:
+            return connection.execute(sql).fetchall()
+        finally:
+            connection.close()
+
+    def count(self, view: str = "exchanges") -> int:
+        return int(self.rows(f"SELECT count(*) FROM {view}")[0][0])
+
+    def parts(self) -> list[Path]:
+        return sorted(self.root.glob("exchanges/day=*/part-*.parquet"))
+
+    def records(self) -> list[Exchange]:
+        from llmsec_tap.storage.rows import exchange_of
+        from llmsec_tap.storage.schema import EXCHANGE_COLUMNS
+
+        names = [name for name, _ in EXCHANGE_COLUMNS]
+        rows = self.rows(f"SELECT {', '.join(names)} FROM exchanges ORDER BY started_ns NULLS FIRST, exchange_id")
+        return [exchange_of(dict(zip(names, row, strict=True))) for row in rows]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def reader(root: Path) -> Reader:
+    return Reader(root)
