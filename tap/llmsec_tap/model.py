@@ -124,6 +124,7 @@ class Exchange(msgspec.Struct, kw_only=True):
     server: str
     started_ns: int | None = None
     first_token_ns: int | None = None
+    first_text_ns: int | None = None
     ended_ns: int | None = None
     ttft_ms: float | None = None
     itl_ms_p50: float | None = None
@@ -146,7 +147,7 @@ class Exchange(msgspec.Struct, kw_only=True):
     reasoning_text: str | None = None
     refusal_text: str | None = None
     tool_calls: list[ToolCall] = []
-    finish_reasons: list[str] = []
+    finish_reasons: list[str | None] = []
     usage: Usage = msgspec.field(default_factory=Usage)
     usage_estimated: EstimatedUsage | None = None
     error_type: str | None = None

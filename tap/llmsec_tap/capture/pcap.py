@@ -42,16 +42,41 @@ class PacketConsumer(Protocol):
 
 
 class CaptureReader:
-    """Reads one capture after the other into a consumer. `packets` and `bytes_read` may be looked at meanwhile.
+    """Reads one capture after the other into a consumer. `packets` may be looked at meanwhile.
 
-    `on_progress(bytes)` is called after each megabyte or so with the bytes consumed of the file; returning False stops reading.
+    `on_progress(bytes)`, where set, is told the bytes of the file that were read since the last call. `stop` may be called
+    from a signal handler: reading ends after the packets in hand, also when it waits for more on a pipe.
     """
 
-    def __init__(self, consumer: PacketConsumer, on_progress: Callable[[int], bool] | None = None) -> None:
+    def __init__(self, consumer: PacketConsumer) -> None:
         self._consumer = consumer
-        self._on_progress = on_progress
+        self.on_progress: Callable[[int], None] | None = None
         self.packets = 0
         self.stopped = False
+        self._waiting = False
+
+    def stop(self) -> None:
+        self.stopped = True
+        if self._waiting:
+            raise _Stopped
+
+    def receive(self, stream: BinaryIO, size: int) -> bytes:
+        """What the stream has, up to `size` bytes; nothing once stopped. Waiting for it is the only place where `stop` cuts in."""
+        data = b""
+        try:
+            self._waiting = True
+            if not self.stopped:
+                # read1 on a pipe: give what is there, so that a live `tcpdump -w - | …` is shown as it comes.
+                data = stream.read1(size) if isinstance(stream, io.BufferedReader) else stream.read(size)
+            self._waiting = False
+        except _Stopped:
+            self._waiting = False
+        except OSError as fault:
+            self._waiting = False
+            raise SourceError(f"reading failed: {fault.strerror}", "Everything before it was read.") from None
+        if self.on_progress is not None:
+            self.on_progress(len(data))
+        return data
 
     def read(self, path: str) -> None:
         """Read a file, or standard input for `-`. Raises SourceError (with all before the damage delivered)."""
@@ -62,14 +87,18 @@ class CaptureReader:
         try:
             if file.is_dir():
                 raise SourceError(f"{path} is a folder, not a capture file", "Name the pcap or pcapng file itself.")
-            with file.open("rb") as stream:
-                self._read_stream(stream, path)
-        except OSError as fault:
-            raise SourceError(f"{path}: {fault.strerror or fault}", "Check the name and the permissions.") from fault
+            stream = file.open("rb")
+        except (OSError, ValueError) as fault:  # ValueError: a NUL in the name
+            reason = fault.strerror if isinstance(fault, OSError) else fault
+            raise SourceError(f"cannot open {path}: {reason}", "Check the name and the permissions.") from None
+        with stream:
+            self._read_stream(stream, path)
 
     def _read_stream(self, stream: BinaryIO, name: str) -> None:
-        raw = _Counted(stream, self._progress)
+        raw = _Received(self, stream)
         head = raw.peek(4)
+        if self.stopped:
+            return
         if not head:
             raise SourceError(f"{name} is empty", "It holds no capture; was the capture stopped before its first packet?")
         source: io.RawIOBase | gzip.GzipFile = raw
@@ -77,13 +106,13 @@ class CaptureReader:
             source = gzip.GzipFile(fileobj=io.BufferedReader(raw))
         try:
             self._read_capture(lambda size: source.read(size) or b"", name)
+        except SourceError:
+            if not self.stopped:  # stopped in the middle of a packet is no damage
+                raise
         except (EOFError, gzip.BadGzipFile, zlib.error) as fault:
+            if self.stopped:
+                return
             raise SourceError(f"{name}: the gzip data is damaged or cut ({fault})", "Everything before the damage was read.") from None
-
-    def _progress(self, total: int) -> bool:
-        if self._on_progress is not None and not self._on_progress(total):
-            self.stopped = True
-        return not self.stopped
 
     def _read_capture(self, read: Callable[[int], bytes], name: str) -> None:
         magic = _exactly(read, 4)
@@ -159,7 +188,7 @@ class _PcapngReader:
                     raise self._damaged(at, "the two lengths of a block differ")
                 self._block(kind, buffer, at + 8, at + length - 4, at)
                 at += length
-        if at < len(buffer) and not self._reader.stopped:
+        if at < len(buffer):
             raise SourceError(f"{self._name}: cut in the middle of a block at byte {self._offset + at}", "Everything before it was read.")
 
     def _damaged(self, at: int, what: str) -> SourceError:
@@ -230,36 +259,32 @@ class _PcapngReader:
         return self._consumer.handler(linktype), scale, divisor, offset_ns, snap
 
 
-class _Counted(io.RawIOBase):
-    """A raw stream that reports how far it was read, so that progress is true for compressed files too."""
+class _Stopped(Exception):  # noqa: N818 - not an error
+    """`stop` was called while the reader waited for a stream."""
 
-    def __init__(self, stream: BinaryIO, on_read: Callable[[int], bool]) -> None:
+
+class _Received(io.RawIOBase):
+    """The bytes of a file as the reader receives them, before they are unzipped."""
+
+    def __init__(self, reader: CaptureReader, stream: BinaryIO) -> None:
+        self._reader = reader
         self._stream = stream
-        self._on_read = on_read
         self._peeked = b""
-        self._total = 0
-        self._stopped = False
 
     def peek(self, size: int) -> bytes:
-        self._peeked += _exactly(self._stream.read, size - len(self._peeked))
+        self._peeked = _exactly(lambda wanted: self._reader.receive(self._stream, wanted), size)
         return self._peeked
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override] # collections.abc.Buffer is of Python 3.12
-        if self._stopped:
-            return 0
         view = memoryview(buffer).cast("B")
         if self._peeked:
             data, self._peeked = self._peeked[: len(view)], self._peeked[len(view) :]
         else:
-            # read1 on a pipe: give what is there, so that a live `tcpdump -w - | …` is shown as it comes.
-            stream = self._stream
-            data = stream.read1(len(view)) if isinstance(stream, io.BufferedReader) else stream.read(len(view))
+            data = self._reader.receive(self._stream, len(view))
         view[: len(data)] = data
-        self._total += len(data)
-        self._stopped = not self._on_read(self._total)
         return len(data)
 
 

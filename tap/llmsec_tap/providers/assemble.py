@@ -302,6 +302,8 @@ class ExchangeAssembly:
         self._last_ns = ts_ns
         draft = self.draft
         if data != b"[DONE]":
+            if not draft.events:
+                draft.first_event_ns = ts_ns
             draft.events += 1
         handler = self._handler
         if handler is None:
@@ -417,7 +419,8 @@ class ExchangeAssembly:
             client=self.client,
             server=self.server,
             started_ns=self._started_ns,
-            first_token_ns=draft.first_token_ns if streaming else self._response_body_ns,
+            first_token_ns=draft.first_event_ns if streaming else self._response_body_ns,
+            first_text_ns=draft.first_text_ns if streaming else None,
             ended_ns=self._last_ns or ts_ns,
             provider=provider,
             api=api,
@@ -456,7 +459,7 @@ class ExchangeAssembly:
             exchange.response.embeddings = draft.embeddings
             exchange.response.embedding_dimensions = draft.embedding_dimensions
             timings(exchange, draft)
-            if streaming and completeness == "complete" and not draft.terminated and not draft.finish_reasons():
+            if streaming and completeness == "complete" and not draft.terminated and not any(exchange.finish_reasons):
                 self.anomaly("stream_unterminated")
         if self._view is not None:
             credential = credential_of(self._view)

@@ -105,10 +105,11 @@ class Draft:
         "error_message",
         "error_type",
         "events",
-        "first_token_ns",
+        "first_event_ns",
+        "first_text_ns",
         "gaps_ns",
         "input_text",
-        "last_token_ns",
+        "last_text_ns",
         "listener",
         "messages",
         "operation",
@@ -140,11 +141,12 @@ class Draft:
         self.embedding_dimensions: int | None = None
         self.events = 0
         self.terminated = False  # the stream's own closing event was seen
-        self.first_token_ns: int | None = None
+        self.first_event_ns: int | None = None  # of a stream; set by the caller, as `events` is
+        self.first_text_ns: int | None = None  # the first text, reasoning or tool call
         self.gaps_ns: array[int] = array("q")
         self.anomalies: dict[str, int] = {}
         self.listener = listener
-        self.last_token_ns = 0
+        self.last_text_ns = 0
         self._stride = 1
         self._untaken = 0
         self._chars = 0
@@ -242,8 +244,9 @@ class Draft:
             return []
         return [ToolCall(id=c.id, name=c.name, arguments=str(c.arguments)) for c in chosen.tool_calls.values() if not c.server_side]
 
-    def finish_reasons(self) -> list[str]:
-        return [c.finish_reason for _, c in sorted(self.choices.items()) if c.finish_reason]
+    def finish_reasons(self) -> list[str | None]:
+        """By choice; null for a choice that ended without one (a stream that was broken off)."""
+        return [c.finish_reason for _, c in sorted(self.choices.items())]
 
     def _part(self, ts_ns: int, choice: int, buffer: TextBuffer, kind: str, text: str) -> None:
         self._chars += len(text)
@@ -256,12 +259,12 @@ class Draft:
         buffer.chars += len(text)
         if len(parts) >= COMPACT_AT:
             buffer.fold()
-        if self.first_token_ns is None or self._stride > 1:
+        if self.first_text_ns is None or self._stride > 1:
             self._tick(ts_ns)
         else:
             gaps = self.gaps_ns
-            gaps.append(ts_ns - self.last_token_ns)
-            self.last_token_ns = ts_ns
+            gaps.append(ts_ns - self.last_text_ns)
+            self.last_text_ns = ts_ns
             if len(gaps) >= MAX_LATENCY_SAMPLES:
                 self._thin()
         if self.listener is not None:
@@ -269,12 +272,12 @@ class Draft:
 
     def _tick(self, ts_ns: int) -> None:
         """Note the time of a token: the first one, then the gaps between them."""
-        if self.first_token_ns is None:
-            self.first_token_ns = ts_ns
-            self.last_token_ns = ts_ns
+        if self.first_text_ns is None:
+            self.first_text_ns = ts_ns
+            self.last_text_ns = ts_ns
             return
-        gap = ts_ns - self.last_token_ns
-        self.last_token_ns = ts_ns
+        gap = ts_ns - self.last_text_ns
+        self.last_text_ns = ts_ns
         if self._stride > 1:
             self._untaken += 1
             if self._untaken < self._stride:

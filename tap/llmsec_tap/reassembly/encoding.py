@@ -81,10 +81,10 @@ class _Zstd:
     def decode(self, data: bytes) -> bytes:
         out = []
         while data:
+            if self._inner.eof:  # concatenated frames (RFC 8878 3.1)
+                self._inner = self._make()
             out.append(self._inner.decompress(data))
             data = self._inner.unused_data
-            if data:  # concatenated frames (RFC 8878 3.1)
-                self._inner = self._make()
         return b"".join(out)
 
 

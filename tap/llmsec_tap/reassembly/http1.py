@@ -22,8 +22,8 @@ Headers = list[tuple[bytes, bytes]]
 
 # Methods of RFC 9110, PATCH, WebDAV's common ones and QUERY: what a request may begin with when we look for one.
 _METHODS = b"GET|POST|PUT|DELETE|HEAD|OPTIONS|PATCH|CONNECT|TRACE|QUERY|PROPFIND|SEARCH|REPORT|LINK|UNLINK|PURGE"
-_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) +([^ \r\n]{1,65536}) +HTTP/(\d)\.(\d) *")
-_STATUS_LINE = re.compile(rb"HTTP/(\d)\.(\d) +(\d{3})(?: ([^\r\n]*))?")
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) +([^ \r\n]{1,65536}) +HTTP/(1\.\d) *\r?\n")
+_STATUS_LINE = re.compile(rb"HTTP/(1\.\d) +(\d{3})(?: [^\n]*|\r)?\n")
 _REQUEST_START = re.compile(rb"(?:" + _METHODS + rb") [^ \r\n]{1,65536} HTTP/1\.[01] *\r?\n")
 _STATUS_START = re.compile(rb"HTTP/1\.[01] [1-5]\d\d[ \r\n]")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
@@ -102,11 +102,24 @@ NO_BODY = _NoBody()
 class MessageParser:
     """What requests and responses share: heads, body framing, recovery."""
 
-    __slots__ = ("_anomaly", "_at_chunk", "_body", "_buffer", "_complete_at_end", "_head_ns", "_on_head", "_remaining", "_scanned", "_sink", "_state", "_ts_ns")
+    __slots__ = (
+        "_anomaly",
+        "_at_chunk",
+        "_body",
+        "_buffer",
+        "_complete_at_end",
+        "_head_ns",
+        "_on_head",
+        "_remaining",
+        "_scanned",
+        "_sink",
+        "_state",
+        "_ts_ns",
+    )
 
     _start: re.Pattern[bytes]
 
-    def __init__(self, on_head: Callable[[Head], BodySink], on_anomaly: Callable[[str], None], *, joined_midstream: bool = False) -> None:
+    def __init__(self, on_head: Callable[[Head], BodySink], on_anomaly: Callable[[str], None]) -> None:
         self._on_head = on_head
         self._anomaly = on_anomaly
         self._buffer = b""
@@ -118,7 +131,7 @@ class MessageParser:
         self._sink: BodySink = NO_BODY  # the body's own sink, or one that ignores
         self._complete_at_end = False
         self._at_chunk: Callable[[bytes], int] = self._chunk_header  # one object, so that `is` tells the state of most segments
-        self._state: Callable[[bytes], int] = self._find_start if joined_midstream else self._at_start
+        self._state: Callable[[bytes], int] = self._at_start
 
     # --- the three inputs ---------------------------------------------------------------------------------------------
 
@@ -220,50 +233,38 @@ class MessageParser:
         return 0
 
     def _head(self, data: bytes) -> int:
+        """Reads a head once it is whole. What cannot become one is left at the first byte that shows it, so that how the bytes
+        were cut makes no difference."""
+        if self._scanned == 0 and not self._may_be_start(data):
+            return self._bad_head("http_bad_head")
         found = _HEAD_END.search(data, max(0, self._scanned - 3))
+        if (len(data) if found is None else found.end()) > limits.MAX_HEAD_BYTES:
+            return self._bad_head("http_head_limit")
         if found is None:
-            self._scanned = len(data)
-            if len(data) > limits.MAX_HEAD_BYTES:
-                self._anomaly("http_head_limit")
-                self._state = self._find_start
-                return 1
-            if not self._may_be_start(data):
-                self._anomaly("http_bad_head")
-                self._state = self._find_start
-                return 1  # past where we are, or the same bytes are found again
+            # The start line is looked at until it is whole, then only the end of the head is looked for.
+            self._scanned = len(data) if b"\n" in data else 0
             return -1
         self._scanned = 0
-        head = self._parse_head(data[: found.start()])
-        if head is None:
-            self._anomaly("http_bad_head")
-            self._state = self._find_start
-            return 1
-        self._begin(head)
+        self._begin(self._parse_head(data[: found.start() + 1 + (data[found.start()] == 13)]))
         return found.end()
 
+    def _bad_head(self, anomaly: str) -> int:
+        self._anomaly(anomaly)
+        self._scanned = 0
+        self._state = self._find_start
+        return 1  # past where we are, or the same bytes are found again
+
     def _find_start(self, data: bytes) -> int:
-        """After damage or a mid-stream join: the next bytes that look like a message."""
-        found = None
-        if data.find(b"HTTP/1.", max(0, self._scanned - 16)) >= 0:  # far cheaper than the pattern, and in both kinds of start
-            found = self._start.search(data, max(0, self._scanned - _LONGEST_START))
+        """After damage: the next bytes that look like a message."""
+        found = self._find_message(data, max(0, self._scanned - _LONGEST_START))
         if found is not None:
             self._scanned = 0
-            if found.start():
-                self._anomaly("http_resync")
+            self._anomaly("http_resync")
             self._state = self._at_start
             return found.start()
-        self._scanned = len(data)
-        # Keep the tail in which a start may be under way: it begins after the last line end, or within the last few bytes.
-        keep = min(len(data), _LONGEST_START)
-        last_line = data.rfind(b"\n", len(data) - keep)
-        tail = len(data) - 1 - last_line if last_line >= 0 else keep
-        if tail > 16 and not _REQUEST_HINT.search(data, len(data) - tail):
-            tail = 16
-        drop = len(data) - tail
-        if drop:
-            self._scanned = 0
-            return drop
-        return -1
+        done = len(data) - _tail(data)
+        self._scanned = 0 if done else len(data)
+        return done or -1
 
     def _fixed_body(self, data: bytes) -> int:
         remaining = self._remaining
@@ -353,46 +354,46 @@ class MessageParser:
         return cut + 1
 
     def _find_chunk(self, data: bytes) -> int:
-        """Inside a chunked body after damage: the next chunk whose end is where it says, or the next message."""
-        at = 0
-        while True:
-            found = _CHUNK_START.search(data, at)
-            message = self._start.search(data, at, found.start() if found else len(data))
-            if message is not None:
-                if message.start():
-                    self._sink.data(self._ts_ns, data[: message.start()])
-                self._lose("damage")
-                return message.start()
-            if found is None:
-                # A chunk header is short: what may be the beginning of one stays.
-                keep = len(data) - max(0, len(data) - 32)
-                if len(data) > keep:
-                    self._sink.data(self._ts_ns, data[: len(data) - keep])
-                    return len(data) - keep
-                return -1
-            size = int(found[1], 16)
-            after = found.end() + size
-            if size == 0 or after + 2 > len(data) or data[after : after + 2] == b"\r\n":
-                if found.start():
-                    self._sink.data(self._ts_ns, data[: found.start()])
-                self._anomaly("http_resync")
-                self._state = self._at_chunk
-                return found.start() + (2 if data[found.start()] == 13 else 0)
-            at = found.start() + 1
+        """Inside a chunked body after damage: the next line that is a chunk size, or the next message. What is before goes to
+        the body: most of it is payload. A size taken wrongly shows at that chunk's end, and the search goes on there."""
+        chunk, message = _CHUNK_START.search(data), self._find_message(data)
+        if message is not None and (chunk is None or message.start() < chunk.start()):
+            if message.start():
+                self._sink.data(self._ts_ns, data[: message.start()])
+            self._lose("damage")
+            return message.start()
+        if chunk is not None:
+            if chunk.start():
+                self._sink.data(self._ts_ns, data[: chunk.start()])
+            self._anomaly("http_resync")
+            self._state = self._at_chunk
+            return chunk.start(1)
+        done = len(data) - _tail(data)
+        if not done:
+            return -1
+        self._sink.data(self._ts_ns, data[:done])
+        return done
+
+    def _find_message(self, data: bytes, start: int = 0) -> re.Match[bytes] | None:
+        # Looking for the fixed bytes is far cheaper than the pattern, and they are in both kinds of start.
+        return self._start.search(data, start) if b"HTTP/1." in data else None
 
     # --- heads --------------------------------------------------------------------------------------------------------
 
     def _may_be_start(self, data: bytes) -> bool:
+        """Whether these bytes begin with a start line, or, where no line end has come yet, may still become one."""
         raise NotImplementedError
 
-    def _parse_start(self, line: bytes, headers: Headers) -> Head | None:
+    def _start_line(self, line: bytes, headers: Headers) -> Head:
+        """The head of a start line that `_may_be_start` has accepted."""
         raise NotImplementedError
 
     def _begin(self, head: Head) -> None:
+        """Report the head and choose how its body is framed."""
         raise NotImplementedError
 
-    def _parse_head(self, block: bytes) -> Head | None:
-        if b"\n" in block and block.count(b"\n") != block.count(b"\r\n"):
+    def _parse_head(self, block: bytes) -> Head:
+        if block.count(b"\n") != block.count(b"\r\n"):
             self._anomaly("http_bare_lf")
         first, _, rest = block.partition(b"\n")
         headers: Headers = []
@@ -409,7 +410,7 @@ class MessageParser:
                     self._anomaly("http_bad_head")
                 continue
             headers.append((name.rstrip(b" \t").lower(), value.strip(b" \t")))
-        return self._parse_start(first.rstrip(b"\r"), headers)
+        return self._start_line(first + b"\n", headers)
 
     def _content_length(self, head: Head) -> int | None:
         """The length, or None where there is none or none that can be believed."""
@@ -472,6 +473,17 @@ class MessageParser:
 
 
 _REQUEST_HINT = re.compile(rb"(?:" + _METHODS + rb"|HTTP/)")
+_SHORT_TAIL = 32  # longer than a chunk size line without extension, the beginning of a status line, or a method
+
+
+def _tail(data: bytes) -> int:
+    """How many of the last bytes may be the beginning of a start line or of a chunk size."""
+    keep = min(len(data), _LONGEST_START)
+    line_end = data.rfind(b"\n", len(data) - keep)
+    tail = len(data) - 1 - line_end if line_end >= 0 else keep
+    if tail > _SHORT_TAIL and not _REQUEST_HINT.search(data, len(data) - tail):
+        return _SHORT_TAIL
+    return max(tail, min(len(data), _SHORT_TAIL))
 
 
 class RequestParser(MessageParser):
@@ -481,19 +493,15 @@ class RequestParser(MessageParser):
     _start = _REQUEST_START
 
     def _may_be_start(self, data: bytes) -> bool:
-        line = data.partition(b"\n")
-        if line[1]:
-            return _REQUEST_LINE.fullmatch(line[0].rstrip(b"\r")) is not None
+        if b"\n" in data:
+            return _REQUEST_LINE.match(data) is not None
         method, space, _ = data.partition(b" ")
-        return len(method) <= 32 and (not space or method.isalpha() or b"-" in method) and not method.strip(_TOKEN)
+        return len(method) <= 32 and not method.strip(_TOKEN) and bool(method or not space)
 
-    def _parse_start(self, line: bytes, headers: Headers) -> Head | None:
-        match = _REQUEST_LINE.fullmatch(line)
-        if match is None or match[3] != b"1":
-            return None
-        target = match[2].decode("latin-1")
-        version = f"{int(match[3])}.{int(match[4])}"
-        return Head(self._head_ns, version, headers, method=match[1].decode("ascii"), target=target)
+    def _start_line(self, line: bytes, headers: Headers) -> Head:
+        match = _REQUEST_LINE.match(line)
+        assert match is not None
+        return Head(self._head_ns, match[3].decode(), headers, method=match[1].decode("ascii"), target=match[2].decode("latin-1"))
 
     def _begin(self, head: Head) -> None:
         chunked = self._is_chunked(head)
@@ -507,16 +515,14 @@ class ResponseParser(MessageParser):
     _start = _STATUS_START
 
     def _may_be_start(self, data: bytes) -> bool:
-        line, newline, _ = data.partition(b"\n")
-        if newline:
-            return _STATUS_LINE.fullmatch(line.rstrip(b"\r")) is not None
+        if b"\n" in data:
+            return _STATUS_LINE.match(data) is not None
         return b"HTTP/1.".startswith(data[:7])
 
-    def _parse_start(self, line: bytes, headers: Headers) -> Head | None:
-        match = _STATUS_LINE.fullmatch(line)
-        if match is None or match[1] != b"1":
-            return None
-        return Head(self._head_ns, f"{int(match[1])}.{int(match[2])}", headers, status=int(match[3]))
+    def _start_line(self, line: bytes, headers: Headers) -> Head:
+        match = _STATUS_LINE.match(line)
+        assert match is not None
+        return Head(self._head_ns, match[1].decode(), headers, status=int(match[2]))
 
     def _begin(self, head: Head) -> None:
         status = head.status

@@ -117,7 +117,6 @@ class _Direction:
         else:
             self.data = NO_BODY.data
 
-
     def release(self) -> None:
         """The connection is over. Cuts the cycles, so that its memory is freed at once and not at some later garbage collection."""
         self.data = NO_BODY.data
@@ -149,7 +148,9 @@ class HTTPFlow:
 
     __slots__ = ("_factory", "_on_protocol", "_waiting", "anomaly_sink", "facts", "first", "open", "ordinal", "second")
 
-    def __init__(self, facts: Flow, factory: ExchangeFactory, on_protocol: Callable[[str], None], on_anomaly: Callable[[str], None]) -> None:
+    def __init__(
+        self, facts: Flow, factory: ExchangeFactory, on_protocol: Callable[[str], None], on_anomaly: Callable[[str], None]
+    ) -> None:
         self.facts = facts
         self._factory = factory
         self._on_protocol = on_protocol

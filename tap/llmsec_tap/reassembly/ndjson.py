@@ -72,12 +72,27 @@ class NDJSONParser:
 
 _OUTSIDE = re.compile(rb'["\[\]{},]')
 _IN_STRING = re.compile(rb'[\\"]')
+# A raw line end is never inside a JSON string, and an element that begins its line does so without indentation.
+_ELEMENT_START = re.compile(rb"\n,?(?:\r?\n)?(?=\{)")
 
 
 class JSONArrayParser:
-    """Elements of a top-level array as they end. A top-level value that is no array is one element, given at its end."""
+    """Elements of a top-level array as they end. A top-level value that is no array is one element."""
 
-    __slots__ = ("_anomaly", "_at", "_buffer", "_depth", "_in_string", "_on_event", "_skipping", "_started", "_start", "bytes", "unfinished")
+    __slots__ = (
+        "_anomaly",
+        "_at",
+        "_base",
+        "_buffer",
+        "_depth",
+        "_in_string",
+        "_lost",
+        "_on_event",
+        "_start",
+        "_started",
+        "bytes",
+        "unfinished",
+    )
 
     def __init__(self, on_event: EventSink, on_anomaly: Callable[[str], None]) -> None:
         self._on_event = on_event
@@ -86,8 +101,9 @@ class JSONArrayParser:
         self._at = 0  # scanned up to here
         self._start = 0  # where the current element begins
         self._depth = 0
+        self._base = 0  # the depth of elements: 1 in an array
         self._in_string = False
-        self._skipping = False
+        self._lost = False  # after a gap: looking for the next element
         self._started = False
         self.bytes = 0
         self.unfinished = False
@@ -96,24 +112,36 @@ class JSONArrayParser:
         self.bytes += len(data)
         buffer = self._buffer
         buffer += data
-        if not self._started:
-            if not buffer.lstrip(_WHITE):
-                return
-            self._started = True
-            lead = len(buffer) - len(buffer.lstrip(_WHITE))
-            if buffer[lead] == 0x5B:
-                self._at = self._start = lead + 1
-                self._depth = 1
-            else:
-                self._at = self._start = lead
+        if not self._started and not self._begin():
+            return
+        if self._lost and not self._find_element():
+            return
         self._scan(ts_ns)
-        if self._start:
-            del buffer[: self._start]
-            self._at -= self._start
-            self._start = 0
+        del buffer[: self._start]
+        self._at -= self._start
+        self._start = 0
         if len(buffer) > MAX_EVENT_BYTES:
             self._anomaly("event_limit")
             self.gap()
+
+    def _begin(self) -> bool:
+        lead = len(self._buffer) - len(self._buffer.lstrip(_WHITE))
+        if lead == len(self._buffer):
+            return False
+        self._started = True
+        is_array = self._buffer[lead] == 0x5B
+        self._depth = self._base = int(is_array)
+        self._at = self._start = lead + is_array
+        return True
+
+    def _find_element(self) -> bool:
+        found = _ELEMENT_START.search(self._buffer)
+        if found is None:
+            del self._buffer[:-4]
+            return False
+        self._lost = False
+        self._at = self._start = found.end()
+        return True
 
     def _scan(self, ts_ns: int) -> None:
         buffer = self._buffer
@@ -123,15 +151,14 @@ class JSONArrayParser:
                 found = _IN_STRING.search(buffer, self._at)
                 if found is None:
                     self._at = size
-                    return
-                if found[0] == b"\\":
-                    if found.end() == size:
-                        self._at = found.start()  # its second byte is still to come
-                        return
-                    self._at = found.end() + 1
-                else:
+                elif found[0] == b'"':
                     self._in_string = False
                     self._at = found.end()
+                elif found.end() == size:
+                    self._at = found.start()  # the escaped byte is still to come
+                    return
+                else:
+                    self._at = found.end() + 1
                 continue
             found = _OUTSIDE.search(buffer, self._at)
             if found is None:
@@ -143,36 +170,34 @@ class JSONArrayParser:
                 self._in_string = True
             elif mark in b"[{":
                 self._depth += 1
-            elif mark in b"]}":
+            elif mark == 0x2C:
+                if self._depth == self._base:
+                    self._element(ts_ns, found.start(), found.end())
+            else:
                 self._depth -= 1
-                if self._depth <= 0:
-                    self._element(ts_ns, found.start() if mark == 0x5D else found.end(), found.end())
-                    self._depth = 0
-            elif self._depth == 1:
-                self._element(ts_ns, found.start(), found.end())
-            if self._depth == 1 and mark == 0x7D:  # an object element is whole: do not wait for the comma behind it
-                self._element(ts_ns, found.end(), found.end())
+                if self._depth == self._base:  # an object or array is whole: do not wait for the comma behind it
+                    self._element(ts_ns, found.end(), found.end())
+                elif self._depth < self._base:  # the array ends, or there is one bracket too many
+                    self._element(ts_ns, found.start(), found.end())
+                    self._depth = self._base
 
     def _element(self, ts_ns: int, end: int, next_start: int) -> None:
         value = bytes(self._buffer[self._start : end]).strip(_WHITE)
         self._start = next_start
-        if self._skipping:
-            self._skipping = False
-        elif value:
+        if value:
             self._on_event(ts_ns, None, value)
 
     def gap(self) -> None:
-        """Nesting is unknown after lost bytes; servers put each element's own line start there, so look for the next `{` at depth 1."""
+        """Nesting and strings are unknown after lost bytes: go on at the next element that begins a line."""
         self._buffer.clear()
         self._at = self._start = 0
         self._in_string = False
-        self._started = True
-        self._depth = 1
-        self._skipping = True
+        self._started = self._lost = True
+        self._depth = self._base = 1
 
     def end(self, ts_ns: int) -> None:
         value = bytes(self._buffer[self._start :]).strip(_WHITE)
         self._buffer.clear()
-        if value and not self._skipping:
-            self.unfinished = self._depth > 0
+        if value and not self._lost:
+            self.unfinished = self._depth > self._base
             self._on_event(ts_ns, None, value)

@@ -21,7 +21,21 @@ EventSink = Callable[[int, "str | None", bytes], None]
 class SSEParser:
     """Feed bytes in any cut. Bound: one event holds at most limits.MAX_EVENT_BYTES; a longer one is dropped (`event_limit`)."""
 
-    __slots__ = ("_anomaly", "_at_start", "_between", "_buffer", "_data", "_name", "_on_event", "_scanned", "_size", "_skip_lf", "_skipping", "bytes", "unfinished")
+    __slots__ = (
+        "_anomaly",
+        "_at_start",
+        "_between",
+        "_buffer",
+        "_data",
+        "_name",
+        "_on_event",
+        "_scanned",
+        "_size",
+        "_skip_lf",
+        "_skipping",
+        "bytes",
+        "unfinished",
+    )
 
     def __init__(self, on_event: EventSink, on_anomaly: Callable[[str], None]) -> None:
         self._on_event = on_event

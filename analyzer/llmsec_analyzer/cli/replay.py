@@ -1,0 +1,50 @@
+"""`llmsec-analyze replay`: capture files in, exchanges out."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from llmsec_tap.storage import DEFAULT_STORE
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    JSONL = "jsonl"
+    NONE = "none"
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(replay)
+
+
+def replay(
+    files: Annotated[list[str], typer.Argument(help="pcap or pcapng, plain or gzip; - is standard input.", metavar="FILE…", show_default=False)],
+    port: Annotated[list[int] | None, typer.Option("--port", min=1, max=65535, help="Read only this TCP port; may be repeated. Default: any.")] = None,
+    store: Annotated[
+        str, typer.Option("--store", envvar="LLMSEC_STORE", metavar="FOLDER", help="Where exchanges are kept; `none` keeps nothing.")
+    ] = DEFAULT_STORE,
+    output: Annotated[Format, typer.Option("--format", help="What is printed for each exchange.")] = Format.TABLE,
+    content: Annotated[bool, typer.Option("--content/--no-content", help="Keep texts; without, only counts, names and times.")] = True,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", metavar="FILE", help="A tokenizer.json that counts tokens where the server states none.")
+    ] = None,
+) -> None:
+    """Rebuild the exchanges with language models that captures hold, print them and store them.
+
+    HTTP is recognised by content on any TCP port. Results go to standard output; progress and the closing summary to standard
+    error. A capture that is cut or damaged is read as far as it goes, and the command then exits with 3.
+
+    Example: llmsec-analyze replay capture.pcap --format jsonl
+    """
+    from llmsec_analyzer.replay import Replay
+
+    Replay(
+        ports=frozenset(port) if port else None,
+        store=None if store == "none" else store,
+        output=output.value,
+        content=content,
+        tokenizer=tokenizer,
+    ).run(files)
