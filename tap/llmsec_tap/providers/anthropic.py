@@ -59,7 +59,7 @@ class AnthropicMessages(BaseDialect):
             return 0
         if body.get("type") == "message" and isinstance(body.get("content"), list) and "role" in body:
             return 90
-        return 90 if body.get("type") in _EVENTS else 0
+        return 90 if text_of(body.get("type")) in _EVENTS else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model"))

@@ -302,7 +302,7 @@ def _input_item(item: JSON) -> Message | None:
     kind = text_of(item.get("type")) or "message"
     if kind == "message":
         return Message(role=text_of(item.get("role")) or "user", parts=messages.content_parts(item.get("content")))
-    if kind.endswith("_call_output") or kind.endswith("_output"):
+    if kind.endswith("_output"):
         part = Part(type="tool_call_response", id=text_of(item.get("call_id")), content=messages.plain_text(item.get("output")))
         return Message(role="tool", parts=[part])
     if kind in _CLIENT_CALLS:

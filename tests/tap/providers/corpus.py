@@ -304,4 +304,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-

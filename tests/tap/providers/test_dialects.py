@@ -28,7 +28,9 @@ def request(path: str, body: Any, host: str = "node7.internal", method: str = "P
     return view
 
 
-def decode(view: RequestView, answer: Any, *, status: int = 200, content_type: str | None = None, **headers: str) -> tuple[Draft, str | None]:
+def decode(
+    view: RequestView, answer: Any, *, status: int = 200, content_type: str | None = None, **headers: str
+) -> tuple[Draft, str | None]:
     """`answer` is a body, or a list of events: JSON values, bytes, or (name, JSON value)."""
     events = isinstance(answer, list) and content_type not in (None, JSON_TYPE)
     response = ResponseView(status, {"content-type": content_type or JSON_TYPE, **{k.replace("_", "-"): v for k, v in headers.items()}})
@@ -57,7 +59,7 @@ def summary(draft: Draft) -> dict[str, Any]:
         "thought": str(choice.reasoning) if choice else "",
         "refusal": str(choice.refusal) if choice else "",
         "calls": [(call.name, call.arguments) for call in draft.tool_calls()],
-        "finish": draft.finish_reasons(),
+        "finish": [reason for reason in draft.finish_reasons() if reason],
         "in": draft.usage.input_tokens,
         "out": draft.usage.output_tokens,
         "cached": draft.usage.cached_input_tokens,
@@ -154,7 +156,11 @@ RESPONSES_SAYS = {
     "model": "m1", "input": "hello", "served": "m1-r", "id": "resp_1", "text": "Hi there", "thought": "one\n\ntwo",
     "calls": [("weather", '{"city":"Oslo"}')], "finish": ["completed"], "in": 9, "out": 20, "cached": 4, "reasoned": 7,
 }  # fmt: skip
-RESPONSES_BODY = {"model": "m1", "instructions": "be brief", "input": [{"role": "user", "content": [{"type": "input_text", "text": "hello"}]}]}
+RESPONSES_BODY = {
+    "model": "m1",
+    "instructions": "be brief",
+    "input": [{"role": "user", "content": [{"type": "input_text", "text": "hello"}]}],
+}
 
 CONVERSE_BODY = {"messages": [{"role": "user", "content": [{"text": "hello"}, {"image": {"format": "png", "source": {"bytes": "QUJD"}}}]}]}
 CONVERSE_SAYS = {
@@ -173,7 +179,17 @@ GEMINI_CHUNKS = [
     {"candidates": [{"content": {"parts": [{"text": "there"}, {"functionCall": {"name": "weather", "args": {"city": "Oslo"}}}]}, "finishReason": "STOP"}],
      "usageMetadata": {"promptTokenCount": 9, "candidatesTokenCount": 20, "thoughtsTokenCount": 7}},
 ]  # fmt: skip
-OLLAMA_SAYS = {"model": "m1", "input": "hello", "served": "m1", "text": "Hi there", "thought": "hm", "finish": ["stop"], "in": 9, "out": 20, "ended": True}
+OLLAMA_SAYS = {
+    "model": "m1",
+    "input": "hello",
+    "served": "m1",
+    "text": "Hi there",
+    "thought": "hm",
+    "finish": ["stop"],
+    "in": 9,
+    "out": 20,
+    "ended": True,
+}
 
 # (name, request, answer, content type, expected summary, expected provider)
 ROWS: list[tuple[str, RequestView, Any, str, dict[str, Any], str]] = [
@@ -559,7 +575,9 @@ ROWS: list[tuple[str, RequestView, Any, str, dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("view", "answer", "content_type", "expected", "provider"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
+@pytest.mark.parametrize(
+    ("view", "answer", "content_type", "expected", "provider"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS]
+)
 def test_dialect_reads(view: RequestView, answer: Any, content_type: str, expected: dict[str, Any], provider: str):
     draft, found = decode(view, answer, content_type=content_type)
     said = summary(draft)
@@ -627,10 +645,12 @@ def test_several_choices_are_kept_apart():
     ]
     draft, _ = decode(request("/v1/chat/completions", HELLO), events, content_type=SSE)
     assert {index: str(choice.text) for index, choice in draft.choices.items()} == {0: "A", 1: "Bb"}
-    assert draft.finish_reasons() == ["stop", "length"]
+    assert list(draft.finish_reasons()) == ["stop", "length"]
 
 
 def test_an_event_that_is_not_json_is_noted_and_skipped():
-    draft, _ = decode(request("/v1/chat/completions", HELLO), [chunk({"content": "a"}), b"{nonsense", chunk({"content": "b"})], content_type=SSE)
+    draft, _ = decode(
+        request("/v1/chat/completions", HELLO), [chunk({"content": "a"}), b"{nonsense", chunk({"content": "b"})], content_type=SSE
+    )
     assert str(draft.choices[0].text) == "ab"
     assert draft.anomalies == {"event_bad_json": 1}
