@@ -211,6 +211,7 @@ class Reader:
         index = choice.get("index")
         if not isinstance(index, int) or isinstance(index, bool):
             index = position
+        draft.choice(index)  # it exists, even if it is cut before it says anything
         said = choice.get(self._said_in[0])
         if not isinstance(said, dict):
             said = choice.get(self._said_in[1])
