@@ -81,7 +81,7 @@ def _facts(exchange: Exchange) -> Iterator[str]:
         yield "times: " + ", ".join(f"{name} {value:.1f} {unit}" for name, value, unit in times if value is not None)
     yield from _tokens(exchange)
     if exchange.finish_reasons:
-        yield "finish: " + ", ".join(_one(reason) for reason in exchange.finish_reasons)
+        yield "finish: " + ", ".join(_one(reason or "not said") for reason in exchange.finish_reasons)
     if exchange.risk_score is not None:
         yield f"risk score: {exchange.risk_score}"
 

@@ -52,7 +52,7 @@ class Result:
         while True:
             try:
                 batch = self.cursor.fetchmany(BATCH_ROWS)
-            except duckdb.Error as fault:
+            except (duckdb.Error, RuntimeError) as fault:
                 raise _translated(fault) from None
             if not batch:
                 return
@@ -100,7 +100,7 @@ class QuerySession:
         try:
             cursor = self._connection.execute(sql, parameters or [])
             description = cursor.description or []
-        except duckdb.Error as fault:
+        except (duckdb.Error, RuntimeError) as fault:
             raise _translated(fault) from None
         return Result(tuple(column[0] for column in description), tuple(str(column[1]) for column in description), cursor)
 
@@ -117,14 +117,15 @@ class QuerySession:
         check_read_only(sql)
         try:
             relation = self._connection.sql(sql)
-        except duckdb.Error as fault:
+        except (duckdb.Error, RuntimeError) as fault:
             raise _translated(fault) from None
         if relation is None:
             raise ConfigError("this statement has no result", "ask for one with SELECT")
         return relation
 
 
-def _translated(fault: duckdb.Error) -> BaseException:
-    if isinstance(fault, duckdb.InterruptException):
+def _translated(fault: duckdb.Error | RuntimeError) -> BaseException:
+    """DuckDB answers Ctrl-C with an exception of its own, by one of two names."""
+    if isinstance(fault, duckdb.InterruptException) or str(fault) == "Query interrupted":
         return KeyboardInterrupt()
-    return sql_error(fault)
+    return sql_error(fault) if isinstance(fault, duckdb.Error) else fault

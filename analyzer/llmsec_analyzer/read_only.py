@@ -83,7 +83,10 @@ def _check(parser: duckdb.DuckDBPyConnection, sql: str) -> None:
 
 def _check_tree(parser: duckdb.DuckDBPyConnection, sql: str) -> None:
     row = parser.execute("SELECT json_serialize_sql($1::VARCHAR)", [sql]).fetchone()
-    tree = json.loads(row[0]) if row else {"error": True}
+    try:
+        tree = json.loads(row[0]) if row else {"error": True}
+    except RecursionError:
+        raise ConfigError("the statement is nested too deeply to be checked", "split it with WITH") from None
     if tree["error"]:
         raise ConfigError(f"cannot check this statement: {tree.get('error_message', 'no parse tree')}", _HINT)
     for node in _objects(tree):

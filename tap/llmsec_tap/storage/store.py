@@ -20,7 +20,7 @@ from llmsec_tap.storage.faults import storage_error
 from llmsec_tap.storage.migrations import MIGRATIONS, pending
 from llmsec_tap.storage.publish import TMP_SUFFIX, publishing, remove_stale, write_all
 from llmsec_tap.storage.schema import SCHEMA_VERSION
-from llmsec_tap.storage.views import DATABASE_NAME, VIEWS_VERSION, write_database_apart
+from llmsec_tap.storage.views import DATABASE_NAME, layout, write_database_apart
 
 DEFAULT_STORE = "llmsec-data"
 INFO_NAME = "store.json"
@@ -28,12 +28,12 @@ NO_DAY = "day=none"  # rows of exchanges whose start the capture did not see
 
 
 class StoreInfo(msgspec.Struct, kw_only=True):
-    """The content of store.json. `views_root` is the folder that the views of llmsec.duckdb point at."""
+    """The content of store.json. `views_root` is the folder that the views of llmsec.duckdb point at, `layout` their text."""
 
     schema_version: int
     created: str
     migrations: list[str]
-    views_version: int = 0
+    layout: str = ""
     views_root: str = ""
 
 
@@ -53,7 +53,7 @@ def open_store(location: str | Path) -> Store:
     info = _read_info(root)
     if info is None:
         raise StorageError(f"{root} is not a store", "give the folder that a capture or replay wrote, with --store")
-    if pending(info.migrations) or info.views_root != str(root.resolve()) or info.views_version < VIEWS_VERSION:
+    if _is_behind(root, info):
         try:
             info = _bring_up_to_date(root, info)
         except StorageError:
@@ -77,7 +77,7 @@ def create_store(location: str | Path) -> Store:
             if strangers:
                 raise StorageError(f"{root} is neither empty nor a store", "give a new or an empty folder with --store")
             info = StoreInfo(schema_version=SCHEMA_VERSION, created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), migrations=[])
-        if pending(info.migrations) or info.views_root != str(root.resolve()) or info.views_version < VIEWS_VERSION:
+        if _is_behind(root, info):
             info = _bring_up_to_date(root, info)
         remove_stale(root)
     except OSError as fault:
@@ -112,6 +112,10 @@ def _read_info(root: Path) -> StoreInfo | None:
     return info
 
 
+def _is_behind(root: Path, info: StoreInfo) -> bool:
+    return bool(pending(info.migrations)) or info.views_root != str(root.resolve()) or info.layout != layout()
+
+
 def _bring_up_to_date(root: Path, info: StoreInfo) -> StoreInfo:
     """Apply what is missing. Every step may be repeated, and two processes doing it at once end with the same files."""
     try:
@@ -123,7 +127,7 @@ def _bring_up_to_date(root: Path, info: StoreInfo) -> StoreInfo:
             schema_version=SCHEMA_VERSION,
             created=info.created,
             migrations=[step.name for step in MIGRATIONS],
-            views_version=VIEWS_VERSION,
+            layout=layout(),
             views_root=str(root.resolve()),
         )
         with publishing(root / INFO_NAME) as file:

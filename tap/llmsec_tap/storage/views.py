@@ -6,6 +6,7 @@ The same statements make the views of `llmsec.duckdb` (for any DuckDB client) an
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from llmsec_tap.storage.schema import (
     FLOAT,
     INT,
     PART,
+    STORED_COLUMNS,
     TEXT,
     ColumnType,
     ListOf,
@@ -32,8 +34,6 @@ from llmsec_tap.storage.schema import (
 if TYPE_CHECKING:
     import duckdb
 
-# Raised whenever a view's text changes, so that stores made before get the new text.
-VIEWS_VERSION = 1
 DATABASE_NAME = "llmsec.duckdb"
 
 
@@ -248,6 +248,12 @@ def comment_statements() -> list[str]:
 def create_views(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
     for statement in (*view_statements(root), *comment_statements()):
         connection.execute(statement)
+
+
+def layout() -> str:
+    """Changes whenever a stored column or a view does; a store made with another one gets its views anew."""
+    text = "\n".join((*view_statements(Path("/")), *comment_statements(), *(f"{name} {sql_type(kind)}" for name, kind in STORED_COLUMNS)))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def write_database(root: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 
+import duckdb
 import pytest
 
 from llmsec_tap.storage import StoreWriter, create_store
@@ -51,8 +52,6 @@ def test_repeats_within_one_merge_leave_the_newest(root, reader, make_exchange):
     small_parts(root, make_exchange, 6, status=503)
     merge_now(store)
     merge_now(store, grace_ns=-LONG)
-    import duckdb
-
     (part,) = reader.parts()
     assert duckdb.sql(f"SELECT count(*), min(status) FROM '{part}'").fetchall() == [(6, 503)]
     assert reader.count() == 6
@@ -109,14 +108,14 @@ def test_a_damaged_part_is_not_touched(root, reader, make_exchange):
 def test_readers_and_writers_go_on_during_merges(root, reader, make_exchange):
     store = small_parts(root, make_exchange, 40)
     stop = threading.Event()
-    failures: list[BaseException] = []
+    failures: list[duckdb.Error] = []
     counts: list[int] = []
 
     def read() -> None:
         try:
             while not stop.is_set():
                 counts.append(reader.count())
-        except BaseException as fault:
+        except duckdb.Error as fault:
             failures.append(fault)
 
     thread = threading.Thread(target=read)
@@ -144,6 +143,8 @@ def test_a_writer_of_many_small_parts_compacts_apart(root, reader, make_exchange
     assert reader.count() == module.MIN_PARTS
 
 
-@pytest.mark.parametrize(("name", "seq"), [("part-0000000000000000512.parquet", 512), ("part-7-ab-merged.parquet", 7), ("part-x.parquet", 2**63 - 1)])
+@pytest.mark.parametrize(
+    ("name", "seq"), [("part-0000000000000000512.parquet", 512), ("part-7-ab-merged.parquet", 7), ("part-x.parquet", 2**63 - 1)]
+)
 def test_seq_of(tmp_path, name, seq):
     assert seq_of(tmp_path / name) == seq

@@ -14,8 +14,8 @@ import pytest
 from llmsec_tap.errors import ConfigError, StorageError
 from llmsec_tap.storage import StoreWriter, create_store, open_store
 from llmsec_tap.storage.migrations import MIGRATIONS
-from llmsec_tap.storage.schema import SCHEMA_VERSION
 from llmsec_tap.storage.publish import publishing, write_all
+from llmsec_tap.storage.schema import SCHEMA_VERSION
 
 
 def fill(root, make_exchange, numbers=range(3)):
@@ -42,7 +42,7 @@ def test_a_newer_store_is_refused_by_name(root, make_exchange):
     path = root / "store.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 99}))
     for opened in (open_store, create_store, StoreWriter.open):
-        with pytest.raises(StorageError, match="newer version .store schema 99, this version knows 1") as caught:
+        with pytest.raises(StorageError, match=r"newer version .store schema 99, this version knows 1") as caught:
             opened(root)
         assert "upgrade" in caught.value.hint
 
@@ -123,7 +123,7 @@ def test_only_a_dead_writers_remains_are_removed(root, make_exchange):
 
 def test_publishing_shows_the_whole_file_or_nothing(tmp_path):
     target = tmp_path / "part"
-    with pytest.raises(RuntimeError), publishing(target) as descriptor:
+    with pytest.raises(RuntimeError), publishing(target) as descriptor:  # noqa: PT012
         write_all(descriptor, b"half")
         assert not target.exists()
         raise RuntimeError

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+import typer.main
+
+from llmsec_analyzer.cli.app import app
+from llmsec_tap import __version__
+
+
+def commands(command, words=()):
+    yield words, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, (*words, name))
+
+
+COMMANDS = list(commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize(("words", "command"), COMMANDS, ids=[" ".join(words) or "root" for words, _ in COMMANDS])
+def test_every_command_and_option_has_help(words, command):
+    assert command.help
+    for parameter in command.params:
+        assert getattr(parameter, "help", None), f"{' '.join(words)} {parameter.name}"
+
+
+def test_version(run):
+    assert run("--version").stdout == f"llmsec-analyze {__version__}\n"
+
+
+def test_help_is_fast_and_loads_nothing_heavy(run):
+    best = min(timed(run) for _ in range(3))
+    assert best < 0.6  # 0.22 s on an idle machine; the imports below are what it must not pay for
+    script = (
+        "import sys; from llmsec_analyzer.cli import app\n"
+        "print([name for name in ('duckdb', 'polars', 'pyarrow', 'rich', 'asyncio') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env())
+    assert done.stdout == "[]\n"
+
+
+def env():
+    import os
+
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+def timed(run) -> float:
+    started = time.perf_counter()
+    assert run("--help").returncode == 0
+    return time.perf_counter() - started
+
+
+def test_no_command_shows_help(run):
+    done = run()
+    assert "Usage" in done.stdout + done.stderr
