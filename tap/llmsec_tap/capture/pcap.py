@@ -81,7 +81,7 @@ class CaptureReader:
     def read(self, path: str) -> None:
         """Read a file, or standard input for `-`. Raises SourceError (with all before the damage delivered)."""
         if path == "-":
-            self._read_stream(sys.stdin.buffer, "standard input")
+            self.read_stream(sys.stdin.buffer, "standard input")
             return
         file = Path(path)
         try:
@@ -92,9 +92,10 @@ class CaptureReader:
             reason = fault.strerror if isinstance(fault, OSError) else fault
             raise SourceError(f"cannot open {path}: {reason}", "Check the name and the permissions.") from None
         with stream:
-            self._read_stream(stream, path)
+            self.read_stream(stream, path)
 
-    def _read_stream(self, stream: BinaryIO, name: str) -> None:
+    def read_stream(self, stream: BinaryIO, name: str) -> None:
+        """Read an open stream; `name` is what errors call it."""
         raw = _Received(self, stream)
         head = raw.peek(4)
         if self.stopped:

@@ -27,6 +27,25 @@ _RECENT = 8  # delivered segments still compared with their retransmissions
 _SPECIAL = FIN | SYN | RST
 
 
+class _Ended:
+    """Takes what comes after the end of a direction (a peer's mistake, or an attacker's trick) and drops it."""
+
+    def __init__(self) -> None:
+        self.data: Callable[[int, bytes], None] = self._ignore
+
+    def _ignore(self, ts_ns: int, data: bytes) -> None:
+        pass
+
+    def gap(self, ts_ns: int, length: int | None) -> None:
+        pass
+
+    def end(self, ts_ns: int, reason: str) -> None:
+        pass
+
+
+_ENDED = _Ended()
+
+
 class _Pending:
     """Out-of-order bytes of one direction: (sequence relative to nothing, time, payload, missing), ordered by sequence."""
 
@@ -175,6 +194,8 @@ class TCPReassembler:
                 del half.peer, half.connection, half.sink
 
     def _close(self, connection: _Connection, ts_ns: int, reason: str) -> None:
+        if connection.closed:
+            return
         connection.closed = True
         self._open_halves.pop(connection.key, None)
         self._open_halves.pop(connection.reverse_key, None)
@@ -182,10 +203,14 @@ class TCPReassembler:
             while half.pending is not None:
                 self._give_up_hole(half, ts_ns)
             if not half.ended:
-                half.ended = True
-                half.sink.end(ts_ns, reason)
+                self._end(half, ts_ns, reason)
             half.recent.clear()
         connection.flow_sink.close(ts_ns, reason)
+
+    def _end(self, half: _Half, ts_ns: int, reason: str) -> None:
+        half.ended = True
+        half.sink.end(ts_ns, reason)
+        half.sink = _ENDED
 
     def _evict(self, ts_ns: int) -> None:
         """Make room: close the least recently used hundredth."""
@@ -252,8 +277,7 @@ class TCPReassembler:
             return
         if half.next != half.fin and (half.fin - half.next) & _MASK < _HALF:
             return  # bytes before the FIN are still to come
-        half.ended = True
-        half.sink.end(ts_ns, "fin")
+        self._end(half, ts_ns, "fin")
         if half.peer.ended:
             self._close(half.connection, ts_ns, "fin")
 
