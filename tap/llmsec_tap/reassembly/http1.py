@@ -234,7 +234,8 @@ class MessageParser:
 
     def _head(self, data: bytes) -> int:
         """Reads a head once it is whole. What cannot become one is left at the first byte that shows it, so that how the bytes
-        were cut makes no difference."""
+        were cut makes no difference.
+        """
         if self._scanned == 0 and not self._may_be_start(data):
             return self._bad_head("http_bad_head")
         found = _HEAD_END.search(data, max(0, self._scanned - 3))
@@ -355,7 +356,8 @@ class MessageParser:
 
     def _find_chunk(self, data: bytes) -> int:
         """Inside a chunked body after damage: the next line that is a chunk size, or the next message. What is before goes to
-        the body: most of it is payload. A size taken wrongly shows at that chunk's end, and the search goes on there."""
+        the body: most of it is payload. A size taken wrongly shows at that chunk's end, and the search goes on there.
+        """
         chunk, message = _CHUNK_START.search(data), self._find_message(data)
         if message is not None and (chunk is None or message.start() < chunk.start()):
             if message.start():

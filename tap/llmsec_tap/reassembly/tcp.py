@@ -49,7 +49,7 @@ _ENDED = _Ended()
 class _Pending:
     """Out-of-order bytes of one direction: (sequence relative to nothing, time, payload, missing), ordered by sequence."""
 
-    __slots__ = ("acked", "bytes", "since_ns", "segments", "segments_after")
+    __slots__ = ("acked", "bytes", "segments", "segments_after", "since_ns")
 
     def __init__(self, now_ns: int) -> None:
         self.segments: list[tuple[int, int, bytes, int]] = []
