@@ -299,6 +299,8 @@ class TCPReassembler:
         half.sink.gap(ts_ns, length)
 
     def _out_of_order(self, half: _Half, ts_ns: int, seq: int, payload: bytes, missing: int) -> None:
+        if half.ended:  # also when what was acknowledged just now closed the connection
+            return
         if half.next is None:
             half.next = seq
         ahead = (seq - half.next) & _MASK
