@@ -100,6 +100,9 @@ def capture_file(data: bytes) -> None:
     count = 0
 
     class Consumer:
+        def capture_begins(self, ts_ns: int) -> None:
+            assert count == 0
+
         def handler(self, linktype: int) -> Callable[[int, bytes, int, int, int], None]:
             def handle(ts_ns: int, buffer: bytes, start: int, end: int, on_wire: int) -> None:
                 nonlocal count

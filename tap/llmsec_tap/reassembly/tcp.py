@@ -117,6 +117,11 @@ class TCPReassembler:
     def open_connections(self) -> int:
         return len(self._open_halves) // 2
 
+    @property
+    def latest_ns(self) -> int:
+        """The time of the last segment of any known connection; 0 where there is none."""
+        return max((connection.last_ns for connection in self._connections.values()), default=0)
+
     # --- input --------------------------------------------------------------------------------------------------------
 
     def segment(self, ts_ns: int, key: bytes, seq: int, ack: int, flags: int, payload: bytes) -> None:
