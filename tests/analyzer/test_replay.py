@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -185,12 +186,8 @@ def test_a_full_disk_exits_4_counts_what_is_lost_and_prints_everything(run: Run,
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(small)], check=True)
     try:
         assert run("replay", LIVE, "--store", small / "store", "--format", "none", env=state).returncode == 0
-        with (small / "filler").open("wb") as filler:
-            try:
-                while True:
-                    filler.write(b"x" * 4096)
-                    filler.flush()
-            except OSError:
+        with (small / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while filler.write(b"x" * 4096):
                 pass
         result = run("replay", LIVE, "--store", small / "store", "--format", "jsonl", env=state)
         assert result.returncode == 4

@@ -139,7 +139,7 @@ def tcp(data: bytes) -> None:
         if which & 64:
             reassembler.cut_segment(ts, key, number, number, flags, payload, 1 + which % 5)
         else:
-            reassembler.segment(ts, key, number, number + which, flags, payload)
+            reassembler.segment(ts, key, number, number + which & 0xFFFFFFFF, flags, payload)
     reassembler.close()
     assert sum(flow.first.size + flow.second.size for flow in flows) <= fed
     assert all(flow.closed and flow.first.ended and flow.second.ended for flow in flows)
