@@ -14,7 +14,6 @@ from llmsec_tap.reassembly.http_flow import HTTPFlow
 from llmsec_tap.reassembly.packet import PacketDecoder, PacketHandler
 from llmsec_tap.reassembly.tcp import TCPReassembler
 
-
 # Rotated files may overlap a little: capture threads write in turn.
 _FILE_OVERLAP_NS = 1_000_000_000
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from support.fixture_captures import LIVE
 from support.wire import Talk, pcap
 
@@ -34,7 +35,18 @@ def test_jsonl_has_one_object_per_exchange_with_the_documented_names(run: Run, t
     for row, call in zip(rows, seen, strict=True):
         if "text" in call:
             assert row["output_text"] == call["text"]
-    assert {"exchange_id", "client", "server", "started_ns", "ttft_ms", "usage", "completeness", "anomalies", "request", "response"} <= rows[0].keys()
+    assert {
+        "exchange_id",
+        "client",
+        "server",
+        "started_ns",
+        "ttft_ms",
+        "usage",
+        "completeness",
+        "anomalies",
+        "request",
+        "response",
+    } <= rows[0].keys()
     assert "191 packets" in result.stderr
     assert "10 exchanges (10 with a language model)" in result.stderr
     assert "stored 10 in" in result.stderr
@@ -96,7 +108,11 @@ def test_tokens_are_estimated_where_the_server_states_none(run: Run, tmp_path: P
     pytest.importorskip("bpe_openai", reason="in the extra `tokens`")
     body = b'{"model":"gpt-4o","messages":[{"role":"user","content":"hello world"}]}'
     answer = b'{"id":"c","object":"chat.completion","model":"gpt-4o","choices":[{"index":0,"message":{"role":"assistant","content":"hello there, world"},"finish_reason":"stop"}]}'
-    talk = Talk().open().say(0, b"POST /v1/chat/completions HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    talk = (
+        Talk()
+        .open()
+        .say(0, b"POST /v1/chat/completions HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    )
     talk.say(1, b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(answer), answer)).close()
     file = tmp_path / "a.pcap"
     file.write_bytes(pcap(talk.frames))
@@ -135,7 +151,9 @@ def test_a_tokenizer_file_counts_for_any_model(run: Run, tmp_path: Path, state: 
     ],
     ids=["missing", "folder", "empty", "text", "magic only"],
 )  # fmt: skip
-def test_what_cannot_be_read_is_one_line_and_exit_3(make: Callable[[Path], object], said: str, run: Run, tmp_path: Path, state: dict[str, str]) -> None:
+def test_what_cannot_be_read_is_one_line_and_exit_3(
+    make: Callable[[Path], object], said: str, run: Run, tmp_path: Path, state: dict[str, str]
+) -> None:
     path = tmp_path / "input"
     make(path)
     result = run("replay", path, "--store", "none", "--format", "jsonl", env=state)
@@ -204,7 +222,9 @@ def test_a_full_disk_exits_4_counts_what_is_lost_and_prints_everything(run: Run,
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_completes_stores_and_sums_up_what_was_read(number: signal.Signals, run: Run, tmp_path: Path, state: dict[str, str]) -> None:
+def test_a_signal_completes_stores_and_sums_up_what_was_read(
+    number: signal.Signals, run: Run, tmp_path: Path, state: dict[str, str]
+) -> None:
     store = tmp_path / "store"
     command = [sys.executable, "-m", "llmsec_analyzer.cli.app", "replay", "-", "--store", str(store), "--format", "jsonl"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **state})

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from llmsec_tap.providers.base import RequestView
+from llmsec_tap.providers.credentials import credential_of, fingerprinter, mask_target
 from support.replay import replay
 from support.wire import Talk, pcap
-
-from llmsec_tap.providers.credentials import credential_of, fingerprinter, mask_target
-from llmsec_tap.providers.base import RequestView
 
 # Each marker is the credential as it stands on the wire; all are synthetic.
 HEADERS = {
@@ -44,12 +44,20 @@ ANSWER = b'{"id":"c","object":"chat.completion","model":"m","choices":[{"index":
 
 def capture() -> bytes:
     frames = []
-    requests = [("/v1/chat/completions", name, value) for name, value in HEADERS.items()] + [(target, "X-Nothing", "1") for target in TARGETS]
+    requests = [("/v1/chat/completions", name, value) for name, value in HEADERS.items()] + [
+        (target, "X-Nothing", "1") for target in TARGETS
+    ]
     for number, (target, name, value) in enumerate(requests):
         talk = Talk(client=("10.1.0.7", 41000 + number)).open()
-        talk.say(0, f"POST {target} HTTP/1.1\r\nHost: node\r\n{name}: {value}\r\nContent-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n".encode() + BODY)
+        talk.say(
+            0,
+            f"POST {target} HTTP/1.1\r\nHost: node\r\n{name}: {value}\r\nContent-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
+            + BODY,
+        )
         set_cookie = "Set-Cookie: token=MARKERi; HttpOnly\r\n"
-        talk.say(1, f"HTTP/1.1 200 OK\r\n{set_cookie}Content-Type: application/json\r\nContent-Length: {len(ANSWER)}\r\n\r\n".encode() + ANSWER).close()
+        talk.say(
+            1, f"HTTP/1.1 200 OK\r\n{set_cookie}Content-Type: application/json\r\nContent-Length: {len(ANSWER)}\r\n\r\n".encode() + ANSWER
+        ).close()
         frames += talk.frames
     return pcap(frames)
 
