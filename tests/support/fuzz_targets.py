@@ -78,6 +78,8 @@ def packet(data: bytes) -> None:
     seen: list[bytes] = []
 
     class Sink:
+        holes = 1
+
         def segment(self, ts_ns: int, key: bytes, seq: int, ack: int, flags: int, payload: bytes) -> None:
             assert len(key) in (12, 36)
             seen.append(payload)
