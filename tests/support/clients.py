@@ -69,7 +69,7 @@ def anthropic_calls(base_url: str) -> list[dict[str, Any]]:
     seen: list[dict[str, Any]] = []
     with anthropic.Anthropic(base_url=base_url, api_key="sk-ant-test-0123456789", max_retries=0) as client:
         messages: Any = [{"role": "user", "content": PROMPT}]
-        answer: Any = client.messages.create(model="tiny", max_tokens=12, messages=messages)
+        answer: Any = client.messages.create(model="tiny", max_tokens=12, messages=messages, extra_body={"temperature": 0.0})
         text = "".join(block.text for block in answer.content if block.type == "text")
         seen.append(
             {
@@ -80,7 +80,7 @@ def anthropic_calls(base_url: str) -> list[dict[str, Any]]:
                 "out": answer.usage.output_tokens,
             }
         )
-        with client.messages.stream(model="tiny", max_tokens=20, messages=messages) as stream:
+        with client.messages.stream(model="tiny", max_tokens=20, messages=messages, extra_body={"temperature": 0.0}) as stream:
             text = "".join(stream.text_stream)
             final = stream.get_final_message()
         seen.append(

@@ -5,6 +5,7 @@ The option `tcp.reassemble_out_of_order` is needed: without it tshark loses mess
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import random
 import shutil
@@ -29,6 +30,7 @@ def by_tshark(path: Path) -> tuple[Counter[str], Counter[int]]:
     """Request lines and response status codes, as pyshark gives them."""
     import pyshark
 
+    loop = asyncio.new_event_loop()  # its own: other tests leave the thread without one
     capture = pyshark.FileCapture(
         str(path), display_filter="http", use_json=True, include_raw=False, keep_packets=False,
         override_prefs={"tcp.reassemble_out_of_order": "TRUE", "tcp.desegment_tcp_streams": "TRUE", "http.tcp.port": "1-65535"},
@@ -46,6 +48,7 @@ def by_tshark(path: Path) -> tuple[Counter[str], Counter[int]]:
                         statuses[int(line.split()[1])] += 1
     finally:
         capture.close()
+        loop.close()
     return requests, statuses
 
 
