@@ -47,7 +47,9 @@ def openai_calls(base_url: str) -> list[dict[str, Any]]:
             if event.type == "response.output_text.delta":
                 text += event.delta
         seen.append({"api": "openai.responses", "text": text, "streaming": True})
-        stream = client.chat.completions.create(model="tiny", messages=messages, max_tokens=400, stream=True)
+        stream = client.chat.completions.create(
+            model="tiny", messages=messages, max_tokens=1500, stream=True, extra_body={"ignore_eos": True}
+        )
         text = ""
         for number, chunk in enumerate(stream):
             text += chunk.choices[0].delta.content or ""

@@ -5,13 +5,14 @@ The option `tcp.reassemble_out_of_order` is needed: without it tshark loses mess
 
 from __future__ import annotations
 
-import asyncio
 import gzip
+import json
 import random
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,34 +23,32 @@ from support.wire import Talk, pcap
 pytestmark = [
     pytest.mark.tshark,
     pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed"),
-    pytest.mark.filterwarnings("default"),  # pyshark's event loop handling is not ours
 ]
+
+
+# In a process of its own: pyshark leaves event loops and pipes to the garbage collector.
+_PYSHARK = """
+import asyncio, collections, json, sys, pyshark
+prefs = {"tcp.reassemble_out_of_order": "TRUE", "tcp.desegment_tcp_streams": "TRUE", "http.tcp.port": "1-65535"}
+capture = pyshark.FileCapture(sys.argv[1], display_filter="http", use_json=True, keep_packets=False, override_prefs=prefs,
+                              eventloop=asyncio.new_event_loop())
+requests, statuses = collections.Counter(), collections.Counter()
+for packet in capture:
+    for layer in packet.get_multiple_layers("http"):
+        for line in layer._all_fields:
+            if line.startswith(("POST ", "GET ")):
+                requests[line.removesuffix("\\\\r\\\\n")] += 1
+            elif line.startswith("HTTP/1.1 "):
+                statuses[line.split()[1]] += 1
+print(json.dumps([requests, statuses]))
+"""
 
 
 def by_tshark(path: Path) -> tuple[Counter[str], Counter[int]]:
     """Request lines and response status codes, as pyshark gives them."""
-    import pyshark
-
-    loop = asyncio.new_event_loop()  # its own: other tests leave the thread without one
-    capture = pyshark.FileCapture(
-        str(path), display_filter="http", use_json=True, include_raw=False, keep_packets=False,
-        override_prefs={"tcp.reassemble_out_of_order": "TRUE", "tcp.desegment_tcp_streams": "TRUE", "http.tcp.port": "1-65535"},
-    )  # fmt: skip
-    requests: Counter[str] = Counter()
-    statuses: Counter[int] = Counter()
-    try:
-        for packet in capture:
-            layers: Any = packet.get_multiple_layers("http")
-            for layer in layers:
-                for line in layer._all_fields:
-                    if line.startswith(("POST ", "GET ")):
-                        requests[line.removesuffix("\\r\\n")] += 1
-                    elif line.startswith("HTTP/1.1 "):
-                        statuses[int(line.split()[1])] += 1
-    finally:
-        capture.close()
-        loop.close()
-    return requests, statuses
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", _PYSHARK, str(path)], capture_output=True, check=True)
+    requests, statuses = json.loads(result.stdout)
+    return Counter(requests), Counter({int(status): count for status, count in statuses.items()})
 
 
 def by_us(path: Path) -> tuple[Counter[str], Counter[int]]:
@@ -102,8 +101,6 @@ def test_disordered_captures(tmp_path: Path, seed: int) -> None:
 
 def test_stream_events_are_the_lines_that_tshark_shows(tmp_path: Path) -> None:
     """tshark's dechunked bodies hold exactly the events that we counted."""
-    import subprocess
-
     path = tmp_path / "live.pcap"
     path.write_bytes(pcap(live_frames()))
     shown = subprocess.run(
