@@ -23,7 +23,7 @@ FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 _MASK = 0xFFFFFFFF
 _HALF = 0x80000000
 _UNACKED_HOLE_NS = 30_000_000_000
-_RECENT = 8  # delivered segments still compared with their retransmissions
+_RECENT = 4  # delivered segments still compared with their retransmissions
 _SPECIAL = FIN | SYN | RST
 
 
