@@ -1,0 +1,265 @@
+"""The default loader: the CO-RE object that clang built ahead, loaded over libbpf.
+
+Probes are attached by uprobe_multi (Linux 6.6: many offsets in one link, and CAP_BPF with CAP_PERFMON suffice), or one by one as
+perf events where the kernel does not have it. Every link is a descriptor of this process: when it ends, however it ends, the
+kernel takes all probes out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes as ct
+import errno
+import os
+import select
+import struct
+from pathlib import Path
+from typing import Final
+
+from llmsec_tap.capture.base import Attachment, ConnectionLoss, KernelSettings, KernelTotals, Probe, ProbePlan, Role
+from llmsec_tap.capture.ebpf.events import HEADER_BYTES, LENGTH
+from llmsec_tap.capture.ebpf.libbpf import TRACE_UPROBE_MULTI, LibBPF, SampleCallback, UprobeOptions, explain
+from llmsec_tap.errors import KernelError
+
+_COOKIE_WRITE, _COOKIE_SIZE_OUT = 1, 2  # enum tap_cookie in bpf/state.h
+# role -> program, cookie, whether a return probe; the return of a call needs no cookie, its entry was remembered
+_AT_ENTRY: Final[dict[Role, tuple[str, int]]] = {
+    Role.READ: ("tls_enter", 0),
+    Role.WRITE: ("tls_enter", _COOKIE_WRITE),
+    Role.READ_EX: ("tls_enter", _COOKIE_SIZE_OUT),
+    Role.WRITE_EX: ("tls_enter", _COOKIE_WRITE | _COOKIE_SIZE_OUT),
+    Role.FREE: ("tls_free", 0),
+    Role.GO_READ: ("go_enter", 0),
+    Role.GO_WRITE: ("go_enter", _COOKIE_WRITE),
+    Role.GO_READ_RETURN: ("go_return", 0),
+    Role.GO_WRITE_RETURN: ("go_return", 0),
+    Role.GO_CLOSE: ("go_close", 0),
+}
+_AT_RETURN: Final[dict[Role, str]] = {
+    Role.READ: "tls_return",
+    Role.WRITE: "tls_return",
+    Role.READ_EX: "tls_return",
+    Role.WRITE_EX: "tls_return",
+    Role.NEW: "tls_new",
+}
+_UPROBES: Final = ("tls_enter", "tls_return", "tls_new", "tls_free", "go_enter", "go_return", "go_close")
+_TRACEPOINTS: Final = ("on_sys_enter", "on_fork", "on_exec", "on_exit")
+_CONFIG: Final = struct.Struct("=IIIII")  # struct tap_config
+_CONNECTION_KEY: Final = struct.Struct("=QII")
+_CONNECTION: Final = struct.Struct("=QQQII")  # epoch, offsets, lost, fresh; the socket after it is not needed
+_CONNECTION_BYTES: Final = 32 + 8 + 8 + 32
+_MAX_RECORDS = 4096  # per `consume`, so that one call never holds the interpreter for long
+_COPY_WHOLE_BELOW = 2048
+_MAX_PROBED_CONNECTIONS = 65_536
+
+
+def object_path() -> Path:
+    """The built object: beside the package's sources, or in the wheel. Raises KernelError where there is none."""
+    package = Path(__file__).resolve().parents[2]
+    for candidate in (package.parents[1] / "bpf" / "tap.bpf.o", package / "bpf" / "tap.bpf.o"):
+        if candidate.is_file():
+            return candidate
+    raise KernelError("the eBPF object tap.bpf.o is not installed", "Install a wheel, or build it: make -C bpf (needs clang and libbpf-dev).")
+
+
+class CoreLoader:
+    """See `Loader`. `links` of its attachments are descriptors (uprobe_multi) or libbpf's link pointers (perf)."""
+
+    name = "core"
+
+    def __init__(self, settings: KernelSettings, *, multi: bool = True) -> None:
+        self._library = LibBPF()
+        self._links: list[int] = []  # libbpf's, of tracepoints and perf probes
+        self._descriptors: set[int] = set()
+        self._object: int | None = None
+        self._ring: int | None = None
+        self.method = "uprobe_multi" if multi else "perf"
+        if not Path("/sys/kernel/btf/vmlinux").exists():
+            raise KernelError("the kernel has no BTF (/sys/kernel/btf/vmlinux)", "Use --backend bcc, or a kernel with CONFIG_DEBUG_INFO_BTF.")
+        try:
+            self._load(settings)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, settings: KernelSettings) -> None:
+        library = self._library
+        data = object_path().read_bytes()
+        self._object = library.bpf_object__open_mem(data, len(data), None)
+        if not self._object:
+            raise KernelError("the eBPF object cannot be read", "Reinstall, or rebuild it: make -C bpf.")
+        self._programs = {name: library.bpf_object__find_program_by_name(self._object, name.encode()) for name in (*_UPROBES, *_TRACEPOINTS)}
+        if self.method == "uprobe_multi":
+            for name in _UPROBES:
+                library.bpf_program__set_expected_attach_type(self._programs[name], TRACE_UPROBE_MULTI)
+        self._configure(settings)
+        fault = library.bpf_object__load(self._object)
+        if fault:
+            raise explain(-fault, library.log)
+        for comm in settings.comms:
+            self._update("comms", comm.encode()[:15].ljust(16, b"\0"), b"\1\0\0\0")
+        self._records: list[bytes] = []
+        self._callback = SampleCallback(self._sample)
+        self._ring = library.ring_buffer__new(self._fd("events"), self._callback, None, None)
+        if not self._ring:
+            raise explain(ct.get_errno() or errno.ENOMEM, library.log)
+        self._poll = select.poll()
+        self._poll.register(library.ring_buffer__epoll_fd(self._ring), select.POLLIN)
+        for name in _TRACEPOINTS:
+            link = library.bpf_program__attach(self._programs[name])
+            if not link:
+                raise explain(errno.EPERM, library.log)
+            self._links.append(link)
+
+    def _configure(self, settings: KernelSettings) -> None:
+        library = self._library
+        assert self._object is not None
+        values = _CONFIG.pack(settings.only_targets, settings.follow_forks, settings.watch_all, os.getpid(), bool(settings.comms))
+        found = None
+        while (found := library.bpf_object__next_map(self._object, found)) is not None:
+            if library.bpf_map__name(found).endswith(b".rodata"):
+                library.bpf_map__set_initial_value(found, values, len(values))
+        events = library.bpf_object__find_map_by_name(self._object, b"events")
+        library.bpf_map__set_max_entries(events, settings.ring_bytes)
+
+    def _fd(self, name: str) -> int:
+        return int(self._library.bpf_map__fd(self._library.bpf_object__find_map_by_name(self._object, name.encode())))
+
+    def _update(self, name: str, key: bytes, value: bytes) -> None:
+        self._library.bpf_map_update_elem(self._fd(name), key, value, 0)
+
+    # --- probes -------------------------------------------------------------------------------------------------------
+
+    def attach(self, plan: ProbePlan, pid: int | None) -> Attachment:
+        entries: dict[str, list[tuple[Probe, int]]] = {}
+        exits: dict[str, list[tuple[Probe, int]]] = {}
+        for probe in plan.probes:
+            if probe.role in _AT_ENTRY:
+                program, cookie = _AT_ENTRY[probe.role]
+                entries.setdefault(program, []).append((probe, cookie))
+            if probe.role in _AT_RETURN:
+                exits.setdefault(_AT_RETURN[probe.role], []).append((probe, 0))
+        links: list[object] = []
+        try:
+            # Returns first: a call that is seen at its entry only would leave its arguments behind.
+            for program, probes in exits.items():
+                links += self._attach(program, plan.path, probes, is_return=True, pid=pid)
+            for program, probes in entries.items():
+                links += self._attach(program, plan.path, probes, is_return=False, pid=pid)
+        except OSError as fault:
+            for link in links:
+                self._detach(link)
+            raise self._refused(plan, fault) from None
+        return Attachment(plan, pid, tuple(links))
+
+    def _attach(self, program: str, path: str, probes: list[tuple[Probe, int]], *, is_return: bool, pid: int | None) -> list[object]:
+        library = self._library
+        handle = self._programs[program]
+        if self.method == "uprobe_multi":
+            offsets, cookies = [probe.offset for probe, _ in probes], [cookie for _, cookie in probes]
+            descriptor = library.uprobe_multi(
+                library.bpf_program__fd(handle), path.encode(errors="surrogateescape"), offsets, cookies, is_return=is_return, pid=pid or 0
+            )
+            self._descriptors.add(descriptor)
+            return [descriptor]
+        links: list[object] = []
+        for probe, cookie in probes:
+            options = UprobeOptions(sz=ct.sizeof(UprobeOptions), bpf_cookie=cookie, retprobe=is_return)
+            link = library.bpf_program__attach_uprobe_opts(
+                handle, -1 if pid is None else pid, path.encode(errors="surrogateescape"), probe.offset, ct.byref(options)
+            )
+            if not link:
+                raise OSError(errno.EPERM, "the perf event was refused")
+            self._links.append(link)
+            links.append(_PerfLink(link))
+        return links
+
+    def _refused(self, plan: ProbePlan, fault: OSError) -> KernelError:
+        if fault.errno in (errno.EPERM, errno.EACCES):
+            return explain(fault.errno, self._library.log)
+        return KernelError(f"no probe can be placed in {plan.path} ({fault.strerror})", "See `llmsec-tap targets`.")
+
+    def detach(self, attachment: Attachment) -> None:
+        for link in attachment.links:
+            self._detach(link)
+
+    def _detach(self, link: object) -> None:
+        if isinstance(link, _PerfLink):
+            self._links.remove(link.pointer)
+            self._library.bpf_link__destroy(link.pointer)
+        elif isinstance(link, int) and link in self._descriptors:
+            self._descriptors.discard(link)
+            os.close(link)
+
+    def watch(self, pid: int) -> None:
+        self._update("targets", struct.pack("=I", pid), b"\1\0\0\0")
+
+    # --- records ------------------------------------------------------------------------------------------------------
+
+    def wait(self, timeout_s: float) -> None:
+        with contextlib.suppress(InterruptedError):
+            self._poll.poll(timeout_s * 1000)
+
+    def consume(self) -> list[bytes]:
+        self._records = records = []
+        if self._ring is not None:
+            self._library.ring_buffer__consume(self._ring)
+        return records
+
+    def _sample(self, _context: int | None, address: int, size: int) -> int:
+        """A record is as long as its size class; where that is much more than its payload, only the payload is copied."""
+        if size > _COPY_WHOLE_BELOW:
+            size = min(size, HEADER_BYTES + LENGTH.unpack(ct.string_at(address, 8))[0])
+        self._records.append(ct.string_at(address, size))
+        return 0 if len(self._records) < _MAX_RECORDS else -1
+
+    def totals(self) -> KernelTotals:
+        cpus = int(self._library.libbpf_num_possible_cpus())
+        values = []
+        buffer = (ct.c_uint64 * cpus)()
+        for index in range(7):
+            self._library.bpf_map_lookup_elem(self._fd("totals"), struct.pack("=I", index), buffer)
+            values.append(sum(buffer))
+        return KernelTotals(
+            calls=values[0], bytes=values[1], lost_records=values[2], lost_bytes=values[3],
+            lost_calls=values[4], unreadable_calls=values[5], cut_calls=values[6],
+        )  # fmt: skip
+
+    def losses(self) -> list[ConnectionLoss]:
+        found = []
+        descriptor = self._fd("connections")
+        key, following = ct.create_string_buffer(_CONNECTION_KEY.size), ct.create_string_buffer(_CONNECTION_KEY.size)
+        value = ct.create_string_buffer(_CONNECTION_BYTES + 64)
+        previous: ct.Array[ct.c_char] | None = None
+        for _ in range(_MAX_PROBED_CONNECTIONS):
+            if self._library.bpf_map_get_next_key(descriptor, previous, following):
+                break
+            key.raw = following.raw
+            previous = key
+            if self._library.bpf_map_lookup_elem(descriptor, key, value) == 0:
+                epoch, read, written, lost, _ = _CONNECTION.unpack_from(value)
+                if lost:
+                    connection, pid, _ = _CONNECTION_KEY.unpack_from(key)
+                    found.append(ConnectionLoss(pid, connection, epoch, lost, read, written))
+        return found
+
+    def close(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors.clear()
+        for link in self._links:
+            self._library.bpf_link__destroy(link)
+        self._links.clear()
+        if self._ring is not None:
+            self._library.ring_buffer__free(self._ring)
+            self._ring = None
+        if self._object is not None:
+            self._library.bpf_object__close(self._object)
+            self._object = None
+
+
+class _PerfLink:
+    """libbpf's link pointer, told apart from a descriptor."""
+
+    def __init__(self, pointer: int) -> None:
+        self.pointer = pointer
