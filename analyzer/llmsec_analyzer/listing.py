@@ -36,7 +36,8 @@ def exchange_row(exchange: Exchange) -> str:
         note,
     )
     line = "  ".join(
-        pad(cut(visible(cell), width), width, right=name in ("in", "out", "ttft ms")) for cell, (name, width) in zip(cells, _COLUMNS, strict=True)
+        pad(cut(visible(cell), width), width, right=name in ("in", "out", "ttft ms"))
+        for cell, (name, width) in zip(cells, _COLUMNS, strict=True)
     )
     return f"{line}  {cut(visible(exchange.input_text or ''), _TEXT_COLUMNS)}".rstrip()
 

@@ -122,7 +122,7 @@ class Replay:
     def _signals(self) -> Iterator[None]:
         """SIGINT and SIGTERM end the reading; what was read is still completed, stored and summed up. A second one kills."""
 
-        def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of signal handlers
+        def stop(number: int, frame: FrameType | None) -> None:
             self._interrupted = True
             for known in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(known, signal.SIG_DFL)
@@ -139,10 +139,9 @@ class Replay:
 
     def _summary(self, elapsed: float) -> None:
         seen = self._pipeline.summary(self._reader.packets)
-        lines = [
-            f"{seen['packets']:,} packets, {seen['connections']:,} connections, {seen['exchanges']:,} exchanges "
-            f"({seen['llm_exchanges']:,} with a language model), {seen['gaps']:,} gaps ({seen['gap_bytes']:,} bytes), {elapsed:.1f} s"
-        ]
+        exchanges = f"{seen['exchanges']:,} exchanges ({seen['llm_exchanges']:,} with a language model)"
+        gaps = f"{seen['gaps']:,} gaps ({seen['gap_bytes']:,} bytes)"
+        lines = [f"{seen['packets']:,} packets, {seen['connections']:,} connections, {exchanges}, {gaps}, {elapsed:.1f} s"]
         if seen["anomalies"]:
             lines.append("anomalies: " + ", ".join(f"{name} {count:,}" for name, count in seen["anomalies"].items()))
         if seen["other_protocols"]:

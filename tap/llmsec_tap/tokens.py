@@ -53,7 +53,11 @@ class TokenEstimator:
             estimate.input_tokens = self._input(exchange, count)
         if usage.output_tokens is None and exchange.operation != "embeddings":
             estimate.output_tokens = sum(
-                count(text) for message in exchange.response.messages for part in message.parts for text in (part.content, part.arguments) if text
+                count(text)
+                for message in exchange.response.messages
+                for part in message.parts
+                for text in (part.content, part.arguments)
+                if text
             )
         exchange.usage_estimated = estimate
         if exchange.output_tokens_per_s is None and estimate.output_tokens and exchange.first_text_ns and exchange.ended_ns:
@@ -112,7 +116,7 @@ def _from_file(path: str) -> Counter:
         raise ConfigError(f"{path}: no such tokenizer file", "Name a model's tokenizer.json.")
     try:
         tokenizer = Tokenizer.from_file(path)
-    except Exception as fault:  # the library raises bare Exception for every fault
+    except Exception as fault:  # noqa: BLE001 - the library raises bare Exception for every fault
         raise ConfigError(f"{path} is not a tokenizer.json: {fault}", "Name a model's tokenizer.json.") from None
 
     def count(text: str) -> int:

@@ -15,19 +15,26 @@ def ethernet(payload: bytes, ethertype: int, vlans: tuple[int, ...] = ()) -> byt
     return b"\x02\0\0\0\0\1\x02\0\0\0\0\2" + tags + struct.pack(">H", ethertype) + payload
 
 
-def ipv4(src: str, dst: str, payload: bytes, *, options: bytes = b"", fragment: int = 0x4000, protocol: int = 6, total: int | None = None) -> bytes:
+def ipv4(
+    src: str, dst: str, payload: bytes, *, options: bytes = b"", fragment: int = 0x4000, protocol: int = 6, total: int | None = None
+) -> bytes:
     header = 20 + len(options)
     length = header + len(payload) if total is None else total
     return (
         struct.pack(">BBHHHBBH", 0x40 | header // 4, 0, length, 0, fragment, 64, protocol, 0)
-        + socket.inet_aton(src) + socket.inet_aton(dst) + options + payload
+        + socket.inet_aton(src)
+        + socket.inet_aton(dst)
+        + options
+        + payload
     )
 
 
 def ipv6(src: str, dst: str, payload: bytes, *, next_header: int = 6) -> bytes:
     return (
         struct.pack(">IHBB", 0x60000000, len(payload), next_header, 64)
-        + socket.inet_pton(socket.AF_INET6, src) + socket.inet_pton(socket.AF_INET6, dst) + payload
+        + socket.inet_pton(socket.AF_INET6, src)
+        + socket.inet_pton(socket.AF_INET6, dst)
+        + payload
     )
 
 
@@ -103,9 +110,16 @@ def option(code: int, value: bytes, order: str = "<") -> bytes:
 
 def pcapng(frames: list[tuple[int, bytes]], *, order: str = "<", resolution: int = 9, linktype: int = 1) -> bytes:
     """A section with options and unknown blocks, two interfaces (the second is used), enhanced packets with options."""
-    section = block(0x0A0D0D0A, struct.pack(order + "IHHq", 0x1A2B3C4D, 1, 0, -1) + option(4, b"made by a test", order) + option(0, b"", order), order)
+    section = block(
+        0x0A0D0D0A, struct.pack(order + "IHHq", 0x1A2B3C4D, 1, 0, -1) + option(4, b"made by a test", order) + option(0, b"", order), order
+    )
     interfaces = block(1, struct.pack(order + "HHI", 101, 0, 0), order) + block(
-        1, struct.pack(order + "HHI", linktype, 0, 0) + option(2, b"lo", order) + option(9, bytes([resolution]), order) + option(0, b"", order), order
+        1,
+        struct.pack(order + "HHI", linktype, 0, 0)
+        + option(2, b"lo", order)
+        + option(9, bytes([resolution]), order)
+        + option(0, b"", order),
+        order,
     )
     out = [section, interfaces, block(0xBAD, b"unknown block", order)]
     for ts, frame in frames:

@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
 
 
 @group.callback()
-def list_exchanges(  # noqa: PLR0917 - typer gives them by name
+def list_exchanges(
     context: typer.Context,
     store: StoreOption = DEFAULT_STORE,
     model: Annotated[str | None, typer.Option(help="Requested or answering model; * and ? are wildcards.")] = None,

@@ -21,8 +21,12 @@ def register(app: typer.Typer) -> None:
 
 
 def replay(
-    files: Annotated[list[str], typer.Argument(help="pcap or pcapng, plain or gzip; - is standard input.", metavar="FILE…", show_default=False)],
-    port: Annotated[list[int] | None, typer.Option("--port", min=1, max=65535, help="Read only this TCP port; may be repeated. Default: any.")] = None,
+    files: Annotated[
+        list[str], typer.Argument(help="pcap or pcapng, plain or gzip; - is standard input.", metavar="FILE…", show_default=False)
+    ],
+    port: Annotated[
+        list[int] | None, typer.Option("--port", min=1, max=65535, help="Read only this TCP port; may be repeated. Default: any.")
+    ] = None,
     store: Annotated[
         str, typer.Option("--store", envvar="LLMSEC_STORE", metavar="FOLDER", help="Where exchanges are kept; `none` keeps nothing.")
     ] = DEFAULT_STORE,

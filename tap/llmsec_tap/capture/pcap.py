@@ -8,7 +8,6 @@ tenth of the cost per packet. What cannot be read raises SourceError with everyt
 
 from __future__ import annotations
 
-import gzip
 import io
 import struct
 import sys
@@ -16,8 +15,6 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Protocol
-
-
 
 from llmsec_tap import limits
 from llmsec_tap.errors import SourceError
@@ -102,18 +99,14 @@ class CaptureReader:
             return
         if not head:
             raise SourceError(f"{name} is empty", "It holds no capture; was the capture stopped before its first packet?")
-        source: io.RawIOBase | gzip.GzipFile = raw
-        if head[:2] == _GZIP_MAGIC:
-            source = gzip.GzipFile(fileobj=io.BufferedReader(raw))
+        source = _Gunzip(raw) if head[:2] == _GZIP_MAGIC else raw
         try:
-            self._read_capture(lambda size: source.read(size) or b"", name)
-        except SourceError:
-            if not self.stopped:  # stopped in the middle of a packet is no damage
-                raise
-        except (EOFError, gzip.BadGzipFile, zlib.error) as fault:
-            if self.stopped:
+            self._read_capture(source.read, name)
+        except SourceError as fault:
+            if self.stopped:  # stopped in the middle of a packet is no damage
                 return
-            raise SourceError(f"{name}: the gzip data is damaged or cut ({fault})", "Everything before the damage was read.") from None
+            message = str(fault)
+            raise SourceError(message if message.startswith(name) else f"{name}: {message}", fault.hint) from None
 
     def _read_capture(self, read: Callable[[int], bytes], name: str) -> None:
         magic = _exactly(read, 4)
@@ -228,9 +221,7 @@ class _PcapngReader:
         elif kind == _PCAPNG_MAGIC:
             self._interfaces = []
 
-    def _packet(
-        self, interface: int, units: int | None, buffer: bytes, start: int, end: int, captured: int, on_wire: int, at: int
-    ) -> None:
+    def _packet(self, interface: int, units: int | None, buffer: bytes, start: int, end: int, captured: int, on_wire: int, at: int) -> None:
         if interface >= len(self._interfaces) or captured > end - start:
             raise self._damaged(at, "a packet longer than its block" if captured > end - start else "a packet of an unknown interface")
         handle, scale, divisor, offset_ns, _ = self._interfaces[interface]
@@ -264,7 +255,7 @@ class _Stopped(Exception):  # noqa: N818 - not an error
     """`stop` was called while the reader waited for a stream."""
 
 
-class _Received(io.RawIOBase):
+class _Received:
     """The bytes of a file as the reader receives them, before they are unzipped."""
 
     def __init__(self, reader: CaptureReader, stream: BinaryIO) -> None:
@@ -276,17 +267,48 @@ class _Received(io.RawIOBase):
         self._peeked = _exactly(lambda wanted: self._reader.receive(self._stream, wanted), size)
         return self._peeked
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override] # collections.abc.Buffer is of Python 3.12
-        view = memoryview(buffer).cast("B")
+    def read(self, size: int) -> bytes:
         if self._peeked:
-            data, self._peeked = self._peeked[: len(view)], self._peeked[len(view) :]
-        else:
-            data = self._reader.receive(self._stream, len(view))
-        view[: len(data)] = data
-        return len(data)
+            data, self._peeked = self._peeked[:size], self._peeked[size:]
+            return data
+        return self._reader.receive(self._stream, size)
+
+
+class _Gunzip:
+    """gzip (RFC 1952) with any number of members. Unlike GzipFile it gives what it has before it meets the damage."""
+
+    _SLICE = 16 * limits.KIB
+
+    def __init__(self, source: _Received) -> None:
+        self._source = source
+        self._inner = zlib.decompressobj(31)
+        self._input = b""
+        self._fault: SourceError | None = None
+
+    def read(self, size: int) -> bytes:
+        out: list[bytes] = []
+        wanted = size
+        while wanted > 0 and self._fault is None:
+            if not self._input:
+                self._input = self._source.read(_CHUNK)
+                if not self._input:
+                    if not self._inner.eof:
+                        self._fault = SourceError("the gzip data is cut", "Everything before was read.")
+                    break
+            if self._inner.eof:
+                self._inner = zlib.decompressobj(31)
+            piece, self._input = self._input[: self._SLICE], self._input[self._SLICE :]
+            try:
+                data = self._inner.decompress(piece, wanted)
+            except zlib.error:
+                self._fault = SourceError("the gzip data is damaged", "Everything before the damage was read.")
+                break
+            self._input = (self._inner.unconsumed_tail or self._inner.unused_data) + self._input
+            wanted -= len(data)
+            out.append(data)
+        if not out and self._fault is not None:
+            raise self._fault
+        return b"".join(out)
 
 
 def _exactly(read: Callable[[int], bytes], size: int) -> bytes:

@@ -16,6 +16,7 @@ from llmsec_tap.model import AnomalyCount, Completeness, Exchange, Framing, Requ
 from llmsec_tap.providers.base import JSON, Dialect, EventHandler, NotJSON, RequestView, ResponseView, parse_json
 from llmsec_tap.providers.credentials import Fingerprinter, clean_text, credential_of, mask_target
 from llmsec_tap.providers.draft import DeltaListener, Draft
+from llmsec_tap.providers.failures import read_failure
 from llmsec_tap.providers.registry import auxiliary, classify, classify_response, identify
 from llmsec_tap.providers.timing import timings
 from llmsec_tap.reassembly.encoding import ContentDecoder, content_decoder
@@ -43,7 +44,7 @@ _ABORTED = frozenset(("fin", "reset", "closed"))
 class FrameParser(Protocol):
     """SSEParser, NDJSONParser, JSONArrayParser and EventStreamParser."""
 
-    bytes: int  # fed so far
+    fed_bytes: int
     unfinished: bool
 
     def feed(self, ts_ns: int, data: bytes) -> None: ...
@@ -124,7 +125,7 @@ class _Body:
         """From now on events are read as bytes come; with no coding to undo, the HTTP parser feeds the frame parser itself."""
         self.on_data = frames.feed
         if self._decoder is None:
-            frames.bytes = self.bytes
+            frames.fed_bytes = self.bytes
             self.data = frames.feed
 
     def hold(self, data: bytes) -> None:
@@ -147,7 +148,7 @@ class _Body:
         self._held = 0
         self.parts.clear()
 
-    def gap(self, ts_ns: int, length: int | None) -> None:  # noqa: ARG002 - both are the sink's contract
+    def gap(self, ts_ns: int, length: int | None) -> None:
         self.gapped = True
         if self._decoder is not None:
             self._decoder.gap()
@@ -234,7 +235,7 @@ class ExchangeAssembly:
         if self.context.listener_factory is not None:
             self.draft.listener = self.context.listener_factory(self)
 
-    def _request_data(self, ts_ns: int, data: bytes) -> None:  # noqa: ARG002 - a body sink's contract
+    def _request_data(self, ts_ns: int, data: bytes) -> None:
         self._digest.update(data)
         self.request.hold(data)
 
@@ -273,10 +274,13 @@ class ExchangeAssembly:
     def _first_response_data(self, ts_ns: int, data: bytes) -> None:
         """The body begins: is it a stream, and who reads it?"""
         self._response_body_ns = ts_ns
-        self._request_complete()
         view = self.response_view
         assert view is not None
         framing = _FRAMING_BY_TYPE.get(view.content_type)
+        # An answer may come before the request's last byte (a refusal): a whole one is read when the request has ended, but a
+        # stream is read as it comes, with what there is of the request.
+        if framing is not None or self.request.ended is not None:
+            self._request_complete()
         if framing is None and self._view is not None and self._dialect is not None:
             dialect, request = self._dialect, self._view
             framing = self._guarded(lambda: dialect.framing(request, view))
@@ -312,7 +316,7 @@ class ExchangeAssembly:
                 return
         try:
             handler(ts_ns, name, data)
-        except Exception:
+        except Exception:  # noqa: BLE001 - any defect of a decoder; see the module's docstring
             self._defect()
 
     def _adopt(self, data: bytes) -> EventHandler | None:
@@ -392,11 +396,15 @@ class ExchangeAssembly:
             except NotJSON:
                 if self.response.ended == "complete" and not self.response.gapped and self._dialect and "json" in view.content_type:
                     self.anomaly("body_bad_json")
-        if self._dialect is None and body is not None:
-            self._dialect = self._guarded(lambda: classify_response(view, body)) if self._view is None else None
+        draft, request = self.draft, self._view
+        request_is_unreadable = request is None or (self.request.bytes > 0 and not request.body_is_json)
+        if self._dialect is None and body is not None and request_is_unreadable:
+            self._dialect = self._guarded(lambda: classify_response(view, body))
         if self._dialect is not None:
-            dialect, draft, at = self._dialect, self.draft, self._response_body_ns or self._last_ns
-            self._guarded(lambda: dialect.decode_response(self._view, view, body, at, draft))
+            dialect, at = self._dialect, self._response_body_ns or self._last_ns
+            self._guarded(lambda: dialect.decode_response(request, view, body, at, draft))
+        elif view.status >= 400:
+            self._guarded(lambda: read_failure(view, body, draft))  # of an auxiliary call, if it turns out to be one
 
     def _record(self, ts_ns: int) -> Exchange:
         draft, head, response_head = self.draft, self._request_head, self._response_head
@@ -435,7 +443,8 @@ class ExchangeAssembly:
             process=self.flow.process,
             request=Request(body_bytes=self.request.bytes),
             response=Response(
-                body_bytes=max(self.response.bytes, self._frames.bytes if self._frames else 0), events=draft.events if streaming else None
+                body_bytes=max(self.response.bytes, self._frames.fed_bytes if self._frames else 0),
+                events=draft.events if streaming else None,
             ),
         )
         if is_llm:
@@ -498,10 +507,10 @@ class ExchangeAssembly:
             self._truncated = True
             self.anomaly("http_body_limit")
 
-    def _guarded(self, call: Callable[[], _T]) -> _T | None:
+    def _guarded(self, call: Callable[[], _T | None]) -> _T | None:
         try:
             return call()
-        except Exception:
+        except Exception:  # noqa: BLE001 - as in _event
             self._defect()
             return None
 

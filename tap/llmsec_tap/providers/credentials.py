@@ -96,7 +96,7 @@ def mask_target(target: str, fingerprint: Fingerprinter) -> str:
 def clean_text(exchange: Exchange) -> Exchange:
     """The record with lone surrogates made whole or replaced by U+FFFD, so that it can be encoded as UTF-8.
 
-    Servers that cut a stream between the two `\\u` escapes of one character send each half as a string of its own; joined, they
+    Servers that cut a stream between the two escapes (`u` and four digits) of one character send each half as a string of its own; joined, they
     are that character again.
     """
     plain: Any = msgspec.to_builtins(exchange)

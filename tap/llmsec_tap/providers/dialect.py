@@ -16,10 +16,10 @@ class BaseDialect:
     api: ClassVar[str] = ""
     operation: ClassVar[str] = ""
 
-    def claims(self, request: RequestView) -> int:  # noqa: ARG002
+    def claims(self, request: RequestView) -> int:
         return 0
 
-    def recognises(self, response: ResponseView, body: JSON) -> int:  # noqa: ARG002
+    def recognises(self, response: ResponseView, body: JSON) -> int:
         return 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:

@@ -60,7 +60,7 @@ class _Zlib:
 
 class _Brotli:
     def __init__(self) -> None:
-        import brotli  # noqa: PLC0415 - few captures hold it, and it is a shared object of its own
+        import brotli  # type: ignore[import-untyped]  # noqa: PLC0415 - few captures hold it, and it is a shared object of its own
 
         self._inner = brotli.Decompressor()
         self.error = brotli.error

@@ -26,17 +26,17 @@ _BYTES = 6
 class EventStreamParser:
     """Gives each message as an event: name is `:event-type`, or "exception:" and `:exception-type` (`:error-code`)."""
 
-    __slots__ = ("_anomaly", "_buffer", "_on_event", "bytes", "unfinished")
+    __slots__ = ("_anomaly", "_buffer", "_on_event", "fed_bytes", "unfinished")
 
     def __init__(self, on_event: EventSink, on_anomaly: Callable[[str], None]) -> None:
         self._on_event = on_event
         self._anomaly = on_anomaly
         self._buffer = bytearray()
-        self.bytes = 0
+        self.fed_bytes = 0
         self.unfinished = False
 
     def feed(self, ts_ns: int, data: bytes) -> None:
-        self.bytes += len(data)
+        self.fed_bytes += len(data)
         buffer = self._buffer
         buffer += data
         at, size = 0, len(buffer)

@@ -28,7 +28,8 @@ _REQUEST_START = re.compile(rb"(?:" + _METHODS + rb") [^ \r\n]{1,65536} HTTP/1\.
 _STATUS_START = re.compile(rb"HTTP/1\.[01] [1-5]\d\d[ \r\n]")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?")
-_CHUNK_START = re.compile(rb"(?:^|\r\n)([0-9a-fA-F]{1,7})[ \t]*(?:;[^\r\n]*)?\r\n")
+_CHUNK_SIZE_LINE = re.compile(rb"([0-9a-fA-F]{1,7})[ \t]*(?:;[^\r\n]*)?\r\n")
+_CHUNK_START = re.compile(rb"\r\n" + _CHUNK_SIZE_LINE.pattern)
 _LONGEST_START = 64 * limits.KIB  # a request line may be that long, so that much is kept while looking for one
 
 _chunk_sizes: dict[bytes, int] = {}  # sizes repeat; a dictionary is several times cheaper than a checked conversion
@@ -104,6 +105,7 @@ class MessageParser:
 
     __slots__ = (
         "_anomaly",
+        "_at_boundary",
         "_at_chunk",
         "_body",
         "_buffer",
@@ -130,6 +132,7 @@ class MessageParser:
         self._body: BodySink | None = None
         self._sink: BodySink = NO_BODY  # the body's own sink, or one that ignores
         self._complete_at_end = False
+        self._at_boundary = False
         self._at_chunk: Callable[[bytes], int] = self._chunk_header  # one object, so that `is` tells the state of most segments
         self._state: Callable[[bytes], int] = self._at_start
 
@@ -179,7 +182,7 @@ class MessageParser:
             if state == self._fixed_body:
                 self._lose("damage")
             else:
-                self._state = self._find_chunk
+                self._seek_chunk()
             return
         if state == self._trailers:
             self._drop_buffer()
@@ -190,7 +193,7 @@ class MessageParser:
             assert self._body is not None
             self._body.gap(ts_ns, length)
             self._drop_buffer()
-            self._state = self._find_chunk
+            self._seek_chunk()
             return
         # In, or between, heads: the message being read cannot be told any more.
         if self._buffer.strip(b"\r\n"):
@@ -201,6 +204,8 @@ class MessageParser:
     def end(self, ts_ns: int, reason: str) -> None:
         self._ts_ns = ts_ns
         if self._body is not None:
+            if self._state == self._find_chunk and self._buffer:
+                self._sink.data(ts_ns, self._buffer)
             complete = self._complete_at_end and reason == "fin"
             self._finish("complete" if complete else reason)
         elif self._state == self._head and self._buffer.strip(b"\r\n"):
@@ -234,7 +239,8 @@ class MessageParser:
 
     def _head(self, data: bytes) -> int:
         """Reads a head once it is whole. What cannot become one is left at the first byte that shows it, so that how the bytes
-        were cut makes no difference."""
+        were cut makes no difference.
+        """
         if self._scanned == 0 and not self._may_be_start(data):
             return self._bad_head("http_bad_head")
         found = _HEAD_END.search(data, max(0, self._scanned - 3))
@@ -288,7 +294,7 @@ class MessageParser:
             if len(data) <= limits.MAX_CHUNK_LINE_BYTES and _CHUNK_SIZE.match(data):
                 return -1
             self._anomaly("http_bad_chunk")
-            self._state = self._find_chunk
+            self._seek_chunk()
             return 0
         line = data[:cut].rstrip(b"\r")
         size = _chunk_sizes.get(line)
@@ -296,7 +302,7 @@ class MessageParser:
             match = _CHUNK_SIZE.fullmatch(line)
             if match is None:
                 self._anomaly("http_bad_chunk")
-                self._state = self._find_chunk
+                self._seek_chunk()
                 return 0
             size = int(match[1], 16)
             if len(_chunk_sizes) < 65536 and line.isalnum():
@@ -330,7 +336,7 @@ class MessageParser:
         if data == b"\r":
             return -1
         self._anomaly("http_bad_chunk")
-        self._state = self._find_chunk
+        self._seek_chunk()
         return 0
 
     def _trailers(self, data: bytes) -> int:
@@ -355,8 +361,11 @@ class MessageParser:
 
     def _find_chunk(self, data: bytes) -> int:
         """Inside a chunked body after damage: the next line that is a chunk size, or the next message. What is before goes to
-        the body: most of it is payload. A size taken wrongly shows at that chunk's end, and the search goes on there."""
-        chunk, message = _CHUNK_START.search(data), self._find_message(data)
+        the body: most of it is payload. A size taken wrongly shows at that chunk's end, and the search goes on there.
+        """
+        # The first bytes may be a chunk size of their own only as long as nothing before them was passed over.
+        chunk = (_CHUNK_SIZE_LINE.match(data) if self._at_boundary else None) or _CHUNK_START.search(data)
+        message = self._find_message(data)
         if message is not None and (chunk is None or message.start() < chunk.start()):
             if message.start():
                 self._sink.data(self._ts_ns, data[: message.start()])
@@ -372,7 +381,12 @@ class MessageParser:
         if not done:
             return -1
         self._sink.data(self._ts_ns, data[:done])
+        self._at_boundary = False
         return done
+
+    def _seek_chunk(self) -> None:
+        self._at_boundary = True
+        self._state = self._find_chunk
 
     def _find_message(self, data: bytes, start: int = 0) -> re.Match[bytes] | None:
         # Looking for the fixed bytes is far cheaper than the pattern, and they are in both kinds of start.

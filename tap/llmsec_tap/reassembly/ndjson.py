@@ -18,7 +18,7 @@ _WHITE = b" \t\r\n"
 class NDJSONParser:
     """Lines that are not blank, ended by LF or CRLF (NUL too: old SGLang versions used it); `end` gives an unfinished last one."""
 
-    __slots__ = ("_anomaly", "_buffer", "_on_event", "_scanned", "_skipping", "bytes", "unfinished")
+    __slots__ = ("_anomaly", "_buffer", "_on_event", "_scanned", "_skipping", "fed_bytes", "unfinished")
 
     def __init__(self, on_event: EventSink, on_anomaly: Callable[[str], None]) -> None:
         self._on_event = on_event
@@ -26,11 +26,11 @@ class NDJSONParser:
         self._buffer = bytearray()
         self._scanned = 0
         self._skipping = False
-        self.bytes = 0
+        self.fed_bytes = 0
         self.unfinished = False
 
     def feed(self, ts_ns: int, data: bytes) -> None:
-        self.bytes += len(data)
+        self.fed_bytes += len(data)
         if b"\0" in data:
             data = data.replace(b"\0", b"\n")
         buffer = self._buffer
@@ -90,7 +90,7 @@ class JSONArrayParser:
         "_on_event",
         "_start",
         "_started",
-        "bytes",
+        "fed_bytes",
         "unfinished",
     )
 
@@ -105,11 +105,11 @@ class JSONArrayParser:
         self._in_string = False
         self._lost = False  # after a gap: looking for the next element
         self._started = False
-        self.bytes = 0
+        self.fed_bytes = 0
         self.unfinished = False
 
     def feed(self, ts_ns: int, data: bytes) -> None:
-        self.bytes += len(data)
+        self.fed_bytes += len(data)
         buffer = self._buffer
         buffer += data
         if not self._started and not self._begin():

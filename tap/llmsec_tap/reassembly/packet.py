@@ -91,7 +91,7 @@ class PacketDecoder:
         start: int,
         end: int,
         wire_len: int,
-        _fast: Callable[[bytes, int], tuple[int, int, int, int, int, bytes, int, int, int, int]] = _FAST,  # type: ignore[assignment]
+        _fast: Callable[[bytes, int], tuple[int, int, int, int, int, bytes, int, int, int, int]] = _FAST,
     ) -> None:
         if end - start >= 54:
             ethertype, version_ihl, total, fragment, protocol, key, seq, ack, offset, flags = _fast(buf, start)

@@ -33,7 +33,7 @@ class SSEParser:
         "_size",
         "_skip_lf",
         "_skipping",
-        "bytes",
+        "fed_bytes",
         "unfinished",
     )
 
@@ -49,11 +49,11 @@ class SSEParser:
         self._skipping = False  # the current event is over the limit, or damaged
         self._at_start = True
         self._between = False  # no state at all: the next byte begins an event
-        self.bytes = 0
+        self.fed_bytes = 0
         self.unfinished = False
 
     def feed(self, ts_ns: int, data: bytes) -> None:
-        self.bytes += len(data)
+        self.fed_bytes += len(data)
         # The usual input is one whole event of one data line, between events.
         if self._between and data.startswith(b"data: ") and data.find(b"\n") == len(data) - 2 and data[-1] == 10 and b"\r" not in data:
             self._on_event(ts_ns, None, data[6:-2])

@@ -49,7 +49,7 @@ _ENDED = _Ended()
 class _Pending:
     """Out-of-order bytes of one direction: (sequence relative to nothing, time, payload, missing), ordered by sequence."""
 
-    __slots__ = ("acked", "bytes", "since_ns", "segments", "segments_after")
+    __slots__ = ("acked", "bytes", "segments", "segments_after", "since_ns")
 
     def __init__(self, now_ns: int) -> None:
         self.segments: list[tuple[int, int, bytes, int]] = []
@@ -299,6 +299,8 @@ class TCPReassembler:
         half.sink.gap(ts_ns, length)
 
     def _out_of_order(self, half: _Half, ts_ns: int, seq: int, payload: bytes, missing: int) -> None:
+        if half.ended:  # also when what was acknowledged just now closed the connection
+            return
         if half.next is None:
             half.next = seq
         ahead = (seq - half.next) & _MASK

@@ -8,10 +8,10 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
-from support.streams import feed_every_way
 
 from llmsec_tap import limits
 from llmsec_tap.reassembly.encoding import content_decoder
+from support.streams import feed_every_way
 
 TEXT = b'data: {"choices":[{"delta":{"content":"Gr\xc3\xbc\xc3\x9fe"}}]}\n\n' * 5
 

@@ -8,10 +8,10 @@ import zlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.aws import message
-from support.streams import feed_every_way
 
 from llmsec_tap.reassembly.eventstream import EventStreamParser, parse_headers
+from support.aws import message
+from support.streams import feed_every_way
 
 
 def run(pieces: list[bytes]) -> tuple[list[tuple[str | None, bytes]], list[str], bool]:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.http import Recorder
-from support.streams import feed_every_way
 
 from llmsec_tap import limits
+from support.http import Recorder
+from support.streams import feed_every_way
 
 
 def message(start: str | int, body: bytes, end: str = "complete") -> tuple[str | int, bytes, str]:

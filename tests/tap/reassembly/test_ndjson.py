@@ -5,9 +5,9 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.streams import feed_every_way
 
 from llmsec_tap.reassembly.ndjson import JSONArrayParser, NDJSONParser
+from support.streams import feed_every_way
 
 
 def lines(pieces: list[bytes]) -> tuple[list[bytes], list[str], bool]:

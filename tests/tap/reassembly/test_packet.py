@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.wire import ACK, ethernet, ipv4, ipv6, tcp
 
 from llmsec_tap.reassembly.packet import PacketDecoder
+from support.wire import ACK, ethernet, ipv4, ipv6, tcp
 
 A, B = "10.0.0.1", "10.0.0.2"
 A6, B6 = "fd00::1", "fd00::2"
@@ -93,7 +93,11 @@ def test_ipv6_fragments_are_counted() -> None:
 
 
 def test_other_protocols_are_no_anomaly() -> None:
-    for frame in (ethernet(b"x" * 40, 0x0806), ethernet(ipv4(A, B, b"u" * 20, protocol=17), 0x0800), ethernet(ipv6(A6, B6, b"u" * 30, next_header=58), 0x86DD)):
+    for frame in (
+        ethernet(b"x" * 40, 0x0806),
+        ethernet(ipv4(A, B, b"u" * 20, protocol=17), 0x0800),
+        ethernet(ipv6(A6, B6, b"u" * 30, next_header=58), 0x86DD),
+    ):
         assert (decode(frame).segments, decode(frame).anomalies) == ([], [])
 
 
@@ -107,7 +111,9 @@ def test_snap_length_gives_what_is_there_and_how_much_is_missing() -> None:
     assert decode(frame, captured=len(frame) - 5).segments == [(KEY4, 7, 9, ACK, b"", 5)]
 
 
-@pytest.mark.parametrize("frame", [ethernet(IP4, 0x0800), ethernet(IP6, 0x86DD), ethernet(IP4, 0x0800, (1,)), SLL + IP4], ids=["v4", "v6", "vlan", "sll"])
+@pytest.mark.parametrize(
+    "frame", [ethernet(IP4, 0x0800), ethernet(IP6, 0x86DD), ethernet(IP4, 0x0800, (1,)), SLL + IP4], ids=["v4", "v6", "vlan", "sll"]
+)
 def test_cut_anywhere_is_counted_or_read_and_never_raises(frame: bytes) -> None:
     for size in range(len(frame)):
         sink = decode(frame, 113 if frame[:2] == b"\0\0" else 1, captured=size)

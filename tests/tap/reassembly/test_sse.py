@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.streams import feed_every_way
 
 from llmsec_tap import limits
 from llmsec_tap.reassembly.sse import SSEParser
+from support.streams import feed_every_way
 
 
 def run(pieces: list[bytes], *, end: bool = True) -> tuple[list[tuple[str | None, bytes]], list[str], bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Callable, Iterator
 
@@ -68,7 +69,9 @@ class Capture:
         self.flows.append(Sink(facts))
         return self.flows[-1]
 
-    def __call__(self, key: bytes, seq: int, data: bytes = b"", flags: int = ACK, ack: int = 0, *, missing: int = 0, after_ms: int = 1) -> Capture:
+    def __call__(
+        self, key: bytes, seq: int, data: bytes = b"", flags: int = ACK, ack: int = 0, *, missing: int = 0, after_ms: int = 1
+    ) -> Capture:
         self.now += after_ms * MS
         seq &= 0xFFFFFFFF
         if missing:
@@ -203,7 +206,9 @@ def test_reused_ports_are_a_new_connection() -> None:
 
 
 def test_a_repeated_syn_is_not_a_new_connection() -> None:
-    cap = Capture()(C, 1000, flags=SYN)(C, 1000, flags=SYN)(S, 5000, flags=SYN | ACK, ack=1001)(S, 5000, flags=SYN | ACK, ack=1001)(C, 1001, b"a")
+    cap = Capture()(C, 1000, flags=SYN)(C, 1000, flags=SYN)(S, 5000, flags=SYN | ACK, ack=1001)(S, 5000, flags=SYN | ACK, ack=1001)(
+        C, 1001, b"a"
+    )
     assert len(cap.flows) == 1
     assert cap.flows[0].first.text == b"a"
 
@@ -292,8 +297,12 @@ def disorder(draw: st.DrawFn) -> tuple[bytes, int, list[tuple[int, int]]]:
     text = bytes(draw(st.lists(st.integers(0, 255), min_size=1, max_size=60)))
     isn = draw(st.sampled_from([1000, 0xFFFFFFFF, 0xFFFFFFF0, 0x7FFFFFF8]))
     bounds = sorted({0, len(text), *draw(st.lists(st.integers(0, len(text)), max_size=12))})
-    pieces = [(a, b) for a, b in zip(bounds, bounds[1:], strict=False) if a < b]
-    extra = [(min(a, b), max(a, b)) for a, b in draw(st.lists(st.tuples(st.integers(0, len(text)), st.integers(0, len(text))), max_size=6)) if a != b]
+    pieces = [(a, b) for a, b in itertools.pairwise(bounds) if a < b]
+    extra = [
+        (min(a, b), max(a, b))
+        for a, b in draw(st.lists(st.tuples(st.integers(0, len(text)), st.integers(0, len(text))), max_size=6))
+        if a != b
+    ]
     return text, isn, draw(st.permutations(pieces + extra))
 
 
@@ -346,7 +355,18 @@ def test_lost_segments_are_gaps_never_silence(case: tuple[bytes, int, list[tuple
         assert b"<" in seen
 
 
-@given(st.lists(st.tuples(st.sampled_from([C, S]), st.integers(0, 0xFFFFFFFF) | st.integers(995, 1010), st.integers(0, 63), st.binary(max_size=8), st.integers(0, 3)), max_size=25))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([C, S]),
+            st.integers(0, 0xFFFFFFFF) | st.integers(995, 1010),
+            st.integers(0, 63),
+            st.binary(max_size=8),
+            st.integers(0, 3),
+        ),
+        max_size=25,
+    )
+)
 @settings(max_examples=300)
 def test_any_segments_never_raise_and_everything_ends(segments: list[tuple[bytes, int, int, bytes, int]]) -> None:
     cap = Capture()

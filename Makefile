@@ -1,0 +1,44 @@
+# Two commands set everything up on a fresh Debian or Ubuntu machine: `make demo` and `make test`.
+.PHONY: demo test check fuzz bench docs clean
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+UV := $(BIN)/python -m uv
+PYTEST_ARGS ?=
+
+.venv/.made: scripts/bootstrap
+	PYTHON=$(PYTHON) scripts/bootstrap
+	@touch $@
+
+.venv/.demo: .venv/.made uv.lock
+	$(UV) sync --quiet --frozen --no-dev --extra tokens --inexact
+	@touch $@
+
+.venv/.dev: .venv/.made uv.lock
+	$(UV) sync --quiet --frozen --extra tokens --group dev --group peers --inexact
+	@touch $@
+
+demo: .venv/.demo  ## replay a shipped capture of a real server, then ask SQL of it
+	@scripts/demo $(BIN)
+
+test: .venv/.dev  ## all tests; PYTEST_ARGS adds options
+	@scripts/system-packages tshark
+	$(BIN)/python -m pytest -ra $(PYTEST_ARGS)
+
+check: .venv/.dev  ## formatting, lint, types and the layering of packages
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fuzz: .venv/.dev  ## every fuzz target; FUZZ_SECONDS each
+	$(BIN)/python tests/fuzz/run.py --seconds $(or $(FUZZ_SECONDS),600)
+
+bench: .venv/.dev  ## the numbers of docs/performance.md
+	$(BIN)/python bench/replay.py
+
+docs: .venv/.dev  ## write the generated parts of docs/
+	$(BIN)/python scripts/generate-docs
+
+clean:
+	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
