@@ -107,4 +107,7 @@ class Loader(Protocol):
 
     def losses(self) -> list[ConnectionLoss]: ...
 
+    def detach_all(self) -> None:
+        """Take every probe out; what is in the ring stays readable until `close`."""
+
     def close(self) -> None: ...

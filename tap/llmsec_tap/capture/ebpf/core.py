@@ -62,6 +62,15 @@ def object_path() -> Path:
     raise KernelError("the eBPF object tap.bpf.o is not installed", "Install a wheel, or build it: make -C bpf (needs clang and libbpf-dev).")
 
 
+def supports_uprobe_multi() -> bool:
+    """Linux 6.6 has it. Told from the version: asking the kernel costs a program load, and what fails later says why."""
+    release = os.uname().release.split(".")
+    try:
+        return (int(release[0]), int(release[1])) >= (6, 6)
+    except (IndexError, ValueError):
+        return False
+
+
 class CoreLoader:
     """See `Loader`. `links` of its attachments are descriptors (uprobe_multi) or libbpf's link pointers (perf)."""
 
@@ -243,13 +252,14 @@ class CoreLoader:
                     found.append(ConnectionLoss(pid, connection, epoch, lost, read, written))
         return found
 
+    def detach_all(self) -> None:
+        while self._descriptors:  # popped one by one: the reading thread may be placing another
+            os.close(self._descriptors.pop())
+        while self._links:
+            self._library.bpf_link__destroy(self._links.pop())
+
     def close(self) -> None:
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-        self._descriptors.clear()
-        for link in self._links:
-            self._library.bpf_link__destroy(link)
-        self._links.clear()
+        self.detach_all()
         if self._ring is not None:
             self._library.ring_buffer__free(self._ring)
             self._ring = None
