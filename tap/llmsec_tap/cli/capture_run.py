@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from llmsec_tap.capture.kubernetes import find_pods
 from llmsec_tap.capture.live import LiveCapture
 from llmsec_tap.capture.process import ProcessTable
 from llmsec_tap.capture.queue import BatchQueue
@@ -32,7 +33,9 @@ from llmsec_tap.storage.writer import StoreWriter
 from llmsec_tap.tokens import TokenEstimator
 
 if TYPE_CHECKING:
+    from llmsec_tap.capture.afpacket import PacketSource
     from llmsec_tap.capture.base import Loader
+    from llmsec_tap.capture.pcapng import PcapngWriter
 
 _MAX_OFFSETS_FILE = 1 << 20
 
@@ -73,6 +76,8 @@ class CaptureRun:
         self._writer: StoreWriter | None = None
         self._store_fault: StorageError | None = None
         self._flows: TLSFlows | None = None
+        self._pcapng: PcapngWriter | None = None
+        self._sources: list[PacketSource] = []
         self._defects: dict[str, int] = {}
         self._gapped = 0
         self._output_closed = False
@@ -91,11 +96,14 @@ class CaptureRun:
                     self._print(listing_header())
                 gc.freeze()
                 gc.set_threshold(50_000, 50, 100)
+                self._live.on_tick = self._tick
                 self._live.run(duration_s)
         except SourceError as raised:
             fault = raised
         finally:
             self._close_store()
+            if self._pcapng is not None:
+                self._pcapng.close()
         if fault is None or self._live.records:
             self._summary(time.monotonic() - started)
         if fault is not None:
@@ -104,6 +112,12 @@ class CaptureRun:
             raise typer.Exit(StorageError.exit_code)
 
     def _open_sources(self) -> None:
+        if self._write is not None:
+            from llmsec_tap.capture.pcapng import FlowWriter, PcapngWriter
+
+            self._pcapng = PcapngWriter(self._write)
+        if self._interfaces:
+            self._open_interfaces()
         if not self._selection.is_empty:
             from llmsec_tap.capture.ebpf.choose import open_loader
 
@@ -115,10 +129,27 @@ class CaptureRun:
             except BaseException:
                 loader.close()
                 raise
-            self._flows = TLSFlows(self._pipeline.open_flow, ProcessTable())
+            recorder = FlowWriter(self._pcapng) if self._pcapng is not None else None
+            self._flows = TLSFlows(self._pipeline.open_flow, ProcessTable(find_pods()), recorder)
             self._live.add_tls(loader, observed, self._flows)
             what = f"{observed.libraries} TLS librar{'y' if observed.libraries == 1 else 'ies'}"
             self._report(f"attached to {what} in {time.monotonic() - begun:.2f} s; Ctrl-C stops")
+
+    def _tick(self) -> None:
+        if self._pcapng is not None:
+            self._pcapng.flush()
+
+    def _open_interfaces(self) -> None:
+        from llmsec_tap.capture.afpacket import PacketSource
+        from llmsec_tap.reassembly.packet import LINKTYPE_RAW
+
+        handle = self._pipeline.handler(LINKTYPE_RAW)
+        if self._pcapng is not None:
+            handle = self._pcapng.copying(handle)
+        self._sources = [PacketSource(interface, self._ports, self._queue, handle) for interface in self._interfaces]
+        self._live.add_packets(self._sources)
+        for source in self._sources:
+            self._report(f"reading plain HTTP from {source.interface}")
 
     # --- output -------------------------------------------------------------------------------------------------------
 
@@ -213,7 +244,10 @@ class CaptureRun:
                 f"dropped {totals.lost_calls:,} calls ({totals.lost_bytes:,} bytes) in the kernel, "
                 f"{queue.left_out_records:,} records ({queue.left_out_bytes:,} bytes) of {queue.left_out_connections:,} connections here"
             )
-        if seen["connections"]:
+        for source in self._sources:
+            dropped = f", {source.dropped:,} DROPPED by the kernel" if source.dropped else ", 0 dropped"
+            lines.append(f"seen {source.packets:,} packets on {source.interface}{dropped}")
+        if self._sources:
             lines.append(f"seen {seen['connections']:,} plain connections")
         lines.append(
             f"{seen['exchanges']:,} exchanges ({seen['llm_exchanges']:,} with a language model), {self._gapped:,} gapped; "
@@ -229,6 +263,8 @@ class CaptureRun:
             stats = self._writer.stats
             lost = f", {stats.not_stored:,} NOT STORED" if stats.not_stored else ""
             lines.append(f"stored {stats.stored:,} in {self._store}{lost}")
+        if self._pcapng is not None:
+            lines.append(f"wrote {self._pcapng.packets:,} packets to {self._write}" + (f", then: {self._pcapng.fault}" if self._pcapng.fault else ""))
         for line in lines:
             self._report(line)
 
