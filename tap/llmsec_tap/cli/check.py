@@ -12,5 +12,18 @@ def register(app: typer.Typer) -> None:
 def check() -> None:
     """Tell what live capture needs of this host, what is missing, and the one thing to do about it.
 
+    One line each: ok, warn (works, with a limit) or FAIL with the remedy. Nothing on the host is changed: the last step loads the
+    eBPF programs and places one probe in this command itself. Exit: 0 where capture can work, 3 where it cannot.
+
     Example: llmsec-tap check
     """
+    from llmsec_tap.capture.prerequisites import check_host
+    from llmsec_tap.cli.text import printable
+
+    findings = check_host()
+    for finding in findings:
+        verdict = finding.verdict.upper() if finding.verdict == "fail" else finding.verdict
+        advice = f" -> {finding.advice}" if finding.advice else ""
+        typer.echo(printable(f"{verdict:<5} {finding.name:<13} {finding.detail}{advice}"))
+    if any(finding.verdict == "fail" for finding in findings):
+        raise typer.Exit(3)
