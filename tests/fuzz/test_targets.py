@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from support.fuzz_targets import TARGETS, seeds
 
 # Inputs that once broke a target.
@@ -29,5 +30,7 @@ def test_mutated_seeds(name: str, data: st.DataObject) -> None:
     mutated = bytearray(data.draw(st.sampled_from(seeds(name))))
     for _ in range(data.draw(st.integers(0, 5))):
         at = data.draw(st.integers(0, len(mutated)))
-        mutated[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4) | st.sampled_from([b"\xf9", b"\xfa", b"\xfb\xfc", b"\r\n", b"{}"]))
+        mutated[at : at + data.draw(st.integers(0, 4))] = data.draw(
+            st.binary(max_size=4) | st.sampled_from([b"\xf9", b"\xfa", b"\xfb\xfc", b"\r\n", b"{}"])
+        )
     TARGETS[name](bytes(mutated))

@@ -12,10 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
-from support.aws import message
-from support.http import Recorder
-from support.replay import KEY
-from support.wire import Talk, pcap, pcapng
 
 from llmsec_tap.capture.pcap import CaptureReader
 from llmsec_tap.errors import SourceError
@@ -32,6 +28,10 @@ from llmsec_tap.reassembly.ndjson import JSONArrayParser, NDJSONParser
 from llmsec_tap.reassembly.packet import PacketDecoder
 from llmsec_tap.reassembly.sse import SSEParser
 from llmsec_tap.reassembly.tcp import TCPReassembler
+from support.aws import message
+from support.http_recorder import Recorder
+from support.replay import KEY
+from support.wire import Talk, pcap, pcapng
 
 LINKTYPES = (1, 0, 101, 113, 276, 108, 228, 229)
 
@@ -276,7 +276,10 @@ def seeds(name: str) -> list[bytes]:
     """Valid inputs to start from."""
     body = b'{"model":"m","messages":[{"role":"user","content":"hi"}],"stream":true,"tools":[]}'
     chunk = b'{"id":"c","object":"chat.completion.chunk","model":"m","choices":[{"index":0,"delta":{"content":"a","tool_calls":[{"index":0,"function":{"name":"f","arguments":"{}"}}]},"finish_reason":null}],"usage":{"prompt_tokens":1,"completion_tokens":2}}'
-    request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
+        len(body),
+        body,
+    )
     event = b"data: " + chunk + b"\n\n"
     answer = (
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(event), event)
@@ -313,7 +316,10 @@ def seeds(name: str) -> list[bytes]:
                 (b"POST /model/m/converse", converse),
                 (b"POST /v2/chat", cohere),
                 (b"POST /generate", b'{"text":"a","meta_info":{"id":"x","finish_reason":{"type":"stop"},"prompt_tokens":1}}'),
-                (b"POST /generate_stream", b'{"token":{"id":1,"text":"a","special":false},"generated_text":"a","details":{"finish_reason":"length"}}'),
+                (
+                    b"POST /generate_stream",
+                    b'{"token":{"id":1,"text":"a","special":false},"generated_text":"a","details":{"finish_reason":"length"}}',
+                ),
             )
         ],
     }[name]

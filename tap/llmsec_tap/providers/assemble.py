@@ -365,8 +365,7 @@ class ExchangeAssembly:
             self._request_complete()
         if self._response_head is None:
             self.anomaly("http_no_response")
-        elif self.response.ended is None:
-            self.response.ended = reason
+        self.response.ended = self.response.ended or reason
         self._emit(ts_ns)
 
     def _emit(self, ts_ns: int) -> None:
@@ -394,7 +393,12 @@ class ExchangeAssembly:
             try:
                 body = parse_json(raw, self.draft)
             except NotJSON:
-                if self.response.ended == "complete" and not self.response.gapped and self._dialect and "json" in view.content_type:
+                if (
+                    self.response.ended == "complete"
+                    and not (self.response.gapped or self._truncated)
+                    and self._dialect
+                    and "json" in view.content_type
+                ):
                     self.anomaly("body_bad_json")
         draft, request = self.draft, self._view
         request_is_unreadable = request is None or (self.request.bytes > 0 and not request.body_is_json)

@@ -22,7 +22,7 @@ Headers = list[tuple[bytes, bytes]]
 
 # Methods of RFC 9110, PATCH, WebDAV's common ones and QUERY: what a request may begin with when we look for one.
 _METHODS = b"GET|POST|PUT|DELETE|HEAD|OPTIONS|PATCH|CONNECT|TRACE|QUERY|PROPFIND|SEARCH|REPORT|LINK|UNLINK|PURGE"
-_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) +([^ \r\n]{1,65536}) +HTTP/(1\.\d) *\r?\n")
+REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) +([^ \r\n]{1,65536}) +HTTP/(1\.\d) *\r?\n")
 _STATUS_LINE = re.compile(rb"HTTP/(1\.\d) +(\d{3})(?: [^\n]*|\r)?\n")
 _REQUEST_START = re.compile(rb"(?:" + _METHODS + rb") [^ \r\n]{1,65536} HTTP/1\.[01] *\r?\n")
 _STATUS_START = re.compile(rb"HTTP/1\.[01] [1-5]\d\d[ \r\n]")
@@ -112,6 +112,7 @@ class MessageParser:
         "_complete_at_end",
         "_head_ns",
         "_on_head",
+        "_on_lost",
         "_remaining",
         "_scanned",
         "_sink",
@@ -121,8 +122,12 @@ class MessageParser:
 
     _start: re.Pattern[bytes]
 
-    def __init__(self, on_head: Callable[[Head], BodySink], on_anomaly: Callable[[str], None]) -> None:
+    def __init__(
+        self, on_head: Callable[[Head], BodySink], on_anomaly: Callable[[str], None], on_lost: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_lost` is called where a gap may have swallowed whole messages: their number is then unknown."""
         self._on_head = on_head
+        self._on_lost = on_lost
         self._anomaly = on_anomaly
         self._buffer = b""
         self._scanned = 0  # how far the buffer was searched, so that byte-by-byte input stays linear
@@ -181,6 +186,7 @@ class MessageParser:
                 return
             if state == self._fixed_body:
                 self._lose("damage")
+                self._on_lost()
             else:
                 self._seek_chunk()
             return
@@ -188,6 +194,7 @@ class MessageParser:
             self._drop_buffer()
             self._finish("complete")
             self._state = self._find_start
+            self._on_lost()
             return
         if state in (self._chunk_header, self._chunk_end, self._find_chunk):
             assert self._body is not None
@@ -200,6 +207,7 @@ class MessageParser:
             self._anomaly("http_bad_head")
         self._drop_buffer()
         self._state = self._find_start
+        self._on_lost()
 
     def end(self, ts_ns: int, reason: str) -> None:
         self._ts_ns = ts_ns
@@ -220,7 +228,7 @@ class MessageParser:
 
     def release(self) -> None:
         """After the end: cuts the cycles through bound methods, so that the parser is freed at once."""
-        del self._state, self._at_chunk, self._on_head, self._anomaly
+        del self._state, self._at_chunk, self._on_head, self._on_lost, self._anomaly
 
     # --- states -------------------------------------------------------------------------------------------------------
 
@@ -370,6 +378,7 @@ class MessageParser:
             if message.start():
                 self._sink.data(self._ts_ns, data[: message.start()])
             self._lose("damage")
+            self._on_lost()
             return message.start()
         if chunk is not None:
             if chunk.start():
@@ -508,12 +517,12 @@ class RequestParser(MessageParser):
 
     def _may_be_start(self, data: bytes) -> bool:
         if b"\n" in data:
-            return _REQUEST_LINE.match(data) is not None
+            return REQUEST_LINE.match(data) is not None
         method, space, _ = data.partition(b" ")
         return len(method) <= 32 and not method.strip(_TOKEN) and bool(method or not space)
 
     def _start_line(self, line: bytes, headers: Headers) -> Head:
-        match = _REQUEST_LINE.match(line)
+        match = REQUEST_LINE.match(line)
         assert match is not None
         return Head(self._head_ns, match[3].decode(), headers, method=match[1].decode("ascii"), target=match[2].decode("latin-1"))
 

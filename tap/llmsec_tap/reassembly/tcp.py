@@ -62,7 +62,7 @@ class _Pending:
 class _Half:
     """What one endpoint sends."""
 
-    __slots__ = ("connection", "ended", "fin", "last_ns", "next", "peer", "pending", "recent", "sink")
+    __slots__ = ("acked", "connection", "ended", "fin", "last_ns", "next", "peer", "pending", "recent", "sink")
 
     peer: _Half
 
@@ -72,6 +72,7 @@ class _Half:
         self.sink: StreamSink
         self.next: int | None = None  # sequence number of the next byte in order
         self.fin: int | None = None  # sequence number after the last byte
+        self.acked: int | None = None  # what the peer's last SYN, FIN or RST segment acknowledged of it
         self.ended = False
         self.pending: _Pending | None = None
         self.recent: deque[tuple[int, bytes]] = deque(maxlen=_RECENT)
@@ -203,9 +204,23 @@ class TCPReassembler:
             while half.pending is not None:
                 self._give_up_hole(half, ts_ns)
             if not half.ended:
+                self._lost_at_end(half, ts_ns)
                 self._end(half, ts_ns, reason)
             half.recent.clear()
         connection.flow_sink.close(ts_ns, reason)
+
+    def _lost_at_end(self, half: _Half, ts_ns: int) -> None:
+        """Bytes before a FIN, or acknowledged at the end, that were never seen: nothing after them showed the hole."""
+        if half.next is None:
+            return
+        if half.fin is not None:
+            lost = half.fin - half.next & _MASK
+        elif half.acked is not None:
+            lost = (half.acked - half.next & _MASK) - 1  # a FIN that was not seen counts as one
+        else:
+            return
+        if 0 < lost < _HALF:
+            self._gap(half, ts_ns, lost)
 
     def _end(self, half: _Half, ts_ns: int, reason: str) -> None:
         half.ended = True
@@ -245,6 +260,7 @@ class TCPReassembler:
         if flags & ACK:
             if half.peer.next is None and connection.syn_seq is not None:
                 half.peer.next = ack  # the SYN/ACK was not captured: the first ACK tells its number
+            half.peer.acked = ack
             if half.peer.pending is not None:
                 self._acknowledge(half.peer, ts_ns, ack, flags, sends_data=bool(payload))
         if payload or missing:
@@ -321,7 +337,7 @@ class TCPReassembler:
                 return
             half.pending = _Pending(ts_ns)
         self._hold(half, ts_ns, seq, payload, missing)
-        self._drain(half, ts_ns)
+        self._drain(half, ts_ns, ts_ns)
         if half.pending is not None:
             self._bound(half, ts_ns)
 
@@ -373,19 +389,22 @@ class TCPReassembler:
         pending.bytes += length
         self._pending_bytes += length
 
-    def _drain(self, half: _Half, ts_ns: int) -> None:
-        """Deliver what has become next in order."""
+    def _drain(self, half: _Half, ts_ns: int, not_before_ns: int) -> None:
+        """Deliver what has become next in order.
+
+        Bytes keep the time of their own segment, but never run back: behind a hole that was filled late they become readable
+        only then (`not_before_ns`).
+        """
         pending = half.pending
         if pending is None:
             return
         segments = pending.segments
         count = 0
-        for seq, _, payload, missing in segments:
+        for seq, captured_ns, payload, missing in segments:
             if seq != half.next:
                 break
-            # The bytes were on the wire when their own segment was captured, but became readable only now: that is when the
-            # receiver could use them, and the time that keeps event times in order.
-            self._advance(half, ts_ns, seq, payload, missing)
+            not_before_ns = max(not_before_ns, captured_ns)
+            self._advance(half, not_before_ns, seq, payload, missing)
             count += 1
             pending.bytes -= len(payload)
             self._pending_bytes -= len(payload)
@@ -437,8 +456,8 @@ class TCPReassembler:
         length = start - half.next & _MASK
         half.next = start
         half.recent.clear()
-        self._gap(half, ts_ns, length)
-        self._drain(half, ts_ns)
+        self._gap(half, pending.since_ns, length)
+        self._drain(half, ts_ns, pending.since_ns)
 
     # --- differing copies ---------------------------------------------------------------------------------------------
 
