@@ -31,6 +31,7 @@ class Agent:
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(command, stdout=out, stderr=err, env={**environment(), **(env or {})}, cwd=self._folder.name)
         self.exit_code: int | None = None
+        self._final: tuple[str, list[dict[str, Any]]] | None = None
 
     @property
     def folder(self) -> Path:
@@ -38,16 +39,16 @@ class Agent:
 
     @property
     def said(self) -> str:
-        return self._err.read_text()
+        return self._err.read_text() if self._final is None else self._final[0]
 
     def __enter__(self) -> Agent:
-        self.wait_for(lambda: "Ctrl-C stops" in self.said or "reading plain HTTP" in self.said, "it did not attach")
+        self.wait_for(lambda: "Ctrl-C stops" in self.said, "it did not attach")
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.stop()
-        self._final = self._read()
-        self._final_said = self.said
+        self._final = self.said, self._read()
+        self._folder.cleanup()
 
     def stop(self, number: int = signal.SIGINT) -> None:
         if self.process.poll() is None:
@@ -73,6 +74,8 @@ class Agent:
         return found
 
     def _read(self) -> list[dict[str, Any]]:
+        if self._final is not None:
+            return self._final[1]
         lines = self._out.read_bytes().split(b"\n")[:-1]
         return [json.loads(line) for line in lines]
 

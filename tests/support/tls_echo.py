@@ -36,6 +36,7 @@ def reply(body: bytes) -> tuple[str, list[bytes]]:
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def do_POST(self) -> None:
         kind, pieces = reply(self.rfile.read(int(self.headers["content-length"])))

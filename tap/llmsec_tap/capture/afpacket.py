@@ -79,7 +79,7 @@ class PacketSource(threading.Thread):
             frames = _BLOCK_BYTES // _FRAME_BYTES * _BLOCKS
             request = struct.pack("=IIIIIII", _BLOCK_BYTES, _BLOCKS, _FRAME_BYTES, frames, _RETIRE_MS, 0, 0)
             sock.setsockopt(_SOL_PACKET, _PACKET_RX_RING, request)
-            self._ring = mmap.mmap(sock.fileno(), _BLOCK_BYTES * _BLOCKS, mmap.MAP_SHARED | 0x2000)  # MAP_LOCKED
+            self._ring = mmap.mmap(sock.fileno(), _BLOCK_BYTES * _BLOCKS, mmap.MAP_SHARED)
             sock.bind((interface, _ETH_P_ALL) if index else ("", _ETH_P_ALL))
         except OSError as fault:
             sock.close()

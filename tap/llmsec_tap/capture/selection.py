@@ -1,6 +1,8 @@
 """Which processes are observed, and the probes that stand in them: at the start, and as processes start, fork and load libraries.
 
-Probes for `--pid` are placed in that process alone, so that no other pays for them. Where processes are chosen by name, by
+Probes for `--pid` are placed in that process alone, so that no other pays for them. A process that turns out to fork workers (they
+run on in its program) is the exception: placing probes in a worker takes milliseconds, in which it may have answered already, so
+from then on its libraries are probed for every process, as below. Where processes are chosen by name, by
 container or all, a library is probed for every process that maps it, so that one started later is seen from its first byte; the
 kernel half then leaves out those that were not chosen.
 """
@@ -21,6 +23,8 @@ from llmsec_tap.errors import KernelError, SourceError
 # A process that started or mapped code is looked at again after these seconds: the event comes before the mapping is done, and
 # an interpreter loads its TLS library when a module is imported.
 _LOOK_AGAIN_S = (0.002, 0.02, 0.1, 0.5)
+# A child that has not started another program after this time is a worker.
+_WORKER_AFTER_S = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,7 @@ class Observed:
         self._refused: set[str] = set()
         self._announced: set[tuple[str, int]] = set()
         self._due: list[tuple[float, int]] = []
+        self._young: dict[int, tuple[float, int]] = {}  # forked child -> when, parent
         self.attached_ns = 0
 
     @property
@@ -94,9 +99,12 @@ class Observed:
     def on_event(self, event: Event) -> None:
         """A process started, forked, ended or mapped code."""
         if event.type == events.FORK:
+            if self._selection.is_by_pid:
+                self._young[event.other] = (time.monotonic(), event.pid)
             self._look(event.other)
             self._look_later(event.other)
         elif event.type == events.EXEC:
+            self._young.pop(event.pid, None)
             if self._selection.containers and self._is_chosen(event.pid):
                 self._loader.watch(event.pid)
             if self._selection.is_by_pid or self._is_chosen(event.pid):
@@ -105,19 +113,32 @@ class Observed:
         elif event.type == events.MAP:
             self._look_later(event.pid)
         elif event.type == events.EXIT:
+            if event.pid in self._young:
+                self._is_worker(event.pid)
             for key in [key for key in self._attached if key[1] == event.pid]:
                 self._loader.detach(self._attached.pop(key))
 
     def look_at_due(self) -> None:
         """Look again at the processes whose time has come."""
+        now = time.monotonic()
+        for pid in [pid for pid, (forked, _) in self._young.items() if now - forked >= _WORKER_AFTER_S]:
+            self._is_worker(pid)
         if not self._due:
             return
-        now = time.monotonic()
         ready = {pid for due, pid in self._due if due <= now}
         if ready:
             self._due = [(due, pid) for due, pid in self._due if due > now]
             for pid in ready:
                 self._look(pid)
+
+    def _is_worker(self, pid: int) -> None:
+        """The parent's libraries are probed for every process from now on. Its own probes stay: a call seen by two is told once."""
+        _, parent = self._young.pop(pid)
+        plans = [attachment.plan for (_, owner), attachment in self._attached.items() if owner == parent]
+        for plan in plans:
+            if (plan.identity, None) not in self._attached and (plan.identity, None) not in self._failed:
+                self._attach(plan, None)
+                self._report(f"process {parent} forks workers: {plan.library} is probed for every process that maps it, others are left out")
 
     def next_due_s(self) -> float | None:
         return min(due for due, _ in self._due) - time.monotonic() if self._due else None

@@ -133,7 +133,8 @@ class CaptureRun:
             self._flows = TLSFlows(self._pipeline.open_flow, ProcessTable(find_pods()), recorder)
             self._live.add_tls(loader, observed, self._flows)
             what = f"{observed.libraries} TLS librar{'y' if observed.libraries == 1 else 'ies'}"
-            self._report(f"attached to {what} in {time.monotonic() - begun:.2f} s; Ctrl-C stops")
+            self._report(f"attached to {what} in {time.monotonic() - begun:.2f} s")
+        self._report("capturing; Ctrl-C stops")
 
     def _tick(self) -> None:
         if self._pcapng is not None:
