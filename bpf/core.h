@@ -94,9 +94,21 @@ static __always_inline __u64 *totals_lookup(const __u32 *key)
 
 #define GLOBAL_SUBPROGRAM __attribute__((noinline))
 
-#define RING_RESERVE(size) bpf_ringbuf_reserve(&events, size, 0)
-#define RING_SUBMIT(record, flags) bpf_ringbuf_submit(record, flags)
-#define RING_DISCARD(record) bpf_ringbuf_discard(record, BPF_RB_NO_WAKEUP)
+/* `size` must be a constant where it is used: these are inlined. */
+static __always_inline void *ring_reserve(__u64 size)
+{
+	return bpf_ringbuf_reserve(&events, size, 0);
+}
+
+static __always_inline void ring_submit(void *record, __u64 flags)
+{
+	bpf_ringbuf_submit(record, flags);
+}
+
+static __always_inline void ring_discard(void *record)
+{
+	bpf_ringbuf_discard(record, BPF_RB_NO_WAKEUP);
+}
 
 /* KERNEL_READ(destination, pointer, structure, field): destination = pointer->field in kernel memory. */
 #define KERNEL_READ(dst, ptr, type, field) BPF_CORE_READ_INTO(&(dst), (struct type *)(ptr), field)

@@ -5,7 +5,7 @@
 
 static __always_inline void tell_process(__u8 type, __u32 pid, __u32 other)
 {
-	struct tap_event *event = RING_RESERVE(sizeof(*event) + TAP_CLASS_SMALL);
+	struct tap_event *event = ring_reserve(sizeof(*event) + TAP_CLASS_SMALL);
 
 	if (!event) {
 		count(TAP_LOST_RECORDS, 1);
@@ -13,7 +13,7 @@ static __always_inline void tell_process(__u8 type, __u32 pid, __u32 other)
 	}
 	event_head(event, type, pid, bpf_ktime_get_ns());
 	event->other = other;
-	RING_SUBMIT(event, BPF_RB_FORCE_WAKEUP);
+	ring_submit(event, BPF_RB_FORCE_WAKEUP);
 }
 
 static __always_inline int process_forked(void *parent, void *child)
@@ -57,7 +57,7 @@ static __always_inline int process_ended(void *task)
 	if (!is_watched(pid))
 		return 0;
 	KERNEL_READ(signal, task, task_struct, signal);
-	KERNEL_READ(live, signal, signal_struct, live.counter);
+	KERNEL_READ(live, signal, signal_struct, live);
 	if (live > 0)
 		return 0;
 	targets_delete(&pid);

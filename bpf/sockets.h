@@ -45,18 +45,18 @@ static __always_inline bool socket_of(__u32 fd, struct socket_facts *out)
 		return false;
 	__builtin_memset(out, 0, sizeof(*out));
 	out->inode = number;
-	KERNEL_READ(out->family, sock, sock, __sk_common.skc_family);
+	KERNEL_READ(out->family, sock, sock_common, skc_family);
 	if (out->family == TAP_AF_INET) {
-		KERNEL_READ(*(__u32 *)out->local, sock, sock, __sk_common.skc_rcv_saddr);
-		KERNEL_READ(*(__u32 *)out->remote, sock, sock, __sk_common.skc_daddr);
+		KERNEL_READ(*(__u32 *)out->local, sock, sock_common, skc_rcv_saddr);
+		KERNEL_READ(*(__u32 *)out->remote, sock, sock_common, skc_daddr);
 	} else if (out->family == TAP_AF_INET6) {
-		KERNEL_READ(out->local, sock, sock, __sk_common.skc_v6_rcv_saddr);
-		KERNEL_READ(out->remote, sock, sock, __sk_common.skc_v6_daddr);
+		KERNEL_READ(out->local, sock, sock_common, skc_v6_rcv_saddr);
+		KERNEL_READ(out->remote, sock, sock_common, skc_v6_daddr);
 	} else {
 		return false;
 	}
-	KERNEL_READ(out->local_port, sock, sock, __sk_common.skc_num);
-	KERNEL_READ(port, sock, sock, __sk_common.skc_dport);
+	KERNEL_READ(out->local_port, sock, sock_common, skc_num);
+	KERNEL_READ(port, sock, sock_common, skc_dport);
 	out->remote_port = __builtin_bswap16(port);
 	return true;
 }
@@ -77,7 +77,7 @@ static __always_inline struct connection *connection_of(const struct connection_
 /* End the epoch: tell the final offsets, so that user space sees a loss at the very end too. */
 static __always_inline void close_connection(const struct connection_key *key, struct connection *connection)
 {
-	struct tap_event *event = RING_RESERVE(sizeof(*event) + TAP_CLASS_SMALL);
+	struct tap_event *event = ring_reserve(sizeof(*event) + TAP_CLASS_SMALL);
 	__u64 *payload;
 
 	if (!event) {
@@ -90,7 +90,7 @@ static __always_inline void close_connection(const struct connection_key *key, s
 	payload = (__u64 *)(event + 1);
 	payload[0] = connection->offsets[TAP_READ];
 	payload[1] = connection->offsets[TAP_WRITE];
-	RING_SUBMIT(event, BPF_RB_NO_WAKEUP);
+	ring_submit(event, BPF_RB_NO_WAKEUP);
 }
 
 static __always_inline void bind_socket(__u32 pid, __u64 pointer, const struct socket_facts *socket, bool may_replace)
@@ -114,14 +114,14 @@ static __always_inline void bind_socket(__u32 pid, __u64 pointer, const struct s
 	connection->socket = *socket;
 	if (!connection->offsets[0] && !connection->offsets[1])
 		return; /* the first data will carry it */
-	event = RING_RESERVE(sizeof(*event) + TAP_CLASS_SMALL);
+	event = ring_reserve(sizeof(*event) + TAP_CLASS_SMALL);
 	if (!event) {
 		count(TAP_LOST_RECORDS, 1);
 		return;
 	}
 	event_head(event, TAP_BIND, pid, bpf_ktime_get_ns());
 	event_connection(event, &key, connection);
-	RING_SUBMIT(event, BPF_RB_NO_WAKEUP);
+	ring_submit(event, BPF_RB_NO_WAKEUP);
 }
 
 /* System calls that move bytes over a descriptor, x86-64. */

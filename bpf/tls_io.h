@@ -16,14 +16,14 @@ struct moved {
 /* The compiler knows the bound from before the barrier, the verifier only believes what it sees after it. */
 #define COPY_PART(room)                                                                                            \
 	do {                                                                                                       \
-		event = RING_RESERVE(sizeof(*event) + (room));                                                     \
+		event = ring_reserve(sizeof(*event) + (room));                                                     \
 		if (!event)                                                                                        \
 			return part_lost(connection, moved, size);                                                 \
 		asm volatile("" : "+r"(size));                                                                     \
 		if (size > (room))                                                                                 \
 			size = (room);                                                                             \
 		if (bpf_probe_read_user(event + 1, size, (void *)source)) {                                        \
-			RING_DISCARD(event);                                                                       \
+			ring_discard(event);                                                                       \
 			count(TAP_UNREADABLE_CALLS, 1);                                                            \
 			return 0;                                                                                  \
 		}                                                                                                  \
@@ -79,7 +79,7 @@ GLOBAL_SUBPROGRAM int submit_part(struct moved *moved)
 	event->call_length = moved->length;
 	if (moved->length > TAP_MAX_CALL_BYTES && moved->done == TAP_MAX_CALL_BYTES - TAP_PART_BYTES)
 		event->flags |= TAP_CUT;
-	RING_SUBMIT(event, BPF_RB_NO_WAKEUP);
+	ring_submit(event, BPF_RB_NO_WAKEUP);
 	moved->done += TAP_PART_BYTES;
 	return moved->done < moved->length;
 }

@@ -54,9 +54,8 @@ struct sock_common {
 	struct in6_addr skc_v6_rcv_saddr;
 };
 
-struct sock {
-	struct sock_common __sk_common;
-};
+/* A struct sock begins with its struct sock_common. */
+struct sock;
 
 struct socket {
 	struct sock *sk;

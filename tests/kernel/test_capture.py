@@ -290,12 +290,21 @@ def test_with_capabilities_instead_of_root(certificate: Certificate) -> None:
     """User nobody with four capabilities, as a hardened service or DaemonSet runs it."""
     setpriv = program("setpriv", "util-linux")
     held = "+bpf,+perfmon,+sys_ptrace,+net_raw"
-    prefix = (setpriv, f"--bounding-set=-all,{held}", f"--inh-caps=-all,{held}", f"--ambient-caps=-all,{held}", "--reuid=65534", "--clear-groups")
-    readable = subprocess.run([*prefix, sys.executable, "-c", "import llmsec_tap.capture.live"], env=environment(), check=False).returncode == 0
+    prefix = (
+        setpriv,
+        f"--bounding-set=-all,{held}",
+        f"--inh-caps=-all,{held}",
+        f"--ambient-caps=-all,{held}",
+        "--reuid=65534",
+        "--clear-groups",
+    )
+    readable = (
+        subprocess.run([*prefix, sys.executable, "-c", "import llmsec_tap.capture.live"], env=environment(), check=False).returncode == 0
+    )
     if not readable:
         pytest.skip("the interpreter or the checkout is not readable by other users")
     with echo("threads", certificate) as (pid, port):
-        folder = Path("/tmp/llmsec-nobody")  # noqa: S108 - a home for the fingerprint key of a user who has none
+        folder = Path("/tmp/llmsec-nobody")
         folder.mkdir(exist_ok=True)
         os.chown(folder, 65534, 65534)
         with Agent("--pid", str(pid), "--iface", "lo", "--port", "1", prefix=prefix, env={"HOME": str(folder)}) as agent:
@@ -317,7 +326,11 @@ def test_stored_as_printed_and_attached_soon(front: Nginx, certificate: Certific
 
 def test_an_unknown_process_is_refused(certificate: Certificate) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "llmsec_tap.cli.app", "capture", "--pid", "4194303", "--store", "none"], env=environment(), capture_output=True, text=True, check=False
+        [sys.executable, "-m", "llmsec_tap.cli.app", "capture", "--pid", "4194303", "--store", "none"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 3
     assert done.stderr.strip().endswith("error: there is no process 4194303 (`llmsec-tap targets` lists those that can be observed.)")

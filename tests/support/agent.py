@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,7 +41,7 @@ class Agent:
     def said(self) -> str:
         return self._err.read_text() if self._final is None else self._final[0]
 
-    def __enter__(self) -> Agent:
+    def __enter__(self) -> Self:
         self.wait_for(lambda: "Ctrl-C stops" in self.said, "it did not attach")
         return self
 

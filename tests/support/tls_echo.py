@@ -24,11 +24,21 @@ def reply(body: bytes) -> tuple[str, list[bytes]]:
     text = f"echo {content[:80]} of {len(content)}"
     if not asked.get("stream"):
         message = {"role": "assistant", "content": text}
-        answer = {"id": "x", "object": "chat.completion", "model": "echo", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+        answer = {
+            "id": "x",
+            "object": "chat.completion",
+            "model": "echo",
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        }
         return "application/json", [json.dumps(answer).encode()]
     pieces = []
     for word in [text[at : at + 7] for at in range(0, len(text), 7)]:
-        chunk = {"id": "x", "object": "chat.completion.chunk", "model": "echo", "choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]}
+        chunk = {
+            "id": "x",
+            "object": "chat.completion.chunk",
+            "model": "echo",
+            "choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}],
+        }
         pieces.append(b"data: " + json.dumps(chunk).encode() + b"\n\n")
     end = {"id": "x", "object": "chat.completion.chunk", "model": "echo", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
     return "text/event-stream", [*pieces, b"data: " + json.dumps(end).encode() + b"\n\n", b"data: [DONE]\n\n"]

@@ -95,7 +95,9 @@ def nginx(folder: Path, certificate: Certificate, upstream: str, *, workers: int
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "nginx.conf"
-    config.write_text(_NGINX.format(folder=folder, port=port, upstream=upstream, cert=certificate.cert, key=certificate.key, workers=workers))
+    config.write_text(
+        _NGINX.format(folder=folder, port=port, upstream=upstream, cert=certificate.cert, key=certificate.key, workers=workers)
+    )
     if os.geteuid() == 0:
         config.write_text("user root;" + config.read_text())
     process = subprocess.Popen(["nginx", "-c", config, "-p", folder], stderr=subprocess.DEVNULL)

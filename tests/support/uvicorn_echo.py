@@ -33,4 +33,6 @@ if __name__ == "__main__":
 
     os.chdir(Path(__file__).parent)
     port, cert, key, workers = sys.argv[1:5]
-    uvicorn.run("uvicorn_echo:app", host="127.0.0.1", port=int(port), ssl_certfile=cert, ssl_keyfile=key, workers=int(workers), log_level="error")
+    uvicorn.run(
+        "uvicorn_echo:app", host="127.0.0.1", port=int(port), ssl_certfile=cert, ssl_keyfile=key, workers=int(workers), log_level="error"
+    )

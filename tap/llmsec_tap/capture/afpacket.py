@@ -181,11 +181,9 @@ def port_filter(ports: frozenset[int]) -> list[Instruction]:
     patched = []
     for at, (code, true, false, value) in enumerate(program):
         if (code, value) == (0x15, 6) and false == 255:
-            # UDP and ICMP have numbers too: of IPv6 only the extension headers are let through, by the decoder's own rules.
+            # Another number in IPv6 may be an extension header with TCP behind it: the decoder judges.
             false = (reject if at < 8 else accept) - at - 1
-        elif code == 0x45:
-            true = accept - at - 1
-        elif true == 254:
+        elif code == 0x45 or true == 254:
             true = accept - at - 1
         patched.append((code, true, false, value))
     if len(patched) > 250:
@@ -209,5 +207,3 @@ def _attach_filter(sock: socket.socket, program: list[Instruction]) -> None:
     code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
     buffer = ct.create_string_buffer(code, len(code))
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, bytes(_Filter(len(program), ct.addressof(buffer))))
-
-

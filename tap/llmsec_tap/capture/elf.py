@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 _EHDR: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 _PHDR: Final = struct.Struct("<IIQQQQQQ")
@@ -56,7 +56,7 @@ class ELFFile:
             self.data.close()
             raise
 
-    def __enter__(self) -> ELFFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -103,7 +103,9 @@ class ELFFile:
             strings_at, strings_size = self.headers[link][4], self.headers[link][5]
             for name in wanted:
                 if name not in found:
-                    function = self._find(name.encode() + b"\0", at, size, strings_at, strings_size, ".dynsym" if kind == _SHT_DYNSYM else ".symtab")
+                    function = self._find(
+                        name.encode() + b"\0", at, size, strings_at, strings_size, ".dynsym" if kind == _SHT_DYNSYM else ".symtab"
+                    )
                     if function is not None:
                         found[name] = function
         return found

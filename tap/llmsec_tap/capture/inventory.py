@@ -43,11 +43,18 @@ def inventory(finder: TargetFinder) -> list[Line]:
             symbols = ", ".join(dict.fromkeys(probe.symbol for probe in plan.probes if "+0x" not in probe.symbol)) or "given offsets"
             notes = f" ({'; '.join(plan.notes)})" if plan.notes else ""
             lines.append(Line(pid, comm, container, plan.library, "probe", f"{Path(plan.path).name}: {symbols}{notes}"))
-        lines += [Line(pid, comm, container, "TLS", "refused", f"{Path(refusal.path).name}: {refusal.reason}") for refusal in (*found.refusals, *other_limits(pid))]
+        lines += [
+            Line(pid, comm, container, "TLS", "refused", f"{Path(refusal.path).name}: {refusal.reason}")
+            for refusal in (*found.refusals, *other_limits(pid))
+        ]
         server = _SERVERS.search(_command(pid))
         if server is not None:
             ports = sorted(listening[inode] for inode in _socket_inodes(pid) if inode in listening)
-            where = f"listens on {', '.join(map(str, ports))}: plain HTTP is read with --iface lo --port {ports[0]}" if ports else "does not listen on TCP"
+            where = (
+                f"listens on {', '.join(map(str, ports))}: plain HTTP is read with --iface lo --port {ports[0]}"
+                if ports
+                else "does not listen on TCP"
+            )
             lines.append(Line(pid, comm, container, f"{server[1]} server", "plain", where))
     return lines
 

@@ -36,7 +36,7 @@ class PcapngWriter:
 
     def __init__(self, path: str) -> None:
         try:
-            self._file: BinaryIO = open(path, "wb", opener=_private)  # noqa: SIM115, PTH123 - closed by close(); Path has no opener
+            self._file: BinaryIO = open(path, "wb", opener=_private)  # noqa: SIM115 - closed by close(); Path has no opener
         except OSError as fault:
             raise SourceError(f"cannot write {path}: {fault.strerror}", "Name a file in a folder that you may write to.") from None
         self.fault: str | None = None

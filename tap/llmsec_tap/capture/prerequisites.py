@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes.util
 import os
 import socket
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -44,7 +43,9 @@ def check_host() -> list[Finding]:
 def _kernel() -> Finding:
     release = os.uname().release
     if os.uname().machine != "x86_64":
-        return Finding("kernel", "fail", f"{release} on {os.uname().machine}", "TLS capture runs on x86-64; captures of other hosts can be replayed.")
+        return Finding(
+            "kernel", "fail", f"{release} on {os.uname().machine}", "TLS capture runs on x86-64; captures of other hosts can be replayed."
+        )
     parts = release.split(".")
     version = int(parts[0]), int("".join(char for char in parts[1] if char.isdigit()) or 0)
     if version < _MIN_KERNEL:
@@ -57,7 +58,9 @@ def _kernel() -> Finding:
 def _btf() -> Finding:
     if Path("/sys/kernel/btf/vmlinux").is_file():
         return Finding("BTF", "ok", "/sys/kernel/btf/vmlinux")
-    return Finding("BTF", "fail", "/sys/kernel/btf/vmlinux is missing", "Use a kernel with CONFIG_DEBUG_INFO_BTF, and mount /sys in the container.")
+    return Finding(
+        "BTF", "fail", "/sys/kernel/btf/vmlinux is missing", "Use a kernel with CONFIG_DEBUG_INFO_BTF, and mount /sys in the container."
+    )
 
 
 def _libbpf() -> Finding:
@@ -115,19 +118,26 @@ def _lockdown() -> Finding:
 def _seccomp() -> Finding:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("Seccomp:") and line.split()[1] == "2":
-            return Finding("seccomp", "warn", "a filter is in force; it may forbid bpf(2)", "If attaching fails, run with seccomp=unconfined.")
+            return Finding(
+                "seccomp", "warn", "a filter is in force; it may forbid bpf(2)", "If attaching fails, run with seccomp=unconfined."
+            )
     return Finding("seccomp", "ok", "no filter")
 
 
 def _pid_namespace() -> Finding:
     inside = "container" if Path("/.dockerenv").exists() or Path("/run/.containerenv").exists() else "process namespace of its own"
     try:
-        number = os.stat("/proc/self/ns/pid").st_ino
+        number = Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
         return Finding("processes", "warn", "/proc is not mounted", "Mount the host's /proc.")
     if number == _INITIAL_PID_NAMESPACE:
         return Finding("processes", "ok", "the host's process ids")
-    return Finding("processes", "fail", f"a {inside}: the host's processes cannot be seen", "Run with hostPID: true (Kubernetes) or --pid=host (docker).")
+    return Finding(
+        "processes",
+        "fail",
+        f"a {inside}: the host's processes cannot be seen",
+        "Run with hostPID: true (Kubernetes) or --pid=host (docker).",
+    )
 
 
 def _attach() -> Finding:
@@ -153,7 +163,9 @@ def _probe_of_own() -> ProbePlan:
         except (ELFError, OSError):
             continue
         for name, function in found.items():
-            return ProbePlan(path=mapped.opened, identity=mapped.identity, library="libbpf", probes=(Probe(Role.FREE, function.offset, name),))
+            return ProbePlan(
+                path=mapped.opened, identity=mapped.identity, library="libbpf", probes=(Probe(Role.FREE, function.offset, name),)
+            )
     raise LookupError("libbpf's own functions were not found")
 
 
@@ -169,9 +181,12 @@ def _bcc() -> Finding:
     if not Path(_BCC_FOLDER, "bcc").is_dir():
         return Finding("bcc", "ok", "not installed; only --backend bcc would need it (apt-get install python3-bpfcc)")
     if kernel_headers() is None:
-        return Finding("bcc", "warn", "installed, but without kernel headers", "For --backend bcc: apt-get install linux-headers-amd64, or set BCC_KERNEL_SOURCE.")
-    if sys.version_info[:2] < (3, 11):
-        return Finding("bcc", "warn", "installed for another Python", "Use --backend core.")
+        return Finding(
+            "bcc",
+            "warn",
+            "installed, but without kernel headers",
+            "For --backend bcc: apt-get install linux-headers-amd64, or set BCC_KERNEL_SOURCE.",
+        )
     return Finding("bcc", "ok", "installed, with kernel headers")
 
 
@@ -181,4 +196,4 @@ def kernel_headers() -> Path | None:
     candidates = [Path(named)] if named else []
     candidates.append(Path(f"/lib/modules/{os.uname().release}/build"))
     candidates += sorted(Path("/usr/src").glob("linux-headers-*"), reverse=True)
-    return next((path for path in candidates if (path / "include").is_dir()), None)
+    return next((path for path in candidates if (path / "include/generated/autoconf.h").is_file()), None)

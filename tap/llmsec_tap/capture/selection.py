@@ -138,7 +138,9 @@ class Observed:
         for plan in plans:
             if (plan.identity, None) not in self._attached and (plan.identity, None) not in self._failed:
                 self._attach(plan, None)
-                self._report(f"process {parent} forks workers: {plan.library} is probed for every process that maps it, others are left out")
+                self._report(
+                    f"process {parent} forks workers: {plan.library} is probed for every process that maps it, others are left out"
+                )
 
     def next_due_s(self) -> float | None:
         return min(due for due, _ in self._due) - time.monotonic() if self._due else None

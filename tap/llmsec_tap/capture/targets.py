@@ -32,7 +32,9 @@ _GNUTLS: Final[dict[str, Role]] = {
 _GO_READ, _GO_WRITE, _GO_CLOSE = "crypto/tls.(*Conn).Read", "crypto/tls.(*Conn).Write", "crypto/tls.(*Conn).Close"
 _MOVES_BYTES: Final = frozenset((Role.READ, Role.WRITE, Role.READ_EX, Role.WRITE_EX, Role.GO_READ, Role.GO_WRITE))
 # Libraries that every process maps and that hold no TLS: not worth a look.
-_NEVER_TLS: Final = re.compile(r"/(?:ld-linux|ld-musl|libc|libm|libdl|libpthread|librt|libz|libgcc_s|libstdc\+\+|libcrypto|libresolv|libutil)[.-][^/]*$")
+_NEVER_TLS: Final = re.compile(
+    r"/(?:ld-linux|ld-musl|libc|libm|libdl|libpthread|librt|libz|libgcc_s|libstdc\+\+|libcrypto|libresolv|libutil)[.-][^/]*$"
+)
 _LIBSSL_NAME: Final = re.compile(r"/lib(?:ssl|boringssl)[^/]*\.so")
 _GNUTLS_NAME: Final = re.compile(r"/libgnutls\.so")
 _MAP_LINE: Final = re.compile(r"^([0-9a-f]+-[0-9a-f]+) (\S{4}) \S+ (\S+) (\d+)\s+(/.*)$", re.MULTILINE)
@@ -107,7 +109,7 @@ class TargetFinder:
 
     def look_at_file(self, mapped: MappedFile) -> Findings:
         try:
-            status = os.stat(mapped.opened)
+            status = Path(mapped.opened).stat()
         except OSError:
             return Findings()
         key = (mapped.identity, status.st_size, status.st_mtime_ns, mapped.is_exe)
@@ -183,7 +185,9 @@ class TargetFinder:
             except x86.UnknownInstruction:
                 ends = []
             if not ends:
-                found.refusals.append(Refusal(mapped.path, f"{name}: its return instructions cannot be told apart; please report this binary"))
+                found.refusals.append(
+                    Refusal(mapped.path, f"{name}: its return instructions cannot be told apart; please report this binary")
+                )
                 return
             probes.append(Probe(entry, function.offset, name))
             probes += [Probe(leave, function.offset + end, f"{name}+{end:#x}") for end in ends]
@@ -196,7 +200,7 @@ def mapped_files(pid: int) -> list[MappedFile]:
     """The files that a process maps executable, each once, as they can be opened from here (its own mount namespace)."""
     try:
         maps = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape")
-        exe = os.readlink(f"/proc/{pid}/exe")
+        exe = str(Path(f"/proc/{pid}/exe").readlink())
     except OSError:
         return []
     found: dict[tuple[str, int], MappedFile] = {}
@@ -212,7 +216,7 @@ def mapped_files(pid: int) -> list[MappedFile]:
 
 
 def installed_libraries() -> list[MappedFile]:
-    """This host's own TLS libraries: processes that start later most likely map these."""
+    """The host's own TLS libraries: processes that start later most likely map these."""
     found = []
     folders = ("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
     seen: set[tuple[str, int]] = set()
@@ -232,10 +236,16 @@ def installed_libraries() -> list[MappedFile]:
 
 def other_limits(pid: int) -> list[Refusal]:
     """What bypasses every TLS library's own functions: kernel TLS and QUIC."""
-    refusals = [Refusal(mapped.path, "QUIC (HTTP/3): its streams do not pass TLS functions; not captured") for mapped in mapped_files(pid) if _QUIC.search(mapped.path)]
+    refusals = [
+        Refusal(mapped.path, "QUIC (HTTP/3): its streams do not pass TLS functions; not captured")
+        for mapped in mapped_files(pid)
+        if _QUIC.search(mapped.path)
+    ]
     for mapped in mapped_files(pid):
         if _LIBSSL_NAME.search(mapped.path) and _kernel_tls_in_use():
-            refusals.append(Refusal(mapped.path, "kernel TLS is in use on this host: what a process sends with SSL_sendfile is not captured"))
+            refusals.append(
+                Refusal(mapped.path, "kernel TLS is in use on this host: what a process sends with SSL_sendfile is not captured")
+            )
             break
     return refusals
 
@@ -262,7 +272,7 @@ def _at(plan: ProbePlan, path: str) -> ProbePlan:
 
 def _same(path: str, inode: int) -> bool:
     try:
-        return os.stat(path).st_ino == inode
+        return Path(path).stat().st_ino == inode
     except OSError:
         return False
 

@@ -145,7 +145,14 @@ class TLSFlows:
         ts_ns = event.ts_ns + self._epoch_ns
         expected = connection.next[direction]
         if event.offset > expected:
-            self._gap(key, connection, direction, ts_ns, event.offset - expected, "ebpf_dropped" if event.lost > connection.lost else "ebpf_unreadable")
+            self._gap(
+                key,
+                connection,
+                direction,
+                ts_ns,
+                event.offset - expected,
+                "ebpf_dropped" if event.lost > connection.lost else "ebpf_unreadable",
+            )
         elif event.offset < expected:
             return  # came after what followed it was given up
         connection.lost = max(connection.lost, event.lost)
@@ -233,7 +240,9 @@ class TLSFlows:
         for loss in losses:
             connection = self._connections.get((loss.pid, loss.connection, loss.epoch_ns))
             if connection is not None and connection.flow is not None and loss.lost > connection.lost:
-                self._missing_at_end((loss.pid, loss.connection, loss.epoch_ns), connection, now_ns, (loss.read_bytes, loss.written_bytes), loss.lost)
+                self._missing_at_end(
+                    (loss.pid, loss.connection, loss.epoch_ns), connection, now_ns, (loss.read_bytes, loss.written_bytes), loss.lost
+                )
 
     def left_out(self, pid: int, pointer: int, epoch_ns: int) -> None:
         """The reader could not take more of this connection: say so on its exchanges. What follows is a gap by its offset."""
@@ -254,4 +263,3 @@ class TLSFlows:
     def close(self, ts_ns: int) -> None:
         for key in list(self._connections):
             self._close(key, ts_ns, "capture_end")
-

@@ -36,13 +36,19 @@ def _offset(text: str) -> int:
 def capture(
     pid: Annotated[list[int] | None, typer.Option("--pid", min=1, help="Observe this process; may be repeated.", metavar="PID")] = None,
     follow: Annotated[bool, typer.Option("--follow-children/--no-follow-children", help="Observe what it forks, too.")] = True,
-    comm: Annotated[list[str] | None, typer.Option("--comm", help="Processes of this name (/proc/PID/comm), also later ones.", metavar="NAME")] = None,
+    comm: Annotated[
+        list[str] | None, typer.Option("--comm", help="Processes of this name (/proc/PID/comm), also later ones.", metavar="NAME")
+    ] = None,
     container: Annotated[
         list[str] | None, typer.Option("--container", help="Processes of this container (the id's first digits do).", metavar="ID")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every process that maps a known TLS library, also later ones.")] = False,
-    iface: Annotated[list[str] | None, typer.Option("--iface", help="Also read plain HTTP from this interface (lo, eth0, any).", metavar="IF")] = None,
-    port: Annotated[list[int] | None, typer.Option("--port", min=1, max=65535, help="With --iface: only this TCP port; may be repeated.")] = None,
+    iface: Annotated[
+        list[str] | None, typer.Option("--iface", help="Also read plain HTTP from this interface (lo, eth0, any).", metavar="IF")
+    ] = None,
+    port: Annotated[
+        list[int] | None, typer.Option("--port", min=1, max=65535, help="With --iface: only this TCP port; may be repeated.")
+    ] = None,
     write: Annotated[
         str | None, typer.Option("--write", help="Also write the decrypted traffic as an ordinary capture file.", metavar="FILE.pcapng")
     ] = None,
@@ -55,18 +61,25 @@ def capture(
         str | None, typer.Option("--tokenizer", metavar="FILE", help="A tokenizer.json that counts tokens where the server states none.")
     ] = None,
     duration: Annotated[float | None, typer.Option("--duration", min=0.0, help="Stop after so many seconds.", metavar="S")] = None,
-    backend: Annotated[Backend, typer.Option("--backend", help="Which eBPF loader; auto takes core, then bcc, and says why.")] = Backend.AUTO,
+    backend: Annotated[
+        Backend, typer.Option("--backend", help="Which eBPF loader; auto takes core, then bcc, and says why.")
+    ] = Backend.AUTO,
     fast_probes: Annotated[
         bool, typer.Option("--fast-probes", help="Probe libssl's internal functions where that is sure: about a fifth of the cost.")
     ] = False,
     read_offset: Annotated[
-        str | None, typer.Option("--ssl-read-offset", help="Where SSL_read is in the program's file, if its symbols are stripped.", metavar="N")
+        str | None,
+        typer.Option("--ssl-read-offset", help="Where SSL_read is in the program's file, if its symbols are stripped.", metavar="N"),
     ] = None,
-    write_offset: Annotated[str | None, typer.Option("--ssl-write-offset", help="Where SSL_write is in the program's file.", metavar="N")] = None,
+    write_offset: Annotated[
+        str | None, typer.Option("--ssl-write-offset", help="Where SSL_write is in the program's file.", metavar="N")
+    ] = None,
     offsets_file: Annotated[
         str | None, typer.Option("--offsets-file", help="TOML: build id = { read = N, write = N }, for stripped libraries.", metavar="FILE")
     ] = None,
-    ring_size: Annotated[int, typer.Option("--ring-size", min=4, max=1 << 20, help="Buffer between kernel and tap, in KiB; a power of two.")] = 32768,
+    ring_size: Annotated[
+        int, typer.Option("--ring-size", min=4, max=1 << 20, help="Buffer between kernel and tap, in KiB; a power of two.")
+    ] = 32768,
     memory_cap: Annotated[int, typer.Option("--memory-cap", min=128, help="Resident memory at most, in MB.")] = 512,
 ) -> None:
     """Capture the exchanges of running processes: decrypted at their TLS library by eBPF, plain ones from an interface.
@@ -100,7 +113,9 @@ def capture(
         tokenizer=tokenizer,
         backend=backend.value,
         finder=read_offsets(
-            None if read_offset is None or write_offset is None else (_offset(read_offset), _offset(write_offset)), offsets_file, fast=fast_probes
+            None if read_offset is None or write_offset is None else (_offset(read_offset), _offset(write_offset)),
+            offsets_file,
+            fast=fast_probes,
         ),
         ring_bytes=ring_size * 1024,
         memory_cap_bytes=memory_cap << 20,

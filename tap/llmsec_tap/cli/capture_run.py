@@ -190,7 +190,8 @@ class CaptureRun:
             self._live.stop()
 
     def _report(self, line: str) -> None:
-        print(printable(line), file=sys.stderr, flush=True)
+        sys.stderr.write(printable(line) + "\n")
+        sys.stderr.flush()
 
     def _store_failed(self, fault: StorageError) -> None:
         if self._store_fault is None:
@@ -265,7 +266,9 @@ class CaptureRun:
             lost = f", {stats.not_stored:,} NOT STORED" if stats.not_stored else ""
             lines.append(f"stored {stats.stored:,} in {self._store}{lost}")
         if self._pcapng is not None:
-            lines.append(f"wrote {self._pcapng.packets:,} packets to {self._write}" + (f", then: {self._pcapng.fault}" if self._pcapng.fault else ""))
+            lines.append(
+                f"wrote {self._pcapng.packets:,} packets to {self._write}" + (f", then: {self._pcapng.fault}" if self._pcapng.fault else "")
+            )
         for line in lines:
             self._report(line)
 
@@ -285,5 +288,3 @@ def read_offsets(given: tuple[int, int] | None, file: str | None, *, fast: bool)
         except (ValueError, KeyError, TypeError, AttributeError) as fault:
             raise ConfigError(f"{file}: {fault}", 'Write one line each: "BUILD-ID" = { read = 0x1234, write = 0x5678 }.') from None
     return TargetFinder(offsets=None if given is None else Offsets(*given), known=known, fast=fast)
-
-

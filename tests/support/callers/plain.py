@@ -8,7 +8,12 @@ import urllib.request
 url, cafile = sys.argv[1:3]
 context = ssl.create_default_context(cafile=cafile)
 for number in range(13):
-    asked = {"model": "tiny", "messages": [{"role": "user", "content": f"call {number} by plain"}], "max_tokens": 12, "stream": number % 2 == 1}
+    asked = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": f"call {number} by plain"}],
+        "max_tokens": 12,
+        "stream": number % 2 == 1,
+    }
     request = urllib.request.Request(
         f"{url}/v1/chat/completions", json.dumps(asked).encode(), {"content-type": "application/json", "X-Call": f"plain-{number}"}
     )

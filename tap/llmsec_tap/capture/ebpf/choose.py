@@ -34,5 +34,3 @@ def _bcc(settings: KernelSettings) -> Loader:
     from llmsec_tap.capture.ebpf.bcc import BCCLoader  # noqa: PLC0415 - imports the distribution's bcc, 0.1 s and a compiler
 
     return BCCLoader(settings)
-
-

@@ -7,18 +7,16 @@ kernel takes all probes out.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes as ct
 import errno
 import os
-import select
 import struct
 from pathlib import Path
 from typing import Final
 
 from llmsec_tap.capture.base import Attachment, ConnectionLoss, KernelSettings, KernelTotals, Probe, ProbePlan, Role
-from llmsec_tap.capture.ebpf.events import HEADER_BYTES, LENGTH
-from llmsec_tap.capture.ebpf.libbpf import TRACE_UPROBE_MULTI, LibBPF, SampleCallback, UprobeOptions, explain
+from llmsec_tap.capture.ebpf.libbpf import TRACE_UPROBE_MULTI, LibBPF, UprobeOptions, explain
+from llmsec_tap.capture.ebpf.maps import KernelMaps
 from llmsec_tap.errors import KernelError
 
 _COOKIE_WRITE, _COOKIE_SIZE_OUT = 1, 2  # enum tap_cookie in bpf/state.h
@@ -45,12 +43,6 @@ _AT_RETURN: Final[dict[Role, str]] = {
 _UPROBES: Final = ("tls_enter", "tls_return", "tls_new", "tls_free", "go_enter", "go_return", "go_close")
 _TRACEPOINTS: Final = ("on_sys_enter", "on_fork", "on_exec", "on_exit")
 _CONFIG: Final = struct.Struct("=IIIII")  # struct tap_config
-_CONNECTION_KEY: Final = struct.Struct("=QII")
-_CONNECTION: Final = struct.Struct("=QQQII")  # epoch, offsets, lost, fresh; the socket after it is not needed
-_CONNECTION_BYTES: Final = 32 + 8 + 8 + 32
-_MAX_RECORDS = 4096  # per `consume`, so that one call never holds the interpreter for long
-_COPY_WHOLE_BELOW = 2048
-_MAX_PROBED_CONNECTIONS = 65_536
 
 
 def object_path() -> Path:
@@ -59,7 +51,9 @@ def object_path() -> Path:
     for candidate in (package.parents[1] / "bpf" / "tap.bpf.o", package / "bpf" / "tap.bpf.o"):
         if candidate.is_file():
             return candidate
-    raise KernelError("the eBPF object tap.bpf.o is not installed", "Install a wheel, or build it: make -C bpf (needs clang and libbpf-dev).")
+    raise KernelError(
+        "the eBPF object tap.bpf.o is not installed", "Install a wheel, or build it: make -C bpf (needs clang and libbpf-dev)."
+    )
 
 
 def supports_uprobe_multi() -> bool:
@@ -81,10 +75,12 @@ class CoreLoader:
         self._links: list[int] = []  # libbpf's, of tracepoints and perf probes
         self._descriptors: set[int] = set()
         self._object: int | None = None
-        self._ring: int | None = None
+        self._maps: KernelMaps  # once loaded
         self.method = "uprobe_multi" if multi else "perf"
         if not Path("/sys/kernel/btf/vmlinux").exists():
-            raise KernelError("the kernel has no BTF (/sys/kernel/btf/vmlinux)", "Use --backend bcc, or a kernel with CONFIG_DEBUG_INFO_BTF.")
+            raise KernelError(
+                "the kernel has no BTF (/sys/kernel/btf/vmlinux)", "Use --backend bcc, or a kernel with CONFIG_DEBUG_INFO_BTF."
+            )
         try:
             self._load(settings)
         except BaseException:
@@ -97,7 +93,9 @@ class CoreLoader:
         self._object = library.bpf_object__open_mem(data, len(data), None)
         if not self._object:
             raise KernelError("the eBPF object cannot be read", "Reinstall, or rebuild it: make -C bpf.")
-        self._programs = {name: library.bpf_object__find_program_by_name(self._object, name.encode()) for name in (*_UPROBES, *_TRACEPOINTS)}
+        self._programs = {
+            name: library.bpf_object__find_program_by_name(self._object, name.encode()) for name in (*_UPROBES, *_TRACEPOINTS)
+        }
         if self.method == "uprobe_multi":
             for name in _UPROBES:
                 library.bpf_program__set_expected_attach_type(self._programs[name], TRACE_UPROBE_MULTI)
@@ -105,15 +103,9 @@ class CoreLoader:
         fault = library.bpf_object__load(self._object)
         if fault:
             raise explain(-fault, library.log)
+        self._maps = KernelMaps(library, self._fd)
         for comm in settings.comms:
-            self._update("comms", comm.encode()[:15].ljust(16, b"\0"), b"\1\0\0\0")
-        self._records: list[bytes] = []
-        self._callback = SampleCallback(self._sample)
-        self._ring = library.ring_buffer__new(self._fd("events"), self._callback, None, None)
-        if not self._ring:
-            raise explain(ct.get_errno() or errno.ENOMEM, library.log)
-        self._poll = select.poll()
-        self._poll.register(library.ring_buffer__epoll_fd(self._ring), select.POLLIN)
+            self._maps.select_comm(comm)
         for name in _TRACEPOINTS:
             link = library.bpf_program__attach(self._programs[name])
             if not link:
@@ -133,9 +125,6 @@ class CoreLoader:
 
     def _fd(self, name: str) -> int:
         return int(self._library.bpf_map__fd(self._library.bpf_object__find_map_by_name(self._object, name.encode())))
-
-    def _update(self, name: str, key: bytes, value: bytes) -> None:
-        self._library.bpf_map_update_elem(self._fd(name), key, value, 0)
 
     # --- probes -------------------------------------------------------------------------------------------------------
 
@@ -201,56 +190,21 @@ class CoreLoader:
             os.close(link)
 
     def watch(self, pid: int) -> None:
-        self._update("targets", struct.pack("=I", pid), b"\1\0\0\0")
+        self._maps.watch(pid)
 
     # --- records ------------------------------------------------------------------------------------------------------
 
     def wait(self, timeout_s: float) -> None:
-        with contextlib.suppress(InterruptedError):
-            self._poll.poll(timeout_s * 1000)
+        self._maps.wait(timeout_s)
 
     def consume(self) -> list[bytes]:
-        self._records = records = []
-        if self._ring is not None:
-            self._library.ring_buffer__consume(self._ring)
-        return records
-
-    def _sample(self, _context: int | None, address: int, size: int) -> int:
-        """A record is as long as its size class; where that is much more than its payload, only the payload is copied."""
-        if size > _COPY_WHOLE_BELOW:
-            size = min(size, HEADER_BYTES + LENGTH.unpack(ct.string_at(address, 8))[0])
-        self._records.append(ct.string_at(address, size))
-        return 0 if len(self._records) < _MAX_RECORDS else -1
+        return self._maps.consume()
 
     def totals(self) -> KernelTotals:
-        cpus = int(self._library.libbpf_num_possible_cpus())
-        values = []
-        buffer = (ct.c_uint64 * cpus)()
-        for index in range(7):
-            self._library.bpf_map_lookup_elem(self._fd("totals"), struct.pack("=I", index), buffer)
-            values.append(sum(buffer))
-        return KernelTotals(
-            calls=values[0], bytes=values[1], lost_records=values[2], lost_bytes=values[3],
-            lost_calls=values[4], unreadable_calls=values[5], cut_calls=values[6],
-        )  # fmt: skip
+        return self._maps.totals()
 
     def losses(self) -> list[ConnectionLoss]:
-        found = []
-        descriptor = self._fd("connections")
-        key, following = ct.create_string_buffer(_CONNECTION_KEY.size), ct.create_string_buffer(_CONNECTION_KEY.size)
-        value = ct.create_string_buffer(_CONNECTION_BYTES + 64)
-        previous: ct.Array[ct.c_char] | None = None
-        for _ in range(_MAX_PROBED_CONNECTIONS):
-            if self._library.bpf_map_get_next_key(descriptor, previous, following):
-                break
-            key.raw = following.raw
-            previous = key
-            if self._library.bpf_map_lookup_elem(descriptor, key, value) == 0:
-                epoch, read, written, lost, _ = _CONNECTION.unpack_from(value)
-                if lost:
-                    connection, pid, _ = _CONNECTION_KEY.unpack_from(key)
-                    found.append(ConnectionLoss(pid, connection, epoch, lost, read, written))
-        return found
+        return self._maps.losses()
 
     def detach_all(self) -> None:
         while self._descriptors:  # popped one by one: the reading thread may be placing another
@@ -260,9 +214,9 @@ class CoreLoader:
 
     def close(self) -> None:
         self.detach_all()
-        if self._ring is not None:
-            self._library.ring_buffer__free(self._ring)
-            self._ring = None
+        maps: KernelMaps | None = getattr(self, "_maps", None)
+        if maps is not None:
+            maps.close()
         if self._object is not None:
             self._library.bpf_object__close(self._object)
             self._object = None

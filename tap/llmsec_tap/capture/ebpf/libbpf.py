@@ -102,7 +102,7 @@ class LibBPF:
         self._print = _PrintCallback(self._printed)
         library.libbpf_set_print(self._print)
 
-    def _printed(self, level: int, template: bytes | None, arguments: int | None) -> int:  # noqa: ARG002 - libbpf's signature
+    def _printed(self, level: int, template: bytes | None, arguments: int | None) -> int:
         # The arguments are a va_list: format them by the C library.
         if level > 0 or template is None or arguments is None:
             return 0
@@ -147,4 +147,6 @@ def explain(fault: int, log: list[str]) -> KernelError:
             f"the kernel refused the eBPF programs ({os.strerror(fault)})",
             "Run as root, or with CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE and CAP_NET_RAW; `llmsec-tap check` tells which is missing.",
         )
-    return KernelError(f"the eBPF programs cannot be loaded ({os.strerror(fault)}{': ' + detail if detail else ''})", "See `llmsec-tap check`.")
+    return KernelError(
+        f"the eBPF programs cannot be loaded ({os.strerror(fault)}{': ' + detail if detail else ''})", "See `llmsec-tap check`."
+    )
