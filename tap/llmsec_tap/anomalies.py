@@ -23,6 +23,13 @@ ANOMALIES: Final[dict[str, str]] = {
     "tcp_reset": "The connection was reset.",
     "tcp_port_reuse": "A new connection began on the same addresses and ports before the old one ended.",
     "tcp_idle_expired": "The connection was silent for longer than the idle limit and was closed here.",
+    # live capture
+    "ebpf_dropped": "The ring between kernel and tap was full; bytes of this connection were lost and counted.",
+    "ebpf_cut": "One TLS call moved more bytes than the limit of a call; what came first was kept.",
+    "ebpf_unreadable": "The bytes of a TLS call could not be read from the process's memory.",
+    "ebpf_no_socket": "The socket under a TLS connection could not be told; its addresses are unknown.",
+    "ebpf_connection_limit": "Too many TLS connections were open; the least recently used was closed.",
+    "tap_overload": "The tap could not keep up, or reached its memory limit, and left out bytes of this connection.",
     # HTTP
     "http_bad_head": "A request or status line or a header line does not follow RFC 9112; it was skipped or taken as far as it made sense.",
     "http_head_limit": "A message head was longer than the limit; the parser looked for the next message.",

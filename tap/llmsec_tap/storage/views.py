@@ -88,7 +88,7 @@ _COMMENTS = {
     "error_type": "Error the server named, also inside a stream that began with 200",
     "tenant": "Tenant, from configuration",
     "api_key_fingerprint": "Keyed HMAC of the credential, never the credential",
-    "process": "The observed process: pid, comm, exe, container_id, pod, namespace; live capture only",
+    "process": "The observed process: pid, comm, exe, container_id, pod, namespace, labels; live capture only",
     "completeness": "complete, truncated, gapped, midstream or aborted",
     "anomalies": "Named oddities of the wire, with counts",
     "request": "Normalised request: messages (role, parts), tools, parameters (JSON text), body_bytes",
