@@ -97,7 +97,9 @@ def test_node(everything: Agent, front: Nginx, certificate: Certificate, kind: s
     folder = Path(os.environ.get("LLMSEC_NODE_PACKAGES", tmp_path))
     if kind != "https" and not (folder / "node_modules").is_dir():
         npm = program("npm")
-        done = subprocess.run([npm, "install", "--no-audit", "--no-fund", "openai", "@anthropic-ai/sdk"], cwd=folder, capture_output=True, check=False)
+        done = subprocess.run(
+            [npm, "install", "--no-audit", "--no-fund", "openai", "@anthropic-ai/sdk"], cwd=folder, capture_output=True, check=False
+        )
         if done.returncode:
             pytest.skip("the vendors' node packages cannot be installed (npm install openai @anthropic-ai/sdk)")
     env = {"NODE_EXTRA_CA_CERTS": str(certificate.cert)}

@@ -63,7 +63,12 @@ def test_tshark_reads_it_without_a_warning(written: Any) -> None:
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert bad == ""
-    comments = subprocess.run(["tshark", "-n", "-r", file, "-Y", "frame.comment", "-T", "fields", "-e", "frame.comment"], capture_output=True, text=True, check=True).stdout
+    comments = subprocess.run(
+        ["tshark", "-n", "-r", file, "-Y", "frame.comment", "-T", "fields", "-e", "frame.comment"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert comments.count("pid ") == 13
 
 
@@ -72,7 +77,9 @@ def test_the_file_is_for_its_owner_alone(written: Any) -> None:
 
 
 def plain(url: str, number: int) -> str:
-    body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": f"plain {number}"}], "max_tokens": 8, "stream": number % 2 == 1})
+    body = json.dumps(
+        {"model": "tiny", "messages": [{"role": "user", "content": f"plain {number}"}], "max_tokens": 8, "stream": number % 2 == 1}
+    )
     request = urllib.request.Request(f"{url}/v1/chat/completions", body.encode(), {"content-type": "application/json"})
     with urllib.request.urlopen(request) as answer:
         return str(answer.read().decode())

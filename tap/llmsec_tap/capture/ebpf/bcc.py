@@ -87,6 +87,7 @@ class BCCLoader:
         flags += [f"-D{name}={int(value)}" for name, value in _settings(settings).items()]
         self._links: dict[int, bytes] = {}  # perf event descriptor -> its name
         self._numbers = itertools.count()
+        self._closed = False
         self._library: Any = importlib.import_module("bcc.libbcc").lib
         with _headers():
             try:
@@ -168,7 +169,9 @@ class BCCLoader:
     def close(self) -> None:
         self.detach_all()
         self._maps.close()
-        self._bpf.cleanup()
+        if not self._closed:
+            self._closed = True
+            self._bpf.cleanup()
 
 
 def _settings(settings: KernelSettings) -> dict[str, int]:
