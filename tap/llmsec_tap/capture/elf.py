@@ -50,7 +50,7 @@ class ELFFile:
             os.close(descriptor)
         try:
             self._read_headers()
-        except (struct.error, IndexError) as fault:
+        except (struct.error, IndexError, OverflowError) as fault:
             self.data.close()
             raise ELFError("damaged headers") from fault
         except ELFError:
