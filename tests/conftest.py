@@ -8,6 +8,7 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite the expected records of the golden captures; review the diff")
     parser.addoption("--require-kernel", action="store_true", help="A test marked `kernel` that would skip fails instead (CI as root).")
 
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 ANOMALIES: Final[dict[str, str]] = {
-    # packets and capture files
-    "capture_cut": "The capture file ends inside a packet; everything before it was read.",
-    "capture_bad_block": "A pcapng block with impossible lengths was met; reading of that file stopped there.",
+    # packets
     "packet_cut": "A packet was captured shorter than it was sent (snap length).",
     "packet_malformed": "A frame, IP or TCP header with impossible lengths was skipped.",
     "ip_fragment": "An IP fragment was met; fragments are counted, not reassembled.",
@@ -48,7 +46,6 @@ ANOMALIES: Final[dict[str, str]] = {
     "content_encoding_bomb": "The decoded body grew far beyond its coded size; decoding stopped.",
     # streams
     "event_limit": "One event of a stream was longer than the limit and was dropped.",
-    "event_bad_utf8": "An event held bytes that are not UTF-8; each was replaced by U+FFFD.",
     "event_bad_json": "An event's data was not the JSON that its dialect promises; it was skipped.",
     "eventstream_bad_crc": "A CRC of an AWS event stream message did not match; the message was dropped.",
     "eventstream_bad_frame": "An AWS event stream message had impossible lengths; the parser looked for the next one.",

@@ -72,5 +72,3 @@ MAX_CHOICES = 128
 MAX_TOOL_CALLS = 1024
 # Inter-token gaps kept exactly up to this many, then every second, fourth, … one.
 MAX_LATENCY_SAMPLES = 16_384
-# Nesting that our JSON fallbacks follow; the decoder itself refuses deeper than the interpreter's recursion limit.
-MAX_JSON_DEPTH = 200

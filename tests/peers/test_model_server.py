@@ -45,7 +45,8 @@ def test_what_the_clients_saw_is_what_we_decoded(recorded: tuple[list[dict[str, 
             assert exchange.output_text == row["text"], label
             assert exchange.input_text == PROMPT, label
             assert exchange.completeness == "complete", label
-            assert exchange.anomalies == [], label
+            # An SDK stops reading at [DONE]; on a busy machine it may close before the last chunk, which resets the connection.
+            assert {anomaly.name for anomaly in exchange.anomalies} <= {"tcp_reset"}, label
         if "finish" in row:
             assert exchange.finish_reasons == [row["finish"]], label
         for key, got in (

@@ -47,7 +47,9 @@ def openai_calls(base_url: str) -> list[dict[str, Any]]:
             if event.type == "response.output_text.delta":
                 text += event.delta
         seen.append({"api": "openai.responses", "text": text, "streaming": True})
-        stream = client.chat.completions.create(model="tiny", messages=messages, max_tokens=400, stream=True)
+        stream = client.chat.completions.create(
+            model="tiny", messages=messages, max_tokens=1500, stream=True, extra_body={"ignore_eos": True}
+        )
         text = ""
         for number, chunk in enumerate(stream):
             text += chunk.choices[0].delta.content or ""
@@ -69,7 +71,7 @@ def anthropic_calls(base_url: str) -> list[dict[str, Any]]:
     seen: list[dict[str, Any]] = []
     with anthropic.Anthropic(base_url=base_url, api_key="sk-ant-test-0123456789", max_retries=0) as client:
         messages: Any = [{"role": "user", "content": PROMPT}]
-        answer: Any = client.messages.create(model="tiny", max_tokens=12, messages=messages)
+        answer: Any = client.messages.create(model="tiny", max_tokens=12, messages=messages, extra_body={"temperature": 0.0})
         text = "".join(block.text for block in answer.content if block.type == "text")
         seen.append(
             {
@@ -80,7 +82,7 @@ def anthropic_calls(base_url: str) -> list[dict[str, Any]]:
                 "out": answer.usage.output_tokens,
             }
         )
-        with client.messages.stream(model="tiny", max_tokens=20, messages=messages) as stream:
+        with client.messages.stream(model="tiny", max_tokens=20, messages=messages, extra_body={"temperature": 0.0}) as stream:
             text = "".join(stream.text_stream)
             final = stream.get_final_message()
         seen.append(

@@ -16,6 +16,9 @@ def live_frames() -> list[tuple[int, bytes]]:
     frames: list[tuple[int, bytes]] = []
 
     class Consumer:
+        def capture_begins(self, ts_ns: int) -> None:
+            pass
+
         def handler(self, linktype: int) -> Callable[[int, bytes, int, int, int], None]:
             return lambda ts, buffer, start, end, on_wire: frames.append((ts, buffer[start:end]))
 

@@ -78,6 +78,8 @@ def packet(data: bytes) -> None:
     seen: list[bytes] = []
 
     class Sink:
+        holes = 1
+
         def segment(self, ts_ns: int, key: bytes, seq: int, ack: int, flags: int, payload: bytes) -> None:
             assert len(key) in (12, 36)
             seen.append(payload)
@@ -100,6 +102,9 @@ def capture_file(data: bytes) -> None:
     count = 0
 
     class Consumer:
+        def capture_begins(self, ts_ns: int) -> None:
+            assert count == 0
+
         def handler(self, linktype: int) -> Callable[[int, bytes, int, int, int], None]:
             def handle(ts_ns: int, buffer: bytes, start: int, end: int, on_wire: int) -> None:
                 nonlocal count
@@ -136,7 +141,7 @@ def tcp(data: bytes) -> None:
         if which & 64:
             reassembler.cut_segment(ts, key, number, number, flags, payload, 1 + which % 5)
         else:
-            reassembler.segment(ts, key, number, number + which, flags, payload)
+            reassembler.segment(ts, key, number, number + which & 0xFFFFFFFF, flags, payload)
     reassembler.close()
     assert sum(flow.first.size + flow.second.size for flow in flows) <= fed
     assert all(flow.closed and flow.first.ended and flow.second.ended for flow in flows)

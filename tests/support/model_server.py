@@ -105,6 +105,7 @@ def _serve(model: str, port: int) -> None:
     params.model.path = model
     params.hostnames = ["127.0.0.1"]
     params.port = port
+    params.model_alias = {"tiny-random-llama"}
     params.n_ctx = 2048
     params.n_parallel = 4
     params.cpuparams.n_threads = 1

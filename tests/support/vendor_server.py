@@ -115,7 +115,7 @@ def _mistral(*, stream: bool) -> Any:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it
         pass
 
     def do_POST(self) -> None:

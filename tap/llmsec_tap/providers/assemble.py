@@ -149,6 +149,8 @@ class _Body:
         self.parts.clear()
 
     def gap(self, ts_ns: int, length: int | None) -> None:
+        if self._assembly.is_ended:
+            return
         self.gapped = True
         if self._decoder is not None:
             self._decoder.gap()

@@ -7,7 +7,6 @@ byte was not captured (or that opens with a preamble such as PROXY) is searched 
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -164,7 +163,7 @@ class HTTPFlow:
         self._factory = factory
         self._on_protocol = on_protocol
         self.anomaly_sink = on_anomaly
-        self._waiting: deque[ExchangeSink] = deque()  # requests without an answer yet, oldest first
+        self._waiting: list[ExchangeSink] = []  # requests without an answer yet, oldest first; hardly ever more than one
         self.open: list[ExchangeSink] = []  # exchanges of which either side is unfinished
         self.ordinal = 0
         self._is_unsure = False  # a response may have been lost since the oldest waiting request
@@ -218,7 +217,7 @@ class HTTPFlow:
     def _give_up(self, *, keep: int) -> None:
         """The oldest waiting requests were answered in what was lost."""
         while len(self._waiting) > keep:
-            exchange = self._waiting.popleft()
+            exchange = self._waiting.pop(0)
             exchange.response.gap(self._last_ns, None)
             exchange.close(self._last_ns, "closed")
 
@@ -237,7 +236,7 @@ class HTTPFlow:
         exchange.request_head(head)
         if len(self._waiting) >= limits.MAX_PIPELINED_REQUESTS:
             self.anomaly("http_pipeline_limit")
-            self._waiting.popleft()
+            self._waiting.pop(0)
         self._waiting.append(exchange)
         return exchange.request
 
@@ -246,7 +245,7 @@ class HTTPFlow:
             return NO_BODY
         self._last_ns = head.ts_ns
         if self._waiting:
-            exchange = self._waiting.popleft()
+            exchange = self._waiting.pop(0)
             self._is_unsure = self._is_unsure and bool(self._waiting)
         else:
             exchange = self._new(direction.peer.address, direction.address)

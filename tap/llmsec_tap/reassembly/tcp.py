@@ -23,7 +23,7 @@ FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 _MASK = 0xFFFFFFFF
 _HALF = 0x80000000
 _UNACKED_HOLE_NS = 30_000_000_000
-_RECENT = 8  # delivered segments still compared with their retransmissions
+_RECENT = 4  # delivered segments still compared with their retransmissions
 _SPECIAL = FIN | SYN | RST
 
 
@@ -75,7 +75,7 @@ class _Half:
         self.acked: int | None = None  # what the peer's last SYN, FIN or RST segment acknowledged of it
         self.ended = False
         self.pending: _Pending | None = None
-        self.recent: deque[tuple[int, bytes]] = deque(maxlen=_RECENT)
+        self.recent: deque[bytes] = deque(maxlen=_RECENT)  # what was delivered last, without a hole up to `next`
 
 
 class _Connection:
@@ -109,6 +109,7 @@ class TCPReassembler:
         self._connections: dict[bytes, _Connection] = {}  # by both keys; closed ones linger here for their late segments
         self._next_sweep_ns = 0
         self._pending_bytes = 0
+        self.holes = 0  # directions that wait for missing bytes; while there are none, bare acknowledgements tell nothing
         self.opened = 0
         self.gaps = 0
         self.gap_bytes = 0
@@ -116,6 +117,11 @@ class TCPReassembler:
     @property
     def open_connections(self) -> int:
         return len(self._open_halves) // 2
+
+    @property
+    def latest_ns(self) -> int:
+        """The time of the last segment of any known connection; 0 where there is none."""
+        return max((connection.last_ns for connection in self._connections.values()), default=0)
 
     # --- input --------------------------------------------------------------------------------------------------------
 
@@ -131,7 +137,7 @@ class TCPReassembler:
             if payload:
                 if seq == half.next and half.pending is None:
                     half.next = seq + len(payload) & _MASK
-                    half.recent.append((seq, payload))
+                    half.recent.append(payload)
                     half.sink.data(ts_ns, payload)
                 else:
                     self._out_of_order(half, ts_ns, seq, payload, 0)
@@ -303,9 +309,10 @@ class TCPReassembler:
         """Deliver bytes that are next in order."""
         half.next = seq + len(payload) + missing & _MASK
         if payload:
-            half.recent.append((seq, payload))
+            half.recent.append(payload)
             half.sink.data(ts_ns, payload)
         if missing:
+            half.recent.clear()
             self._gap(half, ts_ns, missing)
 
     def _gap(self, half: _Half, ts_ns: int, length: int) -> None:
@@ -336,6 +343,7 @@ class TCPReassembler:
                 self._check_fin(half, ts_ns)
                 return
             half.pending = _Pending(ts_ns)
+            self.holes += 1
         self._hold(half, ts_ns, seq, payload, missing)
         self._drain(half, ts_ns, ts_ns)
         if half.pending is not None:
@@ -411,6 +419,7 @@ class TCPReassembler:
         del segments[:count]
         if not segments:
             half.pending = None
+            self.holes -= 1
             self._check_fin(half, ts_ns)
         elif count:
             pending.since_ns, pending.acked, pending.segments_after = ts_ns, False, 0
@@ -464,8 +473,11 @@ class TCPReassembler:
     def _compare_delivered(self, half: _Half, seq: int, payload: bytes, behind: int) -> None:
         if len(payload) <= 1 and behind == 1:
             return  # a keep-alive probe carries one byte of garbage (RFC 9293 3.8.4)
-        for recent_seq, recent in half.recent:
-            if self._compare(half, recent_seq, recent, seq, payload):
+        assert half.next is not None
+        recent_seq = half.next
+        for recent in reversed(half.recent):
+            recent_seq -= len(recent)
+            if self._compare(half, recent_seq & _MASK, recent, seq, payload):
                 return
 
     def _compare(self, half: _Half, held_seq: int, held: bytes, seq: int, payload: bytes) -> bool:
