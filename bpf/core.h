@@ -21,7 +21,7 @@ const volatile struct tap_config config = {};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 32 * 1024 * 1024); /* the loader may set another size */
+	__uint(max_entries, 16 * 1024 * 1024); /* the loader may set another size */
 } events SEC(".maps");
 
 struct {

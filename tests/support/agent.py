@@ -42,7 +42,12 @@ class Agent:
         return self._err.read_text() if self._final is None else self._final[0]
 
     def __enter__(self) -> Self:
-        self.wait_for(lambda: "Ctrl-C stops" in self.said, "it did not attach")
+        try:
+            self.wait_for(lambda: "Ctrl-C stops" in self.said, "it did not attach")
+        except BaseException:
+            self.process.kill()
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -57,6 +57,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for piece in [*pieces, b""]:
             self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
 
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return "Thu, 01 Jan 1970 00:00:00 GMT"  # the same conversation is the same bytes
+
     def log_message(self, *args: object) -> None:
         pass
 

@@ -38,7 +38,8 @@ _BLOCK: Final = struct.Struct("=IIIIII")
 # struct tpacket3_hdr: next offset, seconds, nanoseconds, captured, on the wire, status, link header, network header
 _PACKET: Final = struct.Struct("=IIIIIIHH")
 _LINK_AT: Final = 48  # TPACKET_ALIGN(sizeof(struct tpacket3_hdr)): struct sockaddr_ll
-_ADDRESS: Final = struct.Struct(">HHiHB")  # family (host order, not used), protocol, interface, hardware type, packet type
+_ADDRESS: Final = struct.Struct("=HHiHB")  # family, protocol (as on the wire), interface, hardware type, packet type
+_IP: Final = frozenset((socket.htons(_ETH_P_IP), socket.htons(_ETH_P_IPV6)))
 _POLL_S = 0.2
 
 
@@ -50,7 +51,7 @@ class PacketSource(threading.Thread):
         self._queue = queue
         self._handle = handle
         self._stopping = threading.Event()
-        self._is_loopback = interface != "any" and _is_loopback(interface)
+        self._loopback = _loopback_index() if interface == "any" or _is_loopback(interface) else -1
         self.interface = interface
         self.fault: BaseException | None = None
         self.packets = 0
@@ -66,21 +67,23 @@ class PacketSource(threading.Thread):
                 known = ", ".join(name for _, name in socket.if_nameindex())
                 raise SourceError(f"there is no interface {interface}", f"There are: {known}, any.") from None
         try:
-            # Protocol 0 receives nothing until bound: so nothing comes before filter and ring stand.
-            sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+            # Protocol 0 receives nothing until bound, so nothing comes before filter and ring stand. All interfaces is what an
+            # unbound socket of a protocol receives; what comes too early there is judged by the decoder's own rules.
+            sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0 if index else socket.htons(_ETH_P_ALL))
         except PermissionError:
             raise KernelError("reading an interface is not permitted", "Run as root, or with CAP_NET_RAW.") from None
         try:
             if ports is not None:
                 _attach_filter(sock, port_filter(ports))
-            if self._is_loopback:
+            if index and index == self._loopback:
                 sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
             sock.setsockopt(_SOL_PACKET, _PACKET_VERSION, _TPACKET_V3)
             frames = _BLOCK_BYTES // _FRAME_BYTES * _BLOCKS
             request = struct.pack("=IIIIIII", _BLOCK_BYTES, _BLOCKS, _FRAME_BYTES, frames, _RETIRE_MS, 0, 0)
             sock.setsockopt(_SOL_PACKET, _PACKET_RX_RING, request)
             self._ring = mmap.mmap(sock.fileno(), _BLOCK_BYTES * _BLOCKS, mmap.MAP_SHARED)
-            sock.bind((interface, _ETH_P_ALL) if index else ("", _ETH_P_ALL))
+            if index:
+                sock.bind((interface, _ETH_P_ALL))
         except OSError as fault:
             sock.close()
             raise SourceError(f"cannot read interface {interface}: {fault.strerror}", "Is it up? `ip link` shows.") from None
@@ -127,8 +130,8 @@ class PacketSource(threading.Thread):
             handle = self._handle
             for _ in range(count):
                 following, seconds, nanoseconds, captured, on_wire, _, _, network = _PACKET.unpack_from(data, at)
-                _, protocol, _, _, kind = _ADDRESS.unpack_from(data, at + _LINK_AT)
-                if protocol in (_ETH_P_IP, _ETH_P_IPV6) and not (kind == _PACKET_OUTGOING and self._is_loopback):
+                _, protocol, index, _, kind = _ADDRESS.unpack_from(data, at + _LINK_AT)
+                if protocol in _IP and not (kind == _PACKET_OUTGOING and index == self._loopback):
                     self.packets += 1
                     start = at + network
                     handle(seconds * 1_000_000_000 + nanoseconds, data, start, start + captured, on_wire)
@@ -140,6 +143,10 @@ class PacketSource(threading.Thread):
         """The kernel's counters begin anew at each reading."""
         _, dropped, _ = struct.unpack("=III", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 12))
         self.dropped += dropped
+
+
+def _loopback_index() -> int:
+    return next((index for index, name in socket.if_nameindex() if _is_loopback(name)), -1)
 
 
 def _is_loopback(interface: str) -> bool:

@@ -48,7 +48,7 @@ class KernelSettings:
     follow_forks: bool = True
     watch_all: bool = False
     comms: tuple[str, ...] = ()
-    ring_bytes: int = 32 << 20
+    ring_bytes: int = 16 << 20
 
 
 @dataclass(kw_only=True)

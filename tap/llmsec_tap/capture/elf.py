@@ -24,6 +24,7 @@ _NT_GNU_BUILD_ID = 3
 _EM_X86_64 = 62
 _MAX_SECTIONS = 4096
 _MAX_SEGMENTS = 512
+_EMPTY_SECTION: Final = (0,) * 10
 
 
 class ELFError(Exception):
@@ -49,7 +50,7 @@ class ELFFile:
             os.close(descriptor)
         try:
             self._read_headers()
-        except (struct.error, IndexError) as fault:
+        except (struct.error, IndexError, OverflowError) as fault:
             self.data.close()
             raise ELFError("damaged headers") from fault
         except ELFError:
@@ -70,6 +71,10 @@ class ELFFile:
             raise ELFError(f"machine {machine}, not x86-64")
         self.segments = [_PHDR.unpack_from(self.data, ph_at + index * ph_size) for index in range(min(ph_count, _MAX_SEGMENTS))]
         headers = [_SHDR.unpack_from(self.data, sh_at + index * sh_size) for index in range(min(sh_count, _MAX_SECTIONS))] if sh_at else []
+        size = len(self.data)
+        # What lies outside the file (damage) is as if it were empty.
+        headers = [header if header[1] == _SHT_NOBITS or header[4] + header[5] <= size else _EMPTY_SECTION for header in headers]
+        self.segments = [segment for segment in self.segments if segment[2] + segment[5] <= size]
         self.headers = headers
         self.sections: dict[str, tuple[int, int, int]] = {}  # name -> (file offset, size, address)
         if names < len(headers):

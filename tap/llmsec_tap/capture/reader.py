@@ -11,8 +11,8 @@ from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.queue import BatchQueue
 from llmsec_tap.capture.selection import Observed
 
-# Records do not wake the reader (an interrupt for each would cost the observed process 4 us): it comes by itself. 32 MiB hold
-# 5 ms of 6 GB/s; when nothing has come for a while it sleeps longer, as an idle tap should cost nothing.
+# Records do not wake the reader (an interrupt for each would cost the observed process 4 us): it comes by itself. 16 MiB hold
+# 5 ms of 3 GB/s; when nothing has come for a while it sleeps longer, as an idle tap should cost nothing.
 _BUSY_S = 0.005
 _IDLE_S = 0.02
 _IDLE_AFTER = 50

@@ -132,11 +132,11 @@ class TLSFlows:
         self._waiting.pop(key, None)
         if self._recorder is not None:
             self._recorder.opened(key, facts)
-        if found is None:
-            connection.flow.anomaly("ebpf_no_socket")
         held, connection.held, connection.held_bytes = connection.held, [], 0
         for earlier, bytes_ in held:
             self._deliver(key, connection, earlier, bytes_)
+        if found is None and connection.flow is not None:
+            connection.flow.anomaly("ebpf_no_socket")  # now that its exchange has begun and can carry it
 
     def _deliver(self, key: _Key, connection: _Connection, event: Event, data: bytes) -> None:
         flow = connection.flow

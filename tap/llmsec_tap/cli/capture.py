@@ -79,7 +79,7 @@ def capture(
     ] = None,
     ring_size: Annotated[
         int, typer.Option("--ring-size", min=4, max=1 << 20, help="Buffer between kernel and tap, in KiB; a power of two.")
-    ] = 32768,
+    ] = 16384,
     memory_cap: Annotated[int, typer.Option("--memory-cap", min=128, help="Resident memory at most, in MB.")] = 512,
 ) -> None:
     """Capture the exchanges of running processes: decrypted at their TLS library by eBPF, plain ones from an interface.
@@ -90,7 +90,7 @@ def capture(
     Example: llmsec-tap capture --pid 4242 --format jsonl
     """
     from llmsec_tap.capture.selection import Selection
-    from llmsec_tap.cli.capture_run import CaptureRun, read_offsets
+    from llmsec_tap.cli.attach import attach, read_offsets
     from llmsec_tap.errors import ConfigError
 
     selection = Selection(
@@ -101,22 +101,25 @@ def capture(
     if (read_offset is None) != (write_offset is None):
         raise ConfigError("one offset is not enough", "Give both --ssl-read-offset and --ssl-write-offset.")
     if ring_size & (ring_size - 1):
-        raise ConfigError(f"--ring-size {ring_size} is not a power of two", "For example 32768.")
-    CaptureRun(
-        selection=selection,
-        interfaces=tuple(iface or ()),
-        ports=frozenset(port) if port else None,
-        write=write,
-        output=output.value,
-        store=None if store == "none" else store,
-        content=content,
-        tokenizer=tokenizer,
-        backend=backend.value,
-        finder=read_offsets(
-            None if read_offset is None or write_offset is None else (_offset(read_offset), _offset(write_offset)),
-            offsets_file,
-            fast=fast_probes,
-        ),
-        ring_bytes=ring_size * 1024,
-        memory_cap_bytes=memory_cap << 20,
-    ).run(duration)
+        raise ConfigError(f"--ring-size {ring_size} is not a power of two", "For example 16384.")
+    given = None if read_offset is None or write_offset is None else (_offset(read_offset), _offset(write_offset))
+    finder = read_offsets(given, offsets_file, fast=fast_probes)
+    tls = None if selection.is_empty else attach(selection, finder, backend.value, ring_size * 1024)
+    try:
+        from llmsec_tap.cli.capture_run import CaptureRun
+
+        run = CaptureRun(
+            tls=tls,
+            interfaces=tuple(iface or ()),
+            ports=frozenset(port) if port else None,
+            write=write,
+            output=output.value,
+            store=None if store == "none" else store,
+            content=content,
+            tokenizer=tokenizer,
+            memory_cap_bytes=memory_cap << 20,
+        )
+        run.run(duration)
+    finally:
+        if tls is not None:
+            tls[0].close()

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import time
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +19,9 @@ from llmsec_tap.capture.kubernetes import find_pods
 from llmsec_tap.capture.live import LiveCapture
 from llmsec_tap.capture.process import ProcessTable
 from llmsec_tap.capture.queue import BatchQueue
-from llmsec_tap.capture.selection import Observed, Selection
-from llmsec_tap.capture.targets import Offsets, TargetFinder
 from llmsec_tap.capture.tls_flows import TLSFlows
-from llmsec_tap.cli.text import error_line, printable
-from llmsec_tap.errors import ConfigError, SourceError, StorageError
+from llmsec_tap.cli.text import error_line, report
+from llmsec_tap.errors import SourceError, StorageError
 from llmsec_tap.install_key import install_key
 from llmsec_tap.model import Exchange, to_json
 from llmsec_tap.pipeline import Pipeline
@@ -36,8 +33,7 @@ if TYPE_CHECKING:
     from llmsec_tap.capture.afpacket import PacketSource
     from llmsec_tap.capture.base import Loader
     from llmsec_tap.capture.pcapng import PcapngWriter
-
-_MAX_OFFSETS_FILE = 1 << 20
+    from llmsec_tap.capture.selection import Observed
 
 
 class CaptureRun:
@@ -46,7 +42,7 @@ class CaptureRun:
     def __init__(
         self,
         *,
-        selection: Selection,
+        tls: tuple[Loader, Observed] | None,
         interfaces: tuple[str, ...],
         ports: frozenset[int] | None,
         write: str | None,
@@ -54,21 +50,15 @@ class CaptureRun:
         store: str | None,
         content: bool,
         tokenizer: str | None,
-        backend: str,
-        finder: TargetFinder,
-        ring_bytes: int,
         memory_cap_bytes: int,
     ) -> None:
-        self._selection = selection
+        self._tls = tls
         self._interfaces = interfaces
         self._ports = ports
         self._write = write
         self._output = output
         self._store = store
         self._content = content
-        self._backend = backend
-        self._finder = finder
-        self._ring_bytes = ring_bytes
         self._estimator = TokenEstimator(tokenizer)
         self._queue = BatchQueue()
         self._pipeline = Pipeline(self._exchange, fingerprinter(install_key()), ports=ports, on_defect=self._defect)
@@ -118,22 +108,11 @@ class CaptureRun:
             self._pcapng = PcapngWriter(self._write)
         if self._interfaces:
             self._open_interfaces()
-        if not self._selection.is_empty:
-            from llmsec_tap.capture.ebpf.choose import open_loader
-
-            begun = time.monotonic()
-            loader: Loader = open_loader(self._backend, self._selection.kernel_settings(self._ring_bytes), self._report)
-            observed = Observed(loader, self._finder, self._selection, self._report)
-            try:
-                observed.start()
-            except BaseException:
-                loader.close()
-                raise
+        if self._tls is not None:
+            loader, observed = self._tls
             recorder = FlowWriter(self._pcapng) if self._pcapng is not None else None
             self._flows = TLSFlows(self._pipeline.open_flow, ProcessTable(find_pods()), recorder)
             self._live.add_tls(loader, observed, self._flows)
-            what = f"{observed.libraries} TLS librar{'y' if observed.libraries == 1 else 'ies'}"
-            self._report(f"attached to {what} in {time.monotonic() - begun:.2f} s")
         self._report("capturing; Ctrl-C stops")
 
     def _tick(self) -> None:
@@ -190,8 +169,7 @@ class CaptureRun:
             self._live.stop()
 
     def _report(self, line: str) -> None:
-        sys.stderr.write(printable(line) + "\n")
-        sys.stderr.flush()
+        report(line)
 
     def _store_failed(self, fault: StorageError) -> None:
         if self._store_fault is None:
@@ -271,20 +249,3 @@ class CaptureRun:
             )
         for line in lines:
             self._report(line)
-
-
-def read_offsets(given: tuple[int, int] | None, file: str | None, *, fast: bool) -> TargetFinder:
-    """The finder of probe points with what the options add. Raises ConfigError for a file that is not as documented."""
-    known: dict[str, Offsets] = {}
-    if file is not None:
-        try:
-            path = Path(file)
-            if path.stat().st_size > _MAX_OFFSETS_FILE:
-                raise ConfigError(f"{file} is too large", "It holds one line for each stripped library.")
-            for build_id, entry in tomllib.loads(path.read_text()).items():
-                known[build_id.lower()] = Offsets(int(entry["read"]), int(entry["write"]), str(entry.get("library", "offsets by build id")))
-        except OSError as fault:
-            raise ConfigError(f"cannot read {file}: {fault.strerror}", "Check the name and the permissions.") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as fault:
-            raise ConfigError(f"{file}: {fault}", 'Write one line each: "BUILD-ID" = { read = 0x1234, write = 0x5678 }.') from None
-    return TargetFinder(offsets=None if given is None else Offsets(*given), known=known, fast=fast)

@@ -87,22 +87,23 @@ class BCCLoader:
         flags += [f"-D{name}={int(value)}" for name, value in _settings(settings).items()]
         self._links: dict[int, bytes] = {}  # perf event descriptor -> its name
         self._numbers = itertools.count()
+        self._closed = False
         self._library: Any = importlib.import_module("bcc.libbcc").lib
         with _headers():
             try:
-                self._bpf: Any = bcc.BPF(text=_one_text(folder / "tap_bcc.c", set()), cflags=flags)
+                self._bpf: Any = bcc.BPF(text=_one_text(folder / "tap_bcc.c", set()).encode(), cflags=flags)
                 self._functions = {
-                    name: self._bpf.load_func(name, bcc.BPF.KPROBE)
+                    name: self._bpf.load_func(name.encode(), bcc.BPF.KPROBE)
                     for name in {program for pair in _PROGRAMS.values() for program in pair if program is not None}
                 }
                 for tracepoint, program in _TRACEPOINTS.items():
-                    self._bpf.attach_raw_tracepoint(tracepoint, program)
+                    self._bpf.attach_raw_tracepoint(tracepoint.encode(), program.encode())
             except Exception as fault:  # noqa: BLE001 - bcc raises bare Exception
                 raise KernelError(
                     f"bcc cannot compile or load the programs ({str(fault).splitlines()[0] if str(fault) else fault})",
                     "See what the compiler said above, or use --backend core.",
                 ) from None
-        self._maps = KernelMaps(LibBPF(), lambda name: int(self._bpf[name].map_fd))
+        self._maps = KernelMaps(LibBPF(), lambda name: int(self._bpf[name.encode()].map_fd))
         for comm in settings.comms:
             self._maps.select_comm(comm)
 
@@ -168,7 +169,9 @@ class BCCLoader:
     def close(self) -> None:
         self.detach_all()
         self._maps.close()
-        self._bpf.cleanup()
+        if not self._closed:
+            self._closed = True
+            self._bpf.cleanup()
 
 
 def _settings(settings: KernelSettings) -> dict[str, int]:
@@ -223,10 +226,8 @@ def _headers() -> Iterator[None]:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="llmsec-headers-") as folder:
-        for tree in (common, found):
-            for part in ("include", "arch/x86/include"):
-                if (tree / part).is_dir():
-                    _link_tree(tree / part, Path(folder, part))
+        for part in ("include", "arch/x86/include"):
+            _join([tree / part for tree in (found, common)], Path(folder, part))
         os.environ["BCC_KERNEL_SOURCE"] = folder
         try:
             yield
@@ -234,11 +235,13 @@ def _headers() -> Iterator[None]:
             del os.environ["BCC_KERNEL_SOURCE"]
 
 
-def _link_tree(source: Path, target: Path) -> None:
-    for folder, _, files in os.walk(source):
-        made = target / Path(folder).relative_to(source)
-        made.mkdir(parents=True, exist_ok=True)
-        for name in files:
-            link = made / name
-            if not link.is_symlink():
-                link.symlink_to(Path(folder, name).resolve())
+def _join(sources: list[Path], target: Path) -> None:
+    """One folder that holds what all of them hold; the first wins. A link for each name that only one has: some dozens in all."""
+    target.mkdir(parents=True)
+    present = [source for source in sources if source.is_dir()]
+    for name in sorted({entry.name for source in present for entry in source.iterdir()}):
+        having = [source / name for source in present if (source / name).exists()]
+        if len(having) > 1 and all(path.is_dir() for path in having):
+            _join(having, target / name)
+        else:
+            (target / name).symlink_to(having[0])
