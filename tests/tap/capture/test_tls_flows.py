@@ -71,7 +71,9 @@ class Tap:
 
 def request(text: bytes) -> bytes:
     body = BODY % text
-    return b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    return (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    )
 
 
 def answer(text: bytes) -> bytes:
