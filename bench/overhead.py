@@ -41,7 +41,7 @@ def cpu_ns(pid: int) -> int:
 
 
 def memory(pid: int, field: str = "VmRSS") -> float:
-    return int(re.search(rf"^{field}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)[1]) / 1000  # type: ignore[index]
+    return int(re.search(rf"^{field}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)[1]) / 1000  # type: ignore[index]
 
 
 @contextmanager
@@ -125,7 +125,9 @@ asyncio.run(main())
 async def one_stream(port: int, context: ssl.SSLContext, ttft: list[float], gaps: list[float]) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
     body = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"hello"}]}'
-    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+    writer.write(
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    )
     last = time.perf_counter()
     await reader.readuntil(b"\r\n\r\n")
     first = True
@@ -175,7 +177,10 @@ def streams(folder: Path, certificate: Certificate, count: int = 100, tokens: in
                     ttft, gaps = asyncio.run(all_streams(port, context, count))
                     wall = time.monotonic() - begun
                     sample: dict[str, Any] = {"ttft_ms": quantiles(ttft), "itl_ms": quantiles(gaps)}
-                    sample |= {"server_cpu_percent": round((cpu_ns(server.pid) - before) / wall / 1e7, 1), "tokens_per_s": round((len(gaps) + len(ttft)) / wall)}
+                    sample |= {
+                        "server_cpu_percent": round((cpu_ns(server.pid) - before) / wall / 1e7, 1),
+                        "tokens_per_s": round((len(gaps) + len(ttft)) / wall),
+                    }
                     if agent is not None:
                         sample["tap_cpu_percent"] = round((cpu_ns(agent.process.pid) - own) / wall / 1e7, 2)
                         sample["tap_rss_mb"] = memory(agent.process.pid)
@@ -202,7 +207,9 @@ def loss(folder: Path, certificate: Certificate, seconds: int = 3) -> dict[str, 
                 found = re.search(r"([\d,]+) exchanges .*?, ([\d,]+) gapped", agent.said)
                 assert found is not None
                 exchanges, gapped = (int(text.replace(",", "")) for text in found.groups())
-                rows.append({"size": size, "ring_kib": ring_kib, "requests": done, "exchanges": exchanges, "gapped": gapped, **summary(agent)})
+                rows.append(
+                    {"size": size, "ring_kib": ring_kib, "requests": done, "exchanges": exchanges, "gapped": gapped, **summary(agent)}
+                )
     return {"rows": rows}
 
 
@@ -235,7 +242,13 @@ def start(folder: Path, certificate: Certificate, times: int = 7) -> dict[str, A
 def main() -> None:
     part = {"requests": requests, "streams": streams, "loss": loss, "start": start}[sys.argv[1]]
     commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    machine = {"kernel": os.uname().release, "cpus": os.cpu_count(), "load": os.getloadavg(), "commit": commit, "python": sys.version.split()[0]}
+    machine = {
+        "kernel": os.uname().release,
+        "cpus": os.cpu_count(),
+        "load": os.getloadavg(),
+        "commit": commit,
+        "python": sys.version.split()[0],
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         result = part(folder, make_certificate(folder))

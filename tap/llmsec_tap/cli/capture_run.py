@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from llmsec_tap import limits
 from llmsec_tap.capture.kubernetes import find_pods
 from llmsec_tap.capture.live import LiveCapture
 from llmsec_tap.capture.process import ProcessTable
@@ -60,7 +61,9 @@ class CaptureRun:
         self._store = store
         self._content = content
         self._estimator = TokenEstimator(tokenizer)
-        self._queue = BatchQueue()
+        # A share of the cap: it holds bodies and text as well.
+        queued = min(limits.MAX_QUEUE_BYTES, memory_cap_bytes // 8)
+        self._queue = BatchQueue(queued, min(limits.QUEUE_SHED_BYTES, queued // 2))
         self._pipeline = Pipeline(self._exchange, fingerprinter(install_key()), ports=ports, on_defect=self._defect)
         self._live = LiveCapture(self._pipeline, self._queue, memory_cap_bytes=memory_cap_bytes)
         self._writer: StoreWriter | None = None
@@ -221,7 +224,7 @@ class CaptureRun:
         if flows is not None:
             lines.append(
                 f"seen {totals.calls:,} TLS calls ({totals.bytes:,} bytes), {flows.opened:,} connections; "
-                f"dropped {totals.lost_calls:,} calls ({totals.lost_bytes:,} bytes) in the kernel, "
+                f"decoded {flows.bytes:,} bytes; dropped {totals.lost_calls:,} calls ({totals.lost_bytes:,} bytes) in the kernel, "
                 f"{queue.left_out_records:,} records ({queue.left_out_bytes:,} bytes) of {queue.left_out_connections:,} connections here"
             )
         for source in self._sources:

@@ -27,10 +27,10 @@ def record(**fields: int | bytes) -> bytes:
 
 
 def test_the_layout_is_that_of_the_header_file() -> None:
-    text = re.search(r"struct tap_event \{(.*?)\n\};", (BPF / "event.h").read_text(), re.S)
+    text = re.search(r"struct tap_event \{(.*?)\n\};", (BPF / "event.h").read_text(), re.DOTALL)
     assert text is not None
     names, layout = [], "="
-    for kind, declared in re.findall(r"^\t(\w+) ([^;]+);", text[1], re.M):
+    for kind, declared in re.findall(r"^\t(\w+) ([^;]+);", text[1], re.MULTILINE):
         for name in declared.split(", "):
             base, _, count = name.partition("[")
             size = int(count.rstrip("]") or 1) if count else 1
@@ -49,7 +49,7 @@ def test_constants_are_those_of_the_header_file() -> None:
     values = {name: int(value) for name, value in re.findall(r"\b(TAP_\w+) = (\d+)", text)}
     for name in ("DATA", "BIND", "CLOSE", "EXEC", "FORK", "EXIT", "MAP", "READ", "WRITE", "CUT", "UNREADABLE", "FRESH"):
         assert values[f"TAP_{name}"] == getattr(events, name)
-    defined = {name: int(value) for name, value in re.findall(r"#define (TAP_\w+) (\d+)$", text, re.M)}
+    defined = {name: int(value) for name, value in re.findall(r"#define (TAP_\w+) (\d+)$", text, re.MULTILINE)}
     assert defined["TAP_EVENT_VERSION"] == events.VERSION
     assert defined["TAP_PART_BYTES"] * defined["TAP_MAX_PARTS"] == events.MAX_CALL_BYTES
 

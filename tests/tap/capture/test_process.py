@@ -22,7 +22,10 @@ ID = "4f8a1c" + "0123456789abcdef" * 3 + "0123456789"
         ("docker, v2, systemd", f"0::/system.slice/docker-{ID}.scope\n"),
         ("docker in docker", f"0::/docker/{'a' * 64}/docker/{ID}\n"),
         ("containerd, v1, cgroupfs", f"5:pids:/kubepods/besteffort/pod0d5cf8b1-8e64/{ID}\n"),
-        ("containerd, v2, systemd", f"0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod0d5c.slice/cri-containerd-{ID}.scope\n"),
+        (
+            "containerd, v2, systemd",
+            f"0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod0d5c.slice/cri-containerd-{ID}.scope\n",
+        ),
         ("containerd, v1, systemd without scope", f"7:cpu:/system.slice/containerd.service/kubepods-pod1.slice:cri-containerd:{ID}\n"),
         ("cri-o, v1", f"8:devices:/kubepods.slice/kubepods-pod1.slice/crio-{ID}.scope\n"),
         ("cri-o, v2, nested", f"0::/kubepods.slice/kubepods-pod1.slice/crio-{ID}.scope/container\n"),
@@ -34,7 +37,9 @@ def test_container_of_a_cgroup(runtime: str, cgroup: str) -> None:
     assert container_of(cgroup) == ID, runtime
 
 
-@pytest.mark.parametrize("cgroup", ["", "0::/\n", "0::/user.slice/session-1.scope\n", "1:name=systemd:/init.scope\n", f"0::/{'f' * 63}\n", f"0::/x{'f' * 65}\n"])
+@pytest.mark.parametrize(
+    "cgroup", ["", "0::/\n", "0::/user.slice/session-1.scope\n", "1:name=systemd:/init.scope\n", f"0::/{'f' * 63}\n", f"0::/x{'f' * 65}\n"]
+)
 def test_no_container(cgroup: str) -> None:
     assert container_of(cgroup) is None
 
@@ -104,7 +109,13 @@ def test_process_facts(tmp_path: Path) -> None:
 
     table = ProcessTable(Pods(), tmp_path)
     process = table.get(77)
-    assert (process.comm, process.exe, process.container_id, process.pod, process.namespace) == ("vllm", "/usr/bin/python3.11", ID, "chat-7d9", "prod")
+    assert (process.comm, process.exe, process.container_id, process.pod, process.namespace) == (
+        "vllm",
+        "/usr/bin/python3.11",
+        ID,
+        "chat-7d9",
+        "prod",
+    )
     assert [(label.name, label.value) for label in process.labels] == [("app", "chat"), ("tier", "gpu")]
     assert table.get(77) is process
     assert table.get(77, "renamed").comm == "renamed"

@@ -42,7 +42,9 @@ def test_symbols_local_exported_and_stripped_to_exports(tmp_path: Path, options:
     assert plan.notes == ("no SSL_read_ex, SSL_write_ex",)
     code = path.read_bytes()
     for probe in plan.probes:
-        assert code[probe.offset : probe.offset + 4] in (b"\xf3\x0f\x1e\xfa", b"\x55\x48\x89\xe5", b"\x89\xd0\xc3\x0f") or code[probe.offset] in (0x55, 0x89)
+        assert code[probe.offset : probe.offset + 4] in (b"\xf3\x0f\x1e\xfa", b"\x55\x48\x89\xe5", b"\x89\xd0\xc3\x0f") or code[
+            probe.offset
+        ] in (0x55, 0x89)
 
 
 def test_an_importing_library_is_not_a_target(tmp_path: Path) -> None:
