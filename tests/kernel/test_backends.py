@@ -43,8 +43,18 @@ def scripted(loader: Loader, pid: int, port: int, certificate: Certificate) -> t
                 addresses = events.addresses(event)
                 assert addresses == (f"127.0.0.1:{port}", f"127.0.0.1:{caller.port}")
                 seen.append(
-                    (number, event.type, event.direction, event.flags, event.offset, event.call_length, event.lost, event.pid, event.comm)
-                    + (events.payload(record, event),)
+                    (
+                        number,
+                        event.type,
+                        event.direction,
+                        event.flags,
+                        event.offset,
+                        event.call_length,
+                        event.lost,
+                        event.pid,
+                        event.comm,
+                        events.payload(record, event),
+                    )
                 )
         return seen, loader.totals()
     finally:
