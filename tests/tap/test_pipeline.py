@@ -190,6 +190,19 @@ def test_a_lost_event_is_a_gap_and_both_sides_are_kept() -> None:
     assert pipeline.tcp.gaps == 1
 
 
+def test_a_gap_inside_a_long_text_keeps_both_sides() -> None:
+    body = b'{"model":"m","messages":[{"role":"user","content":"' + b"".join(b"<%06d>" % n for n in range(800)) + b'"}]}'
+    long = POST.replace(b"Content-Length: %d" % len(BODY), b"Content-Length: %d" % len(body)).replace(BODY, body)
+    talk = Talk().open().say(0, long).say(1, answer("".join(f"[{n:06d}]" for n in range(800)))).close()
+    (exchange,), _ = replay(pcap([f for f in talk.frames if b"<000300>" not in f[1] and b"[000300]" not in f[1]]))
+    assert exchange.completeness == "gapped"
+    for text, mark in ((exchange.input_text, "<000000>"), (exchange.output_text, "[000000]")):
+        assert text is not None
+        assert text.startswith(mark)
+        assert text.endswith(mark.replace("000000", "000799"))
+        assert mark.replace("000000", "000300") not in text
+
+
 def test_a_lost_answer_is_never_replaced_by_the_next_one() -> None:
     talk = Talk().open().say(0, POST).say(1, answer("LOST")).say(0, POST).say(1, answer("two")).say(0, POST).say(1, answer("three")).close()
     exchanges, _ = replay(without(talk, b"LOST"))
