@@ -154,7 +154,8 @@ class ELFFile:
     def may_be_function(self, offset: int) -> bool:
         """In executable code, behind the end or padding of another function, or at the alignment that compilers give functions."""
         inside = any(
-            kind == _PT_LOAD and flags & _PF_X and start <= offset < start + in_file for kind, flags, start, _, _, in_file, _, _ in self.segments
+            kind == _PT_LOAD and flags & _PF_X and start <= offset < start + in_file
+            for kind, flags, start, _, _, in_file, _, _ in self.segments
         )
         return inside and (offset % 16 == 0 or self.data[offset - 1] in _ENDINGS)
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -48,6 +48,7 @@ class CaptureRun:
         ports: frozenset[int] | None,
         write: str | None,
         output: str,
+        listing: tuple[str, Callable[[Exchange], str]] | None,
         store: str | None,
         content: bool,
         tokenizer: str | None,
@@ -58,6 +59,7 @@ class CaptureRun:
         self._ports = ports
         self._write = write
         self._output = output
+        self._listing = listing  # of the table: its header, and a row for each exchange
         self._store = store
         self._content = content
         self._estimator = TokenEstimator(tokenizer)
@@ -83,10 +85,8 @@ class CaptureRun:
         try:
             with self._signals():
                 self._open_sources()
-                if self._output == "table":
-                    from llmsec_analyzer.listing import listing_header
-
-                    self._print(listing_header())
+                if self._listing is not None:
+                    self._print(self._listing[0])
                 gc.freeze()
                 gc.set_threshold(50_000, 50, 100)
                 self._live.on_tick = self._tick
@@ -144,10 +144,8 @@ class CaptureRun:
             exchange = exchange.without_content()
         if self._output == "jsonl":
             self._emit(to_json(exchange))
-        elif self._output == "table":
-            from llmsec_analyzer.listing import exchange_row
-
-            self._print(exchange_row(exchange))
+        elif self._listing is not None:
+            self._print(self._listing[1](exchange))
         if self._writer is not None:
             try:
                 self._writer.add(exchange)
