@@ -13,6 +13,7 @@ static __always_inline void tell_process(__u8 type, __u32 pid, __u32 other)
 	}
 	event_head(event, type, pid, bpf_ktime_get_ns());
 	event->other = other;
+	process_name(event->comm);
 	ring_submit(event, BPF_RB_FORCE_WAKEUP);
 }
 

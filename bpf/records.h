@@ -25,18 +25,23 @@ static __always_inline void count(__u32 which, __u64 amount)
 		*total += amount;
 }
 
-static __always_inline void event_head(struct tap_event *event, __u8 type, __u32 pid, __u64 ts_ns)
+/* The name of the current thread's process, which is that of its first thread. */
+static __always_inline void process_name(char *out)
 {
 	void *task = (void *)bpf_get_current_task(), *leader = 0;
 
+	KERNEL_READ(leader, task, task_struct, group_leader);
+	KERNEL_READ_COMM(out, leader);
+}
+
+static __always_inline void event_head(struct tap_event *event, __u8 type, __u32 pid, __u64 ts_ns)
+{
 	__builtin_memset(event, 0, sizeof(*event));
 	event->version = TAP_EVENT_VERSION;
 	event->type = type;
 	event->ts_ns = ts_ns;
 	event->pid = pid;
 	event->tid = (__u32)bpf_get_current_pid_tgid();
-	KERNEL_READ(leader, task, task_struct, group_leader);
-	KERNEL_READ_COMM(event->comm, leader);
 }
 
 static __always_inline void event_connection(struct tap_event *event, const struct connection_key *key,
@@ -49,6 +54,7 @@ static __always_inline void event_connection(struct tap_event *event, const stru
 	event->family = connection->socket.family;
 	event->local_port = connection->socket.local_port;
 	event->remote_port = connection->socket.remote_port;
+	__builtin_memcpy(event->comm, connection->comm, 16);
 	__builtin_memcpy(event->local, connection->socket.local, 16);
 	__builtin_memcpy(event->remote, connection->socket.remote, 16);
 	if (connection->fresh)

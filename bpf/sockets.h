@@ -16,8 +16,13 @@
 #define TAP_S_IFMT 0170000
 #define TAP_S_IFSOCK 0140000
 
-/* The facts of an internet socket behind a descriptor of the current task; false for anything else. */
-static __always_inline bool socket_of(__u32 fd, struct socket_facts *out)
+enum socket_answer { TAP_NO_SOCKET = 0, TAP_SOCKET = 1, TAP_SAME_SOCKET = 2 };
+
+/*
+ * The facts of an internet socket behind a descriptor of the current task. `known` is the inode of a socket whose facts are at hand
+ * already (0: none): the usual case, answered before most of the reading. Inode numbers of sockets are not used twice.
+ */
+static __always_inline enum socket_answer socket_of(__u32 fd, __u64 known, struct socket_facts *out)
 {
 	void *task = (void *)bpf_get_current_task(), *files = 0, *table = 0, *file = 0, *inode = 0, *sock = 0, *socket = 0;
 	void **slots = 0;
@@ -29,20 +34,22 @@ static __always_inline bool socket_of(__u32 fd, struct socket_facts *out)
 	KERNEL_READ(table, files, files_struct, fdt);
 	KERNEL_READ(max_fds, table, fdtable, max_fds);
 	if (fd >= max_fds)
-		return false;
+		return TAP_NO_SOCKET;
 	KERNEL_READ(slots, table, fdtable, fd);
 	bpf_probe_read_kernel(&file, sizeof(file), slots + fd);
 	if (!file)
-		return false;
+		return TAP_NO_SOCKET;
 	KERNEL_READ(inode, file, file, f_inode);
+	KERNEL_READ(number, inode, inode, i_ino);
+	if (known && number == known)
+		return TAP_SAME_SOCKET;
 	KERNEL_READ(mode, inode, inode, i_mode);
 	if ((mode & TAP_S_IFMT) != TAP_S_IFSOCK)
-		return false;
-	KERNEL_READ(number, inode, inode, i_ino);
+		return TAP_NO_SOCKET;
 	KERNEL_READ(socket, file, file, private_data);
 	KERNEL_READ(sock, socket, socket, sk);
 	if (!sock)
-		return false;
+		return TAP_NO_SOCKET;
 	__builtin_memset(out, 0, sizeof(*out));
 	out->inode = number;
 	KERNEL_READ(out->family, sock, sock_common, skc_family);
@@ -53,12 +60,12 @@ static __always_inline bool socket_of(__u32 fd, struct socket_facts *out)
 		KERNEL_READ(out->local, sock, sock_common, skc_v6_rcv_saddr);
 		KERNEL_READ(out->remote, sock, sock_common, skc_v6_daddr);
 	} else {
-		return false;
+		return TAP_NO_SOCKET;
 	}
 	KERNEL_READ(out->local_port, sock, sock_common, skc_num);
 	KERNEL_READ(port, sock, sock_common, skc_dport);
 	out->remote_port = __builtin_bswap16(port);
-	return true;
+	return TAP_SOCKET;
 }
 
 /* The connection's entry, made if this is the first that is seen of it. */
@@ -70,6 +77,7 @@ static __always_inline struct connection *connection_of(const struct connection_
 	if (known)
 		return known;
 	made.epoch_ns = bpf_ktime_get_ns();
+	process_name(made.comm);
 	connections_update(key, &made);
 	return connections_lookup(key);
 }
@@ -147,13 +155,21 @@ static __always_inline void on_socket_call(__u32 fd, bool is_receive)
 {
 	__u64 id = bpf_get_current_pid_tgid();
 	struct thread *thread = threads_lookup(&id);
+	struct connection_key key = {.pid = id >> 32};
+	struct connection *connection;
 	struct socket_facts socket;
 	struct thread made = {};
+	enum socket_answer found;
 
 	if (thread && thread->depth) {
-		if (!socket_of(fd, &socket))
+		key.connection = thread->calls[0].connection;
+		connection = connections_lookup(&key);
+		found = socket_of(fd, connection && thread->depth == 1 ? connection->socket.inode : 0, &socket);
+		if (found == TAP_NO_SOCKET)
 			return;
 		thread->calls[0].touched_socket = 1;
+		if (found == TAP_SAME_SOCKET)
+			return;
 		bind_socket(id >> 32, thread->calls[0].connection, &socket, true);
 		if (thread->depth > 1) {
 			thread->calls[1].touched_socket = 1;
@@ -162,13 +178,13 @@ static __always_inline void on_socket_call(__u32 fd, bool is_receive)
 		return;
 	}
 	if (!is_receive) {
-		if (!thread || !thread->unsent || !socket_of(fd, &socket))
+		if (!thread || !thread->unsent || socket_of(fd, 0, &socket) != TAP_SOCKET)
 			return;
 		bind_socket(id >> 32, thread->unsent, &socket, false);
 		thread->unsent = 0;
 		return;
 	}
-	if (!socket_of(fd, &socket))
+	if (socket_of(fd, 0, &socket) != TAP_SOCKET)
 		return;
 	if (!thread) {
 		made.received_fd = fd + 1;

@@ -63,9 +63,10 @@ struct connection {
 	__u32 lost;
 	__u32 fresh;
 	struct socket_facts socket;
+	char comm[16]; /* read once, when the connection is first seen */
 };
 
-/* Attach cookies: what a probed function is. The loader gives them; see llmsec_tap/capture/ebpf/probes.py. */
+/* Attach cookies: what a probed function is. The loader gives them; see llmsec_tap/capture/ebpf/core.py. */
 enum tap_cookie {
 	TAP_COOKIE_WRITE = 1,	 /* moves bytes out; else in */
 	TAP_COOKIE_SIZE_OUT = 2, /* fourth argument points to the number of bytes moved */

@@ -177,7 +177,7 @@ static __always_inline int call_returned(struct pt_regs *regs)
 	if (!call.touched_socket && !connection->socket.inode) {
 		if (call.direction == TAP_WRITE)
 			thread->unsent = call.connection;
-		else if (thread->received_fd && socket_of(thread->received_fd - 1, &socket))
+		else if (thread->received_fd && socket_of(thread->received_fd - 1, 0, &socket) == TAP_SOCKET)
 			bind_socket(key.pid, call.connection, &socket, false);
 	}
 	moved.key = key;
@@ -199,6 +199,7 @@ static __always_inline int connection_opened(struct pt_regs *regs)
 		close_connection(&key, earlier);
 	made.epoch_ns = bpf_ktime_get_ns();
 	made.fresh = 1;
+	process_name(made.comm);
 	connections_update(&key, &made);
 	return 0;
 }
@@ -240,14 +241,16 @@ static __always_inline int go_entered(struct pt_regs *regs, __u64 cookie)
 	return 0;
 }
 
-static __always_inline bool go_socket(__u64 connection, struct socket_facts *out)
+static __always_inline enum socket_answer go_socket(__u64 connection, __u64 known, struct socket_facts *out)
 {
 	__u64 net_conn = 0, net_fd = 0;
 	__u32 fd = 0;
 
-	return !bpf_probe_read_user(&net_conn, sizeof(net_conn), (void *)(connection + 8)) &&
-	       !bpf_probe_read_user(&net_fd, sizeof(net_fd), (void *)net_conn) &&
-	       !bpf_probe_read_user(&fd, sizeof(fd), (void *)(net_fd + TAP_GO_SYSFD_OFFSET)) && socket_of(fd, out);
+	if (bpf_probe_read_user(&net_conn, sizeof(net_conn), (void *)(connection + 8)) ||
+	    bpf_probe_read_user(&net_fd, sizeof(net_fd), (void *)net_conn) ||
+	    bpf_probe_read_user(&fd, sizeof(fd), (void *)(net_fd + TAP_GO_SYSFD_OFFSET)))
+		return TAP_NO_SOCKET;
+	return socket_of(fd, known, out);
 }
 
 static __always_inline int go_returned(struct pt_regs *regs)
@@ -267,12 +270,12 @@ static __always_inline int go_returned(struct pt_regs *regs)
 	if (result <= 0 || result > 0x7fffffff)
 		return 0;
 	key.connection = call.connection;
-	/* A pointer is used again after garbage collection; nothing tells but the socket. */
-	if (go_socket(call.connection, &socket))
-		bind_socket(pid, call.connection, &socket, true);
 	connection = connection_of(&key);
 	if (!connection)
 		return 0;
+	/* A pointer is used again after garbage collection; nothing tells but the socket. */
+	if (go_socket(call.connection, connection->socket.inode, &socket) == TAP_SOCKET)
+		bind_socket(pid, call.connection, &socket, true);
 	moved.buffer = call.buffer;
 	moved.length = result;
 	moved.direction = call.direction;

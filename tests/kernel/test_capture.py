@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import shutil
@@ -54,6 +53,10 @@ def counts(agent: Agent) -> dict[str, int]:
     numbers: dict[str, int] = {}
     for name, pattern in {
         "calls": r"seen ([\d,]+) TLS calls",
+        "bytes": r"TLS calls \(([\d,]+) bytes\)",
+        "decoded_bytes": r"decoded ([\d,]+) bytes",
+        "dropped_bytes": r"calls \(([\d,]+) bytes\) in the kernel",
+        "left_out_bytes": r"records \(([\d,]+) bytes\) of",
         "dropped": r"dropped ([\d,]+) calls",
         "exchanges": r"([\d,]+) exchanges \(",
         "gapped": r"([\d,]+) gapped",
@@ -221,6 +224,7 @@ def test_a_ring_too_small_loses_and_says_so(certificate: Certificate) -> None:
     check([row for row in agent.exchanges() if row["input_text"] in small], small, {pid})
     numbers = counts(agent)
     assert numbers["dropped"] > 0
+    assert numbers["decoded_bytes"] + numbers["dropped_bytes"] + numbers["left_out_bytes"] == numbers["bytes"], "a byte nobody told of"
     hurt = [row for row in agent.exchanges() if row["completeness"] == "gapped"]
     assert hurt
     assert numbers["gapped"] == len(hurt)
@@ -321,7 +325,48 @@ def test_stored_as_printed_and_attached_soon(front: Nginx, certificate: Certific
         check(agent.wait_for_exchanges(13), asked, front.workers())
     assert agent.exit_code == 0
     assert counts(agent)["stored"] == 13
-    assert ctypes.sizeof(ctypes.c_void_p) == 8
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_capture_in_order(front: Nginx, certificate: Certificate, number: int) -> None:
+    """What is under way is printed, the summary is said, and a stream that was open is told as cut off by the end of the capture."""
+    with Agent("--pid", str(front.pid)) as agent:
+        caller = Caller(front.port, certificate.cert)
+        caller.ask("before the signal")
+        caller.connection.putrequest("POST", "/v1/chat/completions")
+        caller.connection.putheader("content-length", "1000")
+        caller.connection.endheaders(b'{"model":"tiny","messages":[{"role":"user","content":"never')
+        time.sleep(0.3)
+        agent.stop(number)
+        caller.close()
+    assert agent.exit_code == 0
+    rows = agent.exchanges()
+    assert [row["completeness"] for row in rows] == ["complete", "truncated"]
+    assert counts(agent)["exchanges"] == 2
+
+
+def test_memory_stays_under_its_cap(certificate: Certificate) -> None:
+    """Bodies far larger than the cap, at once and never ended: the tap gives up connections, says so, and lives."""
+    with echo("threads", certificate) as (pid, port), Agent("--pid", str(pid), "--memory-cap", "160") as agent:
+        callers = [Caller(port, certificate.cert) for _ in range(24)]
+        for caller in callers:
+            caller.connection.putrequest("POST", "/v1/chat/completions")
+            caller.connection.putheader("content-type", "application/json")
+            caller.connection.putheader("content-length", "1000000000")
+            caller.connection.endheaders()
+        peak = 0
+        for _ in range(12):
+            for caller in callers:
+                caller.connection.send(b"z" * 1_000_000)
+            peak = max(peak, int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{agent.process.pid}/status").read_text())[0]) // 1000)
+        for caller in callers:
+            caller.close()
+        time.sleep(2)  # until it has given up, freed and noticed
+        text, _ = ask_once(port, certificate.cert, "afterwards")
+        assert text == said("afterwards")
+        agent.wait_for(lambda: any(row["input_text"] == "afterwards" for row in agent.exchanges()), "the tap did not recover")
+    assert peak < 160 * 1.1, f"{peak} MB"
+    assert "tap_overload" in agent.said or "gave up" in agent.said
 
 
 def test_an_unknown_process_is_refused(certificate: Certificate) -> None:

@@ -19,7 +19,10 @@ from typing import Any
 
 def reply(body: bytes) -> tuple[str, list[bytes]]:
     """Content type and the pieces of the answer's body."""
-    asked: dict[str, Any] = json.loads(body)
+    try:
+        asked: dict[str, Any] = json.loads(body)
+    except ValueError:
+        return "text/plain", [b"not JSON"]
     content = asked["messages"][-1]["content"]
     text = f"echo {content[:80]} of {len(content)}"
     if not asked.get("stream"):

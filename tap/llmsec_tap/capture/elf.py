@@ -18,6 +18,8 @@ _PHDR: Final = struct.Struct("<IIQQQQQQ")
 _SHDR: Final = struct.Struct("<IIQQQQIIQQ")
 _SYM: Final = struct.Struct("<IBBHQQ")
 _PT_LOAD, _PT_NOTE = 1, 4
+_PF_X = 1
+_ENDINGS: Final = frozenset((0xC3, 0xCC, 0x90, 0x00))  # ret, int3, nop, the last byte of a long nop
 _SHT_SYMTAB, _SHT_DYNSYM, _SHT_NOBITS = 2, 11, 8
 _STT_FUNC, _STT_GNU_IFUNC = 2, 10
 _NT_GNU_BUILD_ID = 3
@@ -148,6 +150,14 @@ class ELFFile:
                     return self.data[content : content + content_size].hex()
                 at = content + (content_size + 3 & ~3)
         return None
+
+    def may_be_function(self, offset: int) -> bool:
+        """In executable code, behind the end or padding of another function, or at the alignment that compilers give functions."""
+        inside = any(
+            kind == _PT_LOAD and flags & _PF_X and start <= offset < start + in_file
+            for kind, flags, start, _, _, in_file, _, _ in self.segments
+        )
+        return inside and (offset % 16 == 0 or self.data[offset - 1] in _ENDINGS)
 
     def contains(self, text: bytes) -> bool:
         return self.data.find(text) >= 0

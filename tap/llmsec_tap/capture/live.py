@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import sys
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -27,6 +28,9 @@ from llmsec_tap.errors import SourceError
 from llmsec_tap.pipeline import Pipeline
 
 _TICK_S = 0.5
+_WATCH_S = 0.1
+# How soon the reading thread gets its turn while this one decodes: the ring fills meanwhile.
+_SWITCH_S = 0.001
 _WAIT_S = 0.05
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 # Above this share of the cap no connection is begun; above the second, the quietest ones are given up, so many at a time.
@@ -60,6 +64,7 @@ class LiveCapture:
         self._stopping = False
         self._pending: list[tuple[int, bytes, Event]] = []
         self._next_tick = 0.0
+        self._next_watch = 0.0
         self.on_tick: Callable[[], None] = lambda: None
         self.totals = KernelTotals()
         self.records = 0
@@ -79,6 +84,7 @@ class LiveCapture:
 
     def run(self, duration_s: float | None = None) -> None:
         """Until stopped, or for so long. Raises SourceError where a source failed; everything before it is delivered."""
+        sys.setswitchinterval(_SWITCH_S)
         deadline = None if duration_s is None else time.monotonic() + duration_s
         threads = [*([self._reader] if self._reader is not None else []), *self._packets]
         try:
@@ -101,7 +107,11 @@ class LiveCapture:
         elif item is not None:
             item()
         self._flush(time.monotonic_ns() - limits.REORDER_NS)
-        if time.monotonic() >= self._next_tick:
+        now = time.monotonic()
+        if now >= self._next_watch:
+            self._next_watch = now + _WATCH_S
+            self._watch_memory(time.time_ns())
+        if now >= self._next_tick:
             self._tick()
         return item is not None
 
@@ -142,17 +152,22 @@ class LiveCapture:
             self._flows.tick(now_ns)
             for connection, epoch, pid in self._queue.left_out():
                 self._flows.left_out(pid, connection, epoch)
-        self._watch_memory(now_ns)
         self.on_tick()
 
     def _watch_memory(self, now_ns: int) -> None:
         used = resident_bytes()
         self.peak_rss_bytes = max(self.peak_rss_bytes, used)
-        self._queue.shed_all_new = used > self._memory_cap * _SHED_NEW
+        if used > self._memory_cap * _SHED_NEW:  # it may be free already, but not given back
+            ctypes.CDLL(None).malloc_trim(0)
+            used = resident_bytes()
         if used > self._memory_cap * _SHED_OLD and self._flows is not None:
-            self.shed_connections += self._flows.shed(_SHED_COUNT, now_ns)
+            given_up = self._flows.shed(_SHED_COUNT, now_ns)
+            self._queue.leave_out(given_up)
+            self.shed_connections += len(given_up)
             gc.collect()
             ctypes.CDLL(None).malloc_trim(0)
+            used = resident_bytes()
+        self._queue.shed_all_new = used > self._memory_cap * _SHED_NEW
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Between the threads that read and the one that decodes: bounded by bytes, never waited for by the observed processes.
 
 When decoding falls behind, whole connections are left out first: above QUEUE_SHED_BYTES those that have not begun, at
-MAX_QUEUE_BYTES every one whose record comes. A connection once left out stays out until it ends: half an exchange helps nobody.
+MAX_QUEUE_BYTES every one whose record comes (both lower under a small memory cap). A connection once left out stays out until it ends: half an exchange helps nobody.
 """
 
 from __future__ import annotations
@@ -63,6 +63,10 @@ class BatchQueue:
             item, size = self._items.popleft()
             self.bytes -= size
             return item
+
+    def leave_out(self, keys: list[_Key]) -> None:
+        """Take no more of these connections; what is given up half way is not begun again in its middle."""
+        self._left_out.update(keys)
 
     def left_out(self) -> list[_Key]:
         """Connections that were left out since the last call."""

@@ -130,7 +130,7 @@ class TargetFinder:
 
     def _examine_elf(self, file: ELFFile, mapped: MappedFile, found: Findings) -> None:
         if self._offsets is not None and mapped.is_exe:
-            found.plans.append(_offset_plan(mapped, self._offsets))
+            self._take_offsets(file, mapped, self._offsets, found)
             return
         if ".go.buildinfo" in file.sections:
             self._examine_go(file, mapped, found)
@@ -143,11 +143,19 @@ class TargetFinder:
             return
         build_id = file.build_id()
         if build_id in self._known:
-            found.plans.append(_offset_plan(mapped, self._known[build_id]))
+            self._take_offsets(file, mapped, self._known[build_id], found)
             return
         trace = next((name for text, name in _TRACES if file.contains(text)), None)
         if trace is not None:
             found.refusals.append(Refusal(mapped.path, _no_symbols(trace, build_id)))
+
+    def _take_offsets(self, file: ELFFile, mapped: MappedFile, offsets: Offsets, found: Findings) -> None:
+        """A probe in the middle of an instruction would damage the process, so a given offset must look like a function's beginning."""
+        wrong = [hex(offset) for offset in (offsets.read, offsets.write) if not file.may_be_function(offset)]
+        if wrong:
+            found.refusals.append(Refusal(mapped.path, f"no function can begin at offset {' or '.join(wrong)}; nothing was probed"))
+        else:
+            found.plans.append(_offset_plan(mapped, offsets))
 
     def _plan(self, file: ELFFile, mapped: MappedFile, functions: dict[str, Function], names: dict[str, Role], library: str) -> ProbePlan:
         probes = [Probe(names[name], function.offset, name) for name, function in functions.items()]

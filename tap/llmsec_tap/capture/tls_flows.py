@@ -64,6 +64,7 @@ class TLSFlows:
         self._waiting: dict[_Key, _Connection] = {}
         self._by_object: dict[tuple[int, int], int] = {}  # (pid, TLS object) -> its epoch
         self.opened = 0
+        self.bytes = 0  # of plaintext that came this far
         self.gaps = 0
         self.gap_bytes = 0
         self.without_socket = 0
@@ -94,6 +95,7 @@ class TLSFlows:
         connection.last_ns = ts_ns
         self._connections.move_to_end(key)
         data = events.payload(record, event)
+        self.bytes += len(data)
         if connection.flow is None:
             connection.held.append((event, data))
             connection.held_bytes += len(data)
@@ -250,15 +252,15 @@ class TLSFlows:
         if connection is not None and connection.flow is not None:
             connection.flow.anomaly("tap_overload")
 
-    def shed(self, count: int, now_ns: int) -> int:
-        """Give up the connections that were quiet longest, to free their memory."""
+    def shed(self, count: int, now_ns: int) -> list[tuple[int, int, int]]:
+        """Give up the connections that were quiet longest, to free their memory: which (connection, epoch, process)."""
         keys = [key for key, connection in self._connections.items() if connection.flow is not None][:count]
         for key in keys:
             flow = self._connections[key].flow
             assert flow is not None
             flow.anomaly("tap_overload")
             self._close(key, now_ns, "expired")
-        return len(keys)
+        return [(pointer, epoch, pid) for pid, pointer, epoch in keys]
 
     def close(self, ts_ns: int) -> None:
         for key in list(self._connections):

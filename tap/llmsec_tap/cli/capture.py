@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from llmsec_tap.storage import DEFAULT_STORE
+from llmsec_tap.model import Exchange
+
+# storage.DEFAULT_STORE, without the import: it would stand between the command and its probes for 50 ms. A test compares.
+DEFAULT_STORE = "llmsec-data"
 
 
 class Format(StrEnum):
@@ -31,6 +35,13 @@ def _offset(text: str) -> int:
         return int(text, 0)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a number (decimal, or hexadecimal with 0x)") from None
+
+
+def _listing() -> tuple[str, Callable[[Exchange], str]]:
+    """The analyzer's table: its header, and the row of an exchange."""
+    from llmsec_analyzer.listing import exchange_row, listing_header
+
+    return listing_header(), exchange_row
 
 
 def capture(
@@ -114,6 +125,7 @@ def capture(
             ports=frozenset(port) if port else None,
             write=write,
             output=output.value,
+            listing=_listing() if output is Format.TABLE else None,
             store=None if store == "none" else store,
             content=content,
             tokenizer=tokenizer,

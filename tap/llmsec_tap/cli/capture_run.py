@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from llmsec_tap import limits
 from llmsec_tap.capture.kubernetes import find_pods
 from llmsec_tap.capture.live import LiveCapture
 from llmsec_tap.capture.process import ProcessTable
@@ -47,6 +48,7 @@ class CaptureRun:
         ports: frozenset[int] | None,
         write: str | None,
         output: str,
+        listing: tuple[str, Callable[[Exchange], str]] | None,
         store: str | None,
         content: bool,
         tokenizer: str | None,
@@ -57,10 +59,13 @@ class CaptureRun:
         self._ports = ports
         self._write = write
         self._output = output
+        self._listing = listing  # of the table: its header, and a row for each exchange
         self._store = store
         self._content = content
         self._estimator = TokenEstimator(tokenizer)
-        self._queue = BatchQueue()
+        # A share of the cap: it holds bodies and text as well.
+        queued = min(limits.MAX_QUEUE_BYTES, memory_cap_bytes // 8)
+        self._queue = BatchQueue(queued, min(limits.QUEUE_SHED_BYTES, queued // 2))
         self._pipeline = Pipeline(self._exchange, fingerprinter(install_key()), ports=ports, on_defect=self._defect)
         self._live = LiveCapture(self._pipeline, self._queue, memory_cap_bytes=memory_cap_bytes)
         self._writer: StoreWriter | None = None
@@ -80,10 +85,8 @@ class CaptureRun:
         try:
             with self._signals():
                 self._open_sources()
-                if self._output == "table":
-                    from llmsec_analyzer.listing import listing_header
-
-                    self._print(listing_header())
+                if self._listing is not None:
+                    self._print(self._listing[0])
                 gc.freeze()
                 gc.set_threshold(50_000, 50, 100)
                 self._live.on_tick = self._tick
@@ -141,10 +144,8 @@ class CaptureRun:
             exchange = exchange.without_content()
         if self._output == "jsonl":
             self._emit(to_json(exchange))
-        elif self._output == "table":
-            from llmsec_analyzer.listing import exchange_row
-
-            self._print(exchange_row(exchange))
+        elif self._listing is not None:
+            self._print(self._listing[1](exchange))
         if self._writer is not None:
             try:
                 self._writer.add(exchange)
@@ -221,7 +222,7 @@ class CaptureRun:
         if flows is not None:
             lines.append(
                 f"seen {totals.calls:,} TLS calls ({totals.bytes:,} bytes), {flows.opened:,} connections; "
-                f"dropped {totals.lost_calls:,} calls ({totals.lost_bytes:,} bytes) in the kernel, "
+                f"decoded {flows.bytes:,} bytes; dropped {totals.lost_calls:,} calls ({totals.lost_bytes:,} bytes) in the kernel, "
                 f"{queue.left_out_records:,} records ({queue.left_out_bytes:,} bytes) of {queue.left_out_connections:,} connections here"
             )
         for source in self._sources:

@@ -60,10 +60,16 @@ def test_stripped_tls_is_refused_by_name_and_taken_by_build_id_or_offsets(tmp_pa
     (refusal,) = TargetFinder().look_at_file(mapped(path)).refusals
     assert "stripped BoringSSL (build id abcdef0123456789)" in refusal.reason
     assert "--ssl-read-offset" in refusal.reason
-    (plan,) = TargetFinder(known={"abcdef0123456789": Offsets(16, 32)}).look_at_file(mapped(path)).plans
-    assert [(probe.role, probe.offset) for probe in plan.probes] == [(Role.READ, 16), (Role.WRITE, 32)]
-    (plan,) = TargetFinder(offsets=Offsets(48, 64)).look_at_file(mapped(path, is_exe=True)).plans
-    assert [probe.offset for probe in plan.probes] == [48, 64]
+    with ELFFile(path) as file:
+        start = file.sections[".text"][0]
+    (plan,) = TargetFinder(known={"abcdef0123456789": Offsets(start, start + 16)}).look_at_file(mapped(path)).plans
+    assert [(probe.role, probe.offset) for probe in plan.probes] == [(Role.READ, start), (Role.WRITE, start + 16)]
+    (plan,) = TargetFinder(offsets=Offsets(start + 16, start)).look_at_file(mapped(path, is_exe=True)).plans
+    assert [probe.offset for probe in plan.probes] == [start + 16, start]
+    for wrong in (16, start + 5, 1 << 40):
+        found = TargetFinder(offsets=Offsets(start, wrong)).look_at_file(mapped(path, is_exe=True))
+        assert found.plans == []
+        assert found.refusals[0].reason.startswith(f"no function can begin at offset {wrong:#x}")
 
 
 def test_rustls_without_symbols_is_refused_by_name(tmp_path: Path) -> None:

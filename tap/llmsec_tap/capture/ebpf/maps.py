@@ -16,7 +16,7 @@ from llmsec_tap.capture.ebpf.libbpf import LibBPF, SampleCallback, explain
 
 _CONNECTION_KEY: Final = struct.Struct("=QII")
 _CONNECTION: Final = struct.Struct("=QQQII")  # struct connection: epoch, offsets, lost, fresh; the socket after it is not needed
-_CONNECTION_BYTES: Final = 32 + 48
+_CONNECTION_BYTES: Final = 32 + 48 + 16
 _TOTALS: Final = 7  # enum tap_total
 _MAX_RECORDS = 4096  # per `consume`, so that one call never holds the interpreter for long
 _COPY_WHOLE_BELOW = 2048
