@@ -116,6 +116,47 @@ class AnomalyCount(msgspec.Struct, kw_only=True, frozen=True):
     count: int
 
 
+Category = Literal[
+    "prompt_injection", "jailbreak", "system_prompt_leak", "pii", "secret", "data_exfiltration", "unsafe_output", "anomaly"
+]
+Severity = Literal["info", "low", "medium", "high", "critical"]
+
+
+class Location(msgspec.Struct, kw_only=True, frozen=True):
+    """Where in an exchange: which text, and character offsets in it, end exclusive. docs/detection.md lists the parts."""
+
+    part: str
+    start: int
+    end: int
+
+
+class Taxonomy(msgspec.Struct, kw_only=True, frozen=True):
+    """Ids in public lists of threats; the ATLAS one names the release it is taken from."""
+
+    owasp_llm_2025: str | None = None
+    owasp_llm_2026: str | None = None
+    mitre_atlas: str | None = None
+
+
+class Finding(msgspec.Struct, kw_only=True, frozen=True):
+    """What a detector found. Never holds the matched text: `preview` is redacted and `fingerprint` a keyed hash."""
+
+    finding_id: str
+    exchange_id: str
+    rule_id: str
+    rule_version: str
+    category: Category
+    type: str
+    severity: Severity
+    confidence: float
+    location: Location
+    preview: str
+    fingerprint: str
+    taxonomy: Taxonomy
+    explanation: str
+    at_output_token: int | None = None
+
+
 class Exchange(msgspec.Struct, kw_only=True):
     """One request and its answer. Times are capture time, epoch nanoseconds; texts are exactly as sent."""
 
@@ -159,7 +200,7 @@ class Exchange(msgspec.Struct, kw_only=True):
     request: Request = msgspec.field(default_factory=Request)
     response: Response = msgspec.field(default_factory=Response)
     risk_score: int | None = None
-    findings: list[dict[str, str]] = []
+    findings: list[Finding] = []
 
     def without_content(self) -> Exchange:
         """The same record with every text left out (`--no-content`); counts, names and times stay."""
