@@ -11,6 +11,9 @@ from llmsec_analyzer.detectors.runs import RunRecognizer
 from llmsec_analyzer.detectors.stream import Plan
 from llmsec_analyzer.rules.schema import Rule
 
+# The recognizer of rules that nothing in a text starts: the model's, and comparisons of an answer with its request.
+JUDGEMENT = "judgement"
+
 
 def make_plan(
     rules: Sequence[Rule],
@@ -25,6 +28,8 @@ def make_plan(
     contexts: list[tuple[str, str]] = []
     by_class: dict[str, list[Rule]] = {}
     for rule in rules:
+        if rule.recognizer == JUDGEMENT:
+            continue
         if rule.recognizer is not None:
             own = RECOGNIZERS[rule.recognizer](rule)
             keywords += [(word, own) for word in rule.keywords]

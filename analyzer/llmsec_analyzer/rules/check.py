@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmsec_analyzer.detectors.build import make_plan
+from llmsec_analyzer.detectors.build import JUDGEMENT, make_plan
 from llmsec_analyzer.detectors.stream import StreamScanner
 from llmsec_analyzer.rules.schema import Rule
 from llmsec_analyzer.rules.synthetic import expand
@@ -26,6 +26,8 @@ def _problems(rule: Rule, trusted: frozenset[str]) -> list[str]:
     problems: list[str] = []
     if len(rule.description) < 20:
         problems.append("the description must say what was found and what an attacker gains")
+    if rule.recognizer == JUDGEMENT:
+        return problems  # made by comparisons and the model; their own tests prove them
     if not rule.examples.match:
         problems.append("there is no example that must match")
     if not rule.examples.no_match:

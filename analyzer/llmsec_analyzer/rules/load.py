@@ -11,8 +11,10 @@ from typing import Any
 import msgspec
 import yaml
 
+from llmsec_analyzer.detectors.build import JUDGEMENT
 from llmsec_analyzer.detectors.identifiers import known_validators, validator
 from llmsec_analyzer.detectors.patterns import BadPattern, compile_pattern
+from llmsec_analyzer.detectors.recognizers import RECOGNIZERS
 from llmsec_analyzer.detectors.triggers import MAX_KEYWORD_BYTES
 from llmsec_analyzer.rules.schema import Rule, RuleFile
 from llmsec_tap.errors import ConfigError
@@ -77,6 +79,8 @@ def check_form(rule: Rule) -> None:
         raise ConfigError(f"the id {rule.id!r} is not lower-case words with dots and underscores")
     if (rule.pattern is None) == (rule.recognizer is None):
         raise ConfigError("a rule has either a pattern or a recognizer")
+    if rule.recognizer is not None and rule.recognizer not in (*RECOGNIZERS, JUDGEMENT):
+        raise ConfigError(f"there is no recognizer {rule.recognizer!r}", _nearest(rule.recognizer, [*RECOGNIZERS, JUDGEMENT]))
     if not 0 <= rule.confidence <= 1:
         raise ConfigError("confidence is a number from 0 to 1")
     if rule.pattern is not None:

@@ -1,0 +1,104 @@
+"""The model itself: logistic regression over hashed features, one vote a source, windows of attacks chosen by the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.sparse import csr_matrix
+
+from llmsec_analyzer.detectors.injection.features import CONCEPTS, SIZE, WORDS
+
+SHARE_ALIKE = "SA"
+
+
+class Data:
+    """The windows of all rows, and which rows count for training (`main`)."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        loaded = np.load(path, allow_pickle=False)
+        self.matrix = csr_matrix((loaded["values"], loaded["ids"], loaded["pointers"]), shape=(len(loaded["owners"]), SIZE), dtype=np.float32)
+        for family in settings.get("without", ()):
+            first, last = {"words": (0, WORDS), "concepts": (WORDS, WORDS + CONCEPTS), "marks": (WORDS + CONCEPTS, SIZE)}[family]
+            self.matrix.data[(self.matrix.indices >= first) & (self.matrix.indices < last)] = 0
+        self.owners = loaded["owners"]
+        self.labels = loaded["labels"]
+        self.sources = loaded["sources"]
+        self.row_ids = loaded["row_ids"]
+        self.sets = loaded["sets"]
+        self.licences = loaded["licences"]
+        self.categories = loaded["categories"]
+        self.languages = loaded["languages"]
+        self.main = self.sets == "injection"
+        self.usable = np.ones(len(self.labels), dtype=bool)
+        if settings.get("no_share_alike"):
+            self.usable = np.char.find(self.licences, SHARE_ALIKE) < 0
+        self.counts = np.bincount(self.owners, minlength=len(self.labels))
+        self.starts = np.concatenate(([0], np.cumsum(self.counts)[:-1]))
+
+
+def fit_rows(data: Data, train: np.ndarray, settings: dict[str, Any]) -> tuple[np.ndarray, float]:
+    """Weights and bias from the rows in `train`. Rows of long attacks count by the one window the model likes best."""
+    train = train & data.usable
+    power = settings.get("source_power", 0.5)
+    weight_of_row = np.zeros(len(data.labels))
+    for kind in (0, 1):
+        names, counts = np.unique(data.sources[train & (data.labels == kind)], return_counts=True)
+        for name, count in zip(names, counts, strict=True):
+            mine = train & (data.labels == kind) & (data.sources == name)
+            share = count**power / count
+            if "r3 templates" in str(name):
+                share *= settings.get("r3", 1.0)
+            weight_of_row[mine] = share
+        total = weight_of_row[train & (data.labels == kind)].sum()
+        weight_of_row[train & (data.labels == kind)] *= (settings.get("positive", 0.35) if kind else 1 - settings.get("positive", 0.35)) * 10_000 / total
+    weak = np.isin(data.categories, ("taxonomy_intents", "taxonomy_techniques", "taxonomy_evasions"))
+    weight_of_row[weak & (data.labels == 1)] *= settings.get("weak", 0.4)
+    weight_of_row[(data.categories == "gcg_suffix")] *= settings.get("gcg", 0.5)
+    for name in ("mentions",):
+        weight_of_row[(data.sets == name)] = settings.get("mentions", 0.0)
+    use = (weight_of_row > 0)[data.owners]
+    # First pass: the whole of short rows, benign windows all; then the best window of each long attack.
+    single = data.counts[data.owners] == 1
+    benign = data.labels[data.owners] == 0
+    chosen = use & (single | benign)
+    weights, bias = _solve(data, chosen, weight_of_row, settings, None)
+    for _ in range(settings.get("rounds", 1)):
+        logits = data.matrix @ weights + bias
+        best = np.zeros(len(data.owners), dtype=bool)
+        for row in np.flatnonzero((data.labels == 1) & (data.counts > 1) & (weight_of_row > 0)):
+            first = data.starts[row]
+            best[first + int(np.argmax(logits[first : first + data.counts[row]]))] = True
+        chosen = use & (single | benign | best)
+        weights, bias = _solve(data, chosen, weight_of_row, settings, np.append(weights, bias))
+    return weights, bias
+
+
+def _solve(data: Data, chosen: np.ndarray, weight_of_row: np.ndarray, settings: dict[str, Any], start: np.ndarray | None) -> tuple[np.ndarray, float]:
+    rows = np.flatnonzero(chosen)
+    matrix = data.matrix[rows].astype(np.float64)
+    transposed = matrix.T.tocsr()
+    labels = data.labels[data.owners[rows]].astype(np.float64)
+    counts = np.where(labels == 1, 1, data.counts[data.owners[rows]])
+    sample = weight_of_row[data.owners[rows]] / np.maximum(1, counts) ** settings.get("window_power", 0.7)
+    decay = settings.get("decay", 1.0)
+    signs = 2 * labels - 1
+
+    def loss(point: np.ndarray) -> tuple[float, np.ndarray]:
+        weights, bias = point[:-1], point[-1]
+        margin = signs * (matrix @ weights + bias)
+        value = float((sample * np.logaddexp(0, -margin)).sum() + 0.5 * decay * (weights @ weights))
+        pull = -signs * sample / (1 + np.exp(margin))
+        return value, np.append(transposed @ pull + decay * weights, pull.sum())
+
+    point = np.zeros(SIZE + 1) if start is None else start
+    result = minimize(loss, point, jac=True, method="L-BFGS-B", options={"maxiter": settings.get("iterations", 60), "maxcor": 8})
+    return result.x[:-1], float(result.x[-1])
+
+
+def pooled(data: Data, weights: np.ndarray, bias: float) -> np.ndarray:
+    """One logit a row: of its windows the highest."""
+    logits = data.matrix @ weights + bias
+    return np.maximum.reduceat(logits, data.starts)
