@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmsec_analyzer.terminal import cut, pad, visible
 from llmsec_tap.model import Finding
@@ -28,3 +28,14 @@ def scan_rows(result: Result) -> Iterable[str]:
     yield f"{pad(name, 24)}  risk {result.risk_score:>3}{score}  {len(result.findings)} findings"
     for finding in result.findings:
         yield "  " + finding_line(finding)
+
+
+def stored_line(row: dict[str, Any]) -> str:
+    """One stored finding: time, severity, what, where, preview."""
+    location = row["location"] or {}
+    place = f"{row['exchange_id'][:12]} {location.get('part', '')} {location.get('start', '')}-{location.get('end', '')}"
+    started = row["started"]
+    when = f"{started:%Y-%m-%d %H:%M:%S}" if started is not None else ""
+    cells = ((when, 19), (row["severity"].upper(), 8), (row["category"], 18), (row["type"] or "", 22), (place, 58))
+    line = "  ".join(pad(cut(visible(str(cell)), width), width) for cell, width in cells)
+    return f"{line}  {cut(visible(row['preview'] or ''), 72)}".rstrip()

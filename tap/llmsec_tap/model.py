@@ -142,7 +142,7 @@ class Finding(msgspec.Struct, kw_only=True, frozen=True):
     """What a detector found. Never holds the matched text: `preview` is redacted and `fingerprint` a keyed hash."""
 
     finding_id: str
-    exchange_id: str
+    exchange_id: str = ""  # in a stored exchange it is the exchange's own
     rule_id: str
     rule_version: str
     category: Category
@@ -210,6 +210,7 @@ class Exchange(msgspec.Struct, kw_only=True):
             output_text=None,
             reasoning_text=None,
             refusal_text=None,
+            findings=[msgspec.structs.replace(finding, preview="") for finding in self.findings],
             tool_calls=[ToolCall(id=call.id, name=call.name) for call in self.tool_calls],
             request=Request(parameters=self.request.parameters, body_bytes=self.request.body_bytes),
             response=Response(

@@ -40,7 +40,7 @@ def make_plan(
             by_class.setdefault(rule.trigger, []).append(rule)
             contexts += [(word, rule.id) for word in rule.context]
         if rule.keywords:
-            pattern = PatternRecognizer(rule)
+            pattern = PatternRecognizer(rule, trusted=rule.id in trusted)
             keywords += [(word, pattern) for word in rule.keywords]
     for name, members in by_class.items():
         classes.append((name, RunRecognizer(name, members, trusted)))

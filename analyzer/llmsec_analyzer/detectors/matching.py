@@ -61,8 +61,10 @@ class View:
 
 
 class Recognizer(Protocol):
-    """`reach` is how far before a hit it may look; the scanner keeps that much text."""
+    """`reach` is how far before a hit it may look; the scanner keeps that much text. `ordered`: asked hit after hit, never the
+    next one while an earlier one waits."""
 
     reach: int
+    ordered: bool
 
     def decide(self, view: View, start: int, end: int) -> list[Match] | int: ...

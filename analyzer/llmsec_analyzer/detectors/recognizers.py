@@ -17,10 +17,12 @@ class PrivateKey:
     """A PEM or OpenSSH private key: from its first line to its last, or as far as it goes."""
 
     reach = 80
+    ordered = False
     _HEAD = re.compile(r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----")
     _TAIL = re.compile(r"-----END (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----")
     _NOISE = re.compile(r"\\+[nr]|[^A-Za-z0-9+/=]")
-    _LINE = re.compile(r"[^\n]{0,400}\n?")
+    _LINE = re.compile(r"[^\n]{0,12000}\n?")
+    _HEADER = re.compile(r"[\s\"'+#*]*(?:Proc-Type|DEK-Info|Comment|Version)\b")
     _KEY_TEXT = re.compile(r"[A-Za-z0-9+/=]{16}")
 
     def __init__(self, rule: Rule) -> None:
@@ -38,22 +40,24 @@ class PrivateKey:
         after = text[head.end() : head.end() + 120]
         if len(self._NOISE.sub("", after)) < 40 or " and " in after:
             return []
-        tail = self._TAIL.search(text, head.end())
-        if tail is None:
-            stop = head.end()
-            while stop < len(text):
-                line = self._LINE.match(text, stop)
-                assert line is not None
-                if stop > head.end() and line[0].strip() and self._KEY_TEXT.search(line[0]) is None:
-                    if line.end() == len(text) and not whole and not line[0].endswith("\n"):
-                        return view.end + 1  # a line that is still arriving
-                    break
-                stop = line.end()
-            if stop == len(text) and not whole:
-                return view.end + 1 + (view.end - end) // 8
-            stop = head.end() + len(text[head.end() : stop].rstrip())
+        stop = at = head.end()
+        while at < len(text):
+            line = self._LINE.match(text, at)
+            assert line is not None
+            tail = self._TAIL.search(line[0])
+            if tail is not None:
+                stop = at + tail.end()
+                break
+            if line.end() == len(text) and not whole and not line[0].endswith("\n"):
+                return view.end + 1 + (view.end - end) // 16  # a line that is still arriving
+            if at > head.end() and line[0].strip() and self._KEY_TEXT.search(line[0]) is None and self._HEADER.match(line[0]) is None:
+                break
+            at = line.end()
+            if line[0].strip():
+                stop = at if not line[0].endswith("\n") else at - 1
         else:
-            stop = tail.end()
+            if not whole:
+                return view.end + 1 + (view.end - end) // 16
         return [
             Match(rule=self.rule, start=first + head.start(), end=first + stop, severity=self.rule.severity, confidence=self.rule.confidence)
         ]
@@ -63,6 +67,7 @@ class AssignedSecret:
     """A value assigned to a name that says it is secret: `api_key = "…"`, `password: …`, `--token …`, `the password is …`."""
 
     reach = 48
+    ordered = False
     # Matched where the keyword ends: what is left of the name, what assigns, and the value.
     _ASSIGNED = re.compile(
         r"""(?ix)
@@ -107,17 +112,10 @@ class AssignedSecret:
         first = max(view.base, start - 44)
         text = view.slice(first, last)
         whole = view.closed or view.end >= last
-        # The line ends, or the value does: nothing after can change the answer. A value may stand on the next line.
+        # Where the line has ended, nothing after can change the answer; but a value may stand on the next line.
         newline = text.find("\n", end - first)
-        if not whole and newline >= 0 and len(text) < newline + 24 and text.find("\n", newline + 1) < 0:
-            return view.end + 1
-        if not whole and newline < 0:
-            tail = text[end - first :]
-            if len(tail) < 24 or tail[-1:] not in ' "\'`,;<':
-                return view.end + 1
-            whole = len(tail.split()) > 6
-            if not whole and not re.search(r"""["'`]\s*[,;})<]|[=:]\s*\S{5,}\s""", tail):
-                return view.end + 1
+        if not whole and (newline < 0 or (len(text) < newline + 240 and text.find("\n", newline + 1) < 0)):
+            return view.end + 1 + (view.end - end) // 8
         found = self._ASSIGNED.match(text, end - first)
         if found is None:
             return []
@@ -175,6 +173,7 @@ class VendorSecret:
     """A random value assigned to a name that holds a vendor's: `ALGOLIA=…`, `"snyk": "…"`."""
 
     reach = 48
+    ordered = False
     _ASSIGNMENT = re.compile(
         r"""(?x) (?P<name> [A-Za-z0-9_.-]{0,30} )
         ["'`\])}]{0,3} \s{0,3} (?: ={1,3}>? | :{1,2}=? | => | , | \s ) \s{0,4}

@@ -45,6 +45,8 @@ RUNS: Final[dict[str, tuple[frozenset[str], int, int]]] = {
 class RunRecognizer:
     """All rules started by one class. Each rule's pattern is looked for in the run and its margins."""
 
+    ordered = True
+
     def __init__(self, trigger: str, rules: Sequence[Rule], trusted: frozenset[str]) -> None:
         self.trigger = trigger
         self._chars, self._longest, self._margin = RUNS[trigger]

@@ -136,10 +136,13 @@ class StreamScanner:
         view, end, closed = self.view, self.view.end, self.view.closed
         fresh: list[Match] = []
         waiting: list[list[object]] = []
+        blocked: set[int] = set()  # recognizers of runs, of which an earlier candidate waits: they take runs in their order
         for candidate in self._pending:
             recognizer, start, stop, due = candidate
-            if due > end and not closed:  # type: ignore[operator]
+            if (due > end and not closed) or id(recognizer) in blocked:  # type: ignore[operator]
                 waiting.append(candidate)
+                if recognizer.ordered:  # type: ignore[attr-defined]
+                    blocked.add(id(recognizer))
                 continue
             try:
                 answer = recognizer.decide(view, start, stop)  # type: ignore[attr-defined]
@@ -149,6 +152,8 @@ class StreamScanner:
             if isinstance(answer, int):
                 candidate[3] = max(answer, end + 1)
                 waiting.append(candidate)
+                if recognizer.ordered:  # type: ignore[attr-defined]
+                    blocked.add(id(recognizer))
             elif answer:
                 self._add(answer, fresh)
         self._pending = waiting

@@ -74,6 +74,27 @@ def _concept_of(word: str, stems: dict[str, int]) -> int:
     return 0
 
 
+class _Hashes(dict[str, int]):
+    """Of each word met, its hash; numbers are all one word."""
+
+    def __missing__(self, token: str) -> int:
+        shown = token if token.isalpha() or len(token) == 1 else re.sub(r"\d+", "0", token)
+        found = self[token] = zlib.crc32(shown.encode("utf-8", "surrogatepass"))
+        return found
+
+
+class _ConceptsOf(dict[str, int]):
+    """Of each word met, its concept; 0 for most."""
+
+    def __init__(self, stems: dict[str, int]) -> None:
+        super().__init__()
+        self._stems = stems
+
+    def __missing__(self, token: str) -> int:
+        found = self[token] = _concept_of(token, self._stems) if len(token) > 1 else 0
+        return found
+
+
 class Extractor:
     """`features(text, role, marks)`: places in the table and their values. Keeps what it knows of words it has met."""
 
@@ -88,7 +109,8 @@ class Extractor:
                 anywhere.append(sign)
                 self._meaning.append(mark)
         self._anywhere = ahocorasick_rs.AhoCorasick(anywhere)
-        self._known: dict[str, tuple[int, int]] = {}
+        self._hashes = _Hashes()
+        self._concepts_of = _ConceptsOf(self._stems)
 
     def features(self, text: str, role: str = "user", marks: Iterable[str] = ()) -> tuple[Any, Any]:
         lowered = text.lower()
@@ -96,20 +118,14 @@ class Extractor:
         if "://" in lowered or "@" in lowered or "www." in lowered:
             lowered = _ADDRESS.sub(lambda found: (" urlurl " if found["u"] else " mailmail "), lowered)
             found_marks.update(("url",) if " urlurl " in lowered else (), ("mail",) if " mailmail " in lowered else ())
-        known = self._known
-        if len(known) > 200_000:
-            known.clear()
-        hashes: list[int] = []
-        sequence: list[tuple[int, int]] = []  # (number of the word, concept)
+        hashes, concepts_of = self._hashes, self._concepts_of
+        if len(hashes) > 200_000:
+            hashes.clear()
+            concepts_of.clear()
         pattern = _ASCII_TOKEN if lowered.isascii() else _TOKEN
         tokens = pattern.findall(lowered)
-        for token in tokens:
-            entry = known.get(token)
-            if entry is None:
-                entry = known[token] = self._word(token)
-            if entry[1]:
-                sequence.append((len(hashes), entry[1]))
-            hashes.append(entry[0])
+        # (number of the word, concept)
+        sequence = [(at, concept) for at, concept in enumerate(map(concepts_of.__getitem__, tokens)) if concept]
         pieces = self._anywhere.find_matches_as_indexes(lowered)
         if pieces:
             scale = len(tokens) / max(1, len(lowered))
@@ -130,7 +146,7 @@ class Extractor:
         if tool:
             mark_ids.update([_MARK_BASE + zlib.crc32(b"tool:" + name.encode()) % MARKS for name in found_marks])
         quoted = self._quoted(text, len(tokens)) if len(sequence) > 1 and ('"' in text or "\u201c" in text or "`" in text or not text.isascii()) else ()
-        words = self._words(hashes)
+        words = self._words(list(map(hashes.__getitem__, tokens)))
         concepts = sorted(self._concepts(sequence, quoted, tool=tool))
         ids = np.concatenate((words, np.array(concepts + sorted(mark_ids), dtype=np.int64)))
         values = np.empty(len(ids), dtype=np.float32)
@@ -139,10 +155,6 @@ class Extractor:
         values[first:second] = 1.0 / max(1.0, len(concepts) ** 0.5)
         values[second:] = 0.7 / max(1.0, len(mark_ids) ** 0.5)
         return ids, values
-
-    def _word(self, token: str) -> tuple[int, int]:
-        shown = token if token.isalpha() or len(token) == 1 else re.sub(r"\d+", "0", token)
-        return zlib.crc32(shown.encode("utf-8", "surrogatepass")), _concept_of(token, self._stems) if len(token) > 1 else 0
 
     @staticmethod
     def _quoted(text: str, tokens: int) -> list[tuple[int, int]]:

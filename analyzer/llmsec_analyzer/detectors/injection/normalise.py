@@ -112,8 +112,9 @@ def normalise(text: str) -> Normalised:
     pieces = result.text.split()
     if not pieces:
         return result
-    longest = max(map(len, pieces))
-    if _SPACED_HINT.search(result.text) or max(map(raw.count, (b".", b"-", b"_", b"*", b"|"))) * 4 > size:
+    sizes = list(map(len, pieces))
+    longest = max(sizes)
+    if sizes.count(1) >= 5 or max(map(raw.count, (b".", b"-", b"_", b"*", b"|"))) * 4 > size:
         result.replace("spaced", _SPACED, _unspaced)
     if longest >= 20:
         result.replace("base64", _BASE64, _unbase64)
@@ -126,17 +127,17 @@ def normalise(text: str) -> Normalised:
         sample = result.text[:20_000]
         if len(_LEET_WORD.findall(sample)) >= max(2, len(pieces) // 8):
             result.replace("leet", _LEET_WORD, _unleet)
-    common = sum(piece in COMMON for piece in result.text.lower().split())
+    lowered = result.text.lower()
+    common = sum(map(COMMON.__contains__, lowered.split()))
     if common * 6 < len(pieces):
         if result.text.isascii():
             _undo_whole(result)
-    elif _CIPHER_HINT.search(result.text):
+    elif any(map(lowered.__contains__, _CIPHER_HINTS)):
         _undo_whole(result)
     return result
 
 
-_SPACED_HINT = re.compile(r" \S \S \S \S ")
-_CIPHER_HINT = re.compile(r"(?i)rot-?13|revers|backward|decod|deciph|cipher|caesar")
+_CIPHER_HINTS = ("rot13", "rot-13", "rot 13", "revers", "backward", "decod", "deciph", "cipher", "caesar")
 
 
 def _undo_characters(result: Normalised) -> None:
