@@ -68,19 +68,29 @@ def main() -> None:
         line = np.sort(others)[::-1][int(0.01 * len(others))]
         real_positive += list(logits[mine & (data.labels == 1)] > line)
         real_negative += list(logits[mine & (data.labels == 0) & main_set] > line)
-        print(f"  fold {number}: {mine.sum()} rows, recall {np.mean(logits[mine & (data.labels == 1)] > line):.3f}, FPR {np.mean(logits[mine & (data.labels == 0)] > line):.4f},"
-              f" AUC {auc(logits[mine & (data.labels == 1)], logits[mine & (data.labels == 0)]):.3f}")
+        print(
+            f"  fold {number}: {mine.sum()} rows, recall {np.mean(logits[mine & (data.labels == 1)] > line):.3f}, FPR {np.mean(logits[mine & (data.labels == 0)] > line):.4f},"
+            f" AUC {auc(logits[mine & (data.labels == 1)], logits[mine & (data.labels == 0)]):.3f}"
+        )
     print(f"threshold fixed beforehand: recall {np.mean(real_positive):.4f} at FPR {np.mean(real_negative):.4f}")
     for name in ("mentions", "harmful_requests"):
         print(f"{name}: {(logits[data.sets == name] > threshold).mean():.3f} flagged")
     for label in (1, 0):
         names = np.unique(data.categories[main_set & (data.labels == label)])
-        print({str(name): round(float((logits[main_set & (data.labels == label) & (data.categories == name)] > threshold).mean()), 3) for name in names})
+        print(
+            {
+                str(name): round(float((logits[main_set & (data.labels == label) & (data.categories == name)] > threshold).mean()), 3)
+                for name in names
+            }
+        )
     for name in ("r3", ""):
         mine = main_set & (np.char.find(data.sources, "r3 templates") >= 0) == (name == "r3")
         mine &= main_set
-        print("r3" if name else "not r3", f"AUC {auc(logits[mine & (data.labels == 1)], logits[mine & (data.labels == 0)]):.4f}",
-              f"recall {(logits[mine & (data.labels == 1)] > threshold).mean():.4f} FPR {(logits[mine & (data.labels == 0)] > threshold).mean():.4f}")
+        print(
+            "r3" if name else "not r3",
+            f"AUC {auc(logits[mine & (data.labels == 1)], logits[mine & (data.labels == 0)]):.4f}",
+            f"recall {(logits[mine & (data.labels == 1)] > threshold).mean():.4f} FPR {(logits[mine & (data.labels == 0)] > threshold).mean():.4f}",
+        )
     if given.scores:
         with given.scores.open("w") as out:
             for row, logit in zip(data.row_ids, logits, strict=True):

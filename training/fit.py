@@ -19,7 +19,9 @@ class Data:
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         loaded = np.load(path, allow_pickle=False)
-        self.matrix = csr_matrix((loaded["values"], loaded["ids"], loaded["pointers"]), shape=(len(loaded["owners"]), SIZE), dtype=np.float32)
+        self.matrix = csr_matrix(
+            (loaded["values"], loaded["ids"], loaded["pointers"]), shape=(len(loaded["owners"]), SIZE), dtype=np.float32
+        )
         for family in settings.get("without", ()):
             first, last = {"words": (0, WORDS), "concepts": (WORDS, WORDS + CONCEPTS), "marks": (WORDS + CONCEPTS, SIZE)}[family]
             self.matrix.data[(self.matrix.indices >= first) & (self.matrix.indices < last)] = 0
@@ -39,7 +41,6 @@ class Data:
             self.usable = np.char.find(self.licences, SHARE_ALIKE) < 0
         self.counts = np.bincount(self.owners, minlength=len(self.labels))
         self.starts = np.concatenate(([0], np.cumsum(self.counts)[:-1]))
-
 
     def _scale(self, settings: dict[str, Any]) -> np.ndarray:
         """How much each feature is trusted: less where few sources have it, for it may only tell the source."""
@@ -87,7 +88,9 @@ def _fit_once(data: Data, train: np.ndarray, settings: dict[str, Any]) -> tuple[
                 share *= settings.get("r3", 1.0)
             weight_of_row[mine] = share
         total = weight_of_row[train & (data.labels == kind)].sum()
-        weight_of_row[train & (data.labels == kind)] *= (settings.get("positive", 0.35) if kind else 1 - settings.get("positive", 0.35)) * 10_000 / total
+        weight_of_row[train & (data.labels == kind)] *= (
+            (settings.get("positive", 0.35) if kind else 1 - settings.get("positive", 0.35)) * 10_000 / total
+        )
     weak = np.isin(data.categories, ("taxonomy_intents", "taxonomy_techniques", "taxonomy_evasions"))
     weight_of_row[weak & (data.labels == 1)] *= settings.get("weak", 0.4)
     weight_of_row[(data.categories == "gcg_suffix")] *= settings.get("gcg", 0.5)
@@ -110,7 +113,9 @@ def _fit_once(data: Data, train: np.ndarray, settings: dict[str, Any]) -> tuple[
     return weights, bias
 
 
-def _solve(data: Data, chosen: np.ndarray, weight_of_row: np.ndarray, settings: dict[str, Any], start: np.ndarray | None) -> tuple[np.ndarray, float]:
+def _solve(
+    data: Data, chosen: np.ndarray, weight_of_row: np.ndarray, settings: dict[str, Any], start: np.ndarray | None
+) -> tuple[np.ndarray, float]:
     rows = np.flatnonzero(chosen)
     matrix = data.matrix[rows].astype(np.float64)
     transposed = matrix.T.tocsr()

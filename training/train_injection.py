@@ -79,7 +79,13 @@ def main() -> None:
     write_model(
         given.out,
         ModelFile(
-            weights=weights, bias=bias, threshold=float(threshold), slope=slope, intercept=intercept, system_offset=SYSTEM_OFFSET, version=digest
+            weights=weights,
+            bias=bias,
+            threshold=float(threshold),
+            slope=slope,
+            intercept=intercept,
+            system_offset=SYSTEM_OFFSET,
+            version=digest,
         ),
     )
     positive = logits[main_set & (data.labels == 1)]

@@ -87,7 +87,7 @@ def _from_folder(settings: DetectionSettings, folder: Path) -> DetectionSettings
 def _explained(path: str, message: str) -> ConfigError:
     place = re.search(r" - at `\$\.?([^`]*)`", message)
     where = "security" + (f".{place[1]}" if place else "")
-    text = message.split(" - at ")[0]
+    text = message.split(" - at ", maxsplit=1)[0]
     unknown = re.search(r"unknown field `([^`]+)`", text)
     if unknown is not None:
         return ConfigError(f"{path}: {where}: unknown key `{unknown[1]}`", _hint(unknown[1], _KNOWN))

@@ -127,7 +127,13 @@ def _sarif_result(row: dict[str, Any], numbers: dict[str, int]) -> dict[str, Any
 
 # --- OCSF ------------------------------------------------------------------------------------------------------------------
 
-_OCSF_SEVERITY = {"info": (1, "Informational"), "low": (2, "Low"), "medium": (3, "Medium"), "high": (4, "High"), "critical": (5, "Critical")}
+_OCSF_SEVERITY = {
+    "info": (1, "Informational"),
+    "low": (2, "Low"),
+    "medium": (3, "Medium"),
+    "high": (4, "High"),
+    "critical": (5, "Critical"),
+}
 
 
 def ocsf(row: dict[str, Any]) -> dict[str, Any]:
@@ -165,5 +171,4 @@ def ocsf(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_lines(rows: Sequence[dict[str, Any]] | Iterator[dict[str, Any]], out: TextIO) -> None:
-    for row in rows:
-        out.write(json.dumps(row, ensure_ascii=True) + "\n")
+    out.writelines(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)

@@ -31,8 +31,9 @@ from llmsec_tap.storage.writer import StoreWriter
 from llmsec_tap.tokens import TokenEstimator
 
 if TYPE_CHECKING:
-    from llmsec_analyzer.detectors.exchanges import ExchangeDetector
     from rich.progress import Progress
+
+    from llmsec_analyzer.detectors.exchanges import ExchangeDetector
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -203,7 +204,9 @@ def detection_summary(detector: ExchangeDetector, findings: Counter[str]) -> lis
     lines = ["findings: " + (", ".join(counted) or "none")]
     faults = detector.scanner.faults + timeouts
     if faults:
-        lines.append("detectors that failed or ran out of time: " + ", ".join(f"{name} {count:,}" for name, count in sorted(faults.items())))
+        lines.append(
+            "detectors that failed or ran out of time: " + ", ".join(f"{name} {count:,}" for name, count in sorted(faults.items()))
+        )
     if detector.budget.steps_taken:
         lines.append(f"over the scanning budget {detector.budget.steps_taken} times: marked on the exchanges as detection_…")
     return lines

@@ -116,9 +116,7 @@ class AnomalyCount(msgspec.Struct, kw_only=True, frozen=True):
     count: int
 
 
-Category = Literal[
-    "prompt_injection", "jailbreak", "system_prompt_leak", "pii", "secret", "data_exfiltration", "unsafe_output", "anomaly"
-]
+Category = Literal["prompt_injection", "jailbreak", "system_prompt_leak", "pii", "secret", "data_exfiltration", "unsafe_output", "anomaly"]
 Severity = Literal["info", "low", "medium", "high", "critical"]
 
 

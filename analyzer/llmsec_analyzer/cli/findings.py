@@ -31,10 +31,16 @@ def findings(
     rule: Annotated[str | None, typer.Option(help="Rule id; * and ? are wildcards.")] = None,
     exchange: Annotated[str | None, typer.Option(help="How the exchange's id begins.")] = None,
     fingerprint: Annotated[str | None, typer.Option(help="The same match wherever it was seen.")] = None,
-    since: Annotated[str | None, typer.Option(help="Exchanges started at or after: 30m, 2h, 7d ago, or 2026-11-24T10:00 (UTC).", metavar="TIME")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Exchanges started at or after: 30m, 2h, 7d ago, or 2026-11-24T10:00 (UTC).", metavar="TIME")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="How many at most; exports hold all unless told.")] = None,
-    output: Annotated[FindingsFormat, typer.Option("--format", help="jsonl, sarif (2.1.0) and ocsf are for other programs.")] = FindingsFormat.TABLE,
-    fail_on: Annotated[SeverityChoice | None, typer.Option("--fail-on", help="Exit with 1 if one that is listed is at least this severe.")] = None,
+    output: Annotated[
+        FindingsFormat, typer.Option("--format", help="jsonl, sarif (2.1.0) and ocsf are for other programs.")
+    ] = FindingsFormat.TABLE,
+    fail_on: Annotated[
+        SeverityChoice | None, typer.Option("--fail-on", help="Exit with 1 if one that is listed is at least this severe.")
+    ] = None,
 ) -> None:
     """List findings, gravest first, or export them.
 

@@ -36,7 +36,9 @@ def replay(
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", metavar="FILE", help="A tokenizer.json that counts tokens where the server states none.")
     ] = None,
-    detect: Annotated[bool, typer.Option("--detect/--no-detect", help="Look for secrets, personal data, injection and unsafe output.")] = True,
+    detect: Annotated[
+        bool, typer.Option("--detect/--no-detect", help="Look for secrets, personal data, injection and unsafe output.")
+    ] = True,
     fail_on: FailOnOption = None,
     redact: Annotated[bool, typer.Option("--redact", help="Mask secrets and personal data in what is printed and stored.")] = False,
     config: ConfigOption = None,

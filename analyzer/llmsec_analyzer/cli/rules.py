@@ -23,7 +23,9 @@ def register(app: typer.Typer) -> None:
 
 @group.command("list")
 def list_rules(
-    paths: Annotated[list[str] | None, typer.Argument(help="Files or folders of your own rules; none: those that ship.", metavar="[PATH…]")] = None,
+    paths: Annotated[
+        list[str] | None, typer.Argument(help="Files or folders of your own rules; none: those that ship.", metavar="[PATH…]")
+    ] = None,
     category: Annotated[str | None, typer.Option(help="Only this category: secret, pii, prompt_injection, …")] = None,
     output: Annotated[RulesFormat, typer.Option("--format", help="json: one rule per line.")] = RulesFormat.TABLE,
 ) -> None:

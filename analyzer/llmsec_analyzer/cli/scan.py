@@ -23,7 +23,8 @@ class SeverityChoice(StrEnum):
 
 
 ConfigOption = Annotated[
-    str | None, typer.Option("--config", envvar="LLMSEC_CONFIG", metavar="FILE", help="Configuration (YAML); its `security` part counts here.")
+    str | None,
+    typer.Option("--config", envvar="LLMSEC_CONFIG", metavar="FILE", help="Configuration (YAML); its `security` part counts here."),
 ]
 FailOnOption = Annotated[SeverityChoice | None, typer.Option("--fail-on", help="Exit with 1 if a finding is at least this severe.")]
 
@@ -33,7 +34,9 @@ def register(app: typer.Typer) -> None:
 
 
 def scan(
-    file: Annotated[str, typer.Argument(help="Texts: JSON lines with `text`, or plain lines; - is standard input.", metavar="[FILE|-]")] = "-",
+    file: Annotated[
+        str, typer.Argument(help="Texts: JSON lines with `text`, or plain lines; - is standard input.", metavar="[FILE|-]")
+    ] = "-",
     output: Annotated[ScanFormat | None, typer.Option("--format", help="Default: table on a terminal, else jsonl.")] = None,
     whole: Annotated[bool, typer.Option("--whole", help="Take the input as one text.")] = False,
     model: Annotated[bool, typer.Option("--model/--no-model", help="Judge prompt injection with the model.")] = True,
@@ -59,7 +62,9 @@ def scan(
 
     settings = load_config(config).security
     if not model:
-        injection = msgspec.structs.replace(settings.prompt_injection, model=msgspec.structs.replace(settings.prompt_injection.model, enabled=False), ml_model=None)
+        injection = msgspec.structs.replace(
+            settings.prompt_injection, model=msgspec.structs.replace(settings.prompt_injection.model, enabled=False), ml_model=None
+        )
         settings = msgspec.structs.replace(settings, prompt_injection=injection)
     scanner = Scanner(settings, fingerprinter(install_key()), on_fault=report_fault)
     as_table = output is ScanFormat.TABLE or (output is None and sys.stdout.isatty())

@@ -207,7 +207,14 @@ class ExchangeDetector:
         if attacked and not refused and "output.jailbreak_success" in rules:
             for part in answers:
                 if is_consent(part.text):
-                    found += self._plain(exchange, part, "output.jailbreak_success", 0, min(len(part.text), 80), "the request was taken for an attack, and the answer consents")
+                    found += self._plain(
+                        exchange,
+                        part,
+                        "output.jailbreak_success",
+                        0,
+                        min(len(part.text), 80),
+                        "the request was taken for an attack, and the answer consents",
+                    )
                     break
         return found
 

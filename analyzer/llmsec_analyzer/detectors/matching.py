@@ -62,7 +62,8 @@ class View:
 
 class Recognizer(Protocol):
     """`reach` is how far before a hit it may look; the scanner keeps that much text. `ordered`: asked hit after hit, never the
-    next one while an earlier one waits."""
+    next one while an earlier one waits.
+    """
 
     reach: int
     ordered: bool

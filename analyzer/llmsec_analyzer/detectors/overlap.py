@@ -17,7 +17,7 @@ SPANS = frozenset(("pii", "secret"))
 def resolve(matches: Iterable[Match]) -> list[Match]:
     """The matches that count, in the order of the text."""
     kept: list[Match] = []
-    spans = []
+    spans: list[Match] = []
     for match in matches:
         (spans if match.rule.category in SPANS else kept).append(match)
     spans.sort(key=lambda m: (m.severity == "info", -m.confidence, m.start - m.end, m.start, m.rule.id))

@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import re2
+import re2  # type: ignore[import-untyped]
 import regex
 
-from llmsec_analyzer.detectors.matching import Match, View
 from llmsec_analyzer.detectors.identifiers import validator
+from llmsec_analyzer.detectors.matching import Match, View
 from llmsec_analyzer.detectors.validators import entropy
 from llmsec_analyzer.rules.schema import Rule
 from llmsec_tap.errors import ConfigError
@@ -27,7 +27,7 @@ _CONTEXT_CHARS = 80
 timeouts: Counter[str] = Counter()  # by rule id, over the life of the process; shown by whoever reports the run
 
 
-class BadPattern(ConfigError):
+class BadPatternError(ConfigError):
     """A pattern that neither engine takes."""
 
 
@@ -41,7 +41,7 @@ def compile_pattern(pattern: str) -> tuple[Callable[[str], Any], int]:
         try:
             slow = regex.compile(pattern)
         except regex.error as fault:
-            raise BadPattern(f"not a regular expression: {fault}") from None
+            raise BadPatternError(f"not a regular expression: {fault}") from None
         return lambda text: slow.finditer(text, timeout=TIMEOUT_S), slow.groupindex.get("v", 0)
     return fast.finditer, fast.groupindex.get("v", 0)
 
@@ -80,9 +80,9 @@ class PatternRecognizer:
         if match_end == last and not (view.closed and last == view.end):
             return [] if whole else view.end + 1
         if match_end + rule.settle > view.end and not view.closed:
-            return match_end + rule.settle
+            return int(match_end + rule.settle)
         span = found.span(self._value)
-        return self._judge(view, first + span[0], first + span[1])
+        return self._judge(view, int(first + span[0]), int(first + span[1]))
 
     def _around(self, window: str, start: int, end: int, *, cut_left: bool) -> Any:
         """The first match that overlaps the hit. One that begins where the window was cut may be part of a longer word."""
@@ -104,8 +104,8 @@ class PatternRecognizer:
         severity, confidence, note = rule.severity, rule.confidence, ""
         if rule.min_entropy is not None and entropy(value) < rule.min_entropy:
             return []
-        for validator in self._validators:
-            verdict = validator(value)
+        for check in self._validators:
+            verdict = check(value)
             if verdict is False:
                 return []
             if isinstance(verdict, str):  # a known example: stays, as information

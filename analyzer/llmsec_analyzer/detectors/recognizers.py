@@ -59,7 +59,9 @@ class PrivateKey:
             if not whole:
                 return view.end + 1 + (view.end - end) // 16
         return [
-            Match(rule=self.rule, start=first + head.start(), end=first + stop, severity=self.rule.severity, confidence=self.rule.confidence)
+            Match(
+                rule=self.rule, start=first + head.start(), end=first + stop, severity=self.rule.severity, confidence=self.rule.confidence
+            )
         ]
 
 
@@ -136,7 +138,12 @@ class AssignedSecret:
         if not quoted:
             stripped = value.rstrip(".,:;!?)]}")
             value = stripped
-        if len(value) < 5 or self._CODE.search(value) or not not_placeholder(value) or self._UUID.match(value) and "secret" not in name.lower():
+        if (
+            len(value) < 5
+            or self._CODE.search(value)
+            or not not_placeholder(value)
+            or (self._UUID.match(value) and "secret" not in name.lower())
+        ):
             return []
         classes = (
             any(c.islower() for c in value), any(c.isupper() for c in value), any(c.isdigit() for c in value), any(not c.isalnum() for c in value),
@@ -147,9 +154,16 @@ class AssignedSecret:
         if self._STRONG.search(name):
             if " " in value and not quoted:
                 return []
-            if classes[2] and (classes[0] or classes[1]) or (sum(classes) >= 3 and not self._is_words(value)):
+            if (classes[2] and (classes[0] or classes[1])) or (sum(classes) >= 3 and not self._is_words(value)):
                 confidence = 0.7
-            elif quoted and len(value) >= 6 and not value.isdigit() and " " not in value and (classes[3] or bits > 2.5) and not self._is_words(value):
+            elif (
+                quoted
+                and len(value) >= 6
+                and not value.isdigit()
+                and " " not in value
+                and (classes[3] or bits > 2.5)
+                and not self._is_words(value)
+            ):
                 confidence = 0.55
         elif " " not in value and len(value) >= 10:
             is_hex = len(value) >= 16 and all(c in "0123456789abcdefABCDEF-" for c in value)
@@ -200,4 +214,8 @@ class VendorSecret:
         return [Match(rule=self.rule, start=at, end=at + len(value), severity=self.rule.severity, confidence=self.rule.confidence)]
 
 
-RECOGNIZERS: dict[str, Callable[[Rule], Recognizer]] = {"private_key": PrivateKey, "assigned_secret": AssignedSecret, "vendor_secret": VendorSecret}
+RECOGNIZERS: dict[str, Callable[[Rule], Recognizer]] = {
+    "private_key": PrivateKey,
+    "assigned_secret": AssignedSecret,
+    "vendor_secret": VendorSecret,
+}

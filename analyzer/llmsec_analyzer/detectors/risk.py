@@ -19,7 +19,7 @@ REPEAT_FACTOR = 0.1  # of what one more finding of the same rule adds, up to fiv
 
 
 def rank(severity: str) -> int:
-    return SEVERITIES.index(severity)  # type: ignore[arg-type]
+    return SEVERITIES.index(severity)
 
 
 def risk_score(findings: Iterable[Finding]) -> int:

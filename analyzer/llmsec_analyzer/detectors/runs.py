@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from llmsec_analyzer.detectors.identifiers import validator
 from llmsec_analyzer.detectors.matching import Match, View
 from llmsec_analyzer.detectors.patterns import compile_pattern, timeouts
-from llmsec_analyzer.detectors.identifiers import validator
 from llmsec_analyzer.detectors.validators import entropy
 from llmsec_analyzer.rules.schema import Rule
+from llmsec_tap.model import Severity
 
 # A match may take this many characters on either side of the run of digits (letters of identifiers, quotes).
 MARGIN: Final = 14
@@ -41,6 +42,7 @@ RUNS: Final[dict[str, tuple[frozenset[str], int, int]]] = {
     "long_token": (_TOKEN_CHARS, 512, 40),
     "tags": (_TAG_CHARS, 8192, 0),
 }
+
 
 class RunRecognizer:
     """All rules started by one class. Each rule's pattern is looked for in the run and its margins."""
@@ -95,9 +97,7 @@ class RunRecognizer:
             if rule.rule.roles and view.role not in rule.rule.roles:
                 continue
             for start, end, confidence, note, severity in rule.find(window, first - left, last - left, groups.get(rule.rule.id)):
-                found.append(
-                    Match(rule=rule.rule, start=left + start, end=left + end, severity=severity, confidence=confidence, note=note)
-                )
+                found.append(Match(rule=rule.rule, start=left + start, end=left + end, severity=severity, confidence=confidence, note=note))
         return found
 
 
@@ -116,7 +116,7 @@ class _RunRule:
         self._shrinks = "iban" in rule.validate
         self._validators = [validator(name) for name in rule.validate]
 
-    def find(self, window: str, first: int, last: int, distance: int | None) -> list[tuple[int, int, float, str, str]]:
+    def find(self, window: str, first: int, last: int, distance: int | None) -> list[tuple[int, int, float, str, Severity]]:
         found = []
         rule = self.rule
         try:
@@ -129,7 +129,7 @@ class _RunRule:
                 value = window[start:end]
                 if rule.min_entropy is not None and entropy(value) < rule.min_entropy:
                     continue
-                severity: str = rule.severity
+                severity: Severity = rule.severity
                 # A word that names the kind of number adds up to 0.1, the more the nearer it stands.
                 bonus = 0.0 if distance is None else 0.1 * max(0.0, 1 - distance / CONTEXT_BEFORE)
                 confidence, note = min(0.99, rule.confidence + bonus), ""

@@ -102,15 +102,13 @@ class Scanner:
         role = stream.view.role
         matches = resolve(stream.matches)
         known = {id(match): at for match, at in zip(stream.matches, stream.known_at, strict=True)} if streamed else {}
-        findings = [
-            self._finding(match, text, matches, part=part, exchange_id=exchange_id, at=known.get(id(match)))
-            for match in matches
-        ]
+        findings = [self._finding(match, text, matches, part=part, exchange_id=exchange_id, at=known.get(id(match))) for match in matches]
         result = TextResult(findings)
         if judge and self.model is not None and role not in OWN_ROLES and text:
             self._judge(self.model, text, role, result, matches, part=part, exchange_id=exchange_id)
-        for match in self.plugins.scan(text, role):
-            findings.append(self._finding(match, text, matches, part=part, exchange_id=exchange_id, at=None))
+        findings += [
+            self._finding(match, text, matches, part=part, exchange_id=exchange_id, at=None) for match in self.plugins.scan(text, role)
+        ]
         return result
 
     def _judge(
@@ -237,7 +235,9 @@ def make_finding(
 
 def preview(text: str, match: Match, others: Sequence[Match]) -> str:
     """A few characters on either side; the match itself and all other sensitive spans there as `[TYPE]`."""
-    spans = [(other.start, other.end, other.kind) for other in others if other.rule.category in ("pii", "secret") and other.severity != "info"]
+    spans = [
+        (other.start, other.end, other.kind) for other in others if other.rule.category in ("pii", "secret") and other.severity != "info"
+    ]
     if match.rule.category in ("pii", "secret", "system_prompt_leak"):
         first, last = max(0, match.start - _CONTEXT_SHOWN), min(len(text), match.end + _CONTEXT_SHOWN)
         spans.append((match.start, match.end, match.kind))

@@ -68,7 +68,7 @@ class Plan:
 class StreamScanner:
     """One text. `feed` and `close` return what became known just then; `matches` is all of it."""
 
-    __slots__ = ("_carry", "_bytes", "_hits", "_pending", "_runs", "_seen", "deltas", "dropped", "known_at", "matches", "plan", "view")
+    __slots__ = ("_bytes", "_carry", "_hits", "_pending", "_runs", "_seen", "deltas", "dropped", "known_at", "matches", "plan", "view")
 
     def __init__(self, plan: Plan, role: str = "user") -> None:
         self.plan = plan

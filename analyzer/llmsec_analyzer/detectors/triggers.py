@@ -97,7 +97,9 @@ def _by_end(hit: tuple[int, int]) -> tuple[int, int]:
 
 
 def _escaped(word: bytes) -> bytes:
-    return b"".join(b"\\x%02x" % byte if not (48 <= byte <= 57 or 65 <= byte <= 90 or 97 <= byte <= 122) else bytes((byte,)) for byte in word)
+    return b"".join(
+        b"\\x%02x" % byte if not (48 <= byte <= 57 or 65 <= byte <= 90 or 97 <= byte <= 122) else bytes((byte,)) for byte in word
+    )
 
 
 def _portable(keywords: list[bytes], classes: list[str]) -> Callable[[bytes], Hits]:

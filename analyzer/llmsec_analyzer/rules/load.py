@@ -13,7 +13,7 @@ import yaml
 
 from llmsec_analyzer.detectors.build import JUDGEMENT
 from llmsec_analyzer.detectors.identifiers import known_validators, validator
-from llmsec_analyzer.detectors.patterns import BadPattern, compile_pattern
+from llmsec_analyzer.detectors.patterns import BadPatternError, compile_pattern
 from llmsec_analyzer.detectors.recognizers import RECOGNIZERS
 from llmsec_analyzer.detectors.triggers import MAX_KEYWORD_BYTES
 from llmsec_analyzer.rules.schema import Rule, RuleFile
@@ -90,7 +90,7 @@ def check_form(rule: Rule) -> None:
             )
         try:
             compile_pattern(rule.pattern)
-        except BadPattern as fault:
+        except BadPatternError as fault:
             raise ConfigError(str(fault)) from None
     for word in rule.keywords:
         if not word or len(word.encode()) > MAX_KEYWORD_BYTES:
@@ -115,9 +115,7 @@ def _nearest(word: str, known: list[str]) -> str:
 def _texts(value: Any) -> Any:
     """`version: 1` and `version: 1.2` are written without quotes, and mean text."""
     if isinstance(value, dict):
-        return {
-            key: str(item) if key == "version" and isinstance(item, int | float) else _texts(item) for key, item in value.items()
-        }
+        return {key: str(item) if key == "version" and isinstance(item, int | float) else _texts(item) for key, item in value.items()}
     return [_texts(item) for item in value] if isinstance(value, list) else value
 
 
@@ -128,7 +126,7 @@ def _explained(path: Path, node: yaml.Node, message: str) -> RuleError:
     unknown = _UNKNOWN.search(message)
     hint = ""
     if unknown is not None:
-        hint = _nearest(unknown[1], list(Rule.__struct_fields__) + ["match", "no_match"])
+        hint = _nearest(unknown[1], [*Rule.__struct_fields__, "match", "no_match"])
         line = _line(node, f"{at}.{unknown[1]}")
     else:
         line = _line(node, at)

@@ -27,13 +27,15 @@ _A, _B, _C, _D = (np.uint32(number) for number in (0x9E3779B1, 0x85EBCA77, 0xC2B
 _TOKEN = re.compile(r"[\u0e00-\u0e7f]|[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+|[^\w\s]")
 _ASCII_TOKEN = re.compile(r"[a-z0-9]+|[^a-z0-9_\s]")
 _ADDRESS = re.compile(r"(?P<u>https?://[^\s<>\"')\]]+|www\.[^\s<>\"')\]]+)|[\w.+-]+@[\w-]+\.[\w.-]+")
-_QUOTED = re.compile(r"\"[^\"\n]{3,240}\"|“[^”\n]{3,240}”|«[^»\n]{3,240}»|「[^」\n]{2,240}」|„[^“”\n]{3,240}[“”]|`[^`\n]{3,240}`|'(?<=[\s(:]')[^'\n]{8,240}'(?=[\s).,:;?!]|$)")
+_QUOTED = re.compile(
+    r"\"[^\"\n]{3,240}\"|“[^”\n]{3,240}”|«[^»\n]{3,240}»|「[^」\n]{2,240}」|„[^“”\n]{3,240}[“”]|`[^`\n]{3,240}`|'(?<=[\s(:]')[^'\n]{8,240}'(?=[\s).,:;?!]|$)"
+)
 # Pieces of text that say something about how a text is built, and the mark each is.
 _SIGNS: Final[dict[str, str]] = {
     "role_tag": "<system </system <assistant </assistant <user> </user <instruction </instruction <admin </admin <developer </developer"
     " <|im_start <|im_end <|system <|user <|assistant <information> <important> [inst] [/inst] [system] [sys] [admin] <<sys <|end <sys </sys",
     "role_colon": "system: assistant: developer: admin: human: override:",
-    "closing": '</document </content </result </context </tool </data </email </page </text """ \'\'\' ----- ===== ##### ***** ~~~~~ ``` ###',
+    "closing": "</document </content </result </context </tool </data </email </page </text \"\"\" ''' ----- ===== ##### ***** ~~~~~ ``` ###",
     "comment": "<!-- /* display:none font-size:0 color:white alt=",
     "image": "![ <img src=",
     "placeholder": "[your [insert {{ [name [target <insert",
@@ -68,9 +70,8 @@ def _concept_of(word: str, stems: dict[str, int]) -> int:
     """The concept of the longest stem that the word begins with; short stems must be the whole word, give or take two letters."""
     for size in range(min(len(word), 14), 1, -1):
         found = stems.get(word[:size])
-        if found is not None:
-            if size >= _SHORT_STEMS or len(word) - size <= (2 if size >= 4 else 0):
-                return found
+        if found is not None and (size >= _SHORT_STEMS or len(word) - size <= (2 if size >= 4 else 0)):
+            return found
     return 0
 
 
@@ -116,7 +117,7 @@ class Extractor:
         lowered = text.lower()
         found_marks = set(marks)
         if "://" in lowered or "@" in lowered or "www." in lowered:
-            lowered = _ADDRESS.sub(lambda found: (" urlurl " if found["u"] else " mailmail "), lowered)
+            lowered = _ADDRESS.sub(lambda found: " urlurl " if found["u"] else " mailmail ", lowered)
             found_marks.update(("url",) if " urlurl " in lowered else (), ("mail",) if " mailmail " in lowered else ())
         hashes, concepts_of = self._hashes, self._concepts_of
         if len(hashes) > 200_000:
@@ -137,7 +138,7 @@ class Extractor:
                     sequence.append((int(start * scale), meaning))
             sequence.sort()
         found_marks.add(f"size{len(text).bit_length()}")
-        if text.isupper() or len(text) > 20 and sum(map(str.isupper, text[:200])) * 3 > min(200, len(text)):
+        if text.isupper() or (len(text) > 20 and sum(map(str.isupper, text[:200])) * 3 > min(200, len(text))):
             found_marks.add("shout")
         if lowered.rstrip().endswith("?"):
             found_marks.add("question")
@@ -145,7 +146,11 @@ class Extractor:
         mark_ids = {_MARK_BASE + zlib.crc32(name.encode()) % MARKS for name in found_marks}
         if tool:
             mark_ids.update([_MARK_BASE + zlib.crc32(b"tool:" + name.encode()) % MARKS for name in found_marks])
-        quoted = self._quoted(text, len(tokens)) if len(sequence) > 1 and ('"' in text or "\u201c" in text or "`" in text or not text.isascii()) else ()
+        quoted = (
+            self._quoted(text, len(tokens))
+            if len(sequence) > 1 and ('"' in text or "\u201c" in text or "`" in text or not text.isascii())
+            else ()
+        )
         words = self._words(list(map(hashes.__getitem__, tokens)))
         concepts = sorted(self._concepts(sequence, quoted, tool=tool))
         ids = np.concatenate((words, np.array(concepts + sorted(mark_ids), dtype=np.int64)))

@@ -50,7 +50,7 @@ class InjectionModel:
         if runtime == "numpy":
             return None
         try:
-            import onnxruntime  # noqa: PLC0415
+            import onnxruntime  # type: ignore[import-untyped]  # noqa: PLC0415
         except ImportError:
             if runtime == "onnxruntime":
                 raise ConfigError("onnxruntime is not installed", "pip install onnxruntime, or leave the choice to us") from None
