@@ -185,7 +185,7 @@ class StreamScanner:
         view = self.view
         start = view.end - KEEP_CHARS
         for candidate in self._pending:
-            start = min(start, candidate[1] - candidate[0].reach)  # type: ignore[operator,attr-defined]
+            start = min(start, candidate[1] - candidate[0].reach)  # type: ignore[attr-defined]
         if start > view.base:
             view.text = view.text[start - view.base :]
             view.base = start
