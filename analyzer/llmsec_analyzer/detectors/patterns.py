@@ -74,8 +74,8 @@ class PatternRecognizer:
         found = self._around(window, start - first, end - first, cut_left=first > 0)
         whole = view.closed or view.end > end + rule.horizon
         if found is None:
-            # Nothing yet: look again when an eighth more has come, so that a byte at a time stays cheap.
-            return [] if whole else view.end + 1 + (view.end - end) // 8
+            # Nothing yet: look again when half as much more has come, so that a byte at a time stays cheap.
+            return [] if whole else end + max(4, (view.end - end) * 3 // 2)
         match_end = first + found.end()
         if match_end == last and not (view.closed and last == view.end):
             return [] if whole else view.end + 1

@@ -10,6 +10,8 @@ from llmsec_analyzer.detectors.matching import Match, Recognizer, View
 from llmsec_analyzer.detectors.validators import entropy, not_placeholder
 from llmsec_analyzer.rules.schema import Rule
 
+# What assigns a value begins within so many characters of the name, and so does the value.
+_BEGINS_WITHIN: Final = 88
 _PEM_LONGEST: Final = 12_000  # an RSA key of 8192 bits is 6,400 characters
 
 
@@ -71,15 +73,18 @@ class AssignedSecret:
     reach = 48
     ordered = False
     # Matched where the keyword ends: what is left of the name, what assigns, and the value.
-    _ASSIGNED = re.compile(
-        r"""(?ix)
+    _ASSIGNS = r"""(?ix)
         (?P<tail> [a-z0-9_. -]{0,24}? )
         (?: ["'`\])}]{0,3} [ \t]{0,3} (?: ={1,3}>? | :{1,2}=? | => | ->(?!-) | \|\|?:? | <- | \?= | , )
           | ["']?[ \t]{1,3}(?:is|ist|es|est|e|è|são|является)[ \t]{0,2}:? (?=[ \t])
           | ["']? [ \t]{1,2} (?=["'])
           | [">]{1,2} (?=[^<\s]) | ["']?[ \t]{1,4}value[ \t]{0,4}= | ["']?[ \t]{0,4}\n[ \t]{1,40}value[ \t]{0,4}:
           | (?<=[a-z]) [ \t] (?=[^\s=:-]{12}) )
-        [ \t]{0,4} (?: (?:value|bearer|basic|token|new|string|f|b|u|r|@)[ \t]{0,2}[=(]?[ \t]{0,2} ){0,2}
+        [ \t]{0,4} (?: (?:value|bearer|basic|token|new|string|f|b|u|r|@)[ \t]{0,2}[=(]?[ \t]{0,2} ){0,2}"""
+    _BEGINNING = re.compile(_ASSIGNS)
+    _ASSIGNED = re.compile(
+        _ASSIGNS
+        + r"""
         (?P<quote> \\?["'`]? )
         (?P<v> [^\s"'`<>;,\\]{5,200} | (?<=["'`])[^\n"'`<>\\]{5,120}(?=["'`]) )
         (?P<close> \\?["'`]? )"""
@@ -114,10 +119,15 @@ class AssignedSecret:
         first = max(view.base, start - 44)
         text = view.slice(first, last)
         whole = view.closed or view.end >= last
+        if not whole and view.end < end + _BEGINS_WITHIN:
+            return end + _BEGINS_WITHIN
+        # Most words of this kind assign nothing, and that shows in the next few characters.
+        if self._BEGINNING.match(text, end - first) is None:
+            return []
         # Where the line has ended, nothing after can change the answer; but a value may stand on the next line.
         newline = text.find("\n", end - first)
         if not whole and (newline < 0 or (len(text) < newline + 240 and text.find("\n", newline + 1) < 0)):
-            return view.end + 1 + (view.end - end) // 8
+            return end + max(_BEGINS_WITHIN, (view.end - end) * 3 // 2)
         found = self._ASSIGNED.match(text, end - first)
         if found is None:
             return []

@@ -13,11 +13,12 @@ from llmsec_analyzer.detectors.matching import Match, Recognizer, View
 from llmsec_analyzer.detectors.triggers import CARRY, CLASSES, TriggerIndex
 
 # What is kept of a stream behind its end: recognizers look back a few hundred characters at most.
-KEEP_CHARS = 2048
-TRIM_AT_CHARS = 8192
+KEEP_CHARS = 1024
+TRIM_AT_CHARS = 4096
 # Findings of one text beyond this say nothing new; the excess is counted.
 MAX_MATCHES = 2000
 _CONTEXT_REACH = 256
+_NEVER = 1 << 62
 # Bytes of UTF-8 that do not begin a character: what is left without them is the number of characters begun.
 _CONTINUATION = bytes(range(0x80, 0xC0))
 
@@ -68,7 +69,21 @@ class Plan:
 class StreamScanner:
     """One text. `feed` and `close` return what became known just then; `matches` is all of it."""
 
-    __slots__ = ("_bytes", "_carry", "_hits", "_pending", "_runs", "_seen", "deltas", "dropped", "known_at", "matches", "plan", "view")
+    __slots__ = (
+        "_carry",
+        "_due",
+        "_hits",
+        "_parts",
+        "_pending",
+        "_runs",
+        "_seen",
+        "deltas",
+        "dropped",
+        "known_at",
+        "matches",
+        "plan",
+        "view",
+    )
 
     def __init__(self, plan: Plan, role: str = "user") -> None:
         self.plan = plan
@@ -79,34 +94,49 @@ class StreamScanner:
         self.deltas = 0
         self._hits = plan.index.hits
         self._carry = b""
-        self._bytes = 0
         self._pending: list[list[object]] = []
+        self._due: int = _NEVER  # the earliest end of text at which a waiting candidate wants to be asked again
+        self._parts: list[str] = []  # arrived, and not yet part of the view's text
         self._runs: dict[int, tuple[int, int]] = {}  # class: (end of its last hit, of the last one kept)
         self._seen: set[tuple[str, int, int]] = set()
 
     def feed(self, delta: str) -> Sequence[Match]:
+        # Once per streamed token: the text is joined only when somebody has to look at it.
         self.deltas += 1
         data = delta.encode("utf-8", "surrogatepass")
         carry = self._carry
         block = carry + data
+        self._carry = block[-CARRY:]
+        hits = self._hits(block)
         view = self.view
         before = view.end
-        view.text += delta
-        view.end = before + len(delta)
-        hits = self._hits(block)
-        self._carry = block[-CARRY:]
+        end = view.end = before + len(delta)
+        self._parts.append(delta)
         if hits:
+            self._join()
             self._note(hits, block, len(carry), before, len(data) == len(delta))
-        if self._pending:
+            if self._pending:
+                return self._decide()
+        elif end >= self._due:
+            self._join()
             return self._decide()
-        if view.end - view.base > TRIM_AT_CHARS:
+        if end - view.base > TRIM_AT_CHARS:
+            self._join()
             self._trim()
         return ()
 
     def close(self) -> Sequence[Match]:
         """The text ends here."""
         self.view.closed = True
+        self._join()
         return self._decide() if self._pending else ()
+
+    def _join(self) -> None:
+        parts = self._parts
+        if parts:
+            view = self.view
+            view.text = view.text + (parts[0] if len(parts) == 1 else "".join(parts))
+            parts.clear()
 
     def _note(self, hits: list[tuple[int, int]], block: bytes, carried: int, before: int, ascii_only: bool) -> None:
         """Turn hits into open candidates and context words, with their place in characters."""
@@ -157,6 +187,7 @@ class StreamScanner:
             elif answer:
                 self._add(answer, fresh)
         self._pending = waiting
+        self._due = min((candidate[3] for candidate in waiting), default=_NEVER)  # type: ignore[type-var]
         if view.end - view.base > TRIM_AT_CHARS:
             self._trim()
         return fresh

@@ -82,9 +82,12 @@ def _hyperscan(keywords: list[bytes], classes: list[str]) -> Callable[[bytes], H
         append((number, end))
 
     def hits(data: bytes) -> Hits:
-        found.clear()
         scan(data, match_event_handler=report)
-        return sorted(found, key=_by_end) if found else found
+        if not found:
+            return found
+        ordered = sorted(found, key=_by_end)
+        found.clear()
+        return ordered
 
     return hits
 

@@ -40,7 +40,9 @@ def test_hiding_is_undone_and_places_point_into_the_text_as_sent(kind):
     assert 0 <= start < end <= len(text)
 
 
-@pytest.mark.parametrize("text", ["What is the capital of France?", "x = {'a': [1, 2, 3]}", "Où est la gare ?", "", " ", "5 + 5 = 10", "我想订一张票"])
+@pytest.mark.parametrize(
+    "text", ["What is the capital of France?", "x = {'a': [1, 2, 3]}", "Où est la gare ?", "", " ", "5 + 5 = 10", "我想订一张票"]
+)
 def test_plain_texts_stay_as_they_are(text):
     plain = normalise(text)
     assert (plain.text, plain.kinds, plain.origin) == (text, [], None)

@@ -87,7 +87,9 @@ def test_the_same_secret_has_the_same_fingerprint_everywhere(rules_only):
     assert first.finding_id != second.finding_id
 
 
-@pytest.mark.parametrize("text", ["\ud800 jo@example.org", "\x00\x00jo@example.org", "😀" * 5000 + " jo@example.org", "éжあ jo@example.org"])
+@pytest.mark.parametrize(
+    "text", ["\ud800 jo@example.org", "\x00\x00jo@example.org", "😀" * 5000 + " jo@example.org", "éжあ jo@example.org"]
+)
 def test_offsets_are_in_characters(rules_only, text):
     (finding,) = rules_only.scan(text).findings
     assert text[finding.location.start : finding.location.end] == "jo@example.org"

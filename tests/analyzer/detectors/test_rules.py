@@ -71,7 +71,9 @@ def test_examples_that_lie_are_named(tmp_path):
 
 def test_ones_own_rules_find_and_clash_and_can_be_switched_off(tmp_path):
     (tmp_path / "a.yaml").write_text(GOOD)
-    settings = DetectionSettings(rules=(str(tmp_path),), prompt_injection=InjectionSettings(model=ModelSettings(enabled=False)), plugins=False)
+    settings = DetectionSettings(
+        rules=(str(tmp_path),), prompt_injection=InjectionSettings(model=ModelSettings(enabled=False)), plugins=False
+    )
     found = Scanner(settings, str).scan("it is " + expand("acme_<lower:8>"))
     assert [finding.rule_id for finding in found.findings] == ["acme.token"]
     (tmp_path / "b.yaml").write_text(GOOD.replace("acme.token", "email"))
@@ -87,7 +89,10 @@ def test_patterns_of_the_design_settings_work():
         plugins=False,
         prompt_injection=InjectionSettings(
             model=ModelSettings(enabled=False),
-            patterns=(NamedPattern(name="ignore_instructions", regex="x", severity="critical"), NamedPattern(name="override", regex=r"(?i)acme-override")),
+            patterns=(
+                NamedPattern(name="ignore_instructions", regex="x", severity="critical"),
+                NamedPattern(name="override", regex=r"(?i)acme-override"),
+            ),
         ),
         pii_detection=PIISettings(patterns={"ssn": PatternAction(action="alert_only"), "badge": PatternAction(regex=r"\bBADGE-\d{6}\b")}),
     )
@@ -110,8 +115,12 @@ def test_words_that_every_match_holds(pattern, words):
 def test_a_catastrophic_pattern_runs_out_of_time_is_counted_and_the_rest_go_on(tmp_path):
     from llmsec_analyzer.detectors.patterns import timeouts
 
-    (tmp_path / "a.yaml").write_text(GOOD.replace("'acme_[a-z0-9]{8}'", "'acme_(?=x)(?:(?:x|xx)+)+[^x ]\\d'").replace("keywords:", "horizon: 400\n    keywords:"))
-    settings = DetectionSettings(rules=(str(tmp_path),), prompt_injection=InjectionSettings(model=ModelSettings(enabled=False)), plugins=False)
+    (tmp_path / "a.yaml").write_text(
+        GOOD.replace("'acme_[a-z0-9]{8}'", "'acme_(?=x)(?:(?:x|xx)+)+[^x ]\\d'").replace("keywords:", "horizon: 400\n    keywords:")
+    )
+    settings = DetectionSettings(
+        rules=(str(tmp_path),), prompt_injection=InjectionSettings(model=ModelSettings(enabled=False)), plugins=False
+    )
     before = timeouts["acme.token"]
     found = Scanner(settings, str).scan("acme_" + "x" * 300 + " jo.roe@example.org")
     assert timeouts["acme.token"] > before
