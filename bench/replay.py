@@ -64,11 +64,13 @@ def main() -> None:
             make(capture, flows=arguments.flows, events=200, open_flows=200, seed=1)
         part = folder / "part.pcap"
         share = first_packets(capture, part, 0.1)
-        analyze = [str(Path(sys.executable).parent / "llmsec-analyze"), "replay", str(capture)]
+        detecting = [str(Path(sys.executable).parent / "llmsec-analyze"), "replay", str(capture)]
+        analyze = [*detecting, "--no-detect"]
         python = [sys.executable, "-c"]
         commands: dict[str, tuple[list[str], float]] = {
             "replay, jsonl, no store": ([*analyze, "--format", "jsonl", "--store", "none"], 1),
             "replay, store": ([*analyze, "--format", "none", "--store", str(folder / "store")], 1),
+            "replay, store, detection": ([*detecting, "--format", "none", "--store", str(folder / "store")], 1),
         }
         if shutil.which("tshark"):
             fields = ["-T", "fields", "-e", "http.request.uri", "-e", "http.response.code", "-e", "http.file_data"]
