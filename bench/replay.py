@@ -38,12 +38,13 @@ def run(command: list[str]) -> tuple[float, float]:
 
 def first_packets(source: Path, target: Path, share: float) -> float:
     """Copies the first packets of a pcap; returns the share of bytes taken."""
-    data = source.read_bytes()
-    at = 24
-    while at < len(data) * share:
-        at += 16 + struct.unpack_from("<I", data, at + 8)[0]
-    target.write_bytes(data[:at])
-    return at / len(data)
+    wanted = source.stat().st_size * share
+    # A little at a time: a forked child begins with this process's resident size, which would be taken for its own.
+    with source.open("rb") as packets, target.open("wb") as out:
+        out.write(packets.read(24))
+        while out.tell() < wanted and (head := packets.read(16)):
+            out.write(head + packets.read(struct.unpack_from("<I", head, 8)[0]))
+        return out.tell() / source.stat().st_size
 
 
 def main() -> None:
