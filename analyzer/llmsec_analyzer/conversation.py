@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator
 
+from llmsec_analyzer.finding_rows import finding_line
 from llmsec_analyzer.terminal import visible
 from llmsec_tap.model import Exchange, Message, Part
 
@@ -42,7 +43,7 @@ def _lines(exchange: Exchange) -> Iterator[str]:
         yield ""
         yield "findings:"
         for finding in exchange.findings:
-            yield _INDENT + ", ".join(f"{_one(name)}={_one(str(value))}" for name, value in finding.items() if value not in (None, ""))
+            yield _INDENT + _one(finding_line(finding))
 
 
 def _facts(exchange: Exchange) -> Iterator[str]:

@@ -6,6 +6,7 @@ import gc
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +16,15 @@ from typing import TYPE_CHECKING
 import typer
 
 from llmsec_analyzer.cli.streams import results
+from llmsec_analyzer.detectors.patterns import timeouts
+from llmsec_analyzer.detectors.redact import redacted
+from llmsec_analyzer.detectors.risk import SEVERITIES, rank
 from llmsec_analyzer.listing import exchange_row, listing_header
 from llmsec_analyzer.terminal import visible
 from llmsec_tap.capture.pcap import CaptureReader
 from llmsec_tap.errors import SourceError, StorageError
 from llmsec_tap.install_key import install_key
-from llmsec_tap.model import Exchange, to_json
+from llmsec_tap.model import Exchange, Severity, to_json
 from llmsec_tap.pipeline import Pipeline
 from llmsec_tap.providers.credentials import fingerprinter
 from llmsec_tap.storage.writer import StoreWriter
@@ -29,13 +33,26 @@ from llmsec_tap.tokens import TokenEstimator
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from llmsec_analyzer.detectors.exchanges import ExchangeDetector
+
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 class Replay:
     """One run of `llmsec-analyze replay`. Faults of one file or of the store do not stop the rest; they decide the exit code."""
 
-    def __init__(self, *, ports: frozenset[int] | None, store: str | None, output: str, content: bool, tokenizer: str | None) -> None:
+    def __init__(
+        self,
+        *,
+        ports: frozenset[int] | None,
+        store: str | None,
+        output: str,
+        content: bool,
+        tokenizer: str | None,
+        detector: ExchangeDetector | None = None,
+        fail_on: Severity | None = None,
+        redact: bool = False,
+    ) -> None:
         self._output = output
         self._content = content
         self._estimator = TokenEstimator(tokenizer)
@@ -43,17 +60,30 @@ class Replay:
         self._writer = StoreWriter.open(store) if store is not None else None
         self._store_fault: StorageError | None = None
         self._defects: dict[str, int] = {}
-        self._pipeline = Pipeline(self._exchange, fingerprinter(install_key()), ports=ports, on_defect=self._defect)
+        self._detector = detector
+        self._fail_on = fail_on
+        self._failed = False
+        self._redact = redact
+        self._findings: Counter[str] = Counter()
+        self._pipeline = Pipeline(
+            self._exchange,
+            fingerprinter(install_key()),
+            ports=ports,
+            on_defect=self._defect,
+            listener_factory=detector.listener if detector is not None else None,
+        )
         self._reader = CaptureReader(self._pipeline)
         self._interrupted = False
+        self._is_following = False  # standard input may be a live capture: what is known is shown and stored soon
 
     def run(self, files: list[str]) -> None:
-        """Read all files, then exit as FORMATS says: 0, 3 a source could not be read whole, 4 the store could not be written."""
+        """Read all files, then exit as docs/cli.md says: 0, 3 a source could not be read whole, 4 the store could not be written."""
         started = time.monotonic()
         # Exchanges free themselves (their cycles are cut), so collections of the garbage collector find nothing: make them rare.
         gc.freeze()
         gc.set_threshold(50_000, 50, 100)
         source_fault: SourceError | None = None
+        self._is_following = "-" in files
         try:
             with results():
                 if self._output == "table":
@@ -77,20 +107,37 @@ class Replay:
             raise typer.Exit(SourceError.exit_code)
         if self._interrupted:
             raise typer.Exit(_INTERRUPTED)
+        if self._failed:
+            raise typer.Exit(1)
 
     def _exchange(self, exchange: Exchange) -> None:
         self._estimator.estimate(exchange)
+        if self._detector is not None:
+            exchange = self._detected(self._detector, exchange)
         if not self._content:
             exchange = exchange.without_content()
         if self._output == "jsonl":
             sys.stdout.buffer.write(to_json(exchange) + b"\n")
         elif self._output == "table":
             print(exchange_row(exchange))
+        if self._is_following:
+            sys.stdout.flush()
         if self._writer is not None:
             try:
                 self._writer.add(exchange)
+                if self._is_following:
+                    self._writer.tick(time.monotonic_ns())
             except StorageError as fault:
                 self._store_failed(fault)
+
+    def _detected(self, detector: ExchangeDetector, exchange: Exchange) -> Exchange:
+        exchange = detector.detect(exchange)
+        for finding in exchange.findings:
+            self._findings[finding.severity] += 1
+            self._failed = self._failed or (self._fail_on is not None and rank(finding.severity) >= rank(self._fail_on))
+        if self._redact and exchange.findings:
+            exchange = redacted(exchange)
+        return exchange
 
     def _store_failed(self, fault: StorageError) -> None:
         """Say it once; what is not stored is counted by the writer, and reading goes on for those who look at the output."""
@@ -146,6 +193,8 @@ class Replay:
             lines.append("anomalies: " + ", ".join(f"{name} {count:,}" for name, count in seen["anomalies"].items()))
         if seen["other_protocols"]:
             lines.append("not decoded: " + ", ".join(f"{name} {count:,}" for name, count in seen["other_protocols"].items()))
+        if self._detector is not None:
+            lines += detection_summary(self._detector, self._findings)
         if self._writer is not None:
             stats = self._writer.stats
             lost = f", {stats.not_stored:,} NOT STORED" if stats.not_stored else ""
@@ -153,6 +202,20 @@ class Replay:
         if self._interrupted:
             lines.append("interrupted: what was read until then is complete")
         print("\n".join(lines), file=sys.stderr)
+
+
+def detection_summary(detector: ExchangeDetector, findings: Counter[str]) -> list[str]:
+    """Lines for the closing summary: findings by severity, faults by name, what the budget left out."""
+    counted = [f"{severity} {findings[severity]:,}" for severity in reversed(SEVERITIES) if findings[severity]]
+    lines = ["findings: " + (", ".join(counted) or "none")]
+    faults = detector.scanner.faults + timeouts
+    if faults:
+        lines.append(
+            "detectors that failed or ran out of time: " + ", ".join(f"{name} {count:,}" for name, count in sorted(faults.items()))
+        )
+    if detector.budget.steps_taken:
+        lines.append(f"over the scanning budget {detector.budget.steps_taken} times: marked on the exchanges as detection_…")
+    return lines
 
 
 def _report(fault: SourceError | StorageError) -> None:

@@ -56,4 +56,10 @@ ANOMALIES: Final[dict[str, str]] = {
     "text_limit": "The answer's text was longer than the limit; what came first was kept.",
     "choice_limit": "More choices or tool calls than the limit; further ones were not kept.",
     "decoder_error": "A provider decoder failed on this exchange (a defect of ours); what it had read was kept.",
+    # detection
+    "detection_fault": "A detector failed on this exchange (a defect of ours, or of a plug-in); the others went on.",
+    "detection_incomplete": "A text was too long to be judged whole for prompt injection; its beginning and end were.",
+    "detection_without_model": "Over its budget, detection ran without the injection model.",
+    "detection_skipped": "Over its budget, detection looked at one exchange in four; this one was left out.",
+    "detection_secrets_only": "Over its budget, detection looked for secrets and unsafe output only.",
 }

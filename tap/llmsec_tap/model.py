@@ -122,6 +122,45 @@ class AnomalyCount(msgspec.Struct, kw_only=True, frozen=True):
     count: int
 
 
+Category = Literal["prompt_injection", "jailbreak", "system_prompt_leak", "pii", "secret", "data_exfiltration", "unsafe_output", "anomaly"]
+Severity = Literal["info", "low", "medium", "high", "critical"]
+
+
+class Location(msgspec.Struct, kw_only=True, frozen=True):
+    """Where in an exchange: which text, and character offsets in it, end exclusive. docs/detection.md lists the parts."""
+
+    part: str
+    start: int
+    end: int
+
+
+class Taxonomy(msgspec.Struct, kw_only=True, frozen=True):
+    """Ids in public lists of threats; the ATLAS one names the release it is taken from."""
+
+    owasp_llm_2025: str | None = None
+    owasp_llm_2026: str | None = None
+    mitre_atlas: str | None = None
+
+
+class Finding(msgspec.Struct, kw_only=True, frozen=True):
+    """What a detector found. Never holds the matched text: `preview` is redacted and `fingerprint` a keyed hash."""
+
+    finding_id: str
+    exchange_id: str = ""  # in a stored exchange it is the exchange's own
+    rule_id: str
+    rule_version: str
+    category: Category
+    type: str
+    severity: Severity
+    confidence: float
+    location: Location
+    preview: str
+    fingerprint: str
+    taxonomy: Taxonomy
+    explanation: str
+    at_output_token: int | None = None
+
+
 class Exchange(msgspec.Struct, kw_only=True):
     """One request and its answer. Times are capture time, epoch nanoseconds; texts are exactly as sent."""
 
@@ -165,7 +204,7 @@ class Exchange(msgspec.Struct, kw_only=True):
     request: Request = msgspec.field(default_factory=Request)
     response: Response = msgspec.field(default_factory=Response)
     risk_score: int | None = None
-    findings: list[dict[str, str]] = []
+    findings: list[Finding] = []
 
     def without_content(self) -> Exchange:
         """The same record with every text left out (`--no-content`); counts, names and times stay."""
@@ -175,6 +214,7 @@ class Exchange(msgspec.Struct, kw_only=True):
             output_text=None,
             reasoning_text=None,
             refusal_text=None,
+            findings=[msgspec.structs.replace(finding, preview="") for finding in self.findings],
             tool_calls=[ToolCall(id=call.id, name=call.name) for call in self.tool_calls],
             request=Request(parameters=self.request.parameters, body_bytes=self.request.body_bytes),
             response=Response(

@@ -70,3 +70,8 @@ def run() -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture(scope="session")
 def build_exchange() -> Callable[..., Exchange]:
     return full_exchange
+
+
+@pytest.fixture(scope="session")
+def build_finding() -> Callable[..., Any]:
+    return _MODULE.a_finding

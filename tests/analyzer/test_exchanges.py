@@ -119,7 +119,7 @@ def test_show_takes_store_before_or_after_and_says_what_is_ambiguous(run, store)
     assert run("exchanges", "show", "", "--store", store).returncode == 2
 
 
-def test_content_cannot_steer_the_terminal(run, fill, make_exchange):
+def test_content_cannot_steer_the_terminal(run, fill, make_exchange, build_finding):
     message = Message(role=HOSTILE, finish_reason=HOSTILE, parts=[Part(type=kind, content=HOSTILE, name=HOSTILE, id=HOSTILE, arguments=HOSTILE, uri=HOSTILE) for kind in ("text", "tool_call", "tool_call_response", "reasoning", HOSTILE)] + [Part(type="uri", uri=HOSTILE, mime_type=HOSTILE)])  # fmt: skip
     fields = ("client", "server", "provider", "api", "operation", "method", "path", "http_version", "request_model", "response_model", "input_text", "error_type", "tenant", "api_key_fingerprint")  # fmt: skip
     root = fill(
@@ -128,7 +128,7 @@ def test_content_cannot_steer_the_terminal(run, fill, make_exchange):
             **dict.fromkeys(fields, HOSTILE),
             finish_reasons=[HOSTILE],
             anomalies=[AnomalyCount(name=HOSTILE, count=1)],
-            findings=[{"rule_id": HOSTILE, "preview": HOSTILE}],
+            findings=[build_finding(rule_id=HOSTILE, preview=HOSTILE)],
             request=Request(messages=[message], parameters={HOSTILE: HOSTILE}),
             response=Response(messages=[message], error_message=HOSTILE),
         )

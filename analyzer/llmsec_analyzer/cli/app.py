@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llmsec_analyzer.cli import exchanges, query, replay
+from llmsec_analyzer.cli import exchanges, findings, query, replay, rules, scan
 from llmsec_tap import __version__
 from llmsec_tap.errors import LLMSecError
 
@@ -21,7 +21,7 @@ app = typer.Typer(
 )
 
 # Each module of commands adds its own.
-for _module in (replay, exchanges, query):
+for _module in (replay, scan, exchanges, findings, query, rules):
     _module.register(app)
 
 

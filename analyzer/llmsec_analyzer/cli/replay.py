@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from llmsec_analyzer.cli.scan import ConfigOption, FailOnOption
 from llmsec_tap.storage import DEFAULT_STORE
 
 
@@ -35,6 +36,12 @@ def replay(
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", metavar="FILE", help="A tokenizer.json that counts tokens where the server states none.")
     ] = None,
+    detect: Annotated[
+        bool, typer.Option("--detect/--no-detect", help="Look for secrets, personal data, injection and unsafe output.")
+    ] = True,
+    fail_on: FailOnOption = None,
+    redact: Annotated[bool, typer.Option("--redact", help="Mask secrets and personal data in what is printed and stored.")] = False,
+    config: ConfigOption = None,
 ) -> None:
     """Rebuild the exchanges with language models that captures hold, print them and store them.
 
@@ -44,11 +51,22 @@ def replay(
     Example: llmsec-analyze replay capture.pcap --format jsonl
     """
     from llmsec_analyzer.replay import Replay
+    from llmsec_tap.errors import ConfigError
 
+    if not detect and (redact or fail_on):
+        raise ConfigError("--redact and --fail-on need detection", "leave out --no-detect")
+    detector = None
+    if detect:
+        from llmsec_analyzer.detecting import make_detector
+
+        detector = make_detector(config)
     Replay(
         ports=frozenset(port) if port else None,
         store=None if store == "none" else store,
         output=output.value,
         content=content,
         tokenizer=tokenizer,
+        detector=detector,
+        fail_on=fail_on.value if fail_on else None,
+        redact=redact,
     ).run(files)

@@ -281,7 +281,9 @@ class ExchangeAssembly:
             body.on_data = body.data = NO_BODY.data
         del self.request, self.response
         self._handler = self._frames = None
-        self.draft.listener = None
+        listener, self.draft.listener = self.draft.listener, None
+        if listener is not None:
+            listener.finished(exchange)
         self.context.on_exchange(exchange)
 
     def _whole_response(self, view: ResponseView, raw: bytes) -> None:

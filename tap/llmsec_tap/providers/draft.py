@@ -11,15 +11,20 @@ from array import array
 from typing import Protocol
 
 from llmsec_tap.limits import MAX_CHOICES, MAX_LATENCY_SAMPLES, MAX_TEXT_CHARS, MAX_TOOL_CALLS
-from llmsec_tap.model import Message, Part, ToolCall, ToolDefinition, Usage
+from llmsec_tap.model import Exchange, Message, Part, ToolCall, ToolDefinition, Usage
 
 COMPACT_AT = 32
 
 
 class DeltaListener(Protocol):
-    """Told of each increment of an answer as it arrives. `kind` is text, reasoning, refusal or tool_call."""
+    """Told of each increment of an answer as it arrives. `kind` is text, reasoning, refusal or tool_call.
+
+    `finished` comes last, with the record, just before the record goes on its way.
+    """
 
     def delta(self, ts_ns: int, kind: str, choice: int, text: str) -> None: ...
+
+    def finished(self, exchange: Exchange) -> None: ...
 
 
 class TextBuffer:

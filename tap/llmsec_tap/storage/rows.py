@@ -102,7 +102,9 @@ def exchange_of(row: dict[str, Any]) -> Exchange:
     request = row.get("request")
     if isinstance(request, dict) and isinstance(request.get("parameters"), str):
         request["parameters"] = json.loads(request["parameters"])
-    return msgspec.convert(row, Exchange)
+    exchange = msgspec.convert(row, Exchange)
+    exchange.findings = [msgspec.structs.replace(finding, exchange_id=exchange.exchange_id) for finding in exchange.findings]
+    return exchange
 
 
 def _without_nulls(value: Any) -> Any:

@@ -13,17 +13,39 @@ from llmsec_tap.model import (
     AnomalyCount,
     EstimatedUsage,
     Exchange,
+    Finding,
+    Location,
     Message,
     Part,
     Process,
     Request,
     Response,
+    Taxonomy,
     ToolCall,
     ToolDefinition,
     Usage,
 )
 
 STARTED = 1_795_000_000_123_456_789  # 2026-11-18
+
+
+def a_finding(**changes: Any) -> Finding:
+    values: dict[str, Any] = {
+        "finding_id": "0f",
+        "exchange_id": "",
+        "rule_id": "pii.email",
+        "rule_version": "1",
+        "category": "pii",
+        "type": "EMAIL",
+        "severity": "low",
+        "confidence": 0.9,
+        "location": Location(part="request.messages[0].parts[0]", start=3, end=19),
+        "preview": "a***@example.org",
+        "fingerprint": "5e",
+        "taxonomy": Taxonomy(owasp_llm_2025="LLM02", owasp_llm_2026="LLM02", mitre_atlas="ATLAS 2026.05 AML.T0057"),
+        "explanation": "an address",
+    }
+    return Finding(**{**values, **changes})
 
 
 def full_exchange(number: int = 0, **changes: Any) -> Exchange:
@@ -104,7 +126,7 @@ def full_exchange(number: int = 0, **changes: Any) -> Exchange:
             events=80,
         ),
         risk_score=17,
-        findings=[{"rule_id": "pii.email", "severity": "low", "preview": "a***@example.org"}],
+        findings=[a_finding(exchange_id=f"{number:08x}{'ab' * 12}")],
     )
     return msgspec.structs.replace(exchange, **changes)
 

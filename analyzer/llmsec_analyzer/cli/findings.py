@@ -1,0 +1,85 @@
+"""`llmsec-analyze findings`: what detection found in what is stored."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from llmsec_analyzer.cli.query import StoreOption
+from llmsec_analyzer.cli.scan import SeverityChoice
+from llmsec_tap.storage import DEFAULT_STORE
+
+
+class FindingsFormat(StrEnum):
+    TABLE = "table"
+    JSONL = "jsonl"
+    SARIF = "sarif"
+    OCSF = "ocsf"
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(findings)
+
+
+def findings(
+    store: StoreOption = DEFAULT_STORE,
+    severity: Annotated[SeverityChoice | None, typer.Option(help="At least this severe.")] = None,
+    category: Annotated[str | None, typer.Option(help="secret, pii, prompt_injection, jailbreak, …")] = None,
+    rule: Annotated[str | None, typer.Option(help="Rule id; * and ? are wildcards.")] = None,
+    exchange: Annotated[str | None, typer.Option(help="How the exchange's id begins.")] = None,
+    fingerprint: Annotated[str | None, typer.Option(help="The same match wherever it was seen.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Exchanges started at or after: 30m, 2h, 7d ago, or 2026-11-24T10:00 (UTC).", metavar="TIME")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="How many at most; exports hold all unless told.")] = None,
+    output: Annotated[
+        FindingsFormat, typer.Option("--format", help="jsonl, sarif (2.1.0) and ocsf are for other programs.")
+    ] = FindingsFormat.TABLE,
+    fail_on: Annotated[
+        SeverityChoice | None, typer.Option("--fail-on", help="Exit with 1 if one that is listed is at least this severe.")
+    ] = None,
+) -> None:
+    """List findings, gravest first, or export them.
+
+    Example: llmsec-analyze findings --severity high --since 2h --format sarif
+    """
+    import datetime as dt
+
+    from llmsec_analyzer import findings as stored
+    from llmsec_analyzer.cli.streams import results
+    from llmsec_analyzer.detectors.risk import rank
+    from llmsec_analyzer.exchanges import parse_time
+    from llmsec_analyzer.finding_rows import stored_line
+    from llmsec_analyzer.query import QuerySession
+
+    moment = dt.datetime.fromtimestamp(parse_time(since, "--since") / 1e9, dt.UTC).replace(tzinfo=None) if since else None
+    table = output is FindingsFormat.TABLE
+    wanted = stored.FindingFilter(
+        severity=severity.value if severity else None, category=category, rule=rule, exchange=exchange, fingerprint=fingerprint, since=moment,
+        limit=limit if limit is not None else 100 if table else None,
+    )  # fmt: skip
+    worst = -1
+
+    with results(), QuerySession.open(store) as session:
+        rows = stored.stored_findings(session, wanted)
+
+        def watched() -> object:
+            nonlocal worst
+            for row in rows:
+                worst = max(worst, rank(row["severity"]))
+                yield row
+
+        if output is FindingsFormat.SARIF:
+            stored.write_sarif(watched(), sys.stdout)  # type: ignore[arg-type]
+        elif output is FindingsFormat.OCSF:
+            stored.write_lines((stored.ocsf(row) for row in watched()), sys.stdout)  # type: ignore[attr-defined]
+        elif output is FindingsFormat.JSONL:
+            stored.write_lines((stored.plain(row) for row in watched()), sys.stdout)  # type: ignore[attr-defined]
+        else:
+            for row in watched():  # type: ignore[attr-defined]
+                print(stored_line(row))  # noqa: T201 - the result
+    if fail_on is not None and worst >= rank(fail_on.value):
+        raise typer.Exit(1)

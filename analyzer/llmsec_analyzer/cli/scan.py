@@ -1,0 +1,86 @@
+"""`llmsec-analyze scan`: texts in, findings out."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class ScanFormat(StrEnum):
+    TABLE = "table"
+    JSONL = "jsonl"
+
+
+class SeverityChoice(StrEnum):
+    INFO = "info"
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+    CRITICAL = "critical"
+
+
+ConfigOption = Annotated[
+    str | None,
+    typer.Option("--config", envvar="LLMSEC_CONFIG", metavar="FILE", help="Configuration (YAML); its `security` part counts here."),
+]
+FailOnOption = Annotated[SeverityChoice | None, typer.Option("--fail-on", help="Exit with 1 if a finding is at least this severe.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(scan)
+
+
+def scan(
+    file: Annotated[
+        str, typer.Argument(help="Texts: JSON lines with `text`, or plain lines; - is standard input.", metavar="[FILE|-]")
+    ] = "-",
+    output: Annotated[ScanFormat | None, typer.Option("--format", help="Default: table on a terminal, else jsonl.")] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="Take the input as one text.")] = False,
+    model: Annotated[bool, typer.Option("--model/--no-model", help="Judge prompt injection with the model.")] = True,
+    fail_on: FailOnOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Find secrets, personal data, prompt injection and unsafe output in texts.
+
+    In: JSON lines {"id": …, "text": …, "role": "user"|"assistant"|"tool"|"system"}, or plain text, a text a line. Out: one line a
+    text, in order. Nothing is sent anywhere.
+
+    Example: echo 'my card is 4111 1111 1111 1111' | llmsec-analyze scan --format jsonl
+    """
+    import msgspec
+
+    from llmsec_analyzer import scan as scanning
+    from llmsec_analyzer.cli.streams import results
+    from llmsec_analyzer.config import load_config
+    from llmsec_analyzer.detectors.scanner import Scanner, report_fault
+    from llmsec_analyzer.finding_rows import scan_rows
+    from llmsec_tap.install_key import install_key
+    from llmsec_tap.providers.credentials import fingerprinter
+
+    settings = load_config(config).security
+    if not model:
+        injection = msgspec.structs.replace(
+            settings.prompt_injection, model=msgspec.structs.replace(settings.prompt_injection.model, enabled=False), ml_model=None
+        )
+        settings = msgspec.structs.replace(settings, prompt_injection=injection)
+    scanner = Scanner(settings, fingerprinter(install_key()), on_fault=report_fault)
+    as_table = output is ScanFormat.TABLE or (output is None and sys.stdout.isatty())
+    failed = broken = False
+    with results():
+        for result in scanning.results(scanner, scanning.inputs(file, whole=whole)):
+            if as_table:
+                for row in scan_rows(result):
+                    print(row)  # noqa: T201 - the result
+            else:
+                sys.stdout.buffer.write(scanning.line_of(result) + b"\n")
+                if file == "-":
+                    sys.stdout.buffer.flush()  # who writes a line may be waiting for its answer
+            failed = failed or (fail_on is not None and scanning.reaches(result.findings, fail_on.value))
+            broken = broken or isinstance(result.error, str)
+    if broken:
+        raise typer.Exit(3)
+    if failed:
+        raise typer.Exit(1)

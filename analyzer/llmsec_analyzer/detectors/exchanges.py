@@ -1,0 +1,248 @@
+"""Findings of exchanges: every text with its role and place, the answer also while it streams, and the two held together."""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+
+import msgspec
+
+from llmsec_analyzer.detectors.answers import is_consent, is_refusal, leaked
+from llmsec_analyzer.detectors.budget import Budget
+from llmsec_analyzer.detectors.exchange_parts import TextPart, text_parts
+from llmsec_analyzer.detectors.matching import Match
+from llmsec_analyzer.detectors.risk import risk
+from llmsec_analyzer.detectors.scanner import Scanner, TextResult, make_finding, preview
+from llmsec_analyzer.detectors.stream import StreamScanner
+from llmsec_tap.model import AnomalyCount, Exchange, Finding
+from llmsec_tap.providers.assemble import ExchangeAssembly
+
+# Conversations send their earlier turns again with every request; what was found in one is kept for so many texts.
+CACHE_TEXTS = 4096
+_MAX_FINDINGS = 1000
+
+
+class AnswerListener:
+    """Scans the increments of one answer as they arrive; `on_match` is told at once."""
+
+    __slots__ = ("_detector", "_lean", "streams", "tails")
+
+    def __init__(self, detector: ExchangeDetector, *, lean: bool) -> None:
+        self._detector = detector
+        self._lean = lean
+        self.streams: dict[tuple[int, str], StreamScanner] = {}
+        self.tails: dict[tuple[int, str], str] = {}
+
+    def delta(self, ts_ns: int, kind: str, choice: int, text: str) -> None:
+        if kind == "tool_call":
+            return  # several calls may arrive by turns under one choice; their arguments are scanned at the end
+        key = (choice, kind)
+        stream = self.streams.get(key)
+        if stream is None:
+            stream = self.streams[key] = self._detector.scanner.open("assistant", lean=self._lean)
+        try:
+            fresh = stream.feed(text)
+        except Exception as fault:  # noqa: BLE001 - a fault of ours must not stop the decoder
+            self._detector.fault("stream", fault)
+            del self.streams[key]
+            return
+        self.tails[key] = text
+        if fresh and self._detector.on_match is not None:
+            self._detector.on_match(ts_ns, fresh)
+
+    def finished(self, exchange: Exchange) -> None:
+        self._detector.remember(exchange.exchange_id, self)
+
+
+class ExchangeDetector:
+    """`detect(exchange)` fills in `findings` and `risk_score`; `listener` is for the pipeline, so that streams are scanned live."""
+
+    def __init__(
+        self,
+        scanner: Scanner,
+        *,
+        on_match: Callable[[int, Sequence[Match]], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.scanner = scanner
+        self.on_match = on_match
+        self.budget = Budget(scanner.settings.budget.share, clock)
+        self._clock = clock
+        self._listeners: dict[str, AnswerListener] = {}
+        self._cache: OrderedDict[bytes, tuple[StreamScanner, TextResult]] = OrderedDict()
+        self._sensitive: dict[str, set[str]] = {}
+
+    # --- while answers stream ---------------------------------------------------------------------------------------------
+
+    def listener(self, assembly: ExchangeAssembly) -> AnswerListener:
+        return AnswerListener(self, lean=self.budget.lean)
+
+    def remember(self, exchange_id: str, listener: AnswerListener) -> None:
+        self._listeners[exchange_id] = listener
+
+    def fault(self, name: str, fault: Exception) -> None:
+        self.scanner._fault(name, fault)  # noqa: SLF001 - one counter for all detectors
+
+    # --- whole exchanges ----------------------------------------------------------------------------------------------------
+
+    def detect(self, exchange: Exchange) -> Exchange:
+        """Never raises: a fault is counted and marked on the exchange."""
+        listener = self._listeners.pop(exchange.exchange_id, None)
+        if exchange.provider is None:
+            return exchange
+        started = self._clock()
+        faults = sum(self.scanner.faults.values()) + sum(self.scanner.plan.faults.values())
+        try:
+            found, marks = self._findings(exchange, listener)
+        except Exception as fault:  # noqa: BLE001 - as above
+            self.fault("exchange", fault)
+            found, marks = [], []
+        if sum(self.scanner.faults.values()) + sum(self.scanner.plan.faults.values()) > faults:
+            marks.append("detection_fault")
+        exchange.findings = found[:_MAX_FINDINGS]
+        exchange.risk_score, _ = risk(found)
+        for name in sorted(set(marks)):
+            exchange.anomalies = [*exchange.anomalies, AnomalyCount(name=name, count=marks.count(name))]
+        self.budget.spent(self._clock() - started)
+        return exchange
+
+    def _findings(self, exchange: Exchange, listener: AnswerListener | None) -> tuple[list[Finding], list[str]]:
+        marks: list[str] = []
+        if self.budget.skips():
+            return [], ["detection_skipped"]
+        with_model, lean = not self.budget.without_model, self.budget.lean
+        if not with_model and self.scanner.model is not None:
+            marks.append("detection_without_model")
+        if lean:
+            marks.append("detection_secrets_only")
+        found: list[Finding] = []
+        parts = list(text_parts(exchange))
+        attacked = False
+        request_prints: set[str] = set()
+        for part in parts:
+            result = self._scan(exchange, part, listener, with_model=with_model, lean=lean)
+            if result.unscanned:
+                marks.append("detection_incomplete")
+            if result.verdict is not None and self.scanner.threshold is not None:
+                attacked = attacked or (part.part.startswith("request.messages") and result.verdict.score >= self.scanner.threshold)
+            fresh = result.findings
+            if part.part.startswith("request"):
+                request_prints.update(finding.fingerprint for finding in fresh)
+            else:
+                fresh = [_echo(finding) if finding.fingerprint in request_prints else finding for finding in fresh]
+            found += fresh
+            if part.kind == "tool_call" and part.part.startswith("response"):
+                found += self._sensitive_tool(exchange, part)
+        found += self._compared(exchange, parts, attacked=attacked)
+        return found, marks
+
+    def _scan(self, exchange: Exchange, part: TextPart, listener: AnswerListener | None, *, with_model: bool, lean: bool) -> TextResult:
+        stream = self._streamed(part, listener)
+        judge = with_model and part.kind not in ("reasoning", "refusal", "error")
+        if stream is not None:
+            stream.close()
+            return self.scanner.result(stream, part.text, part=part.part, exchange_id=exchange.exchange_id, judge=judge)
+        key = blake2b(f"{part.role}\0{judge}{lean}\0{part.text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        kept = self._cache.get(key)
+        if kept is None:
+            stream = self.scanner.open(part.role, lean=lean)
+            for at in range(0, len(part.text), 65_536):
+                stream.feed(part.text[at : at + 65_536])
+            stream.close()
+            result = self.scanner.result(stream, part.text, part=part.part, exchange_id=exchange.exchange_id, judge=judge, streamed=False)
+            self._cache[key] = (stream, result)
+            if len(self._cache) > CACHE_TEXTS:
+                self._cache.popitem(last=False)
+            return result
+        self._cache.move_to_end(key)
+        findings = [_moved(finding, exchange.exchange_id, part.part, self.scanner) for finding in kept[1].findings]
+        return TextResult(findings, kept[1].injection_score, kept[1].unscanned, kept[1].verdict)
+
+    @staticmethod
+    def _streamed(part: TextPart, listener: AnswerListener | None) -> StreamScanner | None:
+        """The stream that saw exactly this text arrive, if one did."""
+        if listener is None or not part.part.startswith("response.messages["):
+            return None
+        choice = int(part.part[len("response.messages[") :].split("]")[0])
+        key = (choice, part.kind)
+        stream = listener.streams.get(key)
+        if stream is None or stream.view.end != len(part.text) or not part.text.endswith(listener.tails[key]):
+            return None  # the server revised what it had sent, or the answer came whole
+        return stream
+
+    # --- the answer against its request --------------------------------------------------------------------------------------
+
+    def _sensitive_tool(self, exchange: Exchange, part: TextPart) -> list[Finding]:
+        rule = self.scanner.rules.by_id.get("tool.sensitive_call")
+        if rule is None or not any(fnmatch.fnmatchcase(part.tool, wanted) for wanted in self.scanner.settings.output.sensitive_tools):
+            return []
+        return [
+            make_finding(
+                rule, exchange_id=exchange.exchange_id, part=part.part, start=0, end=len(part.text), preview=part.tool[:80],
+                fingerprint=self.scanner.fingerprint(part.tool), note="the policy names this tool",
+            )
+        ]  # fmt: skip
+
+    def _compared(self, exchange: Exchange, parts: list[TextPart], *, attacked: bool) -> list[Finding]:
+        rules = self.scanner.rules.by_id
+        prompts = [part.text for part in parts if part.part.startswith("request") and part.role in ("system", "developer")]
+        others = " ".join(part.text for part in parts if part.part.startswith("request") and part.role == "user")
+        found: list[Finding] = []
+        refused = False
+        answers = [part for part in parts if part.part.startswith("response.messages") and part.kind in ("text", "refusal")]
+        for part in answers:
+            if part.kind == "refusal" or is_refusal(part.text):
+                refused = True
+                found += self._plain(exchange, part, "output.refusal", 0, min(len(part.text), 80), "the answer declines")
+            span = leaked("\n".join(prompts), part.text) if prompts and self.scanner.settings.output.enabled else None
+            if span is not None and part.text[span[0] : span[1]] not in others:
+                found += self._plain(exchange, part, "output.system_prompt_leak", *span, f"{span[1] - span[0]} characters in a row")
+            for canary in self.scanner.settings.output.canaries:
+                at = part.text.find(canary) if canary else -1
+                if at >= 0:
+                    found += self._plain(exchange, part, "output.canary", at, at + len(canary), "a canary of the configuration")
+        if attacked and not refused and "output.jailbreak_success" in rules:
+            for part in answers:
+                if is_consent(part.text):
+                    found += self._plain(
+                        exchange,
+                        part,
+                        "output.jailbreak_success",
+                        0,
+                        min(len(part.text), 80),
+                        "the request was taken for an attack, and the answer consents",
+                    )
+                    break
+        return found
+
+    def _plain(self, exchange: Exchange, part: TextPart, rule_id: str, start: int, end: int, note: str) -> list[Finding]:
+        rule = self.scanner.rules.by_id.get(rule_id)
+        if rule is None:
+            return []
+        match = Match(rule=rule, start=start, end=end, severity=rule.severity, confidence=rule.confidence)
+        return [
+            make_finding(
+                rule, exchange_id=exchange.exchange_id, part=part.part, start=start, end=end, preview=preview(part.text, match, ()) if rule.category == "system_prompt_leak" else "",
+                fingerprint=self.scanner.fingerprint(part.text[start:end]), note=note,
+            )
+        ]  # fmt: skip
+
+
+def _echo(finding: Finding) -> Finding:
+    """What the answer only repeats from its request has not leaked by it."""
+    if finding.category not in ("pii", "secret"):
+        return finding
+    return msgspec.structs.replace(finding, severity="info", explanation=finding.explanation + " (the request holds it too)")
+
+
+def _moved(finding: Finding, exchange_id: str, part: str, scanner: Scanner) -> Finding:
+    """The same finding in another exchange: its ids follow from where it stands."""
+    rule = scanner.rules.by_id.get(finding.rule_id)
+    location = msgspec.structs.replace(finding.location, part=part)
+    if rule is None:
+        return msgspec.structs.replace(finding, exchange_id=exchange_id, location=location)
+    fresh = make_finding(rule, exchange_id=exchange_id, part=part, start=location.start, end=location.end)
+    return msgspec.structs.replace(finding, finding_id=fresh.finding_id, exchange_id=exchange_id, location=location)

@@ -1,0 +1,85 @@
+"""The injection model at work: one score from 0 to 1 for a text, and the part of it that made the score.
+
+Weights come from one ONNX file (ours, trained by training/train_injection.py; or another with the same inputs). Where
+onnxruntime is installed it runs the file; elsewhere the same weights are added up by numpy, and a test holds the two equal.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from llmsec_analyzer.detectors.injection.features import SIZE
+from llmsec_analyzer.detectors.injection.prepare import Prepared, Preparer
+from llmsec_analyzer.detectors.injection.weights import ModelFile, read_model
+from llmsec_tap.errors import ConfigError
+
+DEFAULT_MODEL = Path(__file__).parent / "injection.onnx"
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """`score` is calibrated: of texts with score s about a share s are attacks, at the mix the model card states."""
+
+    score: float
+    start: int
+    end: int
+    signs: tuple[str, ...]
+    undone: tuple[str, ...]
+    complete: bool
+
+
+class InjectionModel:
+    """`judge(text, role)`. `threshold` is the calibrated score fixed in training for one false alarm in a hundred texts."""
+
+    def __init__(self, preparer: Preparer, path: Path | None = None, *, runtime: str = "auto") -> None:
+        self._preparer = preparer
+        self.file: ModelFile = read_model(path or DEFAULT_MODEL)
+        if self.file.size != SIZE:
+            raise ConfigError(f"{path}: the model weighs {self.file.size:,} features, this version makes {SIZE:,}", "train it again")
+        self.threshold = self.file.threshold
+        self.version = self.file.version
+        self._session = self._open_session(path or DEFAULT_MODEL, runtime)
+        self.runtime = "numpy" if self._session is None else "onnxruntime"
+
+    @staticmethod
+    def _open_session(path: Path, runtime: str) -> Any:
+        if runtime == "numpy":
+            return None
+        try:
+            import onnxruntime  # type: ignore[import-untyped]  # noqa: PLC0415
+        except ImportError:
+            if runtime == "onnxruntime":
+                raise ConfigError("onnxruntime is not installed", "pip install onnxruntime, or leave the choice to us") from None
+            return None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def judge(self, text: str, role: str = "user") -> Verdict:
+        return self.verdict(self._preparer.prepare(text, role), role)
+
+    def verdict(self, prepared: Prepared, role: str) -> Verdict:
+        best, worst = prepared.windows[0], -math.inf
+        for window in prepared.windows:
+            logit = self.logit(window.ids, window.values)
+            if logit > worst:
+                best, worst = window, logit
+        if role in ("system", "developer"):
+            worst -= self.file.system_offset  # orders are what system prompts are for
+        start, end = prepared.normalised.span(best.start, best.end, prepared.size)
+        score = self.calibrated(worst)
+        return Verdict(score, start, end, tuple(best.signs), tuple(prepared.normalised.kinds), prepared.scanned == prepared.size)
+
+    def logit(self, ids: Any, values: Any) -> float:
+        if self._session is not None:
+            return float(self._session.run(None, {"ids": ids, "values": values})[0][0])
+        return float(np.dot(self.file.weights[ids], values, out=None)) + self.file.bias
+
+    def calibrated(self, logit: float) -> float:
+        point = self.file.slope * logit + self.file.intercept
+        return 1 / (1 + math.exp(-min(max(point, -60.0), 60.0)))

@@ -1,0 +1,30 @@
+"""Which of several overlapping matches count.
+
+One rule for all: a match that is more than information beats information; then the more confident one wins, then the
+longer, then the earlier, then the rule id. What it overlaps goes. Evidence of injection and judgements on whole
+texts are no spans of this kind and overlap nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from llmsec_analyzer.detectors.matching import Match
+
+SPANS = frozenset(("pii", "secret"))
+
+
+def resolve(matches: Iterable[Match]) -> list[Match]:
+    """The matches that count, in the order of the text."""
+    kept: list[Match] = []
+    spans: list[Match] = []
+    for match in matches:
+        (spans if match.rule.category in SPANS else kept).append(match)
+    spans.sort(key=lambda m: (m.severity == "info", -m.confidence, m.start - m.end, m.start, m.rule.id))
+    taken: list[tuple[int, int]] = []
+    for match in spans:
+        if not any(match.start < end and start < match.end for start, end in taken):
+            taken.append((match.start, match.end))
+            kept.append(match)
+    kept.sort(key=lambda m: (m.start, m.end, m.rule.id))
+    return kept

@@ -1,0 +1,117 @@
+"""Rules with a pattern: looked for around a hit of one of their keywords.
+
+Patterns run on google-re2, whose time is linear in the text whatever the pattern. Those that need look-around or
+back-references run on `regex` with a time limit, on the candidate's surroundings only; a time-out is counted by rule.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import re2  # type: ignore[import-untyped]
+import regex
+
+from llmsec_analyzer.detectors.identifiers import validator
+from llmsec_analyzer.detectors.matching import Match, View
+from llmsec_analyzer.detectors.validators import entropy
+from llmsec_analyzer.rules.schema import Rule
+from llmsec_tap.errors import ConfigError
+
+# Real candidates take microseconds; a hundred milliseconds is a pattern gone wrong.
+TIMEOUT_S = 0.1
+_CONTEXT_CHARS = 80
+
+timeouts: Counter[str] = Counter()  # by rule id, over the life of the process; shown by whoever reports the run
+
+
+class BadPatternError(ConfigError):
+    """A pattern that neither engine takes."""
+
+
+def compile_pattern(pattern: str) -> tuple[Callable[[str], Any], int]:
+    """A finder of all matches in a text, and the number of its group `v` (0, the whole match, where it has none)."""
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        fast = re2.compile(pattern, options)
+    except re2.error:
+        try:
+            slow = regex.compile(pattern)
+        except regex.error as fault:
+            raise BadPatternError(f"not a regular expression: {fault}") from None
+        return lambda text: slow.finditer(text, timeout=TIMEOUT_S), slow.groupindex.get("v", 0)
+    return fast.finditer, fast.groupindex.get("v", 0)
+
+
+class PatternRecognizer:
+    """One rule's pattern. The value is group `v` where the pattern has one, else the whole match."""
+
+    ordered = False
+
+    def __init__(self, rule: Rule, *, trusted: bool = False) -> None:
+        assert rule.pattern is not None
+        self.rule = rule
+        self.reach = rule.left + 1
+        if trusted and rule.evidence:
+            # Reviewed, bounded and asked for often: three times as fast on Python's own engine, whose Python side is thinner.
+            compiled = re.compile(rule.pattern)
+            self._find: Callable[[str], Any] = compiled.finditer
+            self._value = compiled.groupindex.get("v", 0)
+        else:
+            self._find, self._value = compile_pattern(rule.pattern)
+        self._validators = [validator(name) for name in rule.validate]
+
+    def decide(self, view: View, start: int, end: int) -> list[Match] | int:
+        rule = self.rule
+        if rule.roles and view.role not in rule.roles:
+            return []
+        first = max(view.base, start - rule.left - 1, 0)
+        last = min(view.end, end + rule.horizon)
+        window = view.slice(first, last)
+        found = self._around(window, start - first, end - first, cut_left=first > 0)
+        whole = view.closed or view.end > end + rule.horizon
+        if found is None:
+            # Nothing yet: look again when half as much more has come, so that a byte at a time stays cheap.
+            return [] if whole else end + max(4, (view.end - end) * 3 // 2)
+        match_end = first + found.end()
+        if match_end == last and not (view.closed and last == view.end):
+            return [] if whole else view.end + 1
+        if match_end + rule.settle > view.end and not view.closed:
+            return int(match_end + rule.settle)
+        span = found.span(self._value)
+        return self._judge(view, int(first + span[0]), int(first + span[1]))
+
+    def _around(self, window: str, start: int, end: int, *, cut_left: bool) -> Any:
+        """The first match that overlaps the hit. One that begins where the window was cut may be part of a longer word."""
+        try:
+            for found in self._find(window):
+                if found.start() >= end:
+                    return None
+                if found.end() > start and not (cut_left and found.start() == 0):
+                    return found
+        except TimeoutError:
+            timeouts[self.rule.id] += 1
+        except UnicodeEncodeError:  # a lone surrogate: re2 takes UTF-8 only
+            return self._around("".join("�" if "\ud800" <= c <= "\udfff" else c for c in window), start, end, cut_left=cut_left)
+        return None
+
+    def _judge(self, view: View, start: int, end: int) -> list[Match]:
+        rule = self.rule
+        value = view.slice(start, end)
+        severity, confidence, note = rule.severity, rule.confidence, ""
+        if rule.min_entropy is not None and entropy(value) < rule.min_entropy:
+            return []
+        for check in self._validators:
+            verdict = check(value)
+            if verdict is False:
+                return []
+            if isinstance(verdict, str):  # a known example: stays, as information
+                severity, note = "info", verdict
+        if rule.context:
+            near = view.slice(start - _CONTEXT_CHARS, start).lower()
+            if not any(word in near for word in rule.context):
+                return []
+        return [Match(rule=rule, start=start, end=end, severity=severity, confidence=confidence, note=note)]

@@ -1,0 +1,57 @@
+"""Detectors of other packages, by the entry point `llmsec_analyzer.detectors`: for what rules cannot say.
+
+A plug-in is a callable made by its entry point without arguments, with `rule` (a Rule) and `scan(text, role)`, which yields
+(start, end) or (start, end, confidence) in characters. One that fails is caught, named and counted, and the rest go on.
+docs/rules.md has a whole example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import entry_points
+from typing import Protocol
+
+from llmsec_analyzer.detectors.matching import Match
+from llmsec_analyzer.rules.schema import Rule
+
+GROUP = "llmsec_analyzer.detectors"
+# A plug-in that fails this often in a run is left out of the rest of it.
+FAULTS_ALLOWED = 20
+
+
+class Detector(Protocol):
+    rule: Rule
+
+    def scan(self, text: str, role: str) -> Iterable[tuple[int, int] | tuple[int, int, float]]: ...
+
+
+class Plugins:
+    def __init__(
+        self, *, enabled: bool = True, on_fault: Callable[[str, Exception], None], found: dict[str, Detector] | None = None
+    ) -> None:
+        self._on_fault = on_fault
+        self._faults: dict[str, int] = {}
+        self.detectors: dict[str, Detector] = {}
+        if found is not None:
+            self.detectors = dict(found)
+        elif enabled:
+            for point in entry_points(group=GROUP):
+                try:
+                    self.detectors[point.name] = point.load()()
+                except Exception as fault:  # noqa: BLE001 - somebody else's code
+                    on_fault(f"plug-in {point.name}", fault)
+
+    def scan(self, text: str, role: str) -> Iterator[Match]:
+        for name, detector in self.detectors.items():
+            if self._faults.get(name, 0) >= FAULTS_ALLOWED:
+                continue
+            try:
+                for found in detector.scan(text, role):
+                    start, end = int(found[0]), int(found[1])
+                    if not 0 <= start <= end <= len(text):
+                        raise ValueError("a span outside the text")  # noqa: TRY301 - counted as its fault
+                    confidence = float(found[2]) if len(found) > 2 else detector.rule.confidence
+                    yield Match(rule=detector.rule, start=start, end=end, severity=detector.rule.severity, confidence=confidence)
+            except Exception as fault:  # noqa: BLE001 - as above
+                self._faults[name] = self._faults.get(name, 0) + 1
+                self._on_fault(f"plug-in {name}", fault)

@@ -1,0 +1,48 @@
+"""One number for an exchange or a text, 0 to 100, and the reasons for it.
+
+Each finding weighs severity x confidence: info 0, low 10, medium 35, high 65, critical 90. What the model's side leaks or
+asks to run weighs a quarter more than the same thing going in, because it has left. Findings of one rule count once at
+full weight and then as repeats; the weights are joined as chances are, 1 - (1 - a)(1 - b)…, so that many small things
+never outweigh one grave thing by mere number, and the sum never passes 100. docs/detection.md has examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from llmsec_tap.model import Finding, Severity
+
+SEVERITIES: tuple[Severity, ...] = ("info", "low", "medium", "high", "critical")
+WEIGHT: dict[str, float] = {"info": 0.0, "low": 0.10, "medium": 0.35, "high": 0.65, "critical": 0.90}
+OUTPUT_FACTOR = 1.25
+REPEAT_FACTOR = 0.1  # of what one more finding of the same rule adds, up to five of them
+
+
+def rank(severity: str) -> int:
+    return SEVERITIES.index(severity)
+
+
+def risk_score(findings: Iterable[Finding]) -> int:
+    return risk(findings)[0]
+
+
+def risk(findings: Iterable[Finding]) -> tuple[int, list[str]]:
+    """The score, and for each rule that adds to it one line: `rule: +points`."""
+    best: dict[str, float] = {}
+    repeats: dict[str, int] = {}
+    for finding in findings:
+        weight = WEIGHT[finding.severity] * finding.confidence
+        if finding.location.part.startswith("response"):
+            weight *= OUTPUT_FACTOR
+        best[finding.rule_id] = max(best.get(finding.rule_id, 0.0), min(weight, 0.99))
+        repeats[finding.rule_id] = repeats.get(finding.rule_id, -1) + 1
+    safe = 1.0
+    reasons: list[str] = []
+    for rule, weight in sorted(best.items(), key=lambda item: (-item[1], item[0])):
+        weight = min(0.99, weight * (1 + REPEAT_FACTOR * min(repeats[rule], 5)))
+        before = safe
+        safe *= 1 - weight
+        points = round((before - safe) * 100)
+        if points:
+            reasons.append(f"{rule}: +{points}")
+    return round((1 - safe) * 100), reasons

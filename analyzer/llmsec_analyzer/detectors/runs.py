@@ -1,0 +1,164 @@
+"""Recognizers that look at a whole run of characters once: numbers, e-mail addresses, IBANs, colons of addresses, names.
+
+A class trigger says only that something of the kind is here; the run around it is looked at when it has ended.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from llmsec_analyzer.detectors.identifiers import validator
+from llmsec_analyzer.detectors.matching import Match, View
+from llmsec_analyzer.detectors.patterns import compile_pattern, timeouts
+from llmsec_analyzer.detectors.validators import entropy
+from llmsec_analyzer.rules.schema import Rule
+from llmsec_tap.model import Severity
+
+# A match may take this many characters on either side of the run of digits (letters of identifiers, quotes).
+MARGIN: Final = 14
+CONTEXT_BEFORE: Final = 80
+MAX_RUN: Final = 96
+
+_NUMBER_CHARS = frozenset("0123456789+().-/ x#")
+_EMAIL_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._%+-@!#$&'*=^`{|}~")
+# Letters that names of hosts may hold besides ASCII: Latin, Greek, Cyrillic, kana, Han, Hangul.
+_LETTERS = frozenset(
+    chr(code) for first, last in ((0xC0, 0x530), (0x3040, 0x3100), (0x4E00, 0xA000), (0xAC00, 0xD7A4)) for code in range(first, last)
+)
+_HEX_CHARS = frozenset("0123456789abcdefABCDEF:.%")
+_NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_@/:")
+_IBAN_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-")
+_TOKEN_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+/=_-.")
+_TAG_CHARS = frozenset(map(chr, range(0xE0000, 0xE0080)))
+RUNS: Final[dict[str, tuple[frozenset[str], int, int]]] = {
+    # class: the characters of a run, its longest length, margin on either side
+    "digits": (_NUMBER_CHARS, MAX_RUN, MARGIN),
+    "at": (_EMAIL_CHARS | _LETTERS, 320, 1),
+    "hex_colon": (_HEX_CHARS, 64, 1),
+    "dotted_name": (_NAME_CHARS, 256, 8),
+    "iban": (_IBAN_CHARS, 48, 44),
+    "long_token": (_TOKEN_CHARS, 512, 40),
+    "tags": (_TAG_CHARS, 8192, 0),
+}
+
+
+class RunRecognizer:
+    """All rules started by one class. Each rule's pattern is looked for in the run and its margins."""
+
+    ordered = True
+
+    def __init__(self, trigger: str, rules: Sequence[Rule], trusted: frozenset[str]) -> None:
+        self.trigger = trigger
+        self._chars, self._longest, self._margin = RUNS[trigger]
+        self.reach = self._longest + self._margin + 1
+        self._rules = [_RunRule(rule, trusted=rule.id in trusted) for rule in rules]
+        self._always = [rule for rule in self._rules if not (rule.rule.context and rule.rule.context_needed)]
+        self._by_group = {rule.rule.id: rule for rule in self._rules if rule.rule.context}
+
+    def decide(self, view: View, start: int, end: int) -> list[Match] | int:
+        done = view.done_until.get(self, 0)
+        if end <= done:
+            return []
+        text, base, chars = view.text, view.base, self._chars
+        # `start` may lie anywhere in a class hit, so the run is found from the hit's last character.
+        at = end - 1 - base
+        first = at
+        floor = max(0, done - base, at - self._longest)
+        while first > floor and text[first - 1] in chars:
+            first -= 1
+        last, size = at, len(text)
+        limit = min(size, first + self._longest)
+        while last < limit and text[last] in chars:
+            last += 1
+        ended = last < size or last - first >= self._longest
+        if not view.closed:
+            if not ended:
+                return view.end + 1
+            newline = text.find("\n", last, last + self._margin)
+            if size < last + self._margin and newline < 0:
+                return base + last + self._margin
+        view.done_until[self] = base + last
+        return self._judge_run(view, base + first, base + last)
+
+    def _judge_run(self, view: View, first: int, last: int) -> list[Match]:
+        left = max(view.base, first - self._margin)
+        window = view.slice(left, last + self._margin)
+        cut = window.find("\n", last - left)
+        if cut >= 0:
+            window = window[:cut]
+        groups = view.groups(max(0, first - CONTEXT_BEFORE), first, min(left + len(window), last + MARGIN)) if self._by_group else {}
+        rules = self._always
+        if groups:
+            rules = rules + [self._by_group[name] for name in groups if name in self._by_group and self._by_group[name] not in rules]
+        found: list[Match] = []
+        for rule in rules:
+            if rule.rule.roles and view.role not in rule.rule.roles:
+                continue
+            for start, end, confidence, note, severity in rule.find(window, first - left, last - left, groups.get(rule.rule.id)):
+                found.append(Match(rule=rule.rule, start=left + start, end=left + end, severity=severity, confidence=confidence, note=note))
+        return found
+
+
+class _RunRule:
+    """One rule's pattern and checks. Builtin patterns are reviewed and run on Python's `re`; a user's run on re2."""
+
+    def __init__(self, rule: Rule, *, trusted: bool) -> None:
+        self.rule = rule
+        assert rule.pattern is not None
+        if trusted:
+            compiled = re.compile(rule.pattern)
+            self._find: Callable[[str], Any] = compiled.finditer
+            self._value = compiled.groupindex.get("v", 0)
+        else:
+            self._find, self._value = compile_pattern(rule.pattern)
+        self._shrinks = "iban" in rule.validate
+        self._validators = [validator(name) for name in rule.validate]
+
+    def find(self, window: str, first: int, last: int, distance: int | None) -> list[tuple[int, int, float, str, Severity]]:
+        found = []
+        rule = self.rule
+        try:
+            for match in self._find(window):
+                if match.end() <= first:
+                    continue
+                if match.start() >= last:
+                    break
+                start, end = match.span(self._value)
+                value = window[start:end]
+                if rule.min_entropy is not None and entropy(value) < rule.min_entropy:
+                    continue
+                severity: Severity = rule.severity
+                # A word that names the kind of number adds up to 0.1, the more the nearer it stands.
+                bonus = 0.0 if distance is None else 0.1 * max(0.0, 1 - distance / CONTEXT_BEFORE)
+                confidence, note = min(0.99, rule.confidence + bonus), ""
+                good = True
+                for check in self._validators:
+                    verdict = check(value)
+                    if verdict is False and self._shrinks:
+                        value = self._shrunk(value, check)
+                        end = start + len(value)
+                        verdict = bool(value)
+                    if verdict is False:
+                        good = False
+                        break
+                    if isinstance(verdict, str):
+                        severity, note = "info", verdict
+                if good:
+                    found.append((start, end, confidence, note, severity))
+        except TimeoutError:
+            timeouts[rule.id] += 1
+        except UnicodeEncodeError:
+            clean = "".join("�" if "\ud800" <= c <= "\udfff" else c for c in window)
+            return self.find(clean, first, last, distance)
+        return found
+
+    @staticmethod
+    def _shrunk(value: str, check: Callable[[str], bool | str]) -> str:
+        """The longest run of its words, from the first, that passes: an IBAN in groups may be followed by capitals."""
+        while " " in value:
+            value = value.rpartition(" ")[0]
+            if check(value) is True:
+                return value
+        return ""

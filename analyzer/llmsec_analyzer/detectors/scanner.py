@@ -1,0 +1,265 @@
+"""The scanner: texts in, findings out. One is made for a run; texts come whole (`scan`) or as a stream (`open`).
+
+Secrets, personal data and unsafe output come from the rules in one pass; the injection verdict comes from the model, over
+the whole text at its end. Which category an injection gets depends on where the text stands: what a user writes is direct,
+what a tool returns or a document holds is indirect.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from llmsec_analyzer.detectors.build import make_plan
+from llmsec_analyzer.detectors.injection.model import InjectionModel, Verdict
+from llmsec_analyzer.detectors.injection.prepare import Preparer
+from llmsec_analyzer.detectors.matching import Match, Recognizer
+from llmsec_analyzer.detectors.overlap import resolve
+from llmsec_analyzer.detectors.plugins import Plugins
+from llmsec_analyzer.detectors.rule_set import RuleSet, rule_set
+from llmsec_analyzer.detectors.settings import DetectionSettings
+from llmsec_analyzer.detectors.stream import StreamScanner
+from llmsec_analyzer.rules.schema import INDIRECT, OBFUSCATED, Rule, taxonomy_of
+from llmsec_tap.model import Category, Finding, Location, Severity
+
+# Roles whose text is somebody else's: documents, tool results. An order in it is indirect injection.
+FOREIGN_ROLES = frozenset(("tool", "function", "document", "ipython", "tool_result"))
+# What the model itself says is not judged for injection.
+OWN_ROLES = frozenset(("assistant", "model", "ai", "tool_call"))
+_CONTEXT_SHOWN = 24
+_JAILBREAK_SIGNS = 2
+
+Fingerprint = Callable[[str], str]
+
+
+class TextResult(msgspec.Struct):
+    """What one text held. `injection_score` is None where no model judged it; `unscanned` counts characters left out."""
+
+    findings: list[Finding]
+    injection_score: float | None = None
+    unscanned: int = 0
+    verdict: Verdict | None = None
+
+
+class Scanner:
+    """`fingerprint`: a keyed hash, so that the same secret is known again and never stored."""
+
+    def __init__(
+        self,
+        settings: DetectionSettings,
+        fingerprint: Fingerprint,
+        *,
+        engine: str | None = None,
+        on_fault: Callable[[str, Exception], None] | None = None,
+        model_runtime: str = "auto",
+    ) -> None:
+        self.settings = settings
+        self.rules: RuleSet = rule_set(settings)
+        self.faults: Counter[str] = Counter()
+        self._on_fault = on_fault
+        self._fingerprint = fingerprint
+        engine = engine or settings.engine
+        self.plan = make_plan(self.rules.matching, trusted=self.rules.trusted, engine=engine, on_fault=self._recognizer_fault)
+        self.lean_plan = make_plan(
+            [rule for rule in self.rules.matching if rule.category == "secret" or not rule.id.startswith("pii.")],
+            trusted=self.rules.trusted,
+            engine=engine,
+            on_fault=self._recognizer_fault,
+        )
+        self.model: InjectionModel | None = None
+        chosen = settings.prompt_injection.chosen_model
+        if settings.prompt_injection.enabled and chosen.enabled:
+            preparer = Preparer(self.rules.evidence, self.rules.trusted, engine)
+            self.model = InjectionModel(preparer, Path(chosen.path) if chosen.path else None, runtime=model_runtime)
+        self.threshold = chosen.confidence_threshold
+        if self.threshold is None:
+            self.threshold = self.model.threshold if self.model is not None else 1.0
+        self.plugins = Plugins(enabled=settings.plugins, on_fault=self._fault)
+
+    # --- texts ----------------------------------------------------------------------------------------------------------
+
+    def scan(self, text: str, role: str = "user", *, part: str = "text", exchange_id: str = "", judge: bool = True) -> TextResult:
+        """One whole text."""
+        stream = self.open(role)
+        for at in range(0, len(text), 65_536):
+            stream.feed(text[at : at + 65_536])
+        stream.close()
+        return self.result(stream, text, part=part, exchange_id=exchange_id, judge=judge, streamed=False)
+
+    def open(self, role: str = "user", *, lean: bool = False) -> StreamScanner:
+        """The state of a text that arrives in pieces: feed it, close it, then ask for the `result`."""
+        return StreamScanner(self.lean_plan if lean else self.plan, role)
+
+    def result(
+        self, stream: StreamScanner, text: str, *, part: str, exchange_id: str, judge: bool = True, streamed: bool = True
+    ) -> TextResult:
+        """Findings of a closed stream, with the verdict of the model and of plug-ins on the whole text."""
+        role = stream.view.role
+        matches = resolve(stream.matches)
+        known = {id(match): at for match, at in zip(stream.matches, stream.known_at, strict=True)} if streamed else {}
+        findings = [self._finding(match, text, matches, part=part, exchange_id=exchange_id, at=known.get(id(match))) for match in matches]
+        result = TextResult(findings)
+        if judge and self.model is not None and role not in OWN_ROLES and text:
+            self._judge(self.model, text, role, result, matches, part=part, exchange_id=exchange_id)
+        findings += [
+            self._finding(match, text, matches, part=part, exchange_id=exchange_id, at=None) for match in self.plugins.scan(text, role)
+        ]
+        return result
+
+    def _judge(
+        self, model: InjectionModel, text: str, role: str, result: TextResult, matches: Sequence[Match], *, part: str, exchange_id: str
+    ) -> None:
+        try:
+            verdict = model.judge(text, role)
+        except Exception as fault:  # noqa: BLE001 - a fault of ours must not cost the other findings
+            self._fault("injection.model", fault)
+            return
+        result.verdict = verdict
+        result.injection_score = verdict.score
+        if not verdict.complete:
+            result.unscanned = max(0, len(text) - 200_000)
+        assert self.threshold is not None
+        if verdict.score < self.threshold:
+            return
+        rule = self.rules.by_id.get("injection.model")
+        if rule is not None:
+            result.findings.append(self._verdict_finding(rule, verdict, text, role, matches, part=part, exchange_id=exchange_id))
+
+    def _verdict_finding(
+        self, rule: Rule, verdict: Verdict, text: str, role: str, matches: Sequence[Match], *, part: str, exchange_id: str
+    ) -> Finding:
+        jailbreak = sum(self.rules.by_id[sign].category == "jailbreak" for sign in verdict.signs if sign in self.rules.by_id)
+        category: Category = "prompt_injection"
+        kind, taxonomy = "direct_injection", taxonomy_of(rule)
+        if role in FOREIGN_ROLES:
+            kind, taxonomy = "indirect_injection", INDIRECT
+        elif jailbreak * _JAILBREAK_SIGNS > len(verdict.signs):
+            category, kind = "jailbreak", "jailbreak"
+            taxonomy = msgspec.structs.replace(taxonomy, mitre_atlas="ATLAS 2026.05 AML.T0054")
+        elif verdict.undone:
+            kind, taxonomy = "obfuscated_injection", OBFUSCATED
+        reasons = [f"score {verdict.score:.2f}, threshold {self.threshold:.2f}"]
+        if verdict.signs:
+            reasons.append("signs: " + ", ".join(verdict.signs))
+        if verdict.undone:
+            reasons.append("hidden by: " + ", ".join(verdict.undone))
+        match = Match(
+            rule=rule,
+            start=verdict.start,
+            end=verdict.end,
+            severity=_severity_of(verdict.score, role),
+            confidence=round(verdict.score, 4),
+            note="; ".join(reasons),
+            type=kind,
+        )
+        found = self._finding(match, text, matches, part=part, exchange_id=exchange_id, at=None)
+        return msgspec.structs.replace(found, category=category, taxonomy=taxonomy)
+
+    # --- findings -------------------------------------------------------------------------------------------------------
+
+    def _finding(self, match: Match, text: str, others: Sequence[Match], *, part: str, exchange_id: str, at: int | None) -> Finding:
+        rule = match.rule
+        return make_finding(
+            rule,
+            exchange_id=exchange_id,
+            part=part,
+            start=match.start,
+            end=match.end,
+            kind=match.kind,
+            severity=match.severity,
+            confidence=match.confidence,
+            preview=preview(text, match, others),
+            fingerprint=self._fingerprint(text[match.start : match.end].encode("utf-8", "replace").decode()),
+            note=match.note,
+            at=at,
+        )
+
+    def fingerprint(self, text: str) -> str:
+        return self._fingerprint(text.encode("utf-8", "replace").decode())
+
+    # --- faults ---------------------------------------------------------------------------------------------------------
+
+    def _recognizer_fault(self, recognizer: Recognizer, fault: Exception) -> None:
+        rule = getattr(recognizer, "rule", None)
+        self._fault(rule.id if rule is not None else type(recognizer).__name__, fault)
+
+    def _fault(self, name: str, fault: Exception) -> None:
+        self.faults[name] += 1
+        if self._on_fault is not None and self.faults[name] == 1:
+            self._on_fault(name, fault)
+
+
+def _severity_of(score: float, role: str) -> Severity:
+    return "high" if score >= 0.5 or role in FOREIGN_ROLES else "medium"
+
+
+def make_finding(
+    rule: Rule,
+    *,
+    exchange_id: str,
+    part: str,
+    start: int,
+    end: int,
+    kind: str = "",
+    severity: Severity | None = None,
+    confidence: float | None = None,
+    preview: str = "",
+    fingerprint: str = "",
+    note: str = "",
+    at: int | None = None,
+) -> Finding:
+    """A finding whose id follows from its exchange, rule and place: a second run over the same capture gives the same."""
+    digest = hashlib.blake2b(f"{exchange_id}\0{rule.id}\0{part}\0{start}\0{end}".encode("utf-8", "replace"), digest_size=12)
+    return Finding(
+        finding_id=digest.hexdigest(),
+        exchange_id=exchange_id,
+        rule_id=rule.id,
+        rule_version=rule.version,
+        category=rule.category,
+        type=kind or rule.type,
+        severity=severity or rule.severity,
+        confidence=round(rule.confidence if confidence is None else confidence, 4),
+        location=Location(part=part, start=start, end=end),
+        preview=preview,
+        fingerprint=fingerprint,
+        taxonomy=taxonomy_of(rule),
+        explanation=f"{rule.description} ({note})" if note else rule.description,
+        at_output_token=at,
+    )
+
+
+def preview(text: str, match: Match, others: Sequence[Match]) -> str:
+    """A few characters on either side; the match itself and all other sensitive spans there as `[TYPE]`."""
+    spans = [
+        (other.start, other.end, other.kind) for other in others if other.rule.category in ("pii", "secret") and other.severity != "info"
+    ]
+    if match.rule.category in ("pii", "secret", "system_prompt_leak"):
+        first, last = max(0, match.start - _CONTEXT_SHOWN), min(len(text), match.end + _CONTEXT_SHOWN)
+        spans.append((match.start, match.end, match.kind))
+    else:
+        first, last = match.start, min(match.end, match.start + 160, len(text))
+    pieces: list[str] = []
+    at = first
+    for start, end, kind in sorted(set(spans)):
+        if end <= at or start >= last:
+            continue
+        pieces += (text[at:start], f"[{kind}]")
+        at = end
+    if at < last:
+        pieces.append(text[at:last])
+    shown = "".join(pieces).encode("utf-8", "replace").decode()
+    return ("…" if first > 0 else "") + shown + ("…" if last < len(text) else "")
+
+
+def report_fault(name: str, fault: Exception) -> None:
+    """One line for a detector that failed: its name, and where; never the text."""
+    frame = fault.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    where = f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}" if frame is not None else "?"
+    print(f"warning: the detector {name} failed ({type(fault).__name__} at {where}); the others go on", file=sys.stderr)  # noqa: T201

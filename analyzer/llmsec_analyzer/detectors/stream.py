@@ -1,0 +1,245 @@
+"""Scanning a text as it arrives, or whole: the same matches either way.
+
+A `Plan` is made once for a set of rules; a `StreamScanner` is the state of one text. Memory is bounded: of a long stream
+only the last few thousand characters are held (more while a candidate is open), and matches are capped and counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from llmsec_analyzer.detectors.matching import Match, Recognizer, View
+from llmsec_analyzer.detectors.triggers import CARRY, CLASSES, TriggerIndex
+
+# What is kept of a stream behind its end: recognizers look back a few hundred characters at most.
+KEEP_CHARS = 1024
+TRIM_AT_CHARS = 4096
+# Findings of one text beyond this say nothing new; the excess is counted.
+MAX_MATCHES = 2000
+_CONTEXT_REACH = 256
+_NEVER = 1 << 62
+# Bytes of UTF-8 that do not begin a character: what is left without them is the number of characters begun.
+_CONTINUATION = bytes(range(0x80, 0xC0))
+
+
+class Plan:
+    """All recognizers, and one index of everything that may start them."""
+
+    def __init__(
+        self,
+        keywords: Sequence[tuple[str, Recognizer]],
+        classes: Sequence[tuple[str, Recognizer]],
+        contexts: Sequence[tuple[str, str]],
+        *,
+        engine: str = "auto",
+        on_fault: Callable[[Recognizer, Exception], None] | None = None,
+    ) -> None:
+        """`keywords` and `classes` say which recognizer each starts; `contexts` are (word, group)."""
+        words: dict[bytes, int] = {}
+        self.started: list[list[Recognizer]] = []  # by trigger number: keywords first, then classes
+        self.groups: list[list[str]] = []
+        self.sizes: list[int] = []
+        for word, recognizer in keywords:
+            self.started[self._number(words, word)].append(recognizer)
+        for word, group in contexts:
+            self.groups[self._number(words, word)].append(group)
+        names = sorted({name for name, _ in classes}, key=list(CLASSES).index)
+        self.keywords = len(words)
+        for name in names:
+            self.started.append([recognizer for wanted, recognizer in classes if wanted == name])
+            self.groups.append([])
+            self.sizes.append(1)
+        self.index = TriggerIndex(list(words), names, engine)
+        self.engine = self.index.engine
+        self.faults: Counter[str] = Counter()
+        self.on_fault = on_fault
+
+    def _number(self, words: dict[bytes, int], word: str) -> int:
+        key = word.encode().lower()  # bytes: ASCII case only, as both engines match
+        number = words.get(key)
+        if number is None:
+            number = words[key] = len(words)
+            self.started.append([])
+            self.groups.append([])
+            self.sizes.append(len(word))
+        return number
+
+
+class StreamScanner:
+    """One text. `feed` and `close` return what became known just then; `matches` is all of it."""
+
+    __slots__ = (
+        "_carry",
+        "_due",
+        "_hits",
+        "_parts",
+        "_pending",
+        "_runs",
+        "_seen",
+        "deltas",
+        "dropped",
+        "known_at",
+        "matches",
+        "plan",
+        "view",
+    )
+
+    def __init__(self, plan: Plan, role: str = "user") -> None:
+        self.plan = plan
+        self.view = View(role)
+        self.matches: list[Match] = []
+        self.known_at: list[int] = []  # for each match, after how many deltas it was known
+        self.dropped = 0
+        self.deltas = 0
+        self._hits = plan.index.hits
+        self._carry = b""
+        self._pending: list[list[object]] = []
+        self._due: int = _NEVER  # the earliest end of text at which a waiting candidate wants to be asked again
+        self._parts: list[str] = []  # arrived, and not yet part of the view's text
+        self._runs: dict[int, tuple[int, int]] = {}  # class: (end of its last hit, of the last one kept)
+        self._seen: set[tuple[str, int, int]] = set()
+
+    def feed(self, delta: str) -> Sequence[Match]:
+        # Once per streamed token: the text is joined only when somebody has to look at it.
+        self.deltas += 1
+        data = delta.encode("utf-8", "surrogatepass")
+        carry = self._carry
+        block = carry + data
+        self._carry = block[-CARRY:]
+        hits = self._hits(block)
+        view = self.view
+        before = view.end
+        end = view.end = before + len(delta)
+        self._parts.append(delta)
+        if hits:
+            self._join()
+            self._note(hits, block, len(carry), before, len(data) == len(delta))
+            if self._pending:
+                return self._decide()
+        elif end >= self._due:
+            self._join()
+            return self._decide()
+        if end - view.base > TRIM_AT_CHARS:
+            self._join()
+            self._trim()
+        return ()
+
+    def close(self) -> Sequence[Match]:
+        """The text ends here."""
+        self.view.closed = True
+        self._join()
+        return self._decide() if self._pending else ()
+
+    def _join(self) -> None:
+        parts = self._parts
+        if parts:
+            view = self.view
+            view.text = view.text + (parts[0] if len(parts) == 1 else "".join(parts))
+            parts.clear()
+
+    def _note(self, hits: list[tuple[int, int]], block: bytes, carried: int, before: int, ascii_only: bool) -> None:
+        """Turn hits into open candidates and context words, with their place in characters."""
+        plan, view = self.plan, self.view
+        for number, end in hits:
+            if end <= carried:
+                continue  # was reported with the block before
+            at = before + (end - carried if ascii_only else len(block[carried:end].translate(None, _CONTINUATION)))
+            groups = plan.groups[number]
+            if groups and _begins_word(view, at - plan.sizes[number]):
+                view.contexts += [(at, group) for group in groups]
+            if number >= plan.keywords and self._same_run(number, at):
+                continue
+            for recognizer in plan.started[number]:
+                self._pending.append([recognizer, at - plan.sizes[number], at, 0])
+
+    def _same_run(self, number: int, at: int) -> bool:
+        """Whether this hit of a class only continues the one before it; one in every 24 characters is kept all the same."""
+        last, kept = self._runs.get(number, (-9, -99))
+        if at - last <= 2 and at - kept < 24:
+            self._runs[number] = (at, kept)
+            return True
+        self._runs[number] = (at, at)
+        return False
+
+    def _decide(self) -> Sequence[Match]:
+        view, end, closed = self.view, self.view.end, self.view.closed
+        fresh: list[Match] = []
+        waiting: list[list[object]] = []
+        blocked: set[int] = set()  # recognizers of runs, of which an earlier candidate waits: they take runs in their order
+        for candidate in self._pending:
+            recognizer, start, stop, due = candidate
+            if (due > end and not closed) or id(recognizer) in blocked:  # type: ignore[operator]
+                waiting.append(candidate)
+                if recognizer.ordered:  # type: ignore[attr-defined]
+                    blocked.add(id(recognizer))
+                continue
+            try:
+                answer = recognizer.decide(view, start, stop)  # type: ignore[attr-defined]
+            except Exception as fault:  # noqa: BLE001 - one faulty recognizer must not silence the others
+                self._fault(recognizer, fault)
+                continue
+            if isinstance(answer, int):
+                candidate[3] = max(answer, end + 1)
+                waiting.append(candidate)
+                if recognizer.ordered:  # type: ignore[attr-defined]
+                    blocked.add(id(recognizer))
+            elif answer:
+                self._add(answer, fresh)
+        self._pending = waiting
+        self._due = min((int(candidate[3]) for candidate in waiting), default=_NEVER)  # type: ignore[call-overload]
+        if view.end - view.base > TRIM_AT_CHARS:
+            self._trim()
+        return fresh
+
+    def _add(self, found: Sequence[Match], fresh: list[Match]) -> None:
+        for match in found:
+            key = (match.rule.id + match.kind, match.start, match.end)
+            if key in self._seen:
+                continue
+            if len(self.matches) >= MAX_MATCHES:
+                self.dropped += 1
+                continue
+            self._seen.add(key)
+            self.matches.append(match)
+            self.known_at.append(self.deltas)
+            fresh.append(match)
+
+    def _fault(self, recognizer: object, fault: Exception) -> None:
+        plan = self.plan
+        rule = getattr(recognizer, "rule", None)
+        plan.faults[rule.id if rule is not None else type(recognizer).__name__] += 1
+        if plan.on_fault is not None:
+            plan.on_fault(recognizer, fault)  # type: ignore[arg-type]
+
+    def _trim(self) -> None:
+        view = self.view
+        start = view.end - KEEP_CHARS
+        for candidate in self._pending:
+            start = min(start, candidate[1] - candidate[0].reach)  # type: ignore[attr-defined]
+        if start > view.base:
+            view.text = view.text[start - view.base :]
+            view.base = start
+        floor = start - _CONTEXT_REACH
+        if view.contexts and view.contexts[0][0] < floor:
+            view.contexts = [context for context in view.contexts if context[0] >= floor]
+
+
+def _begins_word(view: View, start: int) -> bool:
+    """Whether a word may begin there: `tel` is none in `hotel`, `Card` is one in `creditCard`."""
+    text, at = view.text, start - view.base
+    if at <= 0:
+        return True
+    before, first = text[at - 1], text[at]
+    if not first.isascii():
+        return True
+    return not before.isalpha() or (first.isupper() and before.islower()) or not before.isascii()
+
+
+def scan_whole(plan: Plan, text: str, role: str = "user") -> StreamScanner:
+    """The whole text at once, in blocks that keep memory flat."""
+    scanner = StreamScanner(plan, role)
+    for at in range(0, len(text), 65_536):
+        scanner.feed(text[at : at + 65_536])
+    scanner.close()
+    return scanner

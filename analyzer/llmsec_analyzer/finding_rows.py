@@ -1,0 +1,41 @@
+"""Findings as lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from llmsec_analyzer.terminal import cut, pad, visible
+from llmsec_tap.model import Finding
+
+if TYPE_CHECKING:
+    from llmsec_analyzer.scan import Result
+
+
+def finding_line(finding: Finding) -> str:
+    """`HIGH  secret  github  text 12-52  preview`."""
+    place = f"{finding.location.part} {finding.location.start}-{finding.location.end}"
+    preview = cut(visible(finding.preview), 72)
+    return f"{pad(finding.severity.upper(), 8)}  {pad(cut(finding.category, 18), 18)}  {pad(cut(visible(finding.type), 24), 24)}  {pad(cut(visible(place), 30), 30)}  {preview}"
+
+
+def scan_rows(result: Result) -> Iterable[str]:
+    name = cut(visible(str(result.id)), 24)
+    if isinstance(result.error, str):
+        yield f"{pad(name, 24)}  error: {visible(result.error)}"
+        return
+    score = "" if result.injection_score is None else f"  injection {result.injection_score:.2f}"
+    yield f"{pad(name, 24)}  risk {result.risk_score:>3}{score}  {len(result.findings)} findings"
+    for finding in result.findings:
+        yield "  " + finding_line(finding)
+
+
+def stored_line(row: dict[str, Any]) -> str:
+    """One stored finding: time, severity, what, where, preview."""
+    location = row["location"] or {}
+    place = f"{row['exchange_id'][:12]} {location.get('part', '')} {location.get('start', '')}-{location.get('end', '')}"
+    started = row["started"]
+    when = f"{started:%Y-%m-%d %H:%M:%S}" if started is not None else ""
+    cells = ((when, 19), (row["severity"].upper(), 8), (row["category"], 18), (row["type"] or "", 22), (place, 58))
+    line = "  ".join(pad(cut(visible(str(cell)), width), width) for cell, width in cells)
+    return f"{line}  {cut(visible(row['preview'] or ''), 72)}".rstrip()

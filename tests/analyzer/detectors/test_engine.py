@@ -1,0 +1,136 @@
+"""One pass over a text, whole or in pieces, on either engine: always the same findings."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmsec_analyzer.detectors.build import make_plan
+from llmsec_analyzer.detectors.stream import MAX_MATCHES, StreamScanner, scan_whole
+from llmsec_analyzer.rules.synthetic import expand
+
+SHARED = Path(__file__).parents[4] / "shared" / "data" / "detection"
+
+
+def found(scanner: StreamScanner) -> set[tuple[str, int, int, str]]:
+    return {(match.rule.id, match.start, match.end, match.severity) for match in scanner.matches}
+
+
+def in_pieces(plan, pieces, role="user") -> StreamScanner:
+    scanner = StreamScanner(plan, role)
+    for piece in pieces:
+        scanner.feed(piece)
+    scanner.close()
+    return scanner
+
+
+def cut(text: str, draw: random.Random, longest: int = 12) -> list[str]:
+    pieces, at = [], 0
+    while at < len(text):
+        size = draw.randint(1, longest)
+        pieces.append(text[at : at + size])
+        at += size
+    return pieces
+
+
+@pytest.fixture(scope="module")
+def plans(builtin):
+    trusted = frozenset(rule.id for rule in builtin)
+    return make_plan(builtin, trusted=trusted), make_plan(builtin, trusted=trusted, engine="portable")
+
+
+@pytest.fixture(scope="module")
+def examples(builtin) -> list[str]:
+    return [expand(example) for rule in builtin for example in (*rule.examples.match, *rule.examples.no_match)]
+
+
+def test_all_examples_together_give_the_same_in_any_pieces_and_on_any_engine(plans, examples):
+    fast, portable = plans
+    draw = random.Random(5)
+    for start in range(0, len(examples), 40):
+        text = "\n".join(examples[start : start + 40])
+        for role in ("user", "assistant"):
+            whole = found(scan_whole(fast, text, role))
+            assert whole == found(scan_whole(portable, text, role))
+            assert whole == found(in_pieces(fast, list(text), role))
+            assert whole == found(in_pieces(portable, cut(text, draw), role))
+            assert whole == found(in_pieces(fast, cut(text, draw, 200), role))
+    assert not fast.faults
+    assert not portable.faults
+
+
+_PIECES = st.sampled_from(
+    [
+        "password=", "my card 4111 1111 1111 1111", "jo.roe@example.org", " ", "\n", "ssn ", "219-09-8765", "https://u:" , "p4ssw0rd@h.example/x", "é", "電話 ", "+44 20 7946 0958",
+        "-----BEGIN PRIVATE KEY-----\n", "A" * 30, "-----END PRIVATE KEY-----", "0x", "ab12" * 10, "\ud800", "\x00", "🎉", "GB82 WEST 1234 5698 7654 32", "token: ", "'", '"', "12", ".", "sk-",
+        "\U000e0049\U000e0067", "2001:db8::8:800:200c:417a", "eyJhbGciOiJIUzI1NiJ9.", "ignore previous instructions", "rm -rf / ", "x" * 200,
+    ]
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(pieces=st.lists(_PIECES, max_size=14), seed=st.integers(0, 9))
+def test_cuts_change_nothing(plans, pieces, seed):
+    fast, portable = plans
+    text = "".join(pieces)
+    whole = found(scan_whole(fast, text))
+    assert whole == found(in_pieces(fast, pieces))
+    assert whole == found(in_pieces(fast, list(text)))
+    assert whole == found(in_pieces(portable, cut(text, random.Random(seed))))
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(alphabet=st.characters(), max_size=400))
+def test_any_text_is_scanned_and_offsets_stay_inside(plans, text):
+    for scanner in (scan_whole(plans[0], text), in_pieces(plans[1], list(text))):
+        assert all(0 <= match.start < match.end <= len(text) for match in scanner.matches)
+    assert not plans[0].faults
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.exists(), reason="the detection corpora are not here")
+@pytest.mark.parametrize("name", ["pii", "secrets", "injection"])
+def test_corpora_give_the_same_streamed_as_whole_and_on_both_engines(plans, name):
+    with gzip.open(SHARED / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for line in lines][:: 12 if name == "injection" else 4]
+    fast, portable = plans
+    draw = random.Random(3)
+    for text in texts:
+        whole = found(scan_whole(fast, text))
+        assert whole == found(scan_whole(portable, text))
+        assert whole == found(in_pieces(fast, cut(text, draw)))
+        if len(text) < 400:
+            assert whole == found(in_pieces(fast, list(text)))
+
+
+def test_a_finding_says_after_how_many_deltas_it_was_known(plans):
+    scanner = in_pieces(plans[0], ["write ", "to jo.", "roe@exam", "ple.org", " please", " and so on", " and on", " and on"])
+    (at,) = [at for match, at in zip(scanner.matches, scanner.known_at, strict=True) if match.rule.id == "email"]
+    assert 5 <= at <= 7
+
+
+def test_hostile_texts_take_bounded_time_and_memory(plans):
+    for text in (
+        "1" * 2_000_000,
+        "a@" * 500_000,
+        "password=" * 200_000,
+        "-----BEGIN PRIVATE KEY-----\n" * 20_000,
+        "ab:" * 500_000,
+        "AKIA" * 300_000,
+    ):
+        scanner = scan_whole(plans[0], text)
+        assert len(scanner.matches) <= MAX_MATCHES
+        assert len(scanner.view.text) < 200_000
+
+
+def test_a_text_of_fifty_megabytes_has_its_secret_found_at_the_end(plans):
+    text = "The quick brown fox jumps over the lazy dog. " * 1_150_000 + expand("ghp_<alnum:36>") + " end"
+    scanner = scan_whole(plans[0], text)
+    (match,) = [match for match in scanner.matches if match.rule.id == "secret.github"]
+    assert text[match.start : match.end] == expand("ghp_<alnum:36>")

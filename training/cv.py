@@ -1,0 +1,105 @@
+"""How well the model does on sources it has not seen: folds by source, thresholds fixed on the other folds.
+
+Prints recall, false positives and ROC-AUC out of fold, by kind of text and language where that is telling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from fit import Data, fit_rows, pooled
+
+FOLDS = 6
+
+
+def folds_of(data: Data) -> np.ndarray:
+    """Sources spread over folds so that rows and attacks are about even; a source is never split."""
+    fold = np.full(len(data.labels), -1, dtype=np.int8)
+    load = np.zeros((FOLDS, 2))
+    names, counts = np.unique(data.sources[data.main], return_counts=True)
+    total = np.array([(data.labels[data.main] == kind).sum() for kind in (0, 1)], dtype=float)
+    for name in names[np.argsort(-counts, kind="stable")]:
+        mine = data.main & (data.sources == name)
+        amount = np.array([(data.labels[mine] == kind).sum() for kind in (0, 1)]) / total
+        best = min(range(FOLDS), key=lambda number: (((load[number] + amount) ** 2).sum() - (load[number] ** 2).sum(), number))
+        fold[mine] = best
+        load[best] += amount
+    return fold
+
+
+def auc(positive: np.ndarray, negative: np.ndarray) -> float:
+    ranks = np.concatenate((positive, negative)).argsort(kind="stable").argsort(kind="stable") + 1
+    return float((ranks[: len(positive)].sum() - len(positive) * (len(positive) + 1) / 2) / len(positive) / len(negative))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("features", type=Path)
+    parser.add_argument("--scores", type=Path, help="write out-of-fold scores here, for tools/score.py")
+    parser.add_argument("--settings", type=json.loads, default={})
+    given = parser.parse_args()
+    data = Data(given.features, given.settings)
+    fold = folds_of(data)
+    logits = np.zeros(len(data.labels))
+    extra = np.zeros(len(data.labels))
+    for number in range(FOLDS):
+        train = data.main & (fold != number)
+        weights, bias = fit_rows(data, train, given.settings)
+        scores = pooled(data, weights, bias)
+        held = fold == number
+        logits[held] = scores[held]
+        extra += scores / FOLDS
+    rest = ~data.main
+    logits[rest] = extra[rest]
+    main_set = data.sets == "injection"
+    positive, negative = logits[main_set & (data.labels == 1)], logits[main_set & (data.labels == 0)]
+    print(f"AUC {auc(positive, negative):.4f}")
+    for rate in (0.001, 0.005, 0.01, 0.02):
+        threshold = np.sort(negative)[::-1][int(rate * len(negative))]
+        print(f"recall at {rate:.1%}: {(positive > threshold).mean():.4f} (logit {threshold:.3f})")
+    threshold = np.sort(negative)[::-1][int(0.01 * len(negative))]
+    real_positive, real_negative = [], []
+    for number in range(FOLDS):  # the threshold comes from the other folds
+        mine = fold == number
+        others = negative_of(logits, data, main_set & ~mine)
+        line = np.sort(others)[::-1][int(0.01 * len(others))]
+        real_positive += list(logits[mine & (data.labels == 1)] > line)
+        real_negative += list(logits[mine & (data.labels == 0) & main_set] > line)
+        print(
+            f"  fold {number}: {mine.sum()} rows, recall {np.mean(logits[mine & (data.labels == 1)] > line):.3f}, FPR {np.mean(logits[mine & (data.labels == 0)] > line):.4f},"
+            f" AUC {auc(logits[mine & (data.labels == 1)], logits[mine & (data.labels == 0)]):.3f}"
+        )
+    print(f"threshold fixed beforehand: recall {np.mean(real_positive):.4f} at FPR {np.mean(real_negative):.4f}")
+    for name in ("mentions", "harmful_requests"):
+        print(f"{name}: {(logits[data.sets == name] > threshold).mean():.3f} flagged")
+    for label in (1, 0):
+        names = np.unique(data.categories[main_set & (data.labels == label)])
+        print(
+            {
+                str(name): round(float((logits[main_set & (data.labels == label) & (data.categories == name)] > threshold).mean()), 3)
+                for name in names
+            }
+        )
+    for name in ("r3", ""):
+        mine = main_set & (np.char.find(data.sources, "r3 templates") >= 0) == (name == "r3")
+        mine &= main_set
+        print(
+            "r3" if name else "not r3",
+            f"AUC {auc(logits[mine & (data.labels == 1)], logits[mine & (data.labels == 0)]):.4f}",
+            f"recall {(logits[mine & (data.labels == 1)] > threshold).mean():.4f} FPR {(logits[mine & (data.labels == 0)] > threshold).mean():.4f}",
+        )
+    if given.scores:
+        with given.scores.open("w") as out:
+            for row, logit in zip(data.row_ids, logits, strict=True):
+                out.write(json.dumps({"id": str(row), "score": float(1 / (1 + np.exp(-logit)))}) + "\n")
+
+
+def negative_of(logits: np.ndarray, data: Data, rows: np.ndarray) -> np.ndarray:
+    return logits[rows & (data.labels == 0)]
+
+
+if __name__ == "__main__":
+    main()

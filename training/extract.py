@@ -1,0 +1,67 @@
+"""First step of training: every row of the data as windows of features. Written to one .npz; holds no text."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+
+from llmsec_analyzer.detectors.injection.prepare import Preparer
+from llmsec_analyzer.rules.load import load_builtin
+
+
+def rows(folder: Path, name: str) -> list[dict]:
+    with gzip.open(folder / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
+        found = [json.loads(line) for line in lines]
+    for number, row in enumerate(found):
+        row.setdefault("id", f"{name}:{number}")
+    return found
+
+
+def extract(folder: Path, target: Path, extra: list[dict]) -> None:
+    evidence = [rule for rule in load_builtin() if rule.evidence]
+    preparer = Preparer(evidence, frozenset(rule.id for rule in evidence))
+    everything = [
+        *rows(folder, "injection"),
+        *({**row, "label": 0, "set": "mentions"} for row in rows(folder, "mentions")),
+        *({**row, "label": 0, "set": "harmful_requests"} for row in rows(folder, "harmful_requests")),
+        *extra,
+    ]
+    ids, values, pointers, owners, window_counts = [], [], [0], [], []
+    for number, row in enumerate(everything):
+        prepared = preparer.prepare(row["text"], row.get("role", "user"))
+        for window in prepared.windows:
+            ids.append(window.ids.astype(np.int32))
+            values.append(window.values)
+            pointers.append(pointers[-1] + len(window.ids))
+            owners.append(number)
+        window_counts.append(len(prepared.windows))
+    np.savez(
+        target,
+        ids=np.concatenate(ids),
+        values=np.concatenate(values),
+        pointers=np.array(pointers, dtype=np.int64),
+        owners=np.array(owners, dtype=np.int32),
+        labels=np.array([row["label"] for row in everything], dtype=np.int8),
+        sources=np.array([row.get("source", "").split("@")[0] for row in everything]),
+        row_ids=np.array([row["id"] for row in everything]),
+        sets=np.array([row.get("set", "injection") for row in everything]),
+        licences=np.array([row.get("license") or "" for row in everything]),
+        categories=np.array([row.get("category") or "" for row in everything]),
+        languages=np.array([row.get("lang") or "" for row in everything]),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, help="folder with injection.jsonl.gz, mentions.jsonl.gz and harmful_requests.jsonl.gz")
+    parser.add_argument("target", type=Path)
+    given = parser.parse_args()
+    extract(given.data, given.target, [])
+
+
+if __name__ == "__main__":
+    main()

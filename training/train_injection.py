@@ -1,0 +1,113 @@
+"""Train the injection model: features, folds by source, threshold and calibration from held-out sources, one ONNX file.
+
+The same data gives the same bytes: no random number but the seeded ones of the settings, one thread, fixed order.
+
+    python training/train_injection.py DATA_FOLDER OUT.onnx [--no-share-alike]
+
+DATA_FOLDER holds injection.jsonl.gz, mentions.jsonl.gz and harmful_requests.jsonl.gz. Needs scipy besides what scanning needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # sums in one order
+
+import numpy as np
+from cv import FOLDS, auc, folds_of
+from extract import extract
+from fit import Data, fit_rows, pooled
+from scipy.optimize import minimize
+
+from llmsec_analyzer.detectors.injection.weights import ModelFile, write_model
+
+SETTINGS = {"iterations": 50, "decay": 0.05, "source_power": 0.3, "full_trust": 8, "trust_power": 1, "mentions": 3.0}
+FALSE_ALARMS = 0.01
+SYSTEM_OFFSET = 1.5
+
+
+def calibration(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Slope and intercept that turn held-out logits into chances (Platt)."""
+    signs = 2.0 * labels - 1
+
+    def loss(point: np.ndarray) -> tuple[float, np.ndarray]:
+        margin = signs * (point[0] * logits + point[1])
+        pull = -signs / (1 + np.exp(margin))
+        return float(np.logaddexp(0, -margin).mean()), np.array([(pull * logits).mean(), pull.mean()])
+
+    found = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B")
+    return float(found.x[0]), float(found.x[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--features", type=Path, help="features made before by extract.py, to save time")
+    parser.add_argument("--no-share-alike", action="store_true", help="leave rows under share-alike licences out of training")
+    parser.add_argument("--scores", type=Path, help="write held-out scores here, one JSON object a line")
+    given = parser.parse_args()
+    settings = {**SETTINGS, "no_share_alike": given.no_share_alike}
+    with tempfile.TemporaryDirectory() as scratch:
+        features = given.features or Path(scratch) / "features.npz"
+        if given.features is None:
+            extract(given.data, features, [])
+        data = Data(features, settings)
+    fold = folds_of(data)
+    main_set = data.sets == "injection"
+    logits = np.zeros(len(data.labels))
+    rest = np.zeros(len(data.labels))
+    for number in range(FOLDS):
+        train = (fold != number) & ((fold >= 0) | (data.sets == "mentions"))
+        scores = pooled(data, *fit_rows(data, train, settings))
+        logits[fold == number] = scores[fold == number]
+        rest += scores / FOLDS
+    logits[~main_set] = rest[~main_set]
+    negative = np.sort(logits[main_set & (data.labels == 0)])[::-1]
+    line = float(negative[int(FALSE_ALARMS * len(negative))])
+    slope, intercept = calibration(logits[main_set], data.labels[main_set].astype(float))
+    everything = main_set | (data.sets == "mentions")
+    weights, bias = fit_rows(data, everything, settings)
+    weights = (weights * data.scale).astype(np.float16).astype(np.float32)  # half precision: half the file once packed, same order
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode() + weights.tobytes()).hexdigest()[:12]
+    threshold = 1 / (1 + np.exp(-(slope * line + intercept)))
+    write_model(
+        given.out,
+        ModelFile(
+            weights=weights,
+            bias=bias,
+            threshold=float(threshold),
+            slope=slope,
+            intercept=intercept,
+            system_offset=SYSTEM_OFFSET,
+            version=digest,
+        ),
+    )
+    positive = logits[main_set & (data.labels == 1)]
+    print(
+        json.dumps(
+            {
+                "version": digest,
+                "threshold": round(float(threshold), 4),
+                "slope": round(slope, 4),
+                "intercept": round(intercept, 4),
+                "held_out_auc": round(auc(positive, negative), 4),
+                "held_out_recall": round(float((positive > line).mean()), 4),
+                "bytes": given.out.stat().st_size,
+            }
+        )
+    )
+    if given.scores:
+        chance = 1 / (1 + np.exp(-(slope * logits + intercept)))
+        with given.scores.open("w", encoding="utf-8") as out:
+            for row, score in zip(data.row_ids, chance, strict=True):
+                out.write(json.dumps({"id": str(row), "score": float(score)}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
