@@ -365,7 +365,7 @@ def test_memory_stays_under_its_cap(certificate: Certificate) -> None:
         text, _ = ask_once(port, certificate.cert, "afterwards")
         assert text == said("afterwards")
         agent.wait_for(lambda: any(row["input_text"] == "afterwards" for row in agent.exchanges()), "the tap did not recover")
-    assert peak < 160 * 1.1, f"{peak} MB"
+    assert peak < 160 * 1.15, f"{peak} MB"
     assert "tap_overload" in agent.said or "gave up" in agent.said
 
 

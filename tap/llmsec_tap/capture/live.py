@@ -28,7 +28,9 @@ from llmsec_tap.errors import SourceError
 from llmsec_tap.pipeline import Pipeline
 
 _TICK_S = 0.5
+# Memory is looked at this often, in time and in what was decoded since: at 100 MB/s time alone would be too seldom.
 _WATCH_S = 0.1
+_WATCH_BYTES = 4 << 20
 # How soon the reading thread gets its turn while this one decodes: the ring fills meanwhile.
 _SWITCH_S = 0.001
 _WAIT_S = 0.05
@@ -65,6 +67,7 @@ class LiveCapture:
         self._pending: list[tuple[int, bytes, Event]] = []
         self._next_tick = 0.0
         self._next_watch = 0.0
+        self._watched_bytes = 0
         self.on_tick: Callable[[], None] = lambda: None
         self.totals = KernelTotals()
         self.records = 0
@@ -108,8 +111,9 @@ class LiveCapture:
             item()
         self._flush(time.monotonic_ns() - limits.REORDER_NS)
         now = time.monotonic()
-        if now >= self._next_watch:
+        if now >= self._next_watch or self._queue.taken_bytes - self._watched_bytes > _WATCH_BYTES:
             self._next_watch = now + _WATCH_S
+            self._watched_bytes = self._queue.taken_bytes
             self._watch_memory(time.time_ns())
         if now >= self._next_tick:
             self._tick()

@@ -30,6 +30,7 @@ class BatchQueue:
         self._left_out: set[_Key] = set()
         self._news: list[_Key] = []
         self.bytes = 0
+        self.taken_bytes = 0
         self.peak_bytes = 0
         self.shed_all_new = False  # set by the memory watch
         self.left_out_connections = 0
@@ -62,6 +63,7 @@ class BatchQueue:
                 return None
             item, size = self._items.popleft()
             self.bytes -= size
+            self.taken_bytes += size
             return item
 
     def leave_out(self, keys: list[_Key]) -> None:

@@ -18,7 +18,9 @@ _CONNECTION_KEY: Final = struct.Struct("=QII")
 _CONNECTION: Final = struct.Struct("=QQQII")  # struct connection: epoch, offsets, lost, fresh; the socket after it is not needed
 _CONNECTION_BYTES: Final = 32 + 48 + 16
 _TOTALS: Final = 7  # enum tap_total
-_MAX_RECORDS = 4096  # per `consume`, so that one call never holds the interpreter for long
+# Per `consume`, so that one call neither holds the interpreter for long nor takes much memory at once.
+_MAX_RECORDS = 4096
+_MAX_CONSUMED_BYTES = 4 << 20
 _COPY_WHOLE_BELOW = 2048
 _MAX_CONNECTIONS = 65_536
 _ONE: Final = b"\1\0\0\0"
@@ -31,6 +33,7 @@ class KernelMaps:
         self._library = library
         self._fd = descriptor_of
         self._records: list[bytes] = []
+        self._room = 0
         self._callback = SampleCallback(self._sample)
         self._ring: int | None = library.ring_buffer__new(descriptor_of("events"), self._callback, None, None)
         if not self._ring:
@@ -54,6 +57,7 @@ class KernelMaps:
     def consume(self) -> list[bytes]:
         records: list[bytes] = []
         self._records = records
+        self._room = _MAX_CONSUMED_BYTES
         if self._ring is not None:
             self._library.ring_buffer__consume(self._ring)
         return records
@@ -63,7 +67,8 @@ class KernelMaps:
         if size > _COPY_WHOLE_BELOW:
             size = min(size, HEADER_BYTES + LENGTH.unpack(ct.string_at(address, 8))[0])
         self._records.append(ct.string_at(address, size))
-        return 0 if len(self._records) < _MAX_RECORDS else -1
+        self._room -= size
+        return 0 if self._room > 0 and len(self._records) < _MAX_RECORDS else -1
 
     def totals(self) -> KernelTotals:
         buffer = (ct.c_uint64 * int(self._library.libbpf_num_possible_cpus()))()
