@@ -203,7 +203,8 @@ class StoreWriter:
 
         The lowest eight bits are free: each merge of a row adds one (compact.py).
         """
-        seq = (time.time_ns() & ~0xFFFFFF) | secrets.randbits(16) << 8
+        # Four milliseconds of the clock: less than two writers one after the other need, so the later one counts as newer.
+        seq = (time.time_ns() & ~0x3FFFFF) | secrets.randbits(14) << 8
         self._last_seq = seq if seq > self._last_seq else self._last_seq + 0x100
         return self._last_seq
 
