@@ -8,9 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 ANOMALIES: Final[dict[str, str]] = {
-    # packets and capture files
-    "capture_cut": "The capture file ends inside a packet; everything before it was read.",
-    "capture_bad_block": "A pcapng block with impossible lengths was met; reading of that file stopped there.",
+    # packets
     "packet_cut": "A packet was captured shorter than it was sent (snap length).",
     "packet_malformed": "A frame, IP or TCP header with impossible lengths was skipped.",
     "ip_fragment": "An IP fragment was met; fragments are counted, not reassembled.",
@@ -23,6 +21,13 @@ ANOMALIES: Final[dict[str, str]] = {
     "tcp_reset": "The connection was reset.",
     "tcp_port_reuse": "A new connection began on the same addresses and ports before the old one ended.",
     "tcp_idle_expired": "The connection was silent for longer than the idle limit and was closed here.",
+    # live capture
+    "ebpf_dropped": "The ring between kernel and tap was full; bytes of this connection were lost and counted.",
+    "ebpf_cut": "One TLS call moved more bytes than the limit of a call; what came first was kept.",
+    "ebpf_unreadable": "The bytes of a TLS call could not be read from the process's memory.",
+    "ebpf_no_socket": "The socket under a TLS connection could not be told; its addresses are unknown.",
+    "ebpf_connection_limit": "Too many TLS connections were open; the least recently used was closed.",
+    "tap_overload": "The tap could not keep up, or reached its memory limit, and left out bytes of this connection.",
     # HTTP
     "http_bad_head": "A request or status line or a header line does not follow RFC 9112; it was skipped or taken as far as it made sense.",
     "http_head_limit": "A message head was longer than the limit; the parser looked for the next message.",
@@ -41,7 +46,6 @@ ANOMALIES: Final[dict[str, str]] = {
     "content_encoding_bomb": "The decoded body grew far beyond its coded size; decoding stopped.",
     # streams
     "event_limit": "One event of a stream was longer than the limit and was dropped.",
-    "event_bad_utf8": "An event held bytes that are not UTF-8; each was replaced by U+FFFD.",
     "event_bad_json": "An event's data was not the JSON that its dialect promises; it was skipped.",
     "eventstream_bad_crc": "A CRC of an AWS event stream message did not match; the message was dropped.",
     "eventstream_bad_frame": "An AWS event stream message had impossible lengths; the parser looked for the next one.",

@@ -31,6 +31,23 @@ IDLE_TIMEOUT_NS = 3_600_000_000_000
 CLOSED_LINGER_NS = 10_000_000_000
 SWEEP_INTERVAL_NS = 5_000_000_000
 
+# --- live capture ------------------------------------------------------------------------------------------------------
+# Between kernel and tap: 160 MB/s for the 100 ms that a busy interpreter may take to come back. Mapped twice over, so that no
+# record is cut at its end: resident memory shows it double.
+RING_BYTES = 16 * MIB
+# Between the reading thread and decoding. Above the first mark, connections that have not begun are left out; at the second, all.
+MAX_QUEUE_BYTES = 96 * MIB
+QUEUE_SHED_BYTES = 48 * MIB
+# TLS connections open at once: the kernel half's own table.
+MAX_TLS_CONNECTIONS = 65_536
+# A connection whose socket is not known yet is held back for this long, up to so many bytes.
+SOCKET_WAIT_NS = 2_000_000_000
+SOCKET_WAIT_BYTES = MIB
+# Records are put in the order of their calls within this time: a write's record comes at its return, its time is its entry.
+REORDER_NS = 5_000_000
+# Resident memory of the whole capture, unless an option says otherwise.
+MEMORY_CAP_BYTES = 512 * MIB
+
 # --- HTTP --------------------------------------------------------------------------------------------------------------
 # Node accepts 16 KiB of header, nginx 32 KiB, h11 16 KiB unless told otherwise: longer ones reach few servers.
 MAX_HEAD_BYTES = 64 * KIB
@@ -55,5 +72,3 @@ MAX_CHOICES = 128
 MAX_TOOL_CALLS = 1024
 # Inter-token gaps kept exactly up to this many, then every second, fourth, … one.
 MAX_LATENCY_SAMPLES = 16_384
-# Nesting that our JSON fallbacks follow; the decoder itself refuses deeper than the interpreter's recursion limit.
-MAX_JSON_DEPTH = 200

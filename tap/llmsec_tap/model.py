@@ -100,8 +100,13 @@ class Response(msgspec.Struct, kw_only=True, omit_defaults=True):
     events: int | None = None
 
 
+class Label(msgspec.Struct, kw_only=True, frozen=True):
+    name: str
+    value: str
+
+
 class Process(msgspec.Struct, kw_only=True, frozen=True):
-    """The observed process; live capture only."""
+    """The observed process; live capture only. `labels` are those of its pod."""
 
     pid: int
     comm: str | None = None
@@ -109,6 +114,7 @@ class Process(msgspec.Struct, kw_only=True, frozen=True):
     container_id: str | None = None
     pod: str | None = None
     namespace: str | None = None
+    labels: list[Label] = []
 
 
 class AnomalyCount(msgspec.Struct, kw_only=True, frozen=True):

@@ -14,6 +14,9 @@ from llmsec_tap.reassembly.http_flow import HTTPFlow
 from llmsec_tap.reassembly.packet import PacketDecoder, PacketHandler
 from llmsec_tap.reassembly.tcp import TCPReassembler
 
+# Rotated files may overlap a little: capture threads write in turn.
+_FILE_OVERLAP_NS = 1_000_000_000
+
 
 class Summary(TypedDict):
     """What a run saw; printed at its end."""
@@ -45,6 +48,7 @@ class Pipeline:
         self._context = Context(self._exchange, fingerprint, on_defect=on_defect, listener_factory=listener_factory, shield=shield)
         self.anomalies: Counter[str] = Counter()
         self.protocols: Counter[str] = Counter()
+        self._file_began_ns = 0
         self.exchanges = 0
         self.llm_exchanges = 0
         self.tcp = TCPReassembler(self.open_flow, self._anomaly)
@@ -52,6 +56,12 @@ class Pipeline:
 
     def handler(self, linktype: int) -> PacketHandler:
         return self._decoder.handler(linktype)
+
+    def capture_begins(self, ts_ns: int) -> None:
+        """Connections go on from file to file of a rotated capture. A file that begins before the last one ended is another capture."""
+        if ts_ns <= self._file_began_ns or ts_ns < self.tcp.latest_ns - _FILE_OVERLAP_NS:
+            self.tcp.close()
+        self._file_began_ns = ts_ns
 
     def open_flow(self, facts: Flow) -> HTTPFlow:
         """A connection: of the reassembler, or of a source that has ordered bytes already (TLS uprobes)."""

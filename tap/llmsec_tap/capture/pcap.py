@@ -37,6 +37,9 @@ _OPTION_TSRESOL, _OPTION_TSOFFSET = 9, 14
 class PacketConsumer(Protocol):
     def handler(self, linktype: int) -> PacketHandler: ...
 
+    def capture_begins(self, ts_ns: int) -> None:
+        """The first packet of a file is at `ts_ns`: files may follow one another in time (a rotated capture), or not."""
+
 
 class CaptureReader:
     """Reads one capture after the other into a consumer. `packets` may be looked at meanwhile.
@@ -127,6 +130,7 @@ class CaptureReader:
         unpack = struct.Struct(order + "IIII").unpack_from
         buffer, at, offset = b"", 0, 24
         second, base_ns = -1, 0
+        is_first = True
         while chunk := read(_CHUNK):
             offset += at
             buffer = buffer[at:] + chunk
@@ -143,6 +147,9 @@ class CaptureReader:
                     break
                 if seconds != second:
                     second, base_ns = seconds, seconds * 1_000_000_000
+                    if is_first:
+                        is_first = False
+                        self._consumer.capture_begins(base_ns + fraction * unit)
                 handle(base_ns + fraction * unit, buffer, at + 16, end, on_wire)
                 at = end
                 count += 1
@@ -163,6 +170,7 @@ class _PcapngReader:
         self._name = name
         self._order = "<"
         self._offset = 0
+        self._is_first = True
         self._interfaces: list[tuple[PacketHandler, int, int, int, int]] = []  # handler, units, per second, offset ns, snap length
 
     def run(self, first: bytes) -> None:
@@ -226,6 +234,9 @@ class _PcapngReader:
             raise self._damaged(at, "a packet longer than its block" if captured > end - start else "a packet of an unknown interface")
         handle, scale, divisor, offset_ns, _ = self._interfaces[interface]
         ts_ns = 0 if units is None else units * scale // divisor + offset_ns
+        if self._is_first:
+            self._is_first = False
+            self._consumer.capture_begins(ts_ns)
         self._reader.packets += 1
         handle(ts_ns, buffer, start, start + captured, on_wire)
 

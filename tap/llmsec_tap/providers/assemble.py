@@ -14,52 +14,19 @@ from typing import Protocol, TypeVar
 from llmsec_tap import limits
 from llmsec_tap.model import AnomalyCount, Completeness, Exchange, Framing, Request, Response
 from llmsec_tap.providers.base import JSON, Dialect, EventHandler, NotJSON, RequestView, ResponseView, parse_json
+from llmsec_tap.providers.body import FRAME_PARSERS, FRAMING_BY_TYPE, Body, FrameParser, looks_like_sse
 from llmsec_tap.providers.credentials import Fingerprinter, clean_text, credential_of, mask_target
 from llmsec_tap.providers.draft import DeltaListener, Draft
 from llmsec_tap.providers.failures import read_failure
 from llmsec_tap.providers.registry import auxiliary, classify, classify_response, identify
 from llmsec_tap.providers.timing import timings
-from llmsec_tap.reassembly.encoding import ContentDecoder, content_decoder
-from llmsec_tap.reassembly.eventstream import EventStreamParser
 from llmsec_tap.reassembly.flow import Flow
 from llmsec_tap.reassembly.http1 import NO_BODY, Head
-from llmsec_tap.reassembly.ndjson import JSONArrayParser, NDJSONParser
-from llmsec_tap.reassembly.sse import EventSink, SSEParser
 
 _T = TypeVar("_T")
 
-_FRAMING_BY_TYPE: dict[str, Framing] = {
-    "text/event-stream": "sse",
-    "application/x-ndjson": "ndjson",
-    "application/ndjson": "ndjson",
-    "application/jsonl": "ndjson",
-    "application/x-jsonlines": "ndjson",
-    "application/stream+json": "ndjson",
-    "application/vnd.amazon.eventstream": "aws-eventstream",
-}
 # Reasons a message ended, from the HTTP parser, and what they make of the exchange.
 _ABORTED = frozenset(("fin", "reset", "closed"))
-
-
-class FrameParser(Protocol):
-    """SSEParser, NDJSONParser, JSONArrayParser and EventStreamParser."""
-
-    fed_bytes: int
-    unfinished: bool
-
-    def feed(self, ts_ns: int, data: bytes) -> None: ...
-
-    def gap(self) -> None: ...
-
-    def end(self, ts_ns: int) -> None: ...
-
-
-_PARSERS: dict[str, Callable[[EventSink, Callable[[str], None]], FrameParser]] = {
-    "sse": SSEParser,
-    "ndjson": NDJSONParser,
-    "json-array": JSONArrayParser,
-    "aws-eventstream": EventStreamParser,
-}
 
 
 class ListenerFactory(Protocol):
@@ -88,77 +55,6 @@ class Context:
         self.listener_factory = listener_factory
         self.shield = shield  # off in tests, so that a decoder's defect is seen
         self.body_bytes = 0  # held by all exchanges together
-
-
-class _Body:
-    """One side's body: content decoding, then either framed events or a bounded buffer."""
-
-    __slots__ = ("_assembly", "_decoder", "_held", "bodiless", "bytes", "data", "ended", "gapped", "is_tunnel", "on_data", "parts")
-
-    def __init__(self, assembly: ExchangeAssembly, on_data: Callable[[int, bytes], None]) -> None:
-        self._assembly = assembly
-        self.on_data = on_data  # takes decoded bytes
-        self.data: Callable[[int, bytes], None] = self._data
-        self._decoder: ContentDecoder | None = None
-        self._held = 0
-        self.parts: list[bytes] = []
-        self.bytes = 0  # as on the wire, codings included
-        self.bodiless = False
-        self.is_tunnel = False
-        self.gapped = False
-        self.ended: str | None = None
-
-    def head(self, head: Head) -> None:
-        coding = b",".join(head.all(b"content-encoding"))
-        if coding:
-            self._decoder = content_decoder(coding.decode("latin-1"), self._assembly.anomaly)
-
-    def _data(self, ts_ns: int, data: bytes) -> None:
-        self.bytes += len(data)
-        if self._decoder is not None:
-            data = self._decoder.feed(data)
-            if not data:
-                return
-        self.on_data(ts_ns, data)
-
-    def stream_into(self, frames: FrameParser) -> None:
-        """From now on events are read as bytes come; with no coding to undo, the HTTP parser feeds the frame parser itself."""
-        self.on_data = frames.feed
-        if self._decoder is None:
-            frames.fed_bytes = self.bytes
-            self.data = frames.feed
-
-    def hold(self, data: bytes) -> None:
-        """Keep decoded bytes until the end, within the bounds."""
-        context = self._assembly.context
-        if self._held + len(data) > limits.MAX_BODY_BYTES or context.body_bytes + len(data) > limits.MAX_BODY_BYTES_TOTAL:
-            self._assembly.truncate()
-            return
-        self._held += len(data)
-        context.body_bytes += len(data)
-        self.parts.append(data)
-
-    def take(self) -> bytes:
-        data = b"".join(self.parts)
-        self.release()
-        return data
-
-    def release(self) -> None:
-        self._assembly.context.body_bytes -= self._held
-        self._held = 0
-        self.parts.clear()
-
-    def gap(self, ts_ns: int, length: int | None) -> None:
-        self.gapped = True
-        if self._decoder is not None:
-            self._decoder.gap()
-        if self is self._assembly.response:
-            self._assembly.response_gap()
-
-    def end(self, ts_ns: int, how: str) -> None:
-        if self.ended is None:
-            self.ended = how
-            self._assembly.ended(self, ts_ns)
 
 
 class ExchangeAssembly:
@@ -197,8 +93,8 @@ class ExchangeAssembly:
         self.client = client
         self.server = server
         self._ordinal = ordinal
-        self.request = _Body(self, self._request_data)
-        self.response = _Body(self, self._first_response_data)
+        self.request = Body(self, self._request_data)
+        self.response = Body(self, self._first_response_data)
         self.draft = Draft()
         self._anomalies: dict[str, int] = {}
         self._request_head: Head | None = None
@@ -247,12 +143,13 @@ class ExchangeAssembly:
         raw = self.request.take()
         view = self._view = RequestView(head.method, head.target, _joined(head), raw)
         content_type = view.headers.get("content-type", "")
-        if raw and not self.request.gapped and (raw[:1] in b"{[ \r\n\t" or "json" in content_type):
+        # A gap inside a long text leaves JSON that still reads, with both sides of the text joined; elsewhere it does not read.
+        if raw and (raw[:1] in b"{[ \r\n\t" or "json" in content_type):
             try:
                 view.body = parse_json(raw, self.draft)
                 view.body_is_json = True
             except NotJSON:
-                if "json" in content_type:
+                if "json" in content_type and not self.request.gapped:
                     self.anomaly("body_bad_json")
         self._dialect = self._guarded(lambda: classify(view))
         if self._dialect is not None:
@@ -276,7 +173,7 @@ class ExchangeAssembly:
         self._response_body_ns = ts_ns
         view = self.response_view
         assert view is not None
-        framing = _FRAMING_BY_TYPE.get(view.content_type)
+        framing = FRAMING_BY_TYPE.get(view.content_type)
         # An answer may come before the request's last byte (a refusal): a whole one is read when the request has ended, but a
         # stream is read as it comes, with what there is of the request.
         if framing is not None or self.request.ended is not None:
@@ -284,7 +181,7 @@ class ExchangeAssembly:
         if framing is None and self._view is not None and self._dialect is not None:
             dialect, request = self._dialect, self._view
             framing = self._guarded(lambda: dialect.framing(request, view))
-        if framing is None and view.content_type in ("", "text/plain", "application/octet-stream") and _looks_like_sse(data):
+        if framing is None and view.content_type in ("", "text/plain", "application/octet-stream") and looks_like_sse(data):
             framing = "sse"
         if framing is None:
             self.response.on_data = self._buffered_data
@@ -294,7 +191,7 @@ class ExchangeAssembly:
         if self._dialect is not None:
             dialect = self._dialect
             self._handler = self._guarded(lambda: dialect.stream(self._view, view, self.draft))
-        self._frames = _PARSERS[framing](self._event, self.anomaly)
+        self._frames = FRAME_PARSERS[framing](self._event, self.anomaly)
         self._frames.feed(ts_ns, data)
         self.response.stream_into(self._frames)
 
@@ -335,13 +232,13 @@ class ExchangeAssembly:
         self._handler = self._guarded(lambda: dialect.stream(self._view, view, self.draft))
         return self._handler
 
-    def response_gap(self) -> None:
-        if self._frames is not None:
+    def gap(self, body: Body) -> None:
+        if body is self.response and self._frames is not None:
             self._frames.gap()
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
-    def ended(self, body: _Body, ts_ns: int) -> None:
+    def ended(self, body: Body, ts_ns: int) -> None:
         if self._done:
             return
         if body is self.request:
@@ -365,8 +262,7 @@ class ExchangeAssembly:
             self._request_complete()
         if self._response_head is None:
             self.anomaly("http_no_response")
-        elif self.response.ended is None:
-            self.response.ended = reason
+        self.response.ended = self.response.ended or reason
         self._emit(ts_ns)
 
     def _emit(self, ts_ns: int) -> None:
@@ -396,7 +292,12 @@ class ExchangeAssembly:
             try:
                 body = parse_json(raw, self.draft)
             except NotJSON:
-                if self.response.ended == "complete" and not self.response.gapped and self._dialect and "json" in view.content_type:
+                if (
+                    self.response.ended == "complete"
+                    and not (self.response.gapped or self._truncated)
+                    and self._dialect
+                    and "json" in view.content_type
+                ):
                     self.anomaly("body_bad_json")
         draft, request = self.draft, self._view
         request_is_unreadable = request is None or (self.request.bytes > 0 and not request.body_is_json)
@@ -504,6 +405,12 @@ class ExchangeAssembly:
     def anomaly(self, name: str, count: int = 1) -> None:
         self._anomalies[name] = self._anomalies.get(name, 0) + count
 
+    def reserve(self, size: int) -> bool:
+        if size > 0 and self.context.body_bytes + size > limits.MAX_BODY_BYTES_TOTAL:
+            return False
+        self.context.body_bytes += size
+        return True
+
     def truncate(self) -> None:
         if not self._truncated:
             self._truncated = True
@@ -537,7 +444,3 @@ def _scalars(body: JSON) -> JSON:
     if not isinstance(body, dict):
         return None
     return {key: value for key, value in body.items() if not isinstance(value, dict | list)}
-
-
-def _looks_like_sse(data: bytes) -> bool:
-    return data.lstrip(b"\xef\xbb\xbf\r\n").startswith((b"data:", b"event:", b": ", b":\n", b"id:", b"retry:"))

@@ -13,7 +13,7 @@ from typing import Protocol
 from llmsec_tap.limits import MAX_CHOICES, MAX_LATENCY_SAMPLES, MAX_TEXT_CHARS, MAX_TOOL_CALLS
 from llmsec_tap.model import Exchange, Message, Part, ToolCall, ToolDefinition, Usage
 
-COMPACT_AT = 256
+COMPACT_AT = 32
 
 
 class DeltaListener(Protocol):

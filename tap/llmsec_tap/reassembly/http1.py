@@ -22,13 +22,14 @@ Headers = list[tuple[bytes, bytes]]
 
 # Methods of RFC 9110, PATCH, WebDAV's common ones and QUERY: what a request may begin with when we look for one.
 _METHODS = b"GET|POST|PUT|DELETE|HEAD|OPTIONS|PATCH|CONNECT|TRACE|QUERY|PROPFIND|SEARCH|REPORT|LINK|UNLINK|PURGE"
-_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) +([^ \r\n]{1,65536}) +HTTP/(1\.\d) *\r?\n")
+REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) +([^ \r\n]{1,65536}) +HTTP/(1\.\d) *\r?\n")
 _STATUS_LINE = re.compile(rb"HTTP/(1\.\d) +(\d{3})(?: [^\n]*|\r)?\n")
 _REQUEST_START = re.compile(rb"(?:" + _METHODS + rb") [^ \r\n]{1,65536} HTTP/1\.[01] *\r?\n")
 _STATUS_START = re.compile(rb"HTTP/1\.[01] [1-5]\d\d[ \r\n]")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?")
-_CHUNK_START = re.compile(rb"(?:^|\r\n)([0-9a-fA-F]{1,7})[ \t]*(?:;[^\r\n]*)?\r\n")
+_CHUNK_SIZE_LINE = re.compile(rb"([0-9a-fA-F]{1,7})[ \t]*(?:;[^\r\n]*)?\r\n")
+_CHUNK_START = re.compile(rb"\r\n" + _CHUNK_SIZE_LINE.pattern)
 _LONGEST_START = 64 * limits.KIB  # a request line may be that long, so that much is kept while looking for one
 
 _chunk_sizes: dict[bytes, int] = {}  # sizes repeat; a dictionary is several times cheaper than a checked conversion
@@ -104,12 +105,14 @@ class MessageParser:
 
     __slots__ = (
         "_anomaly",
+        "_at_boundary",
         "_at_chunk",
         "_body",
         "_buffer",
         "_complete_at_end",
         "_head_ns",
         "_on_head",
+        "_on_lost",
         "_remaining",
         "_scanned",
         "_sink",
@@ -119,8 +122,12 @@ class MessageParser:
 
     _start: re.Pattern[bytes]
 
-    def __init__(self, on_head: Callable[[Head], BodySink], on_anomaly: Callable[[str], None]) -> None:
+    def __init__(
+        self, on_head: Callable[[Head], BodySink], on_anomaly: Callable[[str], None], on_lost: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_lost` is called where a gap may have swallowed whole messages: their number is then unknown."""
         self._on_head = on_head
+        self._on_lost = on_lost
         self._anomaly = on_anomaly
         self._buffer = b""
         self._scanned = 0  # how far the buffer was searched, so that byte-by-byte input stays linear
@@ -130,6 +137,7 @@ class MessageParser:
         self._body: BodySink | None = None
         self._sink: BodySink = NO_BODY  # the body's own sink, or one that ignores
         self._complete_at_end = False
+        self._at_boundary = False
         self._at_chunk: Callable[[bytes], int] = self._chunk_header  # one object, so that `is` tells the state of most segments
         self._state: Callable[[bytes], int] = self._at_start
 
@@ -178,29 +186,34 @@ class MessageParser:
                 return
             if state == self._fixed_body:
                 self._lose("damage")
+                self._on_lost()
             else:
-                self._state = self._find_chunk
+                self._seek_chunk()
             return
         if state == self._trailers:
             self._drop_buffer()
             self._finish("complete")
             self._state = self._find_start
+            self._on_lost()
             return
         if state in (self._chunk_header, self._chunk_end, self._find_chunk):
             assert self._body is not None
             self._body.gap(ts_ns, length)
             self._drop_buffer()
-            self._state = self._find_chunk
+            self._seek_chunk()
             return
         # In, or between, heads: the message being read cannot be told any more.
         if self._buffer.strip(b"\r\n"):
             self._anomaly("http_bad_head")
         self._drop_buffer()
         self._state = self._find_start
+        self._on_lost()
 
     def end(self, ts_ns: int, reason: str) -> None:
         self._ts_ns = ts_ns
         if self._body is not None:
+            if self._state == self._find_chunk and self._buffer:
+                self._sink.data(ts_ns, self._buffer)
             complete = self._complete_at_end and reason == "fin"
             self._finish("complete" if complete else reason)
         elif self._state == self._head and self._buffer.strip(b"\r\n"):
@@ -215,7 +228,7 @@ class MessageParser:
 
     def release(self) -> None:
         """After the end: cuts the cycles through bound methods, so that the parser is freed at once."""
-        del self._state, self._at_chunk, self._on_head, self._anomaly
+        del self._state, self._at_chunk, self._on_head, self._on_lost, self._anomaly
 
     # --- states -------------------------------------------------------------------------------------------------------
 
@@ -289,7 +302,7 @@ class MessageParser:
             if len(data) <= limits.MAX_CHUNK_LINE_BYTES and _CHUNK_SIZE.match(data):
                 return -1
             self._anomaly("http_bad_chunk")
-            self._state = self._find_chunk
+            self._seek_chunk()
             return 0
         line = data[:cut].rstrip(b"\r")
         size = _chunk_sizes.get(line)
@@ -297,7 +310,7 @@ class MessageParser:
             match = _CHUNK_SIZE.fullmatch(line)
             if match is None:
                 self._anomaly("http_bad_chunk")
-                self._state = self._find_chunk
+                self._seek_chunk()
                 return 0
             size = int(match[1], 16)
             if len(_chunk_sizes) < 65536 and line.isalnum():
@@ -331,7 +344,7 @@ class MessageParser:
         if data == b"\r":
             return -1
         self._anomaly("http_bad_chunk")
-        self._state = self._find_chunk
+        self._seek_chunk()
         return 0
 
     def _trailers(self, data: bytes) -> int:
@@ -358,11 +371,14 @@ class MessageParser:
         """Inside a chunked body after damage: the next line that is a chunk size, or the next message. What is before goes to
         the body: most of it is payload. A size taken wrongly shows at that chunk's end, and the search goes on there.
         """
-        chunk, message = _CHUNK_START.search(data), self._find_message(data)
+        # The first bytes may be a chunk size of their own only as long as nothing before them was passed over.
+        chunk = (_CHUNK_SIZE_LINE.match(data) if self._at_boundary else None) or _CHUNK_START.search(data)
+        message = self._find_message(data)
         if message is not None and (chunk is None or message.start() < chunk.start()):
             if message.start():
                 self._sink.data(self._ts_ns, data[: message.start()])
             self._lose("damage")
+            self._on_lost()
             return message.start()
         if chunk is not None:
             if chunk.start():
@@ -374,7 +390,12 @@ class MessageParser:
         if not done:
             return -1
         self._sink.data(self._ts_ns, data[:done])
+        self._at_boundary = False
         return done
+
+    def _seek_chunk(self) -> None:
+        self._at_boundary = True
+        self._state = self._find_chunk
 
     def _find_message(self, data: bytes, start: int = 0) -> re.Match[bytes] | None:
         # Looking for the fixed bytes is far cheaper than the pattern, and they are in both kinds of start.
@@ -496,12 +517,12 @@ class RequestParser(MessageParser):
 
     def _may_be_start(self, data: bytes) -> bool:
         if b"\n" in data:
-            return _REQUEST_LINE.match(data) is not None
+            return REQUEST_LINE.match(data) is not None
         method, space, _ = data.partition(b" ")
         return len(method) <= 32 and not method.strip(_TOKEN) and bool(method or not space)
 
     def _start_line(self, line: bytes, headers: Headers) -> Head:
-        match = _REQUEST_LINE.match(line)
+        match = REQUEST_LINE.match(line)
         assert match is not None
         return Head(self._head_ns, match[3].decode(), headers, method=match[1].decode("ascii"), target=match[2].decode("latin-1"))
 

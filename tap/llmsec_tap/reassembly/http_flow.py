@@ -7,16 +7,14 @@ byte was not captured (or that opens with a preamble such as PROXY) is searched 
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
 from llmsec_tap import limits
 from llmsec_tap.reassembly.flow import Flow, StreamSink
-from llmsec_tap.reassembly.http1 import NO_BODY, BodySink, Head, MessageParser, RequestParser, ResponseParser, find_message
+from llmsec_tap.reassembly.http1 import NO_BODY, REQUEST_LINE, BodySink, Head, MessageParser, RequestParser, ResponseParser, find_message
 
-_METHOD = re.compile(rb"[A-Z]{2,16} [^\r\n]")
-_PARTIAL_METHOD = re.compile(rb"[A-Z]{0,16}")
+_PARTIAL_REQUEST = re.compile(rb"[A-Z]{0,16}\Z|[A-Z]{2,16} [^\r\n]*\r?\Z")
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113 section 3.4
 # How much of a connection that began with something else is searched for a message (a PROXY protocol header, STARTTLS banter).
 _PREAMBLE_BYTES = 4 * limits.KIB
@@ -105,6 +103,7 @@ class _Direction:
         else:
             self._peeked = b""
             self._searching = True
+            self._flow.responses_lost()
 
     def end(self, ts_ns: int, reason: str) -> None:
         if self._parser is not None:
@@ -135,18 +134,27 @@ def classify_start(data: bytes) -> str:
     if data[:1] == b"\x16":
         return "tls" if len(data) >= 3 and data[1] == 3 else "more" if len(data) < 3 else "other"
     stripped = data.lstrip(b"\r\n")
-    if _METHOD.match(stripped):
+    if REQUEST_LINE.match(stripped):
         return "request"
-    match = _PARTIAL_METHOD.match(stripped)
-    assert match is not None
-    rest = stripped[match.end() : match.end() + 2]
-    return "more" if rest in (b"", b" ") and len(match[0]) <= 16 else "other"
+    return "more" if len(stripped) <= limits.MAX_HEAD_BYTES and _PARTIAL_REQUEST.match(stripped) else "other"
 
 
 class HTTPFlow:
     """A `FlowSink`. Exchanges come from `factory`; protocols that are not decoded are told to `on_protocol` once."""
 
-    __slots__ = ("_factory", "_on_protocol", "_waiting", "anomaly_sink", "facts", "first", "open", "ordinal", "second")
+    __slots__ = (
+        "_factory",
+        "_is_unsure",
+        "_last_ns",
+        "_on_protocol",
+        "_waiting",
+        "anomaly_sink",
+        "facts",
+        "first",
+        "open",
+        "ordinal",
+        "second",
+    )
 
     def __init__(
         self, facts: Flow, factory: ExchangeFactory, on_protocol: Callable[[str], None], on_anomaly: Callable[[str], None]
@@ -155,9 +163,11 @@ class HTTPFlow:
         self._factory = factory
         self._on_protocol = on_protocol
         self.anomaly_sink = on_anomaly
-        self._waiting: deque[ExchangeSink] = deque()  # requests without an answer yet, oldest first
+        self._waiting: list[ExchangeSink] = []  # requests without an answer yet, oldest first; hardly ever more than one
         self.open: list[ExchangeSink] = []  # exchanges of which either side is unfinished
         self.ordinal = 0
+        self._is_unsure = False  # a response may have been lost since the oldest waiting request
+        self._last_ns = facts.opened_ns
         self.first: StreamSink = _Direction(self, facts.first, joined_midstream=facts.is_midstream)
         self.second: StreamSink = _Direction(self, facts.second, joined_midstream=facts.is_midstream)
         assert isinstance(self.first, _Direction)
@@ -171,6 +181,8 @@ class HTTPFlow:
             exchange.anomaly(name)
 
     def close(self, ts_ns: int, reason: str) -> None:
+        if self._is_unsure:
+            self._give_up(keep=0)
         for exchange in self.open:
             exchange.close(ts_ns, reason)
         self.open.clear()
@@ -184,7 +196,7 @@ class HTTPFlow:
     def parser(self, direction: _Direction, kind: str) -> MessageParser:
         if kind == "request":
             return RequestParser(lambda head: self._request(direction, head), self.anomaly)
-        return ResponseParser(lambda head: self._response(direction, head), self.anomaly)
+        return ResponseParser(lambda head: self._response(direction, head), self.anomaly, self.responses_lost)
 
     def other_protocol(self, name: str) -> None:
         self._on_protocol(name)
@@ -193,6 +205,21 @@ class HTTPFlow:
             direction.ignore()
 
     # --- pairing ------------------------------------------------------------------------------------------------------
+    #
+    # Responses come in the order of requests. Where the capture lost whole responses their number is unknown, so a later one
+    # could be taken for the answer to an earlier request. Clients hardly ever pipeline: one that sent another request had its
+    # answer to the one before. What was lost is then known, and shown as a gap.
+
+    def responses_lost(self) -> None:
+        self._give_up(keep=1)
+        self._is_unsure = bool(self._waiting)
+
+    def _give_up(self, *, keep: int) -> None:
+        """The oldest waiting requests were answered in what was lost."""
+        while len(self._waiting) > keep:
+            exchange = self._waiting.pop(0)
+            exchange.response.gap(self._last_ns, None)
+            exchange.close(self._last_ns, "closed")
 
     def _new(self, client: str, server: str) -> ExchangeSink:
         exchange = self._factory(self.facts, client, server, self.ordinal)
@@ -201,19 +228,25 @@ class HTTPFlow:
         return exchange
 
     def _request(self, direction: _Direction, head: Head) -> BodySink:
+        self._last_ns = head.ts_ns
+        if self._is_unsure:
+            self._give_up(keep=0)
+            self._is_unsure = False
         exchange = self._new(direction.address, direction.peer.address)
         exchange.request_head(head)
         if len(self._waiting) >= limits.MAX_PIPELINED_REQUESTS:
             self.anomaly("http_pipeline_limit")
-            self._waiting.popleft()
+            self._waiting.pop(0)
         self._waiting.append(exchange)
         return exchange.request
 
     def _response(self, direction: _Direction, head: Head) -> BodySink:
         if 100 <= head.status < 200 and head.status != 101:
             return NO_BODY
+        self._last_ns = head.ts_ns
         if self._waiting:
-            exchange = self._waiting.popleft()
+            exchange = self._waiting.pop(0)
+            self._is_unsure = self._is_unsure and bool(self._waiting)
         else:
             exchange = self._new(direction.peer.address, direction.address)
             if not self.facts.is_midstream:

@@ -23,7 +23,7 @@ FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 _MASK = 0xFFFFFFFF
 _HALF = 0x80000000
 _UNACKED_HOLE_NS = 30_000_000_000
-_RECENT = 8  # delivered segments still compared with their retransmissions
+_RECENT = 4  # delivered segments still compared with their retransmissions
 _SPECIAL = FIN | SYN | RST
 
 
@@ -62,7 +62,7 @@ class _Pending:
 class _Half:
     """What one endpoint sends."""
 
-    __slots__ = ("connection", "ended", "fin", "last_ns", "next", "peer", "pending", "recent", "sink")
+    __slots__ = ("acked", "connection", "ended", "fin", "last_ns", "next", "peer", "pending", "recent", "sink")
 
     peer: _Half
 
@@ -72,9 +72,10 @@ class _Half:
         self.sink: StreamSink
         self.next: int | None = None  # sequence number of the next byte in order
         self.fin: int | None = None  # sequence number after the last byte
+        self.acked: int | None = None  # what the peer's last SYN, FIN or RST segment acknowledged of it
         self.ended = False
         self.pending: _Pending | None = None
-        self.recent: deque[tuple[int, bytes]] = deque(maxlen=_RECENT)
+        self.recent: deque[bytes] = deque(maxlen=_RECENT)  # what was delivered last, without a hole up to `next`
 
 
 class _Connection:
@@ -108,6 +109,7 @@ class TCPReassembler:
         self._connections: dict[bytes, _Connection] = {}  # by both keys; closed ones linger here for their late segments
         self._next_sweep_ns = 0
         self._pending_bytes = 0
+        self.holes = 0  # directions that wait for missing bytes; while there are none, bare acknowledgements tell nothing
         self.opened = 0
         self.gaps = 0
         self.gap_bytes = 0
@@ -115,6 +117,11 @@ class TCPReassembler:
     @property
     def open_connections(self) -> int:
         return len(self._open_halves) // 2
+
+    @property
+    def latest_ns(self) -> int:
+        """The time of the last segment of any known connection; 0 where there is none."""
+        return max((connection.last_ns for connection in self._connections.values()), default=0)
 
     # --- input --------------------------------------------------------------------------------------------------------
 
@@ -130,7 +137,7 @@ class TCPReassembler:
             if payload:
                 if seq == half.next and half.pending is None:
                     half.next = seq + len(payload) & _MASK
-                    half.recent.append((seq, payload))
+                    half.recent.append(payload)
                     half.sink.data(ts_ns, payload)
                 else:
                     self._out_of_order(half, ts_ns, seq, payload, 0)
@@ -203,9 +210,23 @@ class TCPReassembler:
             while half.pending is not None:
                 self._give_up_hole(half, ts_ns)
             if not half.ended:
+                self._lost_at_end(half, ts_ns)
                 self._end(half, ts_ns, reason)
             half.recent.clear()
         connection.flow_sink.close(ts_ns, reason)
+
+    def _lost_at_end(self, half: _Half, ts_ns: int) -> None:
+        """Bytes before a FIN, or acknowledged at the end, that were never seen: nothing after them showed the hole."""
+        if half.next is None:
+            return
+        if half.fin is not None:
+            lost = half.fin - half.next & _MASK
+        elif half.acked is not None:
+            lost = (half.acked - half.next & _MASK) - 1  # a FIN that was not seen counts as one
+        else:
+            return
+        if 0 < lost < _HALF:
+            self._gap(half, ts_ns, lost)
 
     def _end(self, half: _Half, ts_ns: int, reason: str) -> None:
         half.ended = True
@@ -245,6 +266,7 @@ class TCPReassembler:
         if flags & ACK:
             if half.peer.next is None and connection.syn_seq is not None:
                 half.peer.next = ack  # the SYN/ACK was not captured: the first ACK tells its number
+            half.peer.acked = ack
             if half.peer.pending is not None:
                 self._acknowledge(half.peer, ts_ns, ack, flags, sends_data=bool(payload))
         if payload or missing:
@@ -287,9 +309,10 @@ class TCPReassembler:
         """Deliver bytes that are next in order."""
         half.next = seq + len(payload) + missing & _MASK
         if payload:
-            half.recent.append((seq, payload))
+            half.recent.append(payload)
             half.sink.data(ts_ns, payload)
         if missing:
+            half.recent.clear()
             self._gap(half, ts_ns, missing)
 
     def _gap(self, half: _Half, ts_ns: int, length: int) -> None:
@@ -299,6 +322,8 @@ class TCPReassembler:
         half.sink.gap(ts_ns, length)
 
     def _out_of_order(self, half: _Half, ts_ns: int, seq: int, payload: bytes, missing: int) -> None:
+        if half.ended:  # also when what was acknowledged just now closed the connection
+            return
         if half.next is None:
             half.next = seq
         ahead = (seq - half.next) & _MASK
@@ -318,8 +343,9 @@ class TCPReassembler:
                 self._check_fin(half, ts_ns)
                 return
             half.pending = _Pending(ts_ns)
+            self.holes += 1
         self._hold(half, ts_ns, seq, payload, missing)
-        self._drain(half, ts_ns)
+        self._drain(half, ts_ns, ts_ns)
         if half.pending is not None:
             self._bound(half, ts_ns)
 
@@ -371,25 +397,29 @@ class TCPReassembler:
         pending.bytes += length
         self._pending_bytes += length
 
-    def _drain(self, half: _Half, ts_ns: int) -> None:
-        """Deliver what has become next in order."""
+    def _drain(self, half: _Half, ts_ns: int, not_before_ns: int) -> None:
+        """Deliver what has become next in order.
+
+        Bytes keep the time of their own segment, but never run back: behind a hole that was filled late they become readable
+        only then (`not_before_ns`).
+        """
         pending = half.pending
         if pending is None:
             return
         segments = pending.segments
         count = 0
-        for seq, _, payload, missing in segments:
+        for seq, captured_ns, payload, missing in segments:
             if seq != half.next:
                 break
-            # The bytes were on the wire when their own segment was captured, but became readable only now: that is when the
-            # receiver could use them, and the time that keeps event times in order.
-            self._advance(half, ts_ns, seq, payload, missing)
+            not_before_ns = max(not_before_ns, captured_ns)
+            self._advance(half, not_before_ns, seq, payload, missing)
             count += 1
             pending.bytes -= len(payload)
             self._pending_bytes -= len(payload)
         del segments[:count]
         if not segments:
             half.pending = None
+            self.holes -= 1
             self._check_fin(half, ts_ns)
         elif count:
             pending.since_ns, pending.acked, pending.segments_after = ts_ns, False, 0
@@ -435,16 +465,19 @@ class TCPReassembler:
         length = start - half.next & _MASK
         half.next = start
         half.recent.clear()
-        self._gap(half, ts_ns, length)
-        self._drain(half, ts_ns)
+        self._gap(half, pending.since_ns, length)
+        self._drain(half, ts_ns, pending.since_ns)
 
     # --- differing copies ---------------------------------------------------------------------------------------------
 
     def _compare_delivered(self, half: _Half, seq: int, payload: bytes, behind: int) -> None:
         if len(payload) <= 1 and behind == 1:
             return  # a keep-alive probe carries one byte of garbage (RFC 9293 3.8.4)
-        for recent_seq, recent in half.recent:
-            if self._compare(half, recent_seq, recent, seq, payload):
+        assert half.next is not None
+        recent_seq = half.next
+        for recent in reversed(half.recent):
+            recent_seq -= len(recent)
+            if self._compare(half, recent_seq & _MASK, recent, seq, payload):
                 return
 
     def _compare(self, half: _Half, held_seq: int, held: bytes, seq: int, payload: bytes) -> bool:

@@ -46,7 +46,7 @@ REQUEST = struct(
     body_bytes=INT,
 )
 RESPONSE = struct(messages=ListOf(MESSAGE), error_message=TEXT, embeddings=INT, embedding_dimensions=INT, body_bytes=INT, events=INT)
-PROCESS = struct(pid=INT, comm=TEXT, exe=TEXT, container_id=TEXT, pod=TEXT, namespace=TEXT)
+PROCESS = struct(pid=INT, comm=TEXT, exe=TEXT, container_id=TEXT, pod=TEXT, namespace=TEXT, labels=ListOf(struct(name=TEXT, value=TEXT)))
 ANOMALY = struct(name=TEXT, count=INT)
 FINDING = struct(
     finding_id=TEXT,

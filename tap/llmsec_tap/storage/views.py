@@ -88,7 +88,7 @@ _COMMENTS = {
     "error_type": "Error the server named, also inside a stream that began with 200",
     "tenant": "Tenant, from configuration",
     "api_key_fingerprint": "Keyed HMAC of the credential, never the credential",
-    "process": "The observed process: pid, comm, exe, container_id, pod, namespace; live capture only",
+    "process": "The observed process: pid, comm, exe, container_id, pod, namespace, labels; live capture only",
     "completeness": "complete, truncated, gapped, midstream or aborted",
     "anomalies": "Named oddities of the wire, with counts",
     "request": "Normalised request: messages (role, parts), tools, parameters (JSON text), body_bytes",
@@ -226,10 +226,11 @@ def view_statements(root: Path) -> list[str]:
     # One row per exchange: where an exchange was stored again, the row of the newest part counts. Repeats are found by the
     # 64-bit row_key alone: two exchanges of ten million share one with a chance of 3 in a million, and comparing ids as
     # well would double the cost of every query (docs/formats/store.md has the figures).
-    source = f"""{parts} r
-ANTI JOIN (
-    SELECT row_key, max(stored_seq) AS newest FROM {parts} GROUP BY row_key HAVING count(*) > 1
-) newer ON r.row_key = newer.row_key AND r.stored_seq < newer.newest"""  # noqa: S608 - the path is quoted
+    # The parts are listed twice, and a merge may publish its copies in between. The list of the newest comes first, so its
+    # rows are all in the second list too: a copy that only the second one has is not its newest and stays unseen for this once.
+    source = f"""(SELECT row_key, max(stored_seq) AS stored_seq FROM {parts} GROUP BY row_key) newest
+RIGHT JOIN {parts} r ON r.row_key = newest.row_key
+WHERE newest.row_key IS NULL OR r.stored_seq = newest.stored_seq"""  # noqa: S608 - the path is quoted
     statements = []
     for view in VIEWS:
         columns = ",\n  ".join(f'{column.sql} AS "{column.name}"' for column in view.columns)

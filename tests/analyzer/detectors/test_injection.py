@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import codecs
+import itertools
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_windows_cover_the_text():
         parts = windows("a b" * size)
         assert parts[0][0] == 0
         assert parts[-1][1] == 3 * size
-        assert all(before[1] > after[0] for before, after in zip(parts, parts[1:], strict=False))
+        assert all(before[1] > after[0] for before, after in itertools.pairwise(parts))
 
 
 def test_a_model_is_written_and_read_the_same(tmp_path):

@@ -27,6 +27,10 @@ FRAMES = [(1_790_000_000_123_456_789 + i * 1_000_000_007, bytes([i % 256]) * (20
 class Consumer:
     def __init__(self) -> None:
         self.packets: list[tuple[int, int, bytes, int]] = []
+        self.begins: list[int] = []
+
+    def capture_begins(self, ts_ns: int) -> None:
+        self.begins.append(ts_ns)
 
     def handler(self, linktype: int) -> Callable[[int, bytes, int, int, int], None]:
         return lambda ts, buffer, start, end, on_wire: self.packets.append((linktype, ts, buffer[start:end], on_wire))
@@ -165,6 +169,7 @@ def test_stop_ends_the_waiting_for_a_pipe() -> None:
         "import sys, signal\n"
         "from llmsec_tap.capture.pcap import CaptureReader\n"
         "class C:\n"
+        "    def capture_begins(self, ts): pass\n"
         "    def handler(self, linktype):\n"
         "        def packet(*a): print('packet', flush=True)\n"
         "        return packet\n"

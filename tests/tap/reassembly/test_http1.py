@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsec_tap import limits
-from support.http import Recorder
+from support.http_recorder import Recorder
 from support.streams import feed_every_way
 
 

@@ -21,6 +21,8 @@ KEY6 = b"\xfd" + bytes(14) + b"\x01" + b"\xfd" + bytes(14) + b"\x02" + KEY4[-4:]
 
 
 class Sink:
+    holes = 1
+
     def __init__(self) -> None:
         self.segments: list[tuple[Any, ...]] = []
         self.anomalies: list[str] = []

@@ -14,7 +14,7 @@ class Body:
         self.is_tunnel = is_tunnel
         self.message: dict[str, Any] = {
             "start": f"{head.method} {head.target}" if head.method else head.status,
-            "headers": [(k.decode(), v.decode("latin-1")) for k, v in head.headers],
+            "headers": [(k.decode("latin-1"), v.decode("latin-1")) for k, v in head.headers],
             "body": b"",
         }
         messages.append(self.message)

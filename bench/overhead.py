@@ -1,0 +1,259 @@
+"""What live capture costs the observed process, and itself: the numbers of docs/overhead.md. Needs root, nginx and wrk.
+
+    python bench/overhead.py requests     CPU of an nginx worker per request and TLS call: tap off, on, on with --fast-probes, in turn
+    python bench/overhead.py streams      first-token and inter-token latency of 100 streams at 50 tokens/s, off and on in turn; the tap's own cost
+    python bench/overhead.py loss         where loss begins: nginx at full speed over ring sizes
+    python bench/overhead.py start        start to attached, and idle memory
+
+Each prints one JSON object with the machine, the commit and every sample; medians are computed from those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import ssl
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tap"), str(ROOT / "analyzer")]
+
+from support.agent import Agent  # noqa: E402
+from support.tls_front import Certificate, Nginx, free_port, make_certificate, nginx, wait_for_port  # noqa: E402
+
+SIZES = (256, 4096, 16384)
+MODES: dict[str, tuple[str, ...] | None] = {"off": None, "on": (), "fast": ("--fast-probes",)}
+
+
+def cpu_ns(pid: int) -> int:
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir())
+
+
+def memory(pid: int, field: str = "VmRSS") -> float:
+    return int(re.search(rf"^{field}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)[1]) / 1000  # type: ignore[index]
+
+
+@contextmanager
+def front(folder: Path, certificate: Certificate) -> Iterator[Nginx]:
+    with nginx(folder / "nginx", certificate, "http://127.0.0.1:9") as running:
+        for size in SIZES:
+            (folder / "nginx" / str(size)).write_bytes(b"x" * size)
+        yield running
+
+
+def wrk(running: Nginx, size: int, seconds: int) -> int:
+    """Requests answered by one keep-alive round of 8 connections."""
+    url = f"{running.url}/bytes/{size}"
+    out = subprocess.run(["wrk", "-t1", "-c8", f"-d{seconds}s", url], capture_output=True, text=True, check=True).stdout
+    return int(re.search(r"(\d+) requests in", out)[1])  # type: ignore[index]
+
+
+def summary(agent: Agent) -> dict[str, int]:
+    found = re.search(r"seen ([\d,]+) TLS calls \(([\d,]+) bytes\).*dropped ([\d,]+) calls .* in the kernel, ([\d,]+) records", agent.said)
+    assert found is not None, agent.said
+    calls, moved, lost, left_out = (int(text.replace(",", "")) for text in found.groups())
+    return {"calls": calls, "bytes": moved, "lost_calls": lost, "left_out_records": left_out}
+
+
+def requests(folder: Path, certificate: Certificate, rounds: int = 3, seconds: int = 2) -> dict[str, Any]:
+    samples: dict[str, list[dict[str, Any]]] = {f"{size} {mode}": [] for size in SIZES for mode in MODES}
+    with front(folder, certificate) as running:
+        (worker,) = running.workers()
+        for _ in range(rounds):
+            for size in SIZES:
+                for mode, options in MODES.items():
+                    with ExitStack() as stack:
+                        agent = None if options is None else stack.enter_context(Agent("--pid", str(worker), "--format", "none", *options))
+                        before, begun = cpu_ns(worker), time.monotonic()
+                        done = wrk(running, size, seconds)
+                        used, wall = cpu_ns(worker) - before, time.monotonic() - begun
+                        sample: dict[str, Any] = {"us_per_request": used / 1000 / done, "requests_per_s": done / wall}
+                    if agent is not None:
+                        seen = summary(agent)
+                        sample |= {"calls_per_request": seen["calls"] / done, "lost_calls": seen["lost_calls"], "calls": seen["calls"]}
+                    samples[f"{size} {mode}"].append(sample)
+    result: dict[str, Any] = {"samples": samples}
+    for size in SIZES:
+        medians = {mode: statistics.median(row["us_per_request"] for row in samples[f"{size} {mode}"]) for mode in MODES}
+        calls = statistics.median(row["calls_per_request"] for row in samples[f"{size} on"])
+        result[f"{size}"] = {
+            **{f"us_per_request_{mode}": round(value, 1) for mode, value in medians.items()},
+            **{f"added_us_per_request_{mode}": round(medians[mode] - medians["off"], 1) for mode in ("on", "fast")},
+            **{f"added_us_per_call_{mode}": round((medians[mode] - medians["off"]) / calls, 1) for mode in ("on", "fast")},
+        }
+    return result
+
+
+SERVER = """
+import asyncio, ssl, sys
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[2], sys.argv[3])
+chunk = b'data: {"id":"x","object":"chat.completion.chunk","model":"m","choices":[{"index":0,"delta":{"content":" word"},"finish_reason":null}]}\\n\\n'
+piece = b"%x\\r\\n" % len(chunk) + chunk + b"\\r\\n"
+async def talk(reader, writer):
+    try:
+        head = await reader.readuntil(b"\\r\\n\\r\\n")
+        await reader.readexactly(int(head.lower().split(b"content-length:")[1].split(b"\\r")[0]))
+        writer.write(b"HTTP/1.1 200 OK\\r\\ncontent-type: text/event-stream\\r\\ntransfer-encoding: chunked\\r\\n\\r\\n")
+        next_at = asyncio.get_running_loop().time()
+        for _ in range(int(sys.argv[4])):
+            writer.write(piece)
+            next_at += 0.02
+            await asyncio.sleep(max(0, next_at - asyncio.get_running_loop().time()))
+        writer.write(b"0\\r\\n\\r\\n")
+        await writer.drain()
+    finally:
+        writer.close()
+async def main():
+    async with await asyncio.start_server(talk, "127.0.0.1", int(sys.argv[1]), ssl=context, backlog=256) as server:
+        await server.serve_forever()
+asyncio.run(main())
+"""
+
+
+async def one_stream(port: int, context: ssl.SSLContext, ttft: list[float], gaps: list[float]) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    body = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"hello"}]}'
+    writer.write(
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    )
+    last = time.perf_counter()
+    await reader.readuntil(b"\r\n\r\n")
+    first = True
+    while int(await reader.readline(), 16):
+        await reader.readuntil(b"\n\n\r\n")
+        now = time.perf_counter()
+        (ttft if first else gaps).append((now - last) * 1000)
+        last, first = now, False
+    writer.close()
+
+
+async def all_streams(port: int, context: ssl.SSLContext, count: int) -> tuple[list[float], list[float]]:
+    ttft: list[float] = []
+    gaps: list[float] = []
+
+    async def later(number: int) -> None:
+        await asyncio.sleep(number * 0.01)
+        await one_stream(port, context, ttft, gaps)
+
+    await asyncio.gather(*(later(number) for number in range(count)))
+    return ttft, gaps
+
+
+def quantiles(values: list[float]) -> dict[str, float]:
+    cuts = statistics.quantiles(values, n=100)
+    return {"p50": round(cuts[49], 2), "p99": round(cuts[98], 2)}
+
+
+def streams(folder: Path, certificate: Certificate, count: int = 100, tokens: int = 250, rounds: int = 3) -> dict[str, Any]:
+    script = folder / "server.py"
+    script.write_text(SERVER)
+    port = free_port()
+    server = subprocess.Popen([sys.executable, script, str(port), certificate.cert, certificate.key, str(tokens)])
+    context = ssl.create_default_context(cafile=str(certificate.cert))
+    context.check_hostname = False
+    samples: dict[str, list[dict[str, Any]]] = {mode: [] for mode in MODES}
+    try:
+        wait_for_port(port, server)
+        for _ in range(rounds):
+            for mode, options in MODES.items():
+                with ExitStack() as stack:
+                    agent = None if options is None else stack.enter_context(Agent("--pid", str(server.pid), *options))
+                    if agent is not None:
+                        time.sleep(0.5)
+                    own = cpu_ns(agent.process.pid) if agent is not None else 0
+                    before, begun = cpu_ns(server.pid), time.monotonic()
+                    ttft, gaps = asyncio.run(all_streams(port, context, count))
+                    wall = time.monotonic() - begun
+                    sample: dict[str, Any] = {"ttft_ms": quantiles(ttft), "itl_ms": quantiles(gaps)}
+                    sample |= {
+                        "server_cpu_percent": round((cpu_ns(server.pid) - before) / wall / 1e7, 1),
+                        "tokens_per_s": round((len(gaps) + len(ttft)) / wall),
+                    }
+                    if agent is not None:
+                        sample["tap_cpu_percent"] = round((cpu_ns(agent.process.pid) - own) / wall / 1e7, 2)
+                        sample["tap_rss_mb"] = memory(agent.process.pid)
+                        rows = agent.wait_for_exchanges(count)
+                        sample["complete"] = sum(row["completeness"] == "complete" for row in rows)
+                if agent is not None:
+                    sample |= summary(agent)
+                samples[mode].append(sample)
+    finally:
+        server.kill()
+        server.wait()
+    return {"streams": count, "tokens_each": tokens, "samples": samples}
+
+
+def loss(folder: Path, certificate: Certificate, seconds: int = 3) -> dict[str, Any]:
+    rows = []
+    with front(folder, certificate) as running:
+        (worker,) = running.workers()
+        for size in (4096, 16384):
+            for ring_kib in (64, 256, 1024, 4096, 16384):
+                with Agent("--pid", str(worker), "--format", "none", "--ring-size", str(ring_kib), "--fast-probes") as agent:
+                    done = wrk(running, size, seconds)
+                    time.sleep(1.5)
+                found = re.search(r"([\d,]+) exchanges .*?, ([\d,]+) gapped", agent.said)
+                assert found is not None
+                exchanges, gapped = (int(text.replace(",", "")) for text in found.groups())
+                rows.append(
+                    {"size": size, "ring_kib": ring_kib, "requests": done, "exchanges": exchanges, "gapped": gapped, **summary(agent)}
+                )
+    return {"rows": rows}
+
+
+def start(folder: Path, certificate: Certificate, times: int = 7) -> dict[str, Any]:
+    rows = []
+    with front(folder, certificate) as running:
+        (worker,) = running.workers()
+        for _ in range(times):
+            begun = time.monotonic()
+            env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "tap", ROOT / "analyzer")))}
+            command = [sys.executable, "-m", "llmsec_tap.cli.app", "capture", "--pid", str(worker), "--store", "none", "--format", "none"]
+            process = subprocess.Popen(command, stderr=subprocess.PIPE, env=env)
+            assert process.stderr is not None
+            line = b""
+            while b"attached to" not in line:
+                line = process.stderr.readline()
+            attached = time.monotonic() - begun
+            time.sleep(2)
+            row = {"attached_s": round(attached, 3), "of_which_loader": float(line.split()[-2]), "cpu_s": cpu_ns(process.pid) / 1e9}
+            row |= {"rss_mb": memory(process.pid), "anonymous_mb": memory(process.pid, "RssAnon")}
+            before = cpu_ns(process.pid)
+            time.sleep(3)
+            row["idle_cpu_percent"] = round((cpu_ns(process.pid) - before) / 3e7, 2)
+            rows.append(row)
+            process.send_signal(signal.SIGINT)
+            process.wait()
+    return {"rows": rows, "median_attached_s": statistics.median(row["attached_s"] for row in rows)}
+
+
+def main() -> None:
+    part = {"requests": requests, "streams": streams, "loss": loss, "start": start}[sys.argv[1]]
+    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    machine = {
+        "kernel": os.uname().release,
+        "cpus": os.cpu_count(),
+        "load": os.getloadavg(),
+        "commit": commit,
+        "python": sys.version.split()[0],
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        result = part(folder, make_certificate(folder))
+    print(json.dumps({"part": sys.argv[1], "machine": machine, **result, "load_after": os.getloadavg()}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * core.h's counterpart for bcc, which compiles the same bodies on the host. The kernel headers it finds there are of some kernel,
+ * not of the running one, so no structure of theirs is read: the loader passes offsets that it took from the kernel's BTF, as
+ * -DOFFSET_structure_field=N, and the settings that core.h keeps in read-only data, as -D macros.
+ */
+#ifndef LLMSEC_BCC_H
+#define LLMSEC_BCC_H
+
+#include <uapi/linux/ptrace.h>
+
+/* Called from one place each, and bcc has no functions that are not inlined. */
+#define GLOBAL_SUBPROGRAM static __always_inline
+
+#include "event.h"
+#include "state.h"
+
+BPF_RINGBUF_OUTPUT(events, RING_PAGES);
+BPF_TABLE("hash", __u32, __u32, targets, TAP_MAX_TARGETS);
+BPF_TABLE("hash", struct comm_key, __u32, comms, TAP_MAX_COMMS);
+BPF_TABLE("lru_hash", __u64, struct thread, threads, TAP_MAX_THREADS);
+BPF_TABLE("lru_hash", struct connection_key, struct call, go_calls, TAP_MAX_THREADS);
+BPF_TABLE("lru_hash", struct connection_key, struct connection, connections, TAP_MAX_CONNECTIONS);
+BPF_TABLE("percpu_array", __u32, __u64, totals, TAP_TOTALS);
+
+/* bcc rewrites map.lookup() where it is written, so these cannot come from one macro. */
+static __always_inline __u32 *targets_lookup(__u32 *key) { return targets.lookup(key); }
+static __always_inline void targets_update(__u32 *key, __u32 *value) { targets.update(key, value); }
+static __always_inline void targets_delete(__u32 *key) { targets.delete(key); }
+static __always_inline __u32 *comms_lookup(struct comm_key *key) { return comms.lookup(key); }
+static __always_inline struct thread *threads_lookup(__u64 *key) { return threads.lookup(key); }
+static __always_inline void threads_update(__u64 *key, struct thread *value) { threads.update(key, value); }
+static __always_inline void threads_delete(__u64 *key) { threads.delete(key); }
+static __always_inline struct call *go_calls_lookup(const struct connection_key *key) { return go_calls.lookup((struct connection_key *)key); }
+static __always_inline void go_calls_update(struct connection_key *key, struct call *value) { go_calls.update(key, value); }
+static __always_inline void go_calls_delete(struct connection_key *key) { go_calls.delete(key); }
+static __always_inline struct connection *connections_lookup(const struct connection_key *key) { return connections.lookup((struct connection_key *)key); }
+static __always_inline void connections_update(const struct connection_key *key, struct connection *value) { connections.update((struct connection_key *)key, value); }
+static __always_inline void connections_delete(const struct connection_key *key) { connections.delete((struct connection_key *)key); }
+static __always_inline __u64 *totals_lookup(__u32 *key) { return totals.lookup(key); }
+
+static __always_inline void *ring_reserve(__u64 size) { return events.ringbuf_reserve(size); }
+static __always_inline void ring_submit(void *record, __u64 flags) { events.ringbuf_submit(record, flags); }
+static __always_inline void ring_discard(void *record) { events.ringbuf_discard(record, BPF_RB_NO_WAKEUP); }
+
+#define KERNEL_READ(dst, ptr, type, field) KERNEL_READ_AT(dst, ptr, OFFSET_##type##_##field)
+#define KERNEL_READ_AT(dst, ptr, offset) bpf_probe_read_kernel(&(dst), sizeof(dst), (void *)(ptr) + (offset))
+#define KERNEL_READ_COMM(dst, task) bpf_probe_read_kernel(dst, 16, (void *)(task) + OFFSET_task_struct_comm)
+
+#endif

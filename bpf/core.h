@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/* What differs between the two loaders, as the ahead-of-time CO-RE build has it. bcc.h is its counterpart. */
+#ifndef LLMSEC_CORE_H
+#define LLMSEC_CORE_H
+
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+
+#include "event.h"
+#include "state.h"
+
+/* Set by the loader before load; read-only afterwards, so the verifier removes what is switched off. */
+const volatile struct tap_config config = {};
+
+#define ONLY_TARGETS config.only_targets
+#define FOLLOW_FORKS config.follow_forks
+#define WATCH_ALL config.watch_all
+#define OWN_PID config.own_pid
+#define SELECT_COMM config.select_comm
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 16 * 1024 * 1024); /* the loader may set another size */
+} events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, TAP_MAX_TARGETS);
+	__type(key, __u32);
+	__type(value, __u32);
+} targets SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, TAP_MAX_COMMS);
+	__type(key, struct comm_key);
+	__type(value, __u32);
+} comms SEC(".maps");
+
+/* LRU: an entry is left over only where the end of a thread or connection cannot be seen, and must not fill the map. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, TAP_MAX_THREADS);
+	__type(key, __u64);
+	__type(value, struct thread);
+} threads SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, TAP_MAX_THREADS);
+	__type(key, struct connection_key);
+	__type(value, struct call);
+} go_calls SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, TAP_MAX_CONNECTIONS);
+	__type(key, struct connection_key);
+	__type(value, struct connection);
+} connections SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, TAP_TOTALS);
+	__type(key, __u32);
+	__type(value, __u64);
+} totals SEC(".maps");
+
+#define MAP_ACCESS(map, key_type, value_type)                                                                      \
+	static __always_inline value_type *map##_lookup(const key_type *key)                                       \
+	{                                                                                                          \
+		return bpf_map_lookup_elem(&map, key);                                                             \
+	}                                                                                                          \
+	static __always_inline void map##_update(const key_type *key, const value_type *value)                    \
+	{                                                                                                          \
+		bpf_map_update_elem(&map, key, value, BPF_ANY);                                                    \
+	}                                                                                                          \
+	static __always_inline void map##_delete(const key_type *key)                                              \
+	{                                                                                                          \
+		bpf_map_delete_elem(&map, key);                                                                    \
+	}
+
+MAP_ACCESS(targets, __u32, __u32)
+MAP_ACCESS(comms, struct comm_key, __u32)
+MAP_ACCESS(threads, __u64, struct thread)
+MAP_ACCESS(go_calls, struct connection_key, struct call)
+MAP_ACCESS(connections, struct connection_key, struct connection)
+
+static __always_inline __u64 *totals_lookup(const __u32 *key)
+{
+	return bpf_map_lookup_elem(&totals, key);
+}
+
+#define GLOBAL_SUBPROGRAM __attribute__((noinline))
+
+/* `size` must be a constant where it is used: these are inlined. */
+static __always_inline void *ring_reserve(__u64 size)
+{
+	return bpf_ringbuf_reserve(&events, size, 0);
+}
+
+static __always_inline void ring_submit(void *record, __u64 flags)
+{
+	bpf_ringbuf_submit(record, flags);
+}
+
+static __always_inline void ring_discard(void *record)
+{
+	bpf_ringbuf_discard(record, BPF_RB_NO_WAKEUP);
+}
+
+/* KERNEL_READ(destination, pointer, structure, field): destination = pointer->field in kernel memory. */
+#define KERNEL_READ(dst, ptr, type, field) BPF_CORE_READ_INTO(&(dst), (struct type *)(ptr), field)
+#define KERNEL_READ_COMM(dst, task) bpf_probe_read_kernel(dst, 16, __builtin_preserve_access_index(&((struct task_struct *)(task))->comm))
+
+#endif

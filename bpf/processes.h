@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/* Processes as they fork, start programs, load libraries and end. User space is woken at once: it may have probes to attach. */
+#ifndef LLMSEC_PROCESSES_H
+#define LLMSEC_PROCESSES_H
+
+static __always_inline void tell_process(__u8 type, __u32 pid, __u32 other)
+{
+	struct tap_event *event = ring_reserve(sizeof(*event) + TAP_CLASS_SMALL);
+
+	if (!event) {
+		count(TAP_LOST_RECORDS, 1);
+		return;
+	}
+	event_head(event, type, pid, bpf_ktime_get_ns());
+	event->other = other;
+	process_name(event->comm);
+	ring_submit(event, BPF_RB_FORCE_WAKEUP);
+}
+
+static __always_inline int process_forked(void *parent, void *child)
+{
+	__u32 pid = 0, child_pid = 0, one = 1;
+
+	KERNEL_READ(pid, parent, task_struct, tgid);
+	KERNEL_READ(child_pid, child, task_struct, tgid);
+	if (pid == child_pid || pid == OWN_PID || !FOLLOW_FORKS || !targets_lookup(&pid))
+		return 0;
+	targets_update(&child_pid, &one);
+	tell_process(TAP_FORK, pid, child_pid);
+	return 0;
+}
+
+static __always_inline int process_started(void *task)
+{
+	__u32 pid = bpf_get_current_pid_tgid() >> 32, one = 1;
+	struct comm_key name = {};
+
+	if (pid == OWN_PID)
+		return 0;
+	if (SELECT_COMM) {
+		KERNEL_READ_COMM(name.comm, task);
+		if (comms_lookup(&name))
+			targets_update(&pid, &one);
+	}
+	if (WATCH_ALL || targets_lookup(&pid))
+		tell_process(TAP_EXEC, pid, 0);
+	return 0;
+}
+
+static __always_inline int process_ended(void *task)
+{
+	__u64 id = bpf_get_current_pid_tgid();
+	__u32 pid = id >> 32;
+	void *signal = 0;
+	int live = 0;
+
+	threads_delete(&id);
+	if (!is_watched(pid))
+		return 0;
+	KERNEL_READ(signal, task, task_struct, signal);
+	KERNEL_READ(live, signal, signal_struct, live);
+	if (live > 0)
+		return 0;
+	targets_delete(&pid);
+	tell_process(TAP_EXIT, pid, 0);
+	return 0;
+}
+
+#define TAP_PROT_EXEC 4
+
+static __always_inline int system_call(struct pt_regs *regs, long number)
+{
+	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+	unsigned long protection = 0, descriptor = 0;
+	int kind = socket_call(number);
+
+	if (!kind && number != 9 /* mmap */)
+		return 0;
+	if (!is_watched(pid))
+		return 0;
+	if (kind) {
+		bpf_probe_read_kernel(&descriptor, sizeof(descriptor), &regs->di);
+		on_socket_call(descriptor, kind == 1);
+		return 0;
+	}
+	bpf_probe_read_kernel(&protection, sizeof(protection), &regs->dx);
+	bpf_probe_read_kernel(&descriptor, sizeof(descriptor), &regs->r8);
+	if (protection & TAP_PROT_EXEC && (int)descriptor >= 0)
+		tell_process(TAP_MAP, pid, 0);
+	return 0;
+}
+
+#endif

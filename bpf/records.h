@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/* Selection of processes, totals, and the filling of records. */
+#ifndef LLMSEC_RECORDS_H
+#define LLMSEC_RECORDS_H
+
+/* Payload room of a record by size class: user memory is read straight into the ring, whose records have constant sizes. */
+#define TAP_CLASS_SMALL 128
+#define TAP_CLASS_1K (1024 - 128)
+#define TAP_CLASS_4K 4096
+#define TAP_CLASS_16K 16384
+#define TAP_CLASS_64K TAP_PART_BYTES
+
+static __always_inline bool is_watched(__u32 pid)
+{
+	if (pid == OWN_PID)
+		return false;
+	return !ONLY_TARGETS || targets_lookup(&pid);
+}
+
+static __always_inline void count(__u32 which, __u64 amount)
+{
+	__u64 *total = totals_lookup(&which);
+
+	if (total)
+		*total += amount;
+}
+
+/* The name of the current thread's process, which is that of its first thread. */
+static __always_inline void process_name(char *out)
+{
+	void *task = (void *)bpf_get_current_task(), *leader = 0;
+
+	KERNEL_READ(leader, task, task_struct, group_leader);
+	KERNEL_READ_COMM(out, leader);
+}
+
+static __always_inline void event_head(struct tap_event *event, __u8 type, __u32 pid, __u64 ts_ns)
+{
+	__builtin_memset(event, 0, sizeof(*event));
+	event->version = TAP_EVENT_VERSION;
+	event->type = type;
+	event->ts_ns = ts_ns;
+	event->pid = pid;
+	event->tid = (__u32)bpf_get_current_pid_tgid();
+}
+
+static __always_inline void event_connection(struct tap_event *event, const struct connection_key *key,
+					     const struct connection *connection)
+{
+	event->connection = key->connection;
+	event->epoch_ns = connection->epoch_ns;
+	event->lost = connection->lost;
+	event->inode = connection->socket.inode;
+	event->family = connection->socket.family;
+	event->local_port = connection->socket.local_port;
+	event->remote_port = connection->socket.remote_port;
+	__builtin_memcpy(event->comm, connection->comm, 16);
+	__builtin_memcpy(event->local, connection->socket.local, 16);
+	__builtin_memcpy(event->remote, connection->socket.remote, 16);
+	if (connection->fresh)
+		event->flags |= TAP_FRESH;
+}
+
+#endif

@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/* What the kernel half remembers between probes. Only the two halves of the tap's own C code see these. */
+#ifndef LLMSEC_STATE_H
+#define LLMSEC_STATE_H
+
+#define TAP_MAX_TARGETS 16384	  /* processes selected at once */
+#define TAP_MAX_COMMS 64	  /* names given by --comm */
+#define TAP_MAX_THREADS 16384	  /* threads (or goroutines) inside a TLS call or between its parts */
+#define TAP_MAX_CONNECTIONS 65536 /* TLS connections open at once */
+
+struct tap_config {
+	__u32 only_targets; /* watch the processes in `targets` only; else every one */
+	__u32 follow_forks; /* children of a target are targets */
+	__u32 watch_all;    /* report every program start, so that user space can look for libraries */
+	__u32 own_pid;	    /* never watched */
+	__u32 select_comm;  /* processes whose name is in `comms` become targets as they start */
+};
+
+struct comm_key {
+	char comm[16];
+};
+
+/* One TLS call between its entry and its return. */
+struct call {
+	__u64 connection;
+	__u64 buffer;
+	__u64 size_out;	   /* SSL_*_ex: where the function writes how many bytes it moved; else 0 */
+	__u64 entered_ns;
+	__u64 stack;	   /* stack pointer at entry: tells nested calls from those that never returned */
+	__u32 direction;
+	__u32 touched_socket; /* a socket call happened inside */
+};
+
+/* TLS inside TLS (an HTTPS proxy) nests two calls; deeper ones are not seen. */
+#define TAP_MAX_NESTED 2
+
+struct thread {
+	__u32 depth;
+	__u32 received_fd;    /* 1 + descriptor of the last socket receive outside a TLS call; 0: none */
+	__u64 unsent;	      /* connection that wrote to memory: the next socket send of this thread is its own */
+	struct call calls[TAP_MAX_NESTED];
+};
+
+struct connection_key {
+	__u64 connection;
+	__u32 pid;
+	__u32 reserved;
+};
+
+struct socket_facts {
+	__u64 inode;
+	__u16 family;
+	__u16 local_port;
+	__u16 remote_port;
+	__u16 reserved;
+	__u8 local[16];
+	__u8 remote[16];
+};
+
+struct connection {
+	__u64 epoch_ns;
+	__u64 offsets[2]; /* by direction */
+	__u32 lost;
+	__u32 fresh;
+	struct socket_facts socket;
+	char comm[16]; /* read once, when the connection is first seen */
+};
+
+/* Attach cookies: what a probed function is. The loader gives them; see llmsec_tap/capture/ebpf/core.py. */
+enum tap_cookie {
+	TAP_COOKIE_WRITE = 1,	 /* moves bytes out; else in */
+	TAP_COOKIE_SIZE_OUT = 2, /* fourth argument points to the number of bytes moved */
+};
+
+#endif

@@ -1,0 +1,113 @@
+"""What the two eBPF loaders have in common, as the rest of the capture sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+
+class Role(Enum):
+    """What stands at a probed address, and so which program runs there."""
+
+    READ = "read"
+    WRITE = "write"
+    READ_EX = "read_ex"
+    WRITE_EX = "write_ex"
+    NEW = "new"
+    FREE = "free"
+    GO_READ = "go_read"
+    GO_WRITE = "go_write"
+    GO_READ_RETURN = "go_read_return"
+    GO_WRITE_RETURN = "go_write_return"
+    GO_CLOSE = "go_close"
+
+
+class Probe(NamedTuple):
+    role: Role
+    offset: int  # in the file
+    symbol: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbePlan:
+    """The probes of one file. `identity` is its device and inode: one library may be mapped under many paths."""
+
+    path: str
+    identity: tuple[str, int]
+    library: str
+    probes: tuple[Probe, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelSettings:
+    """What the kernel half is told before it is loaded."""
+
+    only_targets: bool
+    follow_forks: bool = True
+    watch_all: bool = False
+    comms: tuple[str, ...] = ()
+    ring_bytes: int = 16 << 20
+
+
+@dataclass(kw_only=True)
+class KernelTotals:
+    """What the kernel half counted since it was loaded."""
+
+    calls: int = 0
+    bytes: int = 0
+    lost_records: int = 0
+    lost_bytes: int = 0
+    lost_calls: int = 0
+    unreadable_calls: int = 0
+    cut_calls: int = 0
+
+
+class ConnectionLoss(NamedTuple):
+    """A connection of which records found no room: how far the kernel half counted, so that the reader can tell what is missing."""
+
+    pid: int
+    connection: int
+    epoch_ns: int
+    lost: int
+    read_bytes: int
+    written_bytes: int
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """One plan attached to one process (or to all: pid None)."""
+
+    plan: ProbePlan
+    pid: int | None
+    links: tuple[object, ...] = field(repr=False)
+
+
+class Loader(Protocol):
+    """A loaded kernel half. Raises KernelError from its constructor and from `attach`; every other method never raises."""
+
+    name: str
+    method: str  # how probes are attached: uprobe_multi or perf
+
+    def attach(self, plan: ProbePlan, pid: int | None) -> Attachment: ...
+
+    def detach(self, attachment: Attachment) -> None: ...
+
+    def watch(self, pid: int) -> None:
+        """Make a process a target; it may already be one."""
+
+    def wait(self, timeout_s: float) -> None:
+        """Until something urgent happened (a process started, forked, loaded a library) or the time has passed."""
+
+    def consume(self) -> list[bytes]:
+        """The records that came since the last call, oldest first, up to a bound."""
+
+    def totals(self) -> KernelTotals: ...
+
+    def losses(self) -> list[ConnectionLoss]: ...
+
+    def detach_all(self) -> None:
+        """Take every probe out; what is in the ring stays readable until `close`."""
+
+    def close(self) -> None: ...

@@ -1,0 +1,36 @@
+"""Which loader runs: `core` unless it cannot, and what was chosen and why, for the user to read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from llmsec_tap.capture.base import KernelSettings, Loader
+from llmsec_tap.capture.ebpf.core import CoreLoader, supports_uprobe_multi
+from llmsec_tap.errors import KernelError
+
+
+def open_loader(backend: str, settings: KernelSettings, report: Callable[[str], None]) -> Loader:
+    """`backend` is auto, core or bcc. Raises KernelError where none can be loaded, with the reason of each."""
+    if backend == "bcc":
+        return _bcc(settings)
+    try:
+        loader = CoreLoader(settings, multi=supports_uprobe_multi())
+    except KernelError as fault:
+        if backend == "core" or "refused" in str(fault):  # what the kernel forbids to one loader it forbids to the other
+            raise
+        report(f"backend core cannot be used: {fault}; trying bcc")
+        try:
+            bcc = _bcc(settings)
+        except KernelError as second:
+            raise KernelError(f"{fault}; and {second}", fault.hint) from None
+        report("backend bcc, because core cannot be loaded here")
+        return bcc
+    why = "chosen by --backend" if backend == "core" else "the kernel has BTF and libbpf is installed"
+    report(f"backend core ({loader.method}): {why}")
+    return loader
+
+
+def _bcc(settings: KernelSettings) -> Loader:
+    from llmsec_tap.capture.ebpf.bcc import BCCLoader  # noqa: PLC0415 - imports the distribution's bcc, 0.1 s and a compiler
+
+    return BCCLoader(settings)

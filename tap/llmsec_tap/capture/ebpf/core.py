@@ -1,0 +1,229 @@
+"""The default loader: the CO-RE object that clang built ahead, loaded over libbpf.
+
+Probes are attached by uprobe_multi (Linux 6.6: many offsets in one link, and CAP_BPF with CAP_PERFMON suffice), or one by one as
+perf events where the kernel does not have it. Every link is a descriptor of this process: when it ends, however it ends, the
+kernel takes all probes out.
+"""
+
+from __future__ import annotations
+
+import ctypes as ct
+import errno
+import os
+import struct
+from pathlib import Path
+from typing import Final
+
+from llmsec_tap.capture.base import Attachment, ConnectionLoss, KernelSettings, KernelTotals, Probe, ProbePlan, Role
+from llmsec_tap.capture.ebpf.libbpf import TRACE_UPROBE_MULTI, LibBPF, UprobeOptions, explain
+from llmsec_tap.capture.ebpf.maps import KernelMaps
+from llmsec_tap.errors import KernelError
+
+_COOKIE_WRITE, _COOKIE_SIZE_OUT = 1, 2  # enum tap_cookie in bpf/state.h
+# role -> program, cookie, whether a return probe; the return of a call needs no cookie, its entry was remembered
+_AT_ENTRY: Final[dict[Role, tuple[str, int]]] = {
+    Role.READ: ("tls_enter", 0),
+    Role.WRITE: ("tls_enter", _COOKIE_WRITE),
+    Role.READ_EX: ("tls_enter", _COOKIE_SIZE_OUT),
+    Role.WRITE_EX: ("tls_enter", _COOKIE_WRITE | _COOKIE_SIZE_OUT),
+    Role.FREE: ("tls_free", 0),
+    Role.GO_READ: ("go_enter", 0),
+    Role.GO_WRITE: ("go_enter", _COOKIE_WRITE),
+    Role.GO_READ_RETURN: ("go_return", 0),
+    Role.GO_WRITE_RETURN: ("go_return", 0),
+    Role.GO_CLOSE: ("go_close", 0),
+}
+_AT_RETURN: Final[dict[Role, str]] = {
+    Role.READ: "tls_return",
+    Role.WRITE: "tls_return",
+    Role.READ_EX: "tls_return",
+    Role.WRITE_EX: "tls_return",
+    Role.NEW: "tls_new",
+}
+_UPROBES: Final = ("tls_enter", "tls_return", "tls_new", "tls_free", "go_enter", "go_return", "go_close")
+_TRACEPOINTS: Final = ("on_sys_enter", "on_fork", "on_exec", "on_exit")
+_CONFIG: Final = struct.Struct("=IIIII")  # struct tap_config
+
+
+def object_path() -> Path:
+    """The built object: beside the package's sources, or in the wheel. Raises KernelError where there is none."""
+    package = Path(__file__).resolve().parents[2]
+    for candidate in (package.parents[1] / "bpf" / "tap.bpf.o", package / "bpf" / "tap.bpf.o"):
+        if candidate.is_file():
+            return candidate
+    raise KernelError(
+        "the eBPF object tap.bpf.o is not installed", "Install a wheel, or build it: make -C bpf (needs clang and libbpf-dev)."
+    )
+
+
+def supports_uprobe_multi() -> bool:
+    """Linux 6.6 has it. Told from the version: asking the kernel costs a program load, and what fails later says why."""
+    release = os.uname().release.split(".")
+    try:
+        return (int(release[0]), int(release[1])) >= (6, 6)
+    except (IndexError, ValueError):
+        return False
+
+
+class CoreLoader:
+    """See `Loader`. `links` of its attachments are descriptors (uprobe_multi) or libbpf's link pointers (perf)."""
+
+    name = "core"
+
+    def __init__(self, settings: KernelSettings, *, multi: bool = True) -> None:
+        self._library = LibBPF()
+        self._links: list[int] = []  # libbpf's, of tracepoints and perf probes
+        self._descriptors: set[int] = set()
+        self._object: int | None = None
+        self._maps: KernelMaps  # once loaded
+        self.method = "uprobe_multi" if multi else "perf"
+        if not Path("/sys/kernel/btf/vmlinux").exists():
+            raise KernelError(
+                "the kernel has no BTF (/sys/kernel/btf/vmlinux)", "Use --backend bcc, or a kernel with CONFIG_DEBUG_INFO_BTF."
+            )
+        try:
+            self._load(settings)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, settings: KernelSettings) -> None:
+        library = self._library
+        data = object_path().read_bytes()
+        self._object = library.bpf_object__open_mem(data, len(data), None)
+        if not self._object:
+            raise KernelError("the eBPF object cannot be read", "Reinstall, or rebuild it: make -C bpf.")
+        self._programs = {
+            name: library.bpf_object__find_program_by_name(self._object, name.encode()) for name in (*_UPROBES, *_TRACEPOINTS)
+        }
+        if self.method == "uprobe_multi":
+            for name in _UPROBES:
+                library.bpf_program__set_expected_attach_type(self._programs[name], TRACE_UPROBE_MULTI)
+        self._configure(settings)
+        fault = library.bpf_object__load(self._object)
+        if fault:
+            raise explain(-fault, library.log)
+        self._maps = KernelMaps(library, self._fd)
+        for comm in settings.comms:
+            self._maps.select_comm(comm)
+        for name in _TRACEPOINTS:
+            link = library.bpf_program__attach(self._programs[name])
+            if not link:
+                raise explain(errno.EPERM, library.log)
+            self._links.append(link)
+
+    def _configure(self, settings: KernelSettings) -> None:
+        library = self._library
+        assert self._object is not None
+        values = _CONFIG.pack(settings.only_targets, settings.follow_forks, settings.watch_all, os.getpid(), bool(settings.comms))
+        found = None
+        while (found := library.bpf_object__next_map(self._object, found)) is not None:
+            if library.bpf_map__name(found).endswith(b".rodata"):
+                library.bpf_map__set_initial_value(found, values, len(values))
+        events = library.bpf_object__find_map_by_name(self._object, b"events")
+        library.bpf_map__set_max_entries(events, settings.ring_bytes)
+
+    def _fd(self, name: str) -> int:
+        return int(self._library.bpf_map__fd(self._library.bpf_object__find_map_by_name(self._object, name.encode())))
+
+    # --- probes -------------------------------------------------------------------------------------------------------
+
+    def attach(self, plan: ProbePlan, pid: int | None) -> Attachment:
+        entries: dict[str, list[tuple[Probe, int]]] = {}
+        exits: dict[str, list[tuple[Probe, int]]] = {}
+        for probe in plan.probes:
+            if probe.role in _AT_ENTRY:
+                program, cookie = _AT_ENTRY[probe.role]
+                entries.setdefault(program, []).append((probe, cookie))
+            if probe.role in _AT_RETURN:
+                exits.setdefault(_AT_RETURN[probe.role], []).append((probe, 0))
+        links: list[object] = []
+        try:
+            # Returns first: a call that is seen at its entry only would leave its arguments behind.
+            for program, probes in exits.items():
+                links += self._attach(program, plan.path, probes, is_return=True, pid=pid)
+            for program, probes in entries.items():
+                links += self._attach(program, plan.path, probes, is_return=False, pid=pid)
+        except OSError as fault:
+            for link in links:
+                self._detach(link)
+            raise self._refused(plan, fault) from None
+        return Attachment(plan, pid, tuple(links))
+
+    def _attach(self, program: str, path: str, probes: list[tuple[Probe, int]], *, is_return: bool, pid: int | None) -> list[object]:
+        library = self._library
+        handle = self._programs[program]
+        if self.method == "uprobe_multi":
+            offsets, cookies = [probe.offset for probe, _ in probes], [cookie for _, cookie in probes]
+            descriptor = library.uprobe_multi(
+                library.bpf_program__fd(handle), path.encode(errors="surrogateescape"), offsets, cookies, is_return=is_return, pid=pid or 0
+            )
+            self._descriptors.add(descriptor)
+            return [descriptor]
+        links: list[object] = []
+        for probe, cookie in probes:
+            options = UprobeOptions(sz=ct.sizeof(UprobeOptions), bpf_cookie=cookie, retprobe=is_return)
+            link = library.bpf_program__attach_uprobe_opts(
+                handle, -1 if pid is None else pid, path.encode(errors="surrogateescape"), probe.offset, ct.byref(options)
+            )
+            if not link:
+                raise OSError(errno.EPERM, "the perf event was refused")
+            self._links.append(link)
+            links.append(_PerfLink(link))
+        return links
+
+    def _refused(self, plan: ProbePlan, fault: OSError) -> KernelError:
+        if fault.errno in (errno.EPERM, errno.EACCES):
+            return explain(fault.errno, self._library.log)
+        return KernelError(f"no probe can be placed in {plan.path} ({fault.strerror})", "See `llmsec-tap targets`.")
+
+    def detach(self, attachment: Attachment) -> None:
+        for link in attachment.links:
+            self._detach(link)
+
+    def _detach(self, link: object) -> None:
+        if isinstance(link, _PerfLink):
+            self._links.remove(link.pointer)
+            self._library.bpf_link__destroy(link.pointer)
+        elif isinstance(link, int) and link in self._descriptors:
+            self._descriptors.discard(link)
+            os.close(link)
+
+    def watch(self, pid: int) -> None:
+        self._maps.watch(pid)
+
+    # --- records ------------------------------------------------------------------------------------------------------
+
+    def wait(self, timeout_s: float) -> None:
+        self._maps.wait(timeout_s)
+
+    def consume(self) -> list[bytes]:
+        return self._maps.consume()
+
+    def totals(self) -> KernelTotals:
+        return self._maps.totals()
+
+    def losses(self) -> list[ConnectionLoss]:
+        return self._maps.losses()
+
+    def detach_all(self) -> None:
+        while self._descriptors:  # popped one by one: the reading thread may be placing another
+            os.close(self._descriptors.pop())
+        while self._links:
+            self._library.bpf_link__destroy(self._links.pop())
+
+    def close(self) -> None:
+        self.detach_all()
+        maps: KernelMaps | None = getattr(self, "_maps", None)
+        if maps is not None:
+            maps.close()
+        if self._object is not None:
+            self._library.bpf_object__close(self._object)
+            self._object = None
+
+
+class _PerfLink:
+    """libbpf's link pointer, told apart from a descriptor."""
+
+    def __init__(self, pointer: int) -> None:
+        self.pointer = pointer

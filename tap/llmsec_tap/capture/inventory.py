@@ -1,0 +1,95 @@
+"""The processes of this host that may talk to or serve a language model, and how each can be observed."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from llmsec_tap.capture import process
+from llmsec_tap.capture.targets import TargetFinder, other_limits
+
+# Words in a command line that say "model server". What they serve is usually plain HTTP.
+_SERVERS: Final = re.compile(
+    r"(?:^|[/\s\0-])(vllm|sglang|ollama|llama-server|llama_cpp|xllamacpp|text-generation-(?:launcher|router)|tritonserver|lmdeploy|tgi|mlc_llm|aphrodite)\b"
+)
+_LISTEN: Final = "0A"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One way in which a process can be observed, or one reason why not."""
+
+    pid: int
+    comm: str
+    container: str | None
+    what: str
+    verdict: str  # probe, plain, refused
+    detail: str
+
+
+def inventory(finder: TargetFinder) -> list[Line]:
+    """Every living process, the caller's own left out. A process that ends meanwhile, or may not be looked at, gives no line."""
+    listening = _listening_inodes()
+    lines: list[Line] = []
+    for pid in process.all_pids():
+        if pid == os.getpid():
+            continue
+        comm, container = process.name_of(pid), process.container_of_pid(pid)
+        found = finder.look(pid)
+        for plan in found.plans:
+            symbols = ", ".join(dict.fromkeys(probe.symbol for probe in plan.probes if "+0x" not in probe.symbol)) or "given offsets"
+            notes = f" ({'; '.join(plan.notes)})" if plan.notes else ""
+            lines.append(Line(pid, comm, container, plan.library, "probe", f"{Path(plan.path).name}: {symbols}{notes}"))
+        lines += [
+            Line(pid, comm, container, "TLS", "refused", f"{Path(refusal.path).name}: {refusal.reason}")
+            for refusal in (*found.refusals, *other_limits(pid))
+        ]
+        server = _SERVERS.search(_command(pid))
+        if server is not None:
+            ports = sorted(listening[inode] for inode in _socket_inodes(pid) if inode in listening)
+            where = (
+                f"listens on {', '.join(map(str, ports))}: plain HTTP is read with --iface lo --port {ports[0]}"
+                if ports
+                else "does not listen on TCP"
+            )
+            lines.append(Line(pid, comm, container, f"{server[1]} server", "plain", where))
+    return lines
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()[:4096].replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _listening_inodes() -> dict[int, int]:
+    found: dict[int, int] = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            rows = Path(table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for row in rows:
+            fields = row.split()
+            if len(fields) > 9 and fields[3] == _LISTEN:
+                found[int(fields[9])] = int(fields[1].rpartition(":")[2], 16)
+    return found
+
+
+def _socket_inodes(pid: int) -> list[int]:
+    found = []
+    try:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                target = str(descriptor.readlink())
+            except OSError:
+                continue
+            if target.startswith("socket:["):
+                found.append(int(target[8:-1]))
+    except OSError:
+        return []
+    return found

@@ -1,0 +1,194 @@
+"""A live capture: threads that read (TLS records, packets), one bounded queue, and the thread that decodes, which is the caller's.
+
+Order at the end, whatever ends it: probes out first, then what was still under way is decoded, stored and summed up.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import sys
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from pathlib import Path
+from typing import Protocol
+
+from llmsec_tap import limits
+from llmsec_tap.capture.base import ConnectionLoss, KernelTotals, Loader
+from llmsec_tap.capture.ebpf import events
+from llmsec_tap.capture.ebpf.events import Event
+from llmsec_tap.capture.queue import BatchQueue
+from llmsec_tap.capture.reader import Reader
+from llmsec_tap.capture.selection import Observed
+from llmsec_tap.capture.tls_flows import TLSFlows
+from llmsec_tap.errors import SourceError
+from llmsec_tap.pipeline import Pipeline
+
+_TICK_S = 0.5
+_WATCH_S = 0.1
+# How soon the reading thread gets its turn while this one decodes: the ring fills meanwhile.
+_SWITCH_S = 0.001
+_WAIT_S = 0.05
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+# Above this share of the cap no connection is begun; above the second, the quietest ones are given up, so many at a time.
+_SHED_NEW, _SHED_OLD, _SHED_COUNT = 0.8, 0.92, 256
+_BY_TIME = itemgetter(0)
+
+
+class PacketThread(Protocol):
+    """A source of packets with a thread of its own (AF_PACKET)."""
+
+    fault: BaseException | None
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def join(self, timeout: float | None = None) -> None: ...
+
+
+class LiveCapture:
+    """Make it with what is to be read, `run` it, and look at its counts. `stop` may be called from a signal handler."""
+
+    def __init__(self, pipeline: Pipeline, queue: BatchQueue, *, memory_cap_bytes: int = limits.MEMORY_CAP_BYTES) -> None:
+        self._pipeline = pipeline
+        self._queue = queue
+        self._memory_cap = memory_cap_bytes
+        self._loader: Loader | None = None
+        self._reader: Reader | None = None
+        self._flows: TLSFlows | None = None
+        self._packets: Sequence[PacketThread] = ()
+        self._stopping = False
+        self._pending: list[tuple[int, bytes, Event]] = []
+        self._next_tick = 0.0
+        self._next_watch = 0.0
+        self.on_tick: Callable[[], None] = lambda: None
+        self.totals = KernelTotals()
+        self.records = 0
+        self.peak_rss_bytes = 0
+        self.shed_connections = 0
+
+    def add_tls(self, loader: Loader, observed: Observed, flows: TLSFlows) -> None:
+        self._loader = loader
+        self._flows = flows
+        self._reader = Reader(loader, observed, self._queue, self._lost)
+
+    def add_packets(self, sources: Sequence[PacketThread]) -> None:
+        self._packets = sources
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def run(self, duration_s: float | None = None) -> None:
+        """Until stopped, or for so long. Raises SourceError where a source failed; everything before it is delivered."""
+        sys.setswitchinterval(_SWITCH_S)
+        deadline = None if duration_s is None else time.monotonic() + duration_s
+        threads = [*([self._reader] if self._reader is not None else []), *self._packets]
+        try:
+            for thread in threads:
+                thread.start()
+            while not self._stopping and not any(thread.fault for thread in threads):
+                if deadline is not None and time.monotonic() >= deadline:
+                    break
+                self._step(_WAIT_S)
+        finally:
+            self._finish()
+        for thread in threads:
+            if thread.fault is not None:
+                raise SourceError(f"reading stopped: {thread.fault}", "Please report this; what came before it was kept.") from thread.fault
+
+    def _step(self, wait_s: float) -> bool:
+        item = self._queue.get(wait_s)
+        if isinstance(item, list):
+            self._take(item)
+        elif item is not None:
+            item()
+        self._flush(time.monotonic_ns() - limits.REORDER_NS)
+        now = time.monotonic()
+        if now >= self._next_watch:
+            self._next_watch = now + _WATCH_S
+            self._watch_memory(time.time_ns())
+        if now >= self._next_tick:
+            self._tick()
+        return item is not None
+
+    # --- TLS records --------------------------------------------------------------------------------------------------
+
+    def _take(self, records: list[bytes]) -> None:
+        self.records += len(records)
+        pending = self._pending
+        for record in records:
+            event = events.decode(record)
+            pending.append((event.ts_ns, record, event))
+
+    def _flush(self, until_ns: int) -> None:
+        """Hand on what is older than the reorder time, in the order of the calls."""
+        pending = self._pending
+        if not pending:
+            return
+        pending.sort(key=_BY_TIME)
+        count = bisect_right(pending, until_ns, key=_BY_TIME)
+        assert self._flows is not None
+        feed = self._flows.feed
+        for _, record, event in pending[:count]:
+            feed(record, event)
+        del pending[:count]
+
+    def _lost(self, losses: list[ConnectionLoss]) -> None:
+        self._flush(1 << 63)
+        if self._flows is not None:
+            self._flows.lost(losses, time.time_ns())
+
+    # --- time and memory ----------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        self._next_tick = time.monotonic() + _TICK_S
+        now_ns = time.time_ns()
+        self._pipeline.tick(now_ns)
+        if self._flows is not None:
+            self._flows.tick(now_ns)
+            for connection, epoch, pid in self._queue.left_out():
+                self._flows.left_out(pid, connection, epoch)
+        self.on_tick()
+
+    def _watch_memory(self, now_ns: int) -> None:
+        used = resident_bytes()
+        self.peak_rss_bytes = max(self.peak_rss_bytes, used)
+        if used > self._memory_cap * _SHED_NEW:  # it may be free already, but not given back
+            ctypes.CDLL(None).malloc_trim(0)
+            used = resident_bytes()
+        if used > self._memory_cap * _SHED_OLD and self._flows is not None:
+            given_up = self._flows.shed(_SHED_COUNT, now_ns)
+            self._queue.leave_out(given_up)
+            self.shed_connections += len(given_up)
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)
+            used = resident_bytes()
+        self._queue.shed_all_new = used > self._memory_cap * _SHED_NEW
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        if self._loader is not None:
+            self._loader.detach_all()
+        for thread in (*([self._reader] if self._reader is not None else []), *self._packets):
+            thread.stop()
+        for thread in (*([self._reader] if self._reader is not None and self._reader.is_alive() else []), *self._packets):
+            thread.join(5.0)
+        while self._step(0.0):
+            pass
+        self._flush(1 << 63)
+        self._tick()
+        if self._loader is not None:
+            self.totals = self._loader.totals()
+            self._loader.close()
+        if self._flows is not None:
+            self._flows.close(time.time_ns())
+        self._pipeline.close()
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE

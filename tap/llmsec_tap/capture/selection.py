@@ -1,0 +1,197 @@
+"""Which processes are observed, and the probes that stand in them: at the start, and as processes start, fork and load libraries.
+
+Probes for `--pid` are placed in that process alone, so that no other pays for them. A process that turns out to fork workers (they
+run on in its program) is the exception: placing probes in a worker takes milliseconds, in which it may have answered already, so
+from then on its libraries are probed for every process, as below. Where processes are chosen by name, by
+container or all, a library is probed for every process that maps it, so that one started later is seen from its first byte; the
+kernel half then leaves out those that were not chosen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llmsec_tap.capture import process
+from llmsec_tap.capture.base import Attachment, KernelSettings, Loader, ProbePlan
+from llmsec_tap.capture.ebpf import events
+from llmsec_tap.capture.ebpf.events import Event
+from llmsec_tap.capture.targets import Refusal, TargetFinder, installed_libraries
+from llmsec_tap.errors import KernelError, SourceError
+
+# A process that started or mapped code is looked at again after these seconds: the event comes before the mapping is done, and
+# an interpreter loads its TLS library when a module is imported.
+_LOOK_AGAIN_S = (0.002, 0.02, 0.1, 0.5)
+# A child that has not started another program after this time is a worker.
+_WORKER_AFTER_S = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What the options chose. Nothing chosen means nothing observed by eBPF."""
+
+    pids: tuple[int, ...] = ()
+    comms: tuple[str, ...] = ()
+    containers: tuple[str, ...] = ()
+    everything: bool = False
+    follow_forks: bool = True
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.pids or self.comms or self.containers or self.everything)
+
+    @property
+    def is_by_pid(self) -> bool:
+        return bool(self.pids) and not (self.comms or self.containers or self.everything)
+
+    def kernel_settings(self, ring_bytes: int) -> KernelSettings:
+        return KernelSettings(
+            only_targets=not self.everything,
+            follow_forks=self.follow_forks,
+            watch_all=self.everything or bool(self.containers),
+            comms=tuple(name[:15] for name in self.comms),
+            ring_bytes=ring_bytes,
+        )
+
+
+class Observed:
+    """The probes of a run. `report` takes one line for the user (attached, refused); called from the reading thread too."""
+
+    def __init__(self, loader: Loader, finder: TargetFinder, selection: Selection, report: Callable[[str], None]) -> None:
+        self._loader = loader
+        self._finder = finder
+        self._selection = selection
+        self._report = report
+        self._attached: dict[tuple[tuple[str, int], int | None], Attachment] = {}
+        self._failed: set[tuple[tuple[str, int], int | None]] = set()
+        self._refused: set[str] = set()
+        self._announced: set[tuple[str, int]] = set()
+        self._due: list[tuple[float, int]] = []
+        self._young: dict[int, tuple[float, int]] = {}  # forked child -> when, parent
+        self.attached_ns = 0
+
+    @property
+    def libraries(self) -> int:
+        return len({identity for identity, _ in self._attached})
+
+    def start(self) -> None:
+        """Attach to what is there now. Raises SourceError for a process that does not exist, KernelError where nothing can work."""
+        chosen = self._selection
+        for pid in chosen.pids:
+            if not process.is_alive(pid):
+                raise SourceError(f"there is no process {pid}", "`llmsec-tap targets` lists those that can be observed.")
+        if not chosen.is_by_pid:
+            for mapped in installed_libraries():
+                for plan in self._finder.look_at_file(mapped).plans:
+                    self._attach(plan, None, must=True)
+        pids = list(chosen.pids)
+        if chosen.follow_forks:
+            pids += [child for pid in chosen.pids for child in process.children_of(pid)]
+        if not chosen.is_by_pid:
+            pids += [pid for pid in process.all_pids() if self._is_chosen(pid)]
+        for pid in dict.fromkeys(pids):
+            self._loader.watch(pid)
+        for pid in dict.fromkeys(pids):
+            self._look(pid, must=pid in chosen.pids)
+        self.attached_ns = time.monotonic_ns()
+
+    def on_event(self, event: Event) -> None:
+        """A process started, forked, ended or mapped code."""
+        if event.type == events.FORK:
+            if self._selection.is_by_pid:
+                self._young[event.other] = (time.monotonic(), event.pid)
+            self._look(event.other)
+            self._look_later(event.other)
+        elif event.type == events.EXEC:
+            self._young.pop(event.pid, None)
+            if self._selection.containers and self._is_chosen(event.pid):
+                self._loader.watch(event.pid)
+            if self._selection.is_by_pid or self._is_chosen(event.pid):
+                self._look(event.pid)
+                self._look_later(event.pid)
+        elif event.type == events.MAP:
+            self._look_later(event.pid)
+        elif event.type == events.EXIT:
+            if event.pid in self._young:
+                self._is_worker(event.pid)
+            for key in [key for key in self._attached if key[1] == event.pid]:
+                self._loader.detach(self._attached.pop(key))
+
+    def look_at_due(self) -> None:
+        """Look again at the processes whose time has come."""
+        now = time.monotonic()
+        for pid in [pid for pid, (forked, _) in self._young.items() if now - forked >= _WORKER_AFTER_S]:
+            self._is_worker(pid)
+        if not self._due:
+            return
+        ready = {pid for due, pid in self._due if due <= now}
+        if ready:
+            self._due = [(due, pid) for due, pid in self._due if due > now]
+            for pid in ready:
+                self._look(pid)
+
+    def _is_worker(self, pid: int) -> None:
+        """The parent's libraries are probed for every process from now on. Its own probes stay: a call seen by two is told once."""
+        _, parent = self._young.pop(pid)
+        plans = [attachment.plan for (_, owner), attachment in self._attached.items() if owner == parent]
+        for plan in plans:
+            if (plan.identity, None) not in self._attached and (plan.identity, None) not in self._failed:
+                self._attach(plan, None)
+                self._report(
+                    f"process {parent} forks workers: {plan.library} is probed for every process that maps it, others are left out"
+                )
+
+    def next_due_s(self) -> float | None:
+        return min(due for due, _ in self._due) - time.monotonic() if self._due else None
+
+    def _is_chosen(self, pid: int) -> bool:
+        chosen = self._selection
+        if chosen.everything or pid in chosen.pids:
+            return True
+        if chosen.comms and process.name_of(pid) in {name[:15] for name in chosen.comms}:
+            return True
+        if chosen.containers:
+            container = process.container_of_pid(pid)
+            return container is not None and any(container.startswith(wanted) for wanted in chosen.containers)
+        return False
+
+    def _look_later(self, pid: int) -> None:
+        now = time.monotonic()
+        waiting = {due for due, other in self._due if other == pid}
+        if len(waiting) < len(_LOOK_AGAIN_S):
+            self._due += [(now + delay, pid) for delay in _LOOK_AGAIN_S]
+
+    def _look(self, pid: int, *, must: bool = False) -> None:
+        found = self._finder.look(pid)
+        for plan in found.plans:
+            self._attach(plan, pid if self._selection.is_by_pid else None, must=must)
+        for refusal in found.refusals:
+            self._refuse(pid, refusal)
+
+    def _refuse(self, pid: int, refusal: Refusal) -> None:
+        if refusal.path not in self._refused:
+            self._refused.add(refusal.path)
+            self._report(f"cannot probe {refusal.path} (process {pid}, {process.name_of(pid)}): {refusal.reason}")
+
+    def _attach(self, plan: ProbePlan, pid: int | None, *, must: bool = False) -> None:
+        key = (plan.identity, pid)
+        if key in self._attached or key in self._failed:
+            return
+        try:
+            self._attached[key] = self._loader.attach(plan, pid)
+        except KernelError as fault:
+            if pid is not None and not process.is_alive(pid):
+                return
+            if must:
+                raise
+            self._failed.add(key)
+            self._report(f"cannot probe {plan.path}: {fault}")
+            return
+        if plan.identity not in self._announced:
+            self._announced.add(plan.identity)
+            where = plan.path.partition("/root/")
+            path = "/" + where[2] if plan.path.startswith("/proc/") and where[1] else plan.path
+            symbols = ", ".join(dict.fromkeys(probe.symbol for probe in plan.probes if "+0x" not in probe.symbol)) or "given offsets"
+            notes = f" ({'; '.join(plan.notes)})" if plan.notes else ""
+            self._report(f"probing {plan.library} in {path}: {symbols}{notes}")

@@ -1,0 +1,341 @@
+"""Where in a process TLS plaintext can be probed, and where it cannot, by name: never silently nothing.
+
+A file is looked at once (device, inode, size and time are its key): a library that fifty processes map costs one look.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from llmsec_tap.capture import x86
+from llmsec_tap.capture.base import Probe, ProbePlan, Role
+from llmsec_tap.capture.elf import ELFError, ELFFile, Function
+
+_OPENSSL: Final[dict[str, Role]] = {
+    "SSL_read": Role.READ,
+    "SSL_write": Role.WRITE,
+    "SSL_read_ex": Role.READ_EX,
+    "SSL_write_ex": Role.WRITE_EX,
+    "SSL_new": Role.NEW,
+    "SSL_free": Role.FREE,
+    "SSL_clear": Role.FREE,  # the object is used for another connection from here on
+}
+_GNUTLS: Final[dict[str, Role]] = {
+    "gnutls_record_recv": Role.READ,
+    "gnutls_record_send": Role.WRITE,
+    "gnutls_deinit": Role.FREE,
+}
+_GO_READ, _GO_WRITE, _GO_CLOSE = "crypto/tls.(*Conn).Read", "crypto/tls.(*Conn).Write", "crypto/tls.(*Conn).Close"
+_MOVES_BYTES: Final = frozenset((Role.READ, Role.WRITE, Role.READ_EX, Role.WRITE_EX, Role.GO_READ, Role.GO_WRITE))
+# Libraries that every process maps and that hold no TLS: not worth a look.
+_NEVER_TLS: Final = re.compile(
+    r"/(?:ld-linux|ld-musl|libc|libm|libdl|libpthread|librt|libz|libgcc_s|libstdc\+\+|libcrypto|libresolv|libutil)[.-][^/]*$"
+)
+_LIBSSL_NAME: Final = re.compile(r"/lib(?:ssl|boringssl)[^/]*\.so")
+_GNUTLS_NAME: Final = re.compile(r"/libgnutls\.so")
+_MAP_LINE: Final = re.compile(r"^([0-9a-f]+-[0-9a-f]+) (\S{4}) \S+ (\S+) (\d+)\s+(/.*)$", re.MULTILINE)
+# Go's registers carry arguments since 1.17; before, they are on the stack.
+_GO_VERSION: Final = re.compile(rb"\xff Go buildinf:.{18}([\x04-\x20])(go1\.\d+[^\x00-\x1f]*)", re.DOTALL)
+_MIN_GO = (1, 17)
+_MAX_GO_FUNCTION = 65_536
+
+# Text that the code of a TLS implementation carries even where its symbols are stripped.
+_TRACES: Final[tuple[tuple[bytes, str], ...]] = (
+    (b"BoringSSL", "stripped BoringSSL"),
+    (b"ssl/tls_record.cc", "stripped BoringSSL"),
+    (b"ssl/record/rec_layer_s3.c", "stripped OpenSSL"),
+    (b"rustls::", "rustls without symbols"),
+    (b"rustls-", "rustls without symbols"),
+)
+_QUIC: Final = re.compile(r"/lib(?:msquic|quiche|ngtcp2|lsquic|nghttp3)[^/]*\.so")
+
+
+class MappedFile(NamedTuple):
+    path: str  # as the process sees it
+    identity: tuple[str, int]
+    opened: str  # where we can open it
+    is_exe: bool
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """TLS that is there and cannot be probed: which file, what it is, why not and what helps."""
+
+    path: str
+    reason: str
+
+
+@dataclass
+class Findings:
+    plans: list[ProbePlan] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Offsets:
+    """Probe points of a file without symbols, as given by options or the table of build ids."""
+
+    read: int
+    write: int
+    library: str = "given offsets"
+
+
+# Files whose symbols are stripped but whose build id is known, with the offsets of SSL_read and SSL_write in the file. Entries are
+# added as they are verified on the real binary (docs/capture.md tells how to find them); `--offsets-file` adds local ones.
+KNOWN_BUILD_IDS: Final[dict[str, Offsets]] = {}
+
+
+class TargetFinder:
+    """Looks at processes and remembers files."""
+
+    def __init__(self, *, offsets: Offsets | None = None, known: dict[str, Offsets] | None = None, fast: bool = False) -> None:
+        self._offsets = offsets
+        self._known = {**KNOWN_BUILD_IDS, **(known or {})}
+        self._fast = fast
+        self._files: dict[tuple[object, ...], Findings] = {}
+
+    def look(self, pid: int) -> Findings:
+        """What a process maps now. Empty for one that is gone or may not be looked at."""
+        found = Findings()
+        for mapped in mapped_files(pid):
+            per_file = self.look_at_file(mapped)
+            found.plans += per_file.plans
+            found.refusals += per_file.refusals
+        return found
+
+    def look_at_file(self, mapped: MappedFile) -> Findings:
+        try:
+            status = Path(mapped.opened).stat()
+        except OSError:
+            return Findings()
+        key = (mapped.identity, status.st_size, status.st_mtime_ns, mapped.is_exe)
+        known = self._files.get(key)
+        if known is None:
+            known = self._files[key] = self._examine(mapped)
+        # The path that opens it is that of a living process: the one of an earlier look may be gone.
+        return Findings([_at(plan, mapped.opened) for plan in known.plans], known.refusals)
+
+    def _examine(self, mapped: MappedFile) -> Findings:
+        found = Findings()
+        try:
+            with ELFFile(mapped.opened) as file:
+                self._examine_elf(file, mapped, found)
+        except (ELFError, OSError, ValueError):
+            return Findings()
+        return found
+
+    def _examine_elf(self, file: ELFFile, mapped: MappedFile, found: Findings) -> None:
+        if self._offsets is not None and mapped.is_exe:
+            self._take_offsets(file, mapped, self._offsets, found)
+            return
+        if ".go.buildinfo" in file.sections:
+            self._examine_go(file, mapped, found)
+            return
+        for names, library in ((_OPENSSL, "OpenSSL"), (_GNUTLS, "GnuTLS")):
+            functions = file.functions(names)
+            if any(names[name] in _MOVES_BYTES for name in functions):
+                found.plans.append(self._plan(file, mapped, functions, names, library))
+        if found.plans:
+            return
+        build_id = file.build_id()
+        if build_id in self._known:
+            self._take_offsets(file, mapped, self._known[build_id], found)
+            return
+        trace = next((name for text, name in _TRACES if file.contains(text)), None)
+        if trace is not None:
+            found.refusals.append(Refusal(mapped.path, _no_symbols(trace, build_id)))
+
+    def _take_offsets(self, file: ELFFile, mapped: MappedFile, offsets: Offsets, found: Findings) -> None:
+        """A probe in the middle of an instruction would damage the process, so a given offset must look like a function's beginning."""
+        wrong = [hex(offset) for offset in (offsets.read, offsets.write) if not file.may_be_function(offset)]
+        if wrong:
+            found.refusals.append(Refusal(mapped.path, f"no function can begin at offset {' or '.join(wrong)}; nothing was probed"))
+        else:
+            found.plans.append(_offset_plan(mapped, offsets))
+
+    def _plan(self, file: ELFFile, mapped: MappedFile, functions: dict[str, Function], names: dict[str, Role], library: str) -> ProbePlan:
+        probes = [Probe(names[name], function.offset, name) for name, function in functions.items()]
+        notes: list[str] = []
+        if library == "OpenSSL":
+            library = _flavour(file, mapped, functions)
+            if self._fast:
+                probes, note = _fast_probes(file, functions, probes)
+                notes.append(note)
+        missing = [name for name in names if name not in functions and names[name] in _MOVES_BYTES]
+        if missing:
+            notes.append("no " + ", ".join(missing))
+        return ProbePlan(
+            path=mapped.opened, identity=mapped.identity, library=library, probes=tuple(_one_per_address(probes)), notes=tuple(notes)
+        )
+
+    def _examine_go(self, file: ELFFile, mapped: MappedFile, found: Findings) -> None:
+        version = go_version(file)
+        functions = file.functions((_GO_READ, _GO_WRITE, _GO_CLOSE))
+        if _GO_READ not in functions or _GO_WRITE not in functions:
+            if file.contains(b"crypto/tls.(*Conn).Write"):
+                found.refusals.append(Refusal(mapped.path, "Go crypto/tls without a symbol table (-ldflags -s); build it without -s"))
+            return
+        if version is not None and version < _MIN_GO:
+            found.refusals.append(
+                Refusal(mapped.path, f"Go {version[0]}.{version[1]}: arguments are in registers since 1.17 only; build it with a newer Go")
+            )
+            return
+        probes = []
+        for name, entry, leave in ((_GO_READ, Role.GO_READ, Role.GO_READ_RETURN), (_GO_WRITE, Role.GO_WRITE, Role.GO_WRITE_RETURN)):
+            function = functions[name]
+            try:
+                code = file.code(function) if function.size <= _MAX_GO_FUNCTION else b""
+                ends = x86.returns(code)
+            except x86.UnknownInstruction:
+                ends = []
+            if not ends:
+                found.refusals.append(
+                    Refusal(mapped.path, f"{name}: its return instructions cannot be told apart; please report this binary")
+                )
+                return
+            probes.append(Probe(entry, function.offset, name))
+            probes += [Probe(leave, function.offset + end, f"{name}+{end:#x}") for end in ends]
+        if _GO_CLOSE in functions:
+            probes.append(Probe(Role.GO_CLOSE, functions[_GO_CLOSE].offset, _GO_CLOSE))
+        found.plans.append(ProbePlan(path=mapped.opened, identity=mapped.identity, library="Go crypto/tls", probes=tuple(probes)))
+
+
+def mapped_files(pid: int) -> list[MappedFile]:
+    """The files that a process maps executable, each once, as they can be opened from here (its own mount namespace)."""
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape")
+        exe = str(Path(f"/proc/{pid}/exe").readlink())
+    except OSError:
+        return []
+    found: dict[tuple[str, int], MappedFile] = {}
+    for addresses, mode, device, inode, path in _MAP_LINE.findall(maps):
+        identity = (device, int(inode))
+        if "x" not in mode or identity in found or _NEVER_TLS.search(path):
+            continue
+        opened = f"/proc/{pid}/root{path}"
+        if path.endswith(" (deleted)") or not _same(opened, int(inode)):
+            opened = f"/proc/{pid}/map_files/{addresses}"  # replaced on disk by an upgrade; the process still runs the old one
+        found[identity] = MappedFile(path, identity, opened, path == exe)
+    return list(found.values())
+
+
+def installed_libraries() -> list[MappedFile]:
+    """The host's own TLS libraries: processes that start later most likely map these."""
+    found = []
+    folders = ("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
+    seen: set[tuple[str, int]] = set()
+    for folder in folders:
+        for pattern in ("libssl.so.*", "libgnutls.so.*"):
+            for path in sorted(Path(folder).glob(pattern)):
+                try:
+                    status = path.stat()
+                except OSError:
+                    continue
+                identity = (f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}", status.st_ino)
+                if identity not in seen:
+                    seen.add(identity)
+                    found.append(MappedFile(str(path), identity, str(path), is_exe=False))
+    return found
+
+
+def other_limits(pid: int) -> list[Refusal]:
+    """What bypasses every TLS library's own functions: kernel TLS and QUIC."""
+    refusals = [
+        Refusal(mapped.path, "QUIC (HTTP/3): its streams do not pass TLS functions; not captured")
+        for mapped in mapped_files(pid)
+        if _QUIC.search(mapped.path)
+    ]
+    for mapped in mapped_files(pid):
+        if _LIBSSL_NAME.search(mapped.path) and _kernel_tls_in_use():
+            refusals.append(
+                Refusal(mapped.path, "kernel TLS is in use on this host: what a process sends with SSL_sendfile is not captured")
+            )
+            break
+    return refusals
+
+
+def go_version(file: ELFFile) -> tuple[int, int] | None:
+    match = _GO_VERSION.search(file.data)
+    if match is None:
+        return None
+    major, minor = re.findall(rb"\d+", match[2])[:2]
+    return int(major), int(minor)
+
+
+def _kernel_tls_in_use() -> bool:
+    try:
+        counters = dict(line.split() for line in Path("/proc/net/tls_stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return False
+    return any(counters.get(name, "0") != "0" for name in ("TlsCurrTxSw", "TlsCurrRxSw", "TlsCurrTxDevice", "TlsCurrRxDevice"))
+
+
+def _at(plan: ProbePlan, path: str) -> ProbePlan:
+    return ProbePlan(path=path, identity=plan.identity, library=plan.library, probes=plan.probes, notes=plan.notes)
+
+
+def _same(path: str, inode: int) -> bool:
+    try:
+        return Path(path).stat().st_ino == inode
+    except OSError:
+        return False
+
+
+def _offset_plan(mapped: MappedFile, offsets: Offsets) -> ProbePlan:
+    probes = (Probe(Role.READ, offsets.read, f"+{offsets.read:#x}"), Probe(Role.WRITE, offsets.write, f"+{offsets.write:#x}"))
+    return ProbePlan(path=mapped.opened, identity=mapped.identity, library=offsets.library, probes=probes)
+
+
+def _no_symbols(trace: str, build_id: str | None) -> str:
+    what = f" (build id {build_id})" if build_id else ""
+    return f"{trace}{what}: no probe point; give --ssl-read-offset and --ssl-write-offset"
+
+
+def _flavour(file: ELFFile, mapped: MappedFile, functions: dict[str, Function]) -> str:
+    if "SSL_read_ex" not in functions:
+        return "BoringSSL" if file.contains(b"BoringSSL") or not _LIBSSL_NAME.search(mapped.path) else "OpenSSL 1.0"
+    for text, name in ((b"OpenSSL 3.", "OpenSSL 3"), (b"OpenSSL 1.1", "OpenSSL 1.1")):
+        if file.contains(text):
+            return name
+    return "OpenSSL 3" if ".so.3" in mapped.path else "OpenSSL 1.1" if ".so.1.1" in mapped.path else "OpenSSL"
+
+
+def _fast_probes(file: ELFFile, functions: dict[str, Function], probes: list[Probe]) -> tuple[list[Probe], str]:
+    """Probe the internal functions that SSL_read and SSL_read_ex (and the writing pair) both call, where that is sure.
+
+    The exported functions of most builds begin with an instruction that the kernel must single-step; the internal ones begin
+    with a push, which it emulates: an order cheaper. They also see BIO_read and BIO_write over an SSL BIO, which bypass the
+    exported ones. Sure means: both callers' first direct call goes to the same function, which begins with a push.
+    """
+    fast: list[Probe] = []
+    for plain, extended, role in (("SSL_read", "SSL_read_ex", Role.READ_EX), ("SSL_write", "SSL_write_ex", Role.WRITE_EX)):
+        if plain not in functions or extended not in functions:
+            return probes, "fast probes: not possible (needs both SSL_read_ex and SSL_write_ex)"
+        target = _first_call(file, functions[plain])
+        if target is None or target != _first_call(file, functions[extended]):
+            return probes, f"fast probes: not possible ({plain} and {extended} do not share one internal function)"
+        if not x86.is_push(file.data[target : target + 2]):
+            return probes, f"fast probes: not possible (the function inside {plain} does not begin with a push)"
+        fast.append(Probe(role, target, f"{plain}'s internal function"))
+    return [*fast, *(probe for probe in probes if probe.role not in _MOVES_BYTES)], "fast probes"
+
+
+def _first_call(file: ELFFile, function: Function) -> int | None:
+    try:
+        relative = x86.first_call(file.code(function))
+    except x86.UnknownInstruction:
+        return None
+    # Relative to the function both in memory and in the file: both are in the same segment.
+    return None if relative is None else function.offset + relative
+
+
+def _one_per_address(probes: list[Probe]) -> list[Probe]:
+    """Aliases of one function (SSL_clear and SSL_free never are, but a build may fold identical code) are probed once."""
+    seen: dict[int, Probe] = {}
+    for probe in probes:
+        seen.setdefault(probe.offset, probe)
+    return list(seen.values())

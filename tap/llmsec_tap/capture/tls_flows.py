@@ -1,0 +1,267 @@
+"""Records of TLS calls to flows: ordered bytes of both directions of each connection, with every loss as a gap.
+
+Rules
+- A connection is (process, TLS object, epoch). The same object in a later epoch is another connection.
+- Bytes have offsets. An offset ahead of what came is a gap of known length; the CLOSE record tells the final offsets, so a loss at
+  the very end is seen too.
+- A connection waits for its socket (bpf/sockets.h, rule c) before it is opened: its addresses are part of every exchange.
+- Capture time is the kernel's monotonic time plus one constant, so that a clock set meanwhile moves nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Protocol
+
+from llmsec_tap import limits
+from llmsec_tap.capture.base import ConnectionLoss
+from llmsec_tap.capture.ebpf import events
+from llmsec_tap.capture.ebpf.events import Event
+from llmsec_tap.capture.process import ProcessTable
+from llmsec_tap.reassembly.flow import Flow, FlowSink
+from llmsec_tap.reassembly.http_flow import classify_start
+
+_UNKNOWN = "0.0.0.0:0"
+_Key = tuple[int, int, int]
+
+
+class FlowRecorder(Protocol):
+    """Sees what the flows see (`--write`). `direction` is events.READ or events.WRITE."""
+
+    def opened(self, key: _Key, facts: Flow) -> None: ...
+
+    def data(self, key: _Key, ts_ns: int, direction: int, data: bytes) -> None: ...
+
+    def gap(self, key: _Key, ts_ns: int, direction: int, length: int) -> None: ...
+
+    def closed(self, key: _Key, ts_ns: int) -> None: ...
+
+
+class _Connection:
+    __slots__ = ("flow", "held", "held_bytes", "last_ns", "lost", "next", "opened_ns")
+
+    def __init__(self, ts_ns: int) -> None:
+        self.flow: FlowSink | None = None
+        self.held: list[tuple[Event, bytes]] = []
+        self.held_bytes = 0
+        self.opened_ns = ts_ns
+        self.last_ns = ts_ns
+        self.next = [0, 0]  # the offset that comes next, by direction
+        self.lost = 0
+
+
+class TLSFlows:
+    """Feed it records in order (`feed`), tell it the time now and then (`tick`), close it. `opener` is `Pipeline.open_flow`."""
+
+    def __init__(self, opener: Callable[[Flow], FlowSink], processes: ProcessTable, recorder: FlowRecorder | None = None) -> None:
+        self._opener = opener
+        self._processes = processes
+        self._recorder = recorder
+        self._epoch_ns = time.time_ns() - time.monotonic_ns()
+        self._connections: OrderedDict[_Key, _Connection] = OrderedDict()
+        self._waiting: dict[_Key, _Connection] = {}
+        self._by_object: dict[tuple[int, int], int] = {}  # (pid, TLS object) -> its epoch
+        self.opened = 0
+        self.bytes = 0  # of plaintext that came this far
+        self.gaps = 0
+        self.gap_bytes = 0
+        self.without_socket = 0
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._connections)
+
+    def feed(self, record: bytes, event: Event) -> None:
+        kind = event.type
+        if kind == events.DATA:
+            self._data(record, event)
+        elif kind == events.BIND:
+            self._bound(event)
+        elif kind == events.CLOSE:
+            self._closed(record, event)
+        elif kind == events.EXIT:
+            self._exited(event)
+
+    # --- connections --------------------------------------------------------------------------------------------------
+
+    def _data(self, record: bytes, event: Event) -> None:
+        key = (event.pid, event.connection, event.epoch_ns)
+        connection = self._connections.get(key)
+        ts_ns = event.ts_ns + self._epoch_ns
+        if connection is None:
+            connection = self._begin(key, ts_ns)
+        connection.last_ns = ts_ns
+        self._connections.move_to_end(key)
+        data = events.payload(record, event)
+        self.bytes += len(data)
+        if connection.flow is None:
+            connection.held.append((event, data))
+            connection.held_bytes += len(data)
+            if event.inode or connection.held_bytes > limits.SOCKET_WAIT_BYTES:
+                self._open(key, connection, event)
+            return
+        self._deliver(key, connection, event, data)
+
+    def _begin(self, key: _Key, ts_ns: int) -> _Connection:
+        pid, pointer, epoch = key
+        earlier = self._by_object.get((pid, pointer))
+        if earlier is not None and earlier != epoch:
+            self._close((pid, pointer, earlier), ts_ns, "closed")
+        connection = self._connections[key] = self._waiting[key] = _Connection(ts_ns)
+        self._by_object[pid, pointer] = epoch
+        if len(self._connections) > limits.MAX_TLS_CONNECTIONS:
+            oldest, held = next(iter(self._connections.items()))
+            if held.flow is not None:
+                held.flow.anomaly("ebpf_connection_limit")
+            self._close(oldest, ts_ns, "expired")
+        return connection
+
+    def _open(self, key: _Key, connection: _Connection, event: Event) -> None:
+        """The socket is known (or will not be): open the flow and let out what was held."""
+        first, data = connection.held[0]
+        found = events.addresses(event)
+        if found is None:
+            self.without_socket += 1
+        local, remote = found or (_UNKNOWN, _UNKNOWN)
+        process = self._processes.get(event.pid, events.name(first.comm))
+        # Without a beginning that we saw, the first bytes tell whether they may be one.
+        is_fresh = bool(first.flags & events.FRESH) or classify_start(data) in ("request", "http2", "more")
+        facts = Flow(local, remote, first.ts_ns + self._epoch_ns, is_midstream=not is_fresh or first.offset > 0, process=process)
+        connection.flow = self._opener(facts)
+        self.opened += 1
+        self._waiting.pop(key, None)
+        if self._recorder is not None:
+            self._recorder.opened(key, facts)
+        held, connection.held, connection.held_bytes = connection.held, [], 0
+        for earlier, bytes_ in held:
+            self._deliver(key, connection, earlier, bytes_)
+        if found is None and connection.flow is not None:
+            connection.flow.anomaly("ebpf_no_socket")  # now that its exchange has begun and can carry it
+
+    def _deliver(self, key: _Key, connection: _Connection, event: Event, data: bytes) -> None:
+        flow = connection.flow
+        assert flow is not None
+        direction = event.direction & 1
+        ts_ns = event.ts_ns + self._epoch_ns
+        expected = connection.next[direction]
+        if event.offset > expected:
+            self._gap(
+                key,
+                connection,
+                direction,
+                ts_ns,
+                event.offset - expected,
+                "ebpf_dropped" if event.lost > connection.lost else "ebpf_unreadable",
+            )
+        elif event.offset < expected:
+            return  # came after what followed it was given up
+        connection.lost = max(connection.lost, event.lost)
+        connection.next[direction] = event.offset + len(data)
+        if data:
+            (flow.first if direction == events.WRITE else flow.second).data(ts_ns, data)
+            if self._recorder is not None:
+                self._recorder.data(key, ts_ns, direction, data)
+        if event.flags & events.CUT:
+            missing = event.call_length - events.MAX_CALL_BYTES
+            self._gap(key, connection, direction, ts_ns, missing, "ebpf_cut")
+            connection.next[direction] += missing
+
+    def _gap(self, key: _Key, connection: _Connection, direction: int, ts_ns: int, length: int, name: str) -> None:
+        flow = connection.flow
+        assert flow is not None
+        self.gaps += 1
+        self.gap_bytes += length
+        flow.anomaly(name)
+        (flow.first if direction == events.WRITE else flow.second).gap(ts_ns, length)
+        if self._recorder is not None:
+            self._recorder.gap(key, ts_ns, direction, length)
+
+    def _bound(self, event: Event) -> None:
+        key = (event.pid, event.connection, event.epoch_ns)
+        connection = self._waiting.get(key)
+        if connection is not None and connection.held:
+            self._open(key, connection, event)
+
+    # --- ends ---------------------------------------------------------------------------------------------------------
+
+    def _closed(self, record: bytes, event: Event) -> None:
+        key = (event.pid, event.connection, event.epoch_ns)
+        connection = self._connections.get(key)
+        if connection is None:
+            return
+        if connection.flow is None:
+            self._open(key, connection, event)
+        self._missing_at_end(key, connection, event.ts_ns + self._epoch_ns, events.final_offsets(record), event.lost)
+        self._close(key, event.ts_ns + self._epoch_ns, "fin")
+
+    def _missing_at_end(self, key: _Key, connection: _Connection, ts_ns: int, offsets: tuple[int, int], lost: int) -> None:
+        for direction, final in enumerate(offsets):
+            missing = final - connection.next[direction]
+            if missing > 0 and connection.flow is not None:
+                self._gap(key, connection, direction, ts_ns, missing, "ebpf_dropped" if lost else "ebpf_unreadable")
+                connection.next[direction] = final
+        connection.lost = max(connection.lost, lost)
+
+    def _exited(self, event: Event) -> None:
+        for key in [key for key in self._connections if key[0] == event.pid]:
+            self._close(key, event.ts_ns + self._epoch_ns, "closed")
+        self._processes.forget(event.pid)
+
+    def _close(self, key: _Key, ts_ns: int, reason: str) -> None:
+        connection = self._connections.pop(key, None)
+        if connection is None:
+            return
+        if self._by_object.get(key[:2]) == key[2]:
+            del self._by_object[key[0], key[1]]
+        if connection.flow is None and connection.held:
+            self._open(key, connection, connection.held[-1][0])
+        self._waiting.pop(key, None)
+        if connection.flow is not None:
+            connection.flow.first.end(ts_ns, reason)
+            connection.flow.second.end(ts_ns, reason)
+            connection.flow.close(ts_ns, reason)
+            if self._recorder is not None:
+                self._recorder.closed(key, ts_ns)
+
+    # --- time, loss, the end ------------------------------------------------------------------------------------------
+
+    def tick(self, now_ns: int) -> None:
+        """Open what has waited long enough for its socket, close what was silent for too long. `now_ns` is epoch time."""
+        for key, connection in list(self._waiting.items()):
+            if connection.held and now_ns - connection.opened_ns >= limits.SOCKET_WAIT_NS:
+                self._open(key, connection, connection.held[-1][0])
+        for key, connection in list(self._connections.items()):
+            if now_ns - connection.last_ns < limits.IDLE_TIMEOUT_NS:
+                break
+            self._close(key, now_ns, "expired")
+
+    def lost(self, losses: list[ConnectionLoss], now_ns: int) -> None:
+        """What the kernel half says was lost on connections that have said nothing since: their exchanges are gapped too."""
+        for loss in losses:
+            connection = self._connections.get((loss.pid, loss.connection, loss.epoch_ns))
+            if connection is not None and connection.flow is not None and loss.lost > connection.lost:
+                self._missing_at_end(
+                    (loss.pid, loss.connection, loss.epoch_ns), connection, now_ns, (loss.read_bytes, loss.written_bytes), loss.lost
+                )
+
+    def left_out(self, pid: int, pointer: int, epoch_ns: int) -> None:
+        """The reader could not take more of this connection: say so on its exchanges. What follows is a gap by its offset."""
+        connection = self._connections.get((pid, pointer, epoch_ns))
+        if connection is not None and connection.flow is not None:
+            connection.flow.anomaly("tap_overload")
+
+    def shed(self, count: int, now_ns: int) -> list[tuple[int, int, int]]:
+        """Give up the connections that were quiet longest, to free their memory: which (connection, epoch, process)."""
+        keys = [key for key, connection in self._connections.items() if connection.flow is not None][:count]
+        for key in keys:
+            flow = self._connections[key].flow
+            assert flow is not None
+            flow.anomaly("tap_overload")
+            self._close(key, now_ns, "expired")
+        return [(pointer, epoch, pid) for pid, pointer, epoch in keys]
+
+    def close(self, ts_ns: int) -> None:
+        for key in list(self._connections):
+            self._close(key, ts_ns, "capture_end")

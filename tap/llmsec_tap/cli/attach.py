@@ -1,0 +1,54 @@
+"""The first half of a capture's start: probes in place. It imports little, so that they stand before the rest is loaded.
+
+What the processes say meanwhile waits in the ring.
+"""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmsec_tap.capture.ebpf.choose import open_loader
+from llmsec_tap.capture.selection import Observed, Selection
+from llmsec_tap.capture.targets import Offsets, TargetFinder
+from llmsec_tap.cli.text import report
+from llmsec_tap.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llmsec_tap.capture.base import Loader
+
+_MAX_OFFSETS_FILE = 1 << 20
+
+
+def attach(selection: Selection, finder: TargetFinder, backend: str, ring_bytes: int) -> tuple[Loader, Observed]:
+    """Load, and place the probes. Raises KernelError or SourceError, with nothing left behind."""
+    begun = time.monotonic()
+    loader = open_loader(backend, selection.kernel_settings(ring_bytes), report)
+    observed = Observed(loader, finder, selection, report)
+    try:
+        observed.start()
+    except BaseException:
+        loader.close()
+        raise
+    what = f"{observed.libraries} TLS librar{'y' if observed.libraries == 1 else 'ies'}"
+    report(f"attached to {what} in {time.monotonic() - begun:.2f} s")
+    return loader, observed
+
+
+def read_offsets(given: tuple[int, int] | None, file: str | None, *, fast: bool) -> TargetFinder:
+    """The finder of probe points with what the options add. Raises ConfigError for a file that is not as documented."""
+    known: dict[str, Offsets] = {}
+    if file is not None:
+        try:
+            path = Path(file)
+            if path.stat().st_size > _MAX_OFFSETS_FILE:
+                raise ConfigError(f"{file} is too large", "It holds one line for each stripped library.")
+            for build_id, entry in tomllib.loads(path.read_text()).items():
+                known[build_id.lower()] = Offsets(int(entry["read"]), int(entry["write"]), str(entry.get("library", "offsets by build id")))
+        except OSError as fault:
+            raise ConfigError(f"cannot read {file}: {fault.strerror}", "Check the name and the permissions.") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as fault:
+            raise ConfigError(f"{file}: {fault}", 'Write one line each: "BUILD-ID" = { read = 0x1234, write = 0x5678 }.') from None
+    return TargetFinder(offsets=None if given is None else Offsets(*given), known=known, fast=fast)

@@ -1,0 +1,137 @@
+"""`llmsec-tap capture`: the composition root. It alone of the tap knows the analyzer, and only once a capture runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from llmsec_tap.model import Exchange
+
+# storage.DEFAULT_STORE, without the import: it would stand between the command and its probes for 50 ms. A test compares.
+DEFAULT_STORE = "llmsec-data"
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    JSONL = "jsonl"
+    NONE = "none"
+
+
+class Backend(StrEnum):
+    AUTO = "auto"
+    CORE = "core"
+    BCC = "bcc"
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(capture)
+
+
+def _offset(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number (decimal, or hexadecimal with 0x)") from None
+
+
+def _listing() -> tuple[str, Callable[[Exchange], str]]:
+    """The analyzer's table: its header, and the row of an exchange."""
+    from llmsec_analyzer.listing import exchange_row, listing_header
+
+    return listing_header(), exchange_row
+
+
+def capture(
+    pid: Annotated[list[int] | None, typer.Option("--pid", min=1, help="Observe this process; may be repeated.", metavar="PID")] = None,
+    follow: Annotated[bool, typer.Option("--follow-children/--no-follow-children", help="Observe what it forks, too.")] = True,
+    comm: Annotated[
+        list[str] | None, typer.Option("--comm", help="Processes of this name (/proc/PID/comm), also later ones.", metavar="NAME")
+    ] = None,
+    container: Annotated[
+        list[str] | None, typer.Option("--container", help="Processes of this container (the id's first digits do).", metavar="ID")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every process that maps a known TLS library, also later ones.")] = False,
+    iface: Annotated[
+        list[str] | None, typer.Option("--iface", help="Also read plain HTTP from this interface (lo, eth0, any).", metavar="IF")
+    ] = None,
+    port: Annotated[
+        list[int] | None, typer.Option("--port", min=1, max=65535, help="With --iface: only this TCP port; may be repeated.")
+    ] = None,
+    write: Annotated[
+        str | None, typer.Option("--write", help="Also write the decrypted traffic as an ordinary capture file.", metavar="FILE.pcapng")
+    ] = None,
+    output: Annotated[Format, typer.Option("--format", help="What is printed for each exchange.")] = Format.TABLE,
+    store: Annotated[
+        str, typer.Option("--store", envvar="LLMSEC_STORE", metavar="FOLDER", help="Where exchanges are kept; `none` keeps nothing.")
+    ] = DEFAULT_STORE,
+    content: Annotated[bool, typer.Option("--content/--no-content", help="Keep texts; without, only counts, names and times.")] = True,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", metavar="FILE", help="A tokenizer.json that counts tokens where the server states none.")
+    ] = None,
+    duration: Annotated[float | None, typer.Option("--duration", min=0.0, help="Stop after so many seconds.", metavar="S")] = None,
+    backend: Annotated[
+        Backend, typer.Option("--backend", help="Which eBPF loader; auto takes core, then bcc, and says why.")
+    ] = Backend.AUTO,
+    fast_probes: Annotated[
+        bool, typer.Option("--fast-probes", help="Probe libssl's internal functions where that is sure: about a fifth of the cost.")
+    ] = False,
+    read_offset: Annotated[
+        str | None,
+        typer.Option("--ssl-read-offset", help="Where SSL_read is in the program's file, if its symbols are stripped.", metavar="N"),
+    ] = None,
+    write_offset: Annotated[
+        str | None, typer.Option("--ssl-write-offset", help="Where SSL_write is in the program's file.", metavar="N")
+    ] = None,
+    offsets_file: Annotated[
+        str | None, typer.Option("--offsets-file", help="TOML: build id = { read = N, write = N }, for stripped libraries.", metavar="FILE")
+    ] = None,
+    ring_size: Annotated[
+        int, typer.Option("--ring-size", min=4, max=1 << 20, help="Buffer between kernel and tap, in KiB; a power of two.")
+    ] = 16384,
+    memory_cap: Annotated[int, typer.Option("--memory-cap", min=128, help="Resident memory at most, in MB.")] = 512,
+) -> None:
+    """Capture the exchanges of running processes: decrypted at their TLS library by eBPF, plain ones from an interface.
+
+    The observed processes are never stopped, changed or waited for. Ctrl-C takes the probes out, stores what is under way and
+    prints a summary. Needs root, or CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE and CAP_NET_RAW; `llmsec-tap check` tells what is missing.
+
+    Example: llmsec-tap capture --pid 4242 --format jsonl
+    """
+    from llmsec_tap.capture.selection import Selection
+    from llmsec_tap.cli.attach import attach, read_offsets
+    from llmsec_tap.errors import ConfigError
+
+    selection = Selection(
+        pids=tuple(pid or ()), comms=tuple(comm or ()), containers=tuple(container or ()), everything=everything, follow_forks=follow
+    )
+    if selection.is_empty and not iface:
+        raise ConfigError("nothing to capture", "Choose processes (--pid, --comm, --container, --all) or an interface (--iface).")
+    if (read_offset is None) != (write_offset is None):
+        raise ConfigError("one offset is not enough", "Give both --ssl-read-offset and --ssl-write-offset.")
+    if ring_size & (ring_size - 1):
+        raise ConfigError(f"--ring-size {ring_size} is not a power of two", "For example 16384.")
+    given = None if read_offset is None or write_offset is None else (_offset(read_offset), _offset(write_offset))
+    finder = read_offsets(given, offsets_file, fast=fast_probes)
+    tls = None if selection.is_empty else attach(selection, finder, backend.value, ring_size * 1024)
+    try:
+        from llmsec_tap.cli.capture_run import CaptureRun
+
+        run = CaptureRun(
+            tls=tls,
+            interfaces=tuple(iface or ()),
+            ports=frozenset(port) if port else None,
+            write=write,
+            output=output.value,
+            listing=_listing() if output is Format.TABLE else None,
+            store=None if store == "none" else store,
+            content=content,
+            tokenizer=tokenizer,
+            memory_cap_bytes=memory_cap << 20,
+        )
+        run.run(duration)
+    finally:
+        if tls is not None:
+            tls[0].close()

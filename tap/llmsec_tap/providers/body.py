@@ -1,0 +1,138 @@
+"""The body of one HTTP message on its way to a dialect: content coding undone, then framed into events or held until its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from llmsec_tap import limits
+from llmsec_tap.model import Framing
+from llmsec_tap.reassembly.encoding import ContentDecoder, content_decoder
+from llmsec_tap.reassembly.eventstream import EventStreamParser
+from llmsec_tap.reassembly.http1 import Head
+from llmsec_tap.reassembly.ndjson import JSONArrayParser, NDJSONParser
+from llmsec_tap.reassembly.sse import EventSink, SSEParser
+
+FRAMING_BY_TYPE: dict[str, Framing] = {
+    "text/event-stream": "sse",
+    "application/x-ndjson": "ndjson",
+    "application/ndjson": "ndjson",
+    "application/jsonl": "ndjson",
+    "application/x-jsonlines": "ndjson",
+    "application/stream+json": "ndjson",
+    "application/vnd.amazon.eventstream": "aws-eventstream",
+}
+
+
+class FrameParser(Protocol):
+    """SSEParser, NDJSONParser, JSONArrayParser and EventStreamParser."""
+
+    fed_bytes: int
+    unfinished: bool
+
+    def feed(self, ts_ns: int, data: bytes) -> None: ...
+
+    def gap(self) -> None: ...
+
+    def end(self, ts_ns: int) -> None: ...
+
+
+FRAME_PARSERS: dict[str, Callable[[EventSink, Callable[[str], None]], FrameParser]] = {
+    "sse": SSEParser,
+    "ndjson": NDJSONParser,
+    "json-array": JSONArrayParser,
+    "aws-eventstream": EventStreamParser,
+}
+
+
+class BodyOwner(Protocol):
+    """The exchange that a body belongs to."""
+
+    @property
+    def is_ended(self) -> bool: ...
+
+    def anomaly(self, name: str, count: int = 1) -> None: ...
+
+    def reserve(self, size: int) -> bool:
+        """Take (or with a negative size give back) memory of all bodies together; False where the bound is reached."""
+
+    def truncate(self) -> None:
+        """Bytes were left out for a bound."""
+
+    def gap(self, body: Body) -> None: ...
+
+    def ended(self, body: Body, ts_ns: int) -> None: ...
+
+
+class Body:
+    """One side's body: content decoding, then either framed events or a bounded buffer."""
+
+    __slots__ = ("_decoder", "_held", "_owner", "bodiless", "bytes", "data", "ended", "gapped", "is_tunnel", "on_data", "parts")
+
+    def __init__(self, owner: BodyOwner, on_data: Callable[[int, bytes], None]) -> None:
+        self._owner = owner
+        self.on_data = on_data  # takes decoded bytes
+        self.data: Callable[[int, bytes], None] = self._data
+        self._decoder: ContentDecoder | None = None
+        self._held = 0
+        self.parts: list[bytes] = []
+        self.bytes = 0  # as on the wire, codings included
+        self.bodiless = False
+        self.is_tunnel = False
+        self.gapped = False
+        self.ended: str | None = None
+
+    def head(self, head: Head) -> None:
+        coding = b",".join(head.all(b"content-encoding"))
+        if coding:
+            self._decoder = content_decoder(coding.decode("latin-1"), self._owner.anomaly)
+
+    def _data(self, ts_ns: int, data: bytes) -> None:
+        self.bytes += len(data)
+        if self._decoder is not None:
+            data = self._decoder.feed(data)
+            if not data:
+                return
+        self.on_data(ts_ns, data)
+
+    def stream_into(self, frames: FrameParser) -> None:
+        """From now on events are read as bytes come; with no coding to undo, the HTTP parser feeds the frame parser itself."""
+        self.on_data = frames.feed
+        if self._decoder is None:
+            frames.fed_bytes = self.bytes
+            self.data = frames.feed
+
+    def hold(self, data: bytes) -> None:
+        """Keep decoded bytes until the end, within the bounds."""
+        if self._held + len(data) > limits.MAX_BODY_BYTES or not self._owner.reserve(len(data)):
+            self._owner.truncate()
+            return
+        self._held += len(data)
+        self.parts.append(data)
+
+    def take(self) -> bytes:
+        data = b"".join(self.parts)
+        self.release()
+        return data
+
+    def release(self) -> None:
+        self._owner.reserve(-self._held)
+        self._held = 0
+        self.parts.clear()
+
+    def gap(self, ts_ns: int, length: int | None) -> None:
+        if self._owner.is_ended:
+            return
+        self.gapped = True
+        if self._decoder is not None:
+            self._decoder.gap()
+        self._owner.gap(self)
+
+    def end(self, ts_ns: int, how: str) -> None:
+        if self.ended is None:
+            self.ended = how
+            self._owner.ended(self, ts_ns)
+
+
+def looks_like_sse(data: bytes) -> bool:
+    return data.lstrip(b"\xef\xbb\xbf\r\n").startswith((b"data:", b"event:", b": ", b":\n", b"id:", b"retry:"))

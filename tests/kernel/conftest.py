@@ -1,0 +1,71 @@
+"""Servers shared by the live tests: a real model server behind nginx, started once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.agent import Agent
+from support.model_server import model_server
+from support.needs import program
+from support.tls_front import Certificate, Nginx, free_port, make_certificate, nginx
+
+
+def reason_not_to_run() -> str | None:
+    if os.geteuid() != 0:
+        return "live capture needs root"
+    if not Path("/sys/kernel/btf/vmlinux").exists():
+        return "the kernel has no BTF"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = reason_not_to_run()
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.kernel)
+            item.add_marker(pytest.mark.filterwarnings("default"))
+            if reason is not None:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    program("openssl")
+    return make_certificate(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="session")
+def model_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    pytest.importorskip("xllamacpp", reason="the model server is in the dependency group `peers`")
+    with model_server(tmp_path_factory.mktemp("model"), free_port()) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def front(tmp_path_factory: pytest.TempPathFactory, certificate: Certificate, model_url: str) -> Iterator[Nginx]:
+    program("nginx", "nginx-light")
+    with nginx(tmp_path_factory.mktemp("nginx"), certificate, model_url) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def everything() -> Iterator[Agent]:
+    """One tap on all processes of the host."""
+    with Agent("--all") as agent:
+        yield agent
+
+
+@pytest.fixture(scope="session")
+def go_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    go = program("go", "golang-go")
+    folder = tmp_path_factory.mktemp("go")
+    built = folder / "go_calls"
+    source = Path(__file__).parents[1] / "support/callers/go_calls.go"
+    env = {**os.environ, "GOCACHE": str(folder / "cache"), "GO111MODULE": "off", "CGO_ENABLED": "0"}
+    subprocess.run([go, "build", "-o", built, source], check=True, env=env, capture_output=True)
+    return built

@@ -1,0 +1,94 @@
+"""Both loaders, one scripted exchange, the same records; and classic probes where uprobe_multi is not used."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmsec_tap.capture.base import KernelSettings, KernelTotals, Loader
+from llmsec_tap.capture.ebpf import events
+from llmsec_tap.capture.ebpf.core import CoreLoader
+from llmsec_tap.capture.targets import TargetFinder
+from llmsec_tap.errors import KernelError
+from support.https_calls import Caller
+from support.tls_front import Certificate, free_port, python_server
+
+ECHO = Path(__file__).parents[1] / "support/tls_echo.py"
+
+
+def scripted(loader: Loader, pid: int, port: int, certificate: Certificate) -> tuple[list[tuple[Any, ...]], KernelTotals]:
+    """What the loader tells of one fixed conversation: everything of each record but times, pointers and ports."""
+    try:
+        loader.watch(pid)
+        for plan in TargetFinder().look(pid).plans:
+            loader.attach(plan, pid)
+        loader.consume()
+        caller = Caller(port, certificate.cert)
+        caller.ask("one")
+        caller.ask("two" * 50_000, stream=True)
+        caller.close()
+        time.sleep(0.2)
+        seen = []
+        connections: dict[tuple[int, int], int] = {}
+        while records := loader.consume():
+            for record in records:
+                event = events.decode(record)
+                if event.type not in (events.DATA, events.BIND, events.CLOSE):
+                    continue
+                number = connections.setdefault((event.connection, event.epoch_ns), len(connections))
+                addresses = events.addresses(event)
+                assert addresses == (f"127.0.0.1:{port}", f"127.0.0.1:{caller.port}")
+                seen.append(
+                    (
+                        number,
+                        event.type,
+                        event.direction,
+                        event.flags,
+                        event.offset,
+                        event.call_length,
+                        event.lost,
+                        event.pid,
+                        event.comm,
+                        events.payload(record, event),
+                    )
+                )
+        return seen, loader.totals()
+    finally:
+        loader.close()
+
+
+@pytest.fixture
+def reference(certificate: Certificate) -> Any:
+    port = free_port()
+    with python_server(ECHO, "threads", str(port), str(certificate.cert), str(certificate.key), port=port) as process:
+        yield process.pid, port, *scripted(CoreLoader(KernelSettings(only_targets=True)), process.pid, port, certificate)
+
+
+def test_the_conversation_is_whole(reference: Any) -> None:
+    _, _, seen, totals = reference
+    assert totals.lost_records == totals.unreadable_calls == totals.cut_calls == 0
+    assert sum(len(row[-1]) for row in seen if row[1] == events.DATA) == totals.bytes
+    assert seen[-1][1] == events.CLOSE
+
+
+def test_classic_probes_tell_the_same(reference: Any, certificate: Certificate) -> None:
+    pid, port, seen, totals = reference
+    assert scripted(CoreLoader(KernelSettings(only_targets=True), multi=False), pid, port, certificate) == (seen, totals)
+
+
+def test_bcc_tells_the_same(reference: Any, certificate: Certificate) -> None:
+    from llmsec_tap.capture.ebpf.bcc import BCCLoader
+
+    pid, port, seen, totals = reference
+    try:
+        loader = BCCLoader(KernelSettings(only_targets=True))
+    except KernelError as fault:
+        if "not installed" in str(fault) or "headers" in str(fault):
+            pytest.skip(f"{fault} ({fault.hint})")
+        raise
+    assert scripted(loader, pid, port, certificate) == (seen, totals)
+    assert "bcc" in sys.modules

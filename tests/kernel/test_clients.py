@@ -1,0 +1,123 @@
+"""Every client library, for real: 13 calls each through nginx to a model server; each call found, with its text, address and process."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.agent import Agent
+from support.needs import program
+from support.tls_front import Certificate, Nginx
+
+CALLERS = Path(__file__).parents[1] / "support/callers"
+CALLS = 13
+
+
+def text_of(body: str) -> str:
+    """The answer's text by a parser of the test's own."""
+    if not body.startswith("data:"):
+        return str(json.loads(body)["choices"][0]["message"]["content"] or "")
+    text = ""
+    for line in body.splitlines():
+        if line.startswith("data: {"):
+            for choice in json.loads(line[6:])["choices"]:
+                text += choice["delta"].get("content") or ""
+    return text
+
+
+def check(agent: Agent, front: Nginx, name: str, received: dict[int, str], pids: set[int], comm: str) -> None:
+    """Both ends are on this host, so a tap on everything sees each call twice: as the client's and as nginx's."""
+    expected = {f"call {number} by {name}": text for number, text in received.items()}
+    assert len(expected) == CALLS
+    ports = front.ports_by_call()
+
+    def found() -> list[dict[str, Any]]:
+        return [row for row in agent.exchanges() if row["input_text"] in expected]
+
+    agent.wait_for(lambda: len(found()) >= 2 * CALLS, f"only {len(found())} of {2 * CALLS} exchanges of {name}")
+    by_process: dict[bool, dict[str, dict[str, Any]]] = {True: {}, False: {}}
+    for row in found():
+        side = by_process[row["process"]["pid"] in pids]
+        assert row["input_text"] not in side, "an exchange came twice"
+        side[row["input_text"]] = row
+    for is_client, rows in by_process.items():
+        assert set(rows) == set(expected), "client" if is_client else "nginx"
+        for asked, row in rows.items():
+            number = asked.split()[1]
+            assert row["output_text"] == expected[asked]
+            assert row["client"] == f"127.0.0.1:{ports[f'{name}-{number}']}"
+            assert row["server"] == f"127.0.0.1:{front.port}"
+            assert row["completeness"] == "complete", row["anomalies"]
+            assert row["anomalies"] == []
+            assert row["status"] == 200
+            process = row["process"]
+            if is_client:
+                assert process["comm"] == comm
+            else:
+                assert process["pid"] in front.workers()
+                assert process["comm"] == "nginx"
+
+
+def run(*command: str | Path, env: dict[str, str] | None = None) -> tuple[int, dict[int, str]]:
+    """Its process id, and what it says it received, by call."""
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, env={**os.environ, **(env or {})})
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    rows = [json.loads(line) for line in out.splitlines()]
+    return process.pid, {row["call"]: row["text"] if "text" in row else text_of(row["body"]) for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("name", "script", "mode"),
+    [
+        ("plain", "plain.py", None),
+        ("openai-sync", "openai_sdk.py", "sync"),
+        ("openai-async", "openai_sdk.py", "async"),
+        ("anthropic", "anthropic_sdk.py", None),
+        ("curl_cffi", "curl_cffi_calls.py", None),
+    ],
+)
+def test_python(everything: Agent, front: Nginx, certificate: Certificate, name: str, script: str, mode: str | None) -> None:
+    for needed in {"openai_sdk.py": ["openai"], "anthropic_sdk.py": ["anthropic"], "curl_cffi_calls.py": ["curl_cffi"]}.get(script, []):
+        pytest.importorskip(needed, reason=f"{needed} is in the dependency group `peers`")
+    pid, received = run(sys.executable, CALLERS / script, front.url, certificate.cert, *([mode] if mode else []))
+    check(everything, front, name, received, {pid}, Path(sys.executable).name[:15])
+
+
+@pytest.mark.parametrize("kind", ["https", "openai", "anthropic"])
+def test_node(everything: Agent, front: Nginx, certificate: Certificate, kind: str, tmp_path: Path) -> None:
+    node = program("node", "nodejs")
+    folder = Path(os.environ.get("LLMSEC_NODE_PACKAGES", tmp_path))
+    if kind != "https" and not (folder / "node_modules").is_dir():
+        npm = program("npm")
+        done = subprocess.run(
+            [npm, "install", "--no-audit", "--no-fund", "openai", "@anthropic-ai/sdk"], cwd=folder, capture_output=True, check=False
+        )
+        if done.returncode:
+            pytest.skip("the vendors' node packages cannot be installed (npm install openai @anthropic-ai/sdk)")
+    env = {"NODE_EXTRA_CA_CERTS": str(certificate.cert)}
+    pid, received = run(node, CALLERS / "node_calls.mjs", front.url, certificate.cert, kind, folder, env=env)
+    check(everything, front, f"node-{kind}", received, {pid}, "node")
+
+
+@pytest.mark.parametrize("name", ["curl", "wget"])
+def test_one_process_for_each_call(everything: Agent, front: Nginx, certificate: Certificate, name: str) -> None:
+    program(name)
+    out = subprocess.run(
+        ["sh", CALLERS / "shell_calls.sh", name, front.url, certificate.cert], check=True, capture_output=True, timeout=60
+    ).stdout
+    rows = [line.split(b" ") for line in out.splitlines()]
+    received = {int(number): text_of(base64.b64decode(body).decode()) for _, number, body in rows}
+    check(everything, front, name, received, {int(pid) for pid, _, _ in rows}, name)
+
+
+def test_go(everything: Agent, front: Nginx, certificate: Certificate, go_program: Path) -> None:
+    pid, received = run(go_program, front.url, certificate.cert)
+    check(everything, front, "go", received, {pid}, "go_calls")

@@ -1,0 +1,168 @@
+"""Finding probe points: symbols, instruction walks, refusals. Real binaries of this host are used where they are there."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from llmsec_tap.capture import x86
+from llmsec_tap.capture.base import Role
+from llmsec_tap.capture.elf import ELFError, ELFFile
+from llmsec_tap.capture.targets import MappedFile, Offsets, TargetFinder, installed_libraries
+
+
+def mapped(path: Path, *, is_exe: bool = False) -> MappedFile:
+    return MappedFile(str(path), ("00:00", hash(path)), str(path), is_exe)
+
+
+def compiled(folder: Path, source: str, *options: str) -> Path:
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed")
+    out = folder / "made"
+    subprocess.run(["gcc", "-x", "c", "-", "-o", out, *options], input=source.encode(), check=True)
+    return out
+
+
+LIBRARY = """
+int SSL_read(void *s, void *b, int n) { return n; }
+int SSL_write(void *s, const void *b, int n) { return n; }
+int main(void) { return 0; }
+"""
+
+
+@pytest.mark.parametrize("options", [("-O0",), ("-O2", "-shared", "-fPIC"), ("-O0", "-rdynamic", "-s")])
+def test_symbols_local_exported_and_stripped_to_exports(tmp_path: Path, options: tuple[str, ...]) -> None:
+    path = compiled(tmp_path, LIBRARY, *options)
+    (plan,) = TargetFinder().look_at_file(mapped(path)).plans
+    assert {probe.role for probe in plan.probes} == {Role.READ, Role.WRITE}
+    assert plan.notes == ("no SSL_read_ex, SSL_write_ex",)
+    code = path.read_bytes()
+    for probe in plan.probes:
+        assert code[probe.offset : probe.offset + 4] in (b"\xf3\x0f\x1e\xfa", b"\x55\x48\x89\xe5", b"\x89\xd0\xc3\x0f") or code[
+            probe.offset
+        ] in (0x55, 0x89)
+
+
+def test_an_importing_library_is_not_a_target(tmp_path: Path) -> None:
+    path = compiled(tmp_path, "int SSL_read(void *, void *, int); int f(void) { return SSL_read(0, 0, 0); }", "-shared", "-fPIC")
+    found = TargetFinder().look_at_file(mapped(path))
+    assert found.plans == []
+    assert found.refusals == []
+
+
+def test_stripped_tls_is_refused_by_name_and_taken_by_build_id_or_offsets(tmp_path: Path) -> None:
+    source = 'const char *note = "BoringSSL"; int main(void) { return note[0] == 0; }'
+    path = compiled(tmp_path, source, "-s", "-Wl,--build-id=0xabcdef0123456789")
+    (refusal,) = TargetFinder().look_at_file(mapped(path)).refusals
+    assert "stripped BoringSSL (build id abcdef0123456789)" in refusal.reason
+    assert "--ssl-read-offset" in refusal.reason
+    with ELFFile(path) as file:
+        start = file.sections[".text"][0]
+    (plan,) = TargetFinder(known={"abcdef0123456789": Offsets(start, start + 16)}).look_at_file(mapped(path)).plans
+    assert [(probe.role, probe.offset) for probe in plan.probes] == [(Role.READ, start), (Role.WRITE, start + 16)]
+    (plan,) = TargetFinder(offsets=Offsets(start + 16, start)).look_at_file(mapped(path, is_exe=True)).plans
+    assert [probe.offset for probe in plan.probes] == [start + 16, start]
+    for wrong in (16, start + 5, 1 << 40):
+        found = TargetFinder(offsets=Offsets(start, wrong)).look_at_file(mapped(path, is_exe=True))
+        assert found.plans == []
+        assert found.refusals[0].reason.startswith(f"no function can begin at offset {wrong:#x}")
+
+
+def test_rustls_without_symbols_is_refused_by_name(tmp_path: Path) -> None:
+    path = compiled(tmp_path, 'const char *note = "rustls::conn"; int main(void) { return note[0] == 0; }', "-s")
+    (refusal,) = TargetFinder().look_at_file(mapped(path)).refusals
+    assert refusal.reason.startswith("rustls without symbols")
+
+
+def test_openssl_of_this_host() -> None:
+    library = next((file for file in installed_libraries() if "libssl.so.3" in file.path), None)
+    if library is None:
+        pytest.skip("libssl.so.3 is not installed")
+    (plan,) = TargetFinder().look_at_file(library).plans
+    assert plan.library == "OpenSSL 3"
+    assert {probe.role for probe in plan.probes} >= {Role.READ, Role.WRITE, Role.READ_EX, Role.WRITE_EX, Role.NEW, Role.FREE}
+    (fast,) = TargetFinder(fast=True).look_at_file(library).plans
+    if fast.notes == ("fast probes",):
+        assert {probe.role for probe in fast.probes} == {Role.READ_EX, Role.WRITE_EX, Role.NEW, Role.FREE}
+        exported = {probe.offset for probe in plan.probes if probe.role in (Role.READ, Role.WRITE, Role.READ_EX, Role.WRITE_EX)}
+        assert not exported & {probe.offset for probe in fast.probes if probe.role in (Role.READ_EX, Role.WRITE_EX)}
+
+
+@pytest.mark.parametrize("content", [b"", b"\x7fELF", b"\x7fELF" + b"\xff" * 100, b"MZ" + bytes(200)])
+def test_what_is_no_elf_file_gives_nothing(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    found = TargetFinder().look_at_file(mapped(path))
+    assert (found.plans, found.refusals) == ([], [])
+
+
+def test_damaged_elf_files_never_raise_anything_else() -> None:
+    whole = Path("/bin/true").read_bytes()
+    rng = random.Random(7)
+    for _ in range(200):
+        data = bytearray(whole[: rng.randrange(64, len(whole))])
+        for _ in range(20):
+            data[rng.randrange(min(len(data), 4096))] = rng.randrange(256)
+        path = Path("/dev/shm/llmsec-damaged")
+        path.write_bytes(data)
+        try:
+            with ELFFile(path) as file:
+                file.functions(("main", "SSL_read"))
+                file.build_id()
+        except ELFError:
+            pass
+        finally:
+            path.unlink()
+
+
+def test_instruction_lengths_agree_with_the_assembler(tmp_path: Path) -> None:
+    """Every instruction of a real program's text, walked function by function, against objdump's own boundaries."""
+    if shutil.which("objdump") is None:
+        pytest.skip("objdump is not installed (apt-get install binutils)")
+    listing = subprocess.run(["objdump", "-d", "--no-addresses", "-w", "/bin/true"], capture_output=True, text=True, check=True).stdout
+    checked = 0
+    for line in listing.splitlines():
+        columns = line.split("\t")
+        if len(columns) < 3 or "(bad)" in columns[2]:
+            continue
+        code = bytes.fromhex(columns[1].replace(" ", "")) if len(columns) == 3 else b""
+        if not code:
+            continue
+        found = next(x86.instructions(code + b"\x90" * 16))
+        assert found.length == len(code), line
+        checked += 1
+    assert checked > 1000
+
+
+@pytest.mark.parametrize(
+    ("code", "ends"),
+    [
+        ("c3", [0]),
+        ("b8c3c3c3c3 c3", [5]),  # mov eax, 0xc3c3c3c3; ret
+        ("488d05c3000000 c3", [7]),  # lea rax, [rip+0xc3]; ret
+        ("7401 90 c3 c20800", [3, 4]),
+        ("0f84c3000000 c3", [6]),
+        ("c5f877 c3", [3]),  # vzeroupper; ret
+        ("48b8c3c3c3c3c3c3c3c3 c3", [10]),
+    ],
+)
+def test_returns_are_not_looked_for_inside_instructions(code: str, ends: list[int]) -> None:
+    assert x86.returns(bytes.fromhex(code.replace(" ", ""))) == ends
+
+
+def test_a_walk_that_cannot_be_trusted_says_so() -> None:
+    for code in (b"\x06\xc3", b"\x48", b"\xe8\x00"):
+        with pytest.raises(x86.UnknownInstruction):
+            x86.returns(code)
+
+
+def test_the_first_call_and_pushes() -> None:
+    assert x86.first_call(bytes.fromhex("4883ec08 e810000000 e820000000".replace(" ", ""))) == 4 + 5 + 16
+    assert x86.first_call(b"\xc3") is None
+    assert x86.is_push(b"\x55")
+    assert x86.is_push(b"\x41\x57")
+    assert not x86.is_push(b"\x48\x83\xec\x18")
