@@ -74,14 +74,16 @@ class Replay:
         )
         self._reader = CaptureReader(self._pipeline)
         self._interrupted = False
+        self._is_following = False  # standard input may be a live capture: what is known is shown and stored soon
 
     def run(self, files: list[str]) -> None:
-        """Read all files, then exit as FORMATS says: 0, 3 a source could not be read whole, 4 the store could not be written."""
+        """Read all files, then exit as docs/cli.md says: 0, 3 a source could not be read whole, 4 the store could not be written."""
         started = time.monotonic()
         # Exchanges free themselves (their cycles are cut), so collections of the garbage collector find nothing: make them rare.
         gc.freeze()
         gc.set_threshold(50_000, 50, 100)
         source_fault: SourceError | None = None
+        self._is_following = "-" in files
         try:
             with results():
                 if self._output == "table":
@@ -118,9 +120,13 @@ class Replay:
             sys.stdout.buffer.write(to_json(exchange) + b"\n")
         elif self._output == "table":
             print(exchange_row(exchange))
+        if self._is_following:
+            sys.stdout.flush()
         if self._writer is not None:
             try:
                 self._writer.add(exchange)
+                if self._is_following:
+                    self._writer.tick(time.monotonic_ns())
             except StorageError as fault:
                 self._store_failed(fault)
 

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -229,15 +228,17 @@ def test_a_signal_completes_stores_and_sums_up_what_was_read(
     command = [sys.executable, "-m", "llmsec_analyzer.cli.app", "replay", "-", "--store", str(store), "--format", "jsonl"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **state})
     assert process.stdin is not None
+    assert process.stdout is not None
     process.stdin.write(gzip.decompress(LIVE.read_bytes())[:-2000])
     process.stdin.flush()
-    time.sleep(2.5)
+    seen = b"".join(process.stdout.readline() for _ in range(8))  # shown as it comes, not when the pipe ends
     process.send_signal(number)
     try:
         out, err = process.communicate(timeout=20)
     except subprocess.TimeoutExpired:
         process.kill()
         raise
+    out = seen + out
     assert process.returncode == 130
     assert out.count(b"\n") >= 9
     assert b"interrupted" in err
