@@ -38,7 +38,7 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("features", type=Path)
-    parser.add_argument("--scores", type=Path, help="write out-of-fold scores here, for tools/score.py")
+    parser.add_argument("--scores", type=Path, help="write out-of-fold scores here, one JSON object a line")
     parser.add_argument("--settings", type=json.loads, default={})
     given = parser.parse_args()
     data = Data(given.features, given.settings)

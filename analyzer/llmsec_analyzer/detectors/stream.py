@@ -66,6 +66,18 @@ class Plan:
         return number
 
 
+class Candidate:
+    """A hit that a recognizer has yet to decide on; `due` is the end of text at which it wants to be asked again."""
+
+    __slots__ = ("due", "end", "recognizer", "start")
+
+    def __init__(self, recognizer: Recognizer, start: int, end: int) -> None:
+        self.recognizer = recognizer
+        self.start = start
+        self.end = end
+        self.due = 0
+
+
 class StreamScanner:
     """One text. `feed` and `close` return what became known just then; `matches` is all of it."""
 
@@ -94,7 +106,7 @@ class StreamScanner:
         self.deltas = 0
         self._hits = plan.index.hits
         self._carry = b""
-        self._pending: list[list[object]] = []
+        self._pending: list[Candidate] = []
         self._due: int = _NEVER  # the earliest end of text at which a waiting candidate wants to be asked again
         self._parts: list[str] = []  # arrived, and not yet part of the view's text
         self._runs: dict[int, tuple[int, int]] = {}  # class: (end of its last hit, of the last one kept)
@@ -151,7 +163,7 @@ class StreamScanner:
             if number >= plan.keywords and self._same_run(number, at):
                 continue
             for recognizer in plan.started[number]:
-                self._pending.append([recognizer, at - plan.sizes[number], at, 0])
+                self._pending.append(Candidate(recognizer, at - plan.sizes[number], at))
 
     def _same_run(self, number: int, at: int) -> bool:
         """Whether this hit of a class only continues the one before it; one in every 24 characters is kept all the same."""
@@ -165,29 +177,29 @@ class StreamScanner:
     def _decide(self) -> Sequence[Match]:
         view, end, closed = self.view, self.view.end, self.view.closed
         fresh: list[Match] = []
-        waiting: list[list[object]] = []
+        waiting: list[Candidate] = []
         blocked: set[int] = set()  # recognizers of runs, of which an earlier candidate waits: they take runs in their order
         for candidate in self._pending:
-            recognizer, start, stop, due = candidate
-            if (due > end and not closed) or id(recognizer) in blocked:  # type: ignore[operator]
+            recognizer = candidate.recognizer
+            if (candidate.due > end and not closed) or id(recognizer) in blocked:
                 waiting.append(candidate)
-                if recognizer.ordered:  # type: ignore[attr-defined]
+                if recognizer.ordered:
                     blocked.add(id(recognizer))
                 continue
             try:
-                answer = recognizer.decide(view, start, stop)  # type: ignore[attr-defined]
+                answer = recognizer.decide(view, candidate.start, candidate.end)
             except Exception as fault:  # noqa: BLE001 - one faulty recognizer must not silence the others
                 self._fault(recognizer, fault)
                 continue
             if isinstance(answer, int):
-                candidate[3] = max(answer, end + 1)
+                candidate.due = max(answer, end + 1)
                 waiting.append(candidate)
-                if recognizer.ordered:  # type: ignore[attr-defined]
+                if recognizer.ordered:
                     blocked.add(id(recognizer))
             elif answer:
                 self._add(answer, fresh)
         self._pending = waiting
-        self._due = min((int(candidate[3]) for candidate in waiting), default=_NEVER)  # type: ignore[call-overload]
+        self._due = min((candidate.due for candidate in waiting), default=_NEVER)
         if view.end - view.base > TRIM_AT_CHARS:
             self._trim()
         return fresh
@@ -205,18 +217,18 @@ class StreamScanner:
             self.known_at.append(self.deltas)
             fresh.append(match)
 
-    def _fault(self, recognizer: object, fault: Exception) -> None:
+    def _fault(self, recognizer: Recognizer, fault: Exception) -> None:
         plan = self.plan
         rule = getattr(recognizer, "rule", None)
         plan.faults[rule.id if rule is not None else type(recognizer).__name__] += 1
         if plan.on_fault is not None:
-            plan.on_fault(recognizer, fault)  # type: ignore[arg-type]
+            plan.on_fault(recognizer, fault)
 
     def _trim(self) -> None:
         view = self.view
         start = view.end - KEEP_CHARS
         for candidate in self._pending:
-            start = min(start, candidate[1] - candidate[0].reach)  # type: ignore[attr-defined]
+            start = min(start, candidate.start - candidate.recognizer.reach)
         if start > view.base:
             view.text = view.text[start - view.base :]
             view.base = start

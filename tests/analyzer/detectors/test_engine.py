@@ -117,12 +117,12 @@ def test_a_finding_says_after_how_many_deltas_it_was_known(plans):
 
 def test_hostile_texts_take_bounded_time_and_memory(plans):
     for text in (
-        "1" * 2_000_000,
-        "a@" * 500_000,
-        "password=" * 200_000,
-        "-----BEGIN PRIVATE KEY-----\n" * 20_000,
-        "ab:" * 500_000,
-        "AKIA" * 300_000,
+        "1" * 400_000,
+        "a@" * 100_000,
+        "password=" * 20_000,
+        "-----BEGIN PRIVATE KEY-----\n" * 1_000,
+        "ab:" * 100_000,
+        "AKIA" * 60_000,
     ):
         scanner = scan_whole(plans[0], text)
         assert len(scanner.matches) <= MAX_MATCHES

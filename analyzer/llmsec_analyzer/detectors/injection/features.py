@@ -75,6 +75,11 @@ def _concept_of(word: str, stems: dict[str, int]) -> int:
     return 0
 
 
+@lru_cache(maxsize=4096)
+def _mark_id(name: str) -> int:
+    return _MARK_BASE + zlib.crc32(name.encode()) % MARKS
+
+
 class _Hashes(dict[str, int]):
     """Of each word met, its hash; numbers are all one word."""
 
@@ -143,9 +148,9 @@ class Extractor:
         if lowered.rstrip().endswith("?"):
             found_marks.add("question")
         tool = role in ("tool", "document", "function")
-        mark_ids = {_MARK_BASE + zlib.crc32(name.encode()) % MARKS for name in found_marks}
+        mark_ids = set(map(_mark_id, found_marks))
         if tool:
-            mark_ids.update([_MARK_BASE + zlib.crc32(b"tool:" + name.encode()) % MARKS for name in found_marks])
+            mark_ids.update([_mark_id("tool:" + name) for name in found_marks])
         quoted = (
             self._quoted(text, len(tokens))
             if len(sequence) > 1 and ('"' in text or "\u201c" in text or "`" in text or not text.isascii())

@@ -123,6 +123,7 @@ _LOOKALIKES = {
     ]
 }
 _MIXED_WORD = re.compile("(?=[^\\W\\d_]*[A-Za-z])(?=[^\\W\\d_]*[\u0250-\u02af\u0370-\u058f\u1d00-\u1d7f])[^\\W\\d_]{3,}")
+_OTHER_LETTER = re.compile("[\u0250-\u02af\u0370-\u058f\u1d00-\u1d7f]")
 _SPACED = re.compile(
     r"(?<![^\W_])(?:[^\W_]([ .\-_*|])(?=[^\W_](?:\1|[^\w]|$))){4,}[^\W_](?:(?:\1|[,.!?:;'\"])*(?:  ?| ?\1{2,3} ?)(?:[^\W_]\1?(?=[^\w]|$)[,.!?:;'\"]?)+)*"
 )
@@ -443,14 +444,14 @@ def _undo_characters(result: Normalised) -> None:
         result.replace("invisible", _INVISIBLE, lambda _: "")
     if _COMPATIBLE.search(result.text):
         result.replace("compatible", _COMPATIBLE, lambda char: unicodedata.normalize("NFKC", char))
-    if _MIXED_WORD.search(result.text):
+    if _OTHER_LETTER.search(result.text) and _MIXED_WORD.search(result.text):
         result.replace("lookalikes", _MIXED_WORD, lambda word: word.translate(_LOOKALIKES))
 
 
 def _share(text: str) -> float:
     """How much of it is common English."""
     words = _WORD.findall(text)
-    return sum(word.lower() in COMMON for word in words) / len(words) if len(words) >= 3 else 0.0
+    return sum(map(COMMON.__contains__, map(str.lower, words))) / len(words) if len(words) >= 3 else 0.0
 
 
 def _undo_whole(result: Normalised) -> None:

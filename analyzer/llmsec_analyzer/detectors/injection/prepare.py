@@ -45,7 +45,8 @@ class Preparer:
 
     def prepare(self, text: str, role: str = "user") -> Prepared:
         size = len(text)
-        text = _LONE_SURROGATE.sub("\ufffd", text)
+        if not text.isascii():
+            text = _LONE_SURROGATE.sub("\ufffd", text)
         if size > MAX_CHARS:
             text = text[: MAX_CHARS // 2] + "\n" + text[-MAX_CHARS // 2 :]
         normalised = normalise(text)
