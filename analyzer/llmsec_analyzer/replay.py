@@ -16,9 +16,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from llmsec_analyzer.cli.streams import results
-from llmsec_analyzer.detectors.patterns import timeouts
-from llmsec_analyzer.detectors.redact import redacted
-from llmsec_analyzer.detectors.risk import SEVERITIES, rank
 from llmsec_analyzer.listing import exchange_row, listing_header
 from llmsec_analyzer.terminal import visible
 from llmsec_tap.capture.pcap import CaptureReader
@@ -131,6 +128,9 @@ class Replay:
                 self._store_failed(fault)
 
     def _detected(self, detector: ExchangeDetector, exchange: Exchange) -> Exchange:
+        from llmsec_analyzer.detectors.redact import redacted
+        from llmsec_analyzer.detectors.risk import rank
+
         exchange = detector.detect(exchange)
         for finding in exchange.findings:
             self._findings[finding.severity] += 1
@@ -206,6 +206,9 @@ class Replay:
 
 def detection_summary(detector: ExchangeDetector, findings: Counter[str]) -> list[str]:
     """Lines for the closing summary: findings by severity, faults by name, what the budget left out."""
+    from llmsec_analyzer.detectors.patterns import timeouts
+    from llmsec_analyzer.detectors.risk import SEVERITIES
+
     counted = [f"{severity} {findings[severity]:,}" for severity in reversed(SEVERITIES) if findings[severity]]
     lines = ["findings: " + (", ".join(counted) or "none")]
     faults = detector.scanner.faults + timeouts

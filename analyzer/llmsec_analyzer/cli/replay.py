@@ -37,8 +37,13 @@ def replay(
         str | None, typer.Option("--tokenizer", metavar="FILE", help="A tokenizer.json that counts tokens where the server states none.")
     ] = None,
     detect: Annotated[
-        bool, typer.Option("--detect/--no-detect", help="Look for secrets, personal data, injection and unsafe output.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--detect/--no-detect",
+            help="Look for secrets, personal data, injection and unsafe output. Default: only where --fail-on or --redact needs it.",
+            show_default=False,
+        ),
+    ] = None,
     fail_on: FailOnOption = None,
     redact: Annotated[bool, typer.Option("--redact", help="Mask secrets and personal data in what is printed and stored.")] = False,
     config: ConfigOption = None,
@@ -53,10 +58,10 @@ def replay(
     from llmsec_analyzer.replay import Replay
     from llmsec_tap.errors import ConfigError
 
-    if not detect and (redact or fail_on):
+    if detect is False and (redact or fail_on):
         raise ConfigError("--redact and --fail-on need detection", "leave out --no-detect")
     detector = None
-    if detect:
+    if detect or redact or fail_on or config is not None:
         from llmsec_analyzer.detecting import make_detector
 
         detector = make_detector(config)
