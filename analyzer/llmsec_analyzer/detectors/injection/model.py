@@ -51,7 +51,7 @@ class InjectionModel:
         if runtime != "onnxruntime":
             return None
         try:
-            import onnxruntime  # type: ignore[import-untyped]  # noqa: PLC0415
+            import onnxruntime  # noqa: PLC0415
         except ImportError:
             raise ConfigError("onnxruntime is not installed", "pip install onnxruntime, or leave the choice to us") from None
         options = onnxruntime.SessionOptions()
