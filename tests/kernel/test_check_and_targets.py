@@ -1,0 +1,43 @@
+"""`llmsec-tap check` and `llmsec-tap targets` on this host, as users run them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from support.agent import environment
+from support.needs import program
+from support.tls_front import Certificate, free_port, python_server
+
+SUPPORT = Path(__file__).parents[1] / "support"
+
+
+def run(*arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    command = [*prefix, sys.executable, "-m", "llmsec_tap.cli.app", *arguments]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+
+
+def test_check_says_ok_where_capture_works() -> None:
+    result = run("check")
+    assert result.returncode == 0, result.stdout + result.stderr
+    verdicts = {line.split()[1]: line.split()[0] for line in result.stdout.splitlines()}
+    assert verdicts["BTF"] == verdicts["libbpf"] == verdicts["attach"] == "ok"
+
+
+def test_check_without_capabilities_fails_and_says_what_to_do() -> None:
+    result = run("check", prefix=(program("setpriv", "util-linux"), "--bounding-set=-all", "--inh-caps=-all"))
+    assert result.returncode == 3
+    failed = [line for line in result.stdout.splitlines() if line.startswith("FAIL")]
+    assert any("capabilities" in line and "->" in line for line in failed), result.stdout
+    assert "Traceback" not in result.stderr
+
+
+def test_targets_names_the_probe_points_of_a_running_server(certificate: Certificate) -> None:
+    port = free_port()
+    with python_server(SUPPORT / "tls_echo.py", "asyncio", str(port), str(certificate.cert), str(certificate.key), port=port) as server:
+        result = run("targets")
+    assert result.returncode == 0, result.stderr
+    (row,) = [line for line in result.stdout.splitlines() if line.split()[:1] == [str(server.pid)] and "libssl.so" in line]
+    assert "probe" in row
+    assert "SSL_read_ex" in row
