@@ -8,11 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from fit import Data, fit_rows, pooled
 
 FOLDS = 6
+SETTINGS = {"iterations": 50, "decay": 0.05, "source_power": 0.5, "full_trust": 5, "trust_power": 1, "mentions": 3.0}
+FALSE_ALARMS = 0.01
 
 
 def folds_of(data: Data) -> np.ndarray:
@@ -27,7 +30,28 @@ def folds_of(data: Data) -> np.ndarray:
         best = min(range(FOLDS), key=lambda number: (((load[number] + amount) ** 2).sum() - (load[number] ** 2).sum(), number))
         fold[mine] = best
         load[best] += amount
+    # Texts about attacks go with the source they were taken from.
+    first = dict(zip(data.sources[data.main].tolist(), fold[data.main].tolist(), strict=True))
+    for row in np.flatnonzero(data.sets == "mentions"):
+        fold[row] = first[str(data.sources[row])]
     return fold
+
+
+def held_out(data: Data, settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row the logit of a model that has seen nothing of its source (texts of ours: in every model), and its fold.
+
+    Harmful wishes are in no model; theirs is the mean over all.
+    """
+    fold = folds_of(data)
+    trained = data.sets != "harmful_requests"
+    logits = np.zeros(len(data.labels))
+    rest = np.zeros(len(data.labels))
+    for number in range(FOLDS):
+        scores = pooled(data, *fit_rows(data, trained & (fold != number), settings))
+        logits[fold == number] = scores[fold == number]
+        rest += scores / FOLDS
+    logits[fold < 0] = rest[fold < 0]
+    return logits, fold
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -39,21 +63,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("features", type=Path)
     parser.add_argument("--scores", type=Path, help="write out-of-fold scores here, one JSON object a line")
-    parser.add_argument("--settings", type=json.loads, default={})
+    parser.add_argument("--settings", type=json.loads, default={}, help="JSON: what to change of the settings that training uses")
+    parser.add_argument("--false-alarms", type=float, default=FALSE_ALARMS, help="the share that the threshold fixed beforehand aims at")
     given = parser.parse_args()
+    given.settings = {**SETTINGS, **given.settings}
     data = Data(given.features, given.settings)
-    fold = folds_of(data)
-    logits = np.zeros(len(data.labels))
-    extra = np.zeros(len(data.labels))
-    for number in range(FOLDS):
-        train = data.main & (fold != number)
-        weights, bias = fit_rows(data, train, given.settings)
-        scores = pooled(data, weights, bias)
-        held = fold == number
-        logits[held] = scores[held]
-        extra += scores / FOLDS
-    rest = ~data.main
-    logits[rest] = extra[rest]
+    logits, fold = held_out(data, given.settings)
     main_set = data.sets == "injection"
     positive, negative = logits[main_set & (data.labels == 1)], logits[main_set & (data.labels == 0)]
     print(f"AUC {auc(positive, negative):.4f}")
@@ -65,7 +80,7 @@ def main() -> None:
     for number in range(FOLDS):  # the threshold comes from the other folds
         mine = fold == number
         others = negative_of(logits, data, main_set & ~mine)
-        line = np.sort(others)[::-1][int(0.01 * len(others))]
+        line = np.sort(others)[::-1][int(given.false_alarms * len(others))]
         real_positive += list(logits[mine & (data.labels == 1)] > line)
         real_negative += list(logits[mine & (data.labels == 0) & main_set] > line)
         print(

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import synthetic
 
 from llmsec_analyzer.detectors.injection.prepare import Preparer
 from llmsec_analyzer.rules.load import load_builtin
@@ -60,7 +61,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with injection.jsonl.gz, mentions.jsonl.gz and harmful_requests.jsonl.gz")
     parser.add_argument("target", type=Path)
     given = parser.parse_args()
-    extract(given.data, given.target, [])
+    extract(given.data, given.target, synthetic.rows())
 
 
 if __name__ == "__main__":

@@ -9,9 +9,12 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
 
-from llmsec_analyzer.detectors.injection.features import CONCEPTS, SIZE, WORDS
+from llmsec_analyzer.detectors.injection.features import CLASSES, CONCEPTS, MARKS, SIZE, WORDS
 
 SHARE_ALIKE = "SA"
+SYNTHETIC = "training/synthetic.py"
+# The families of features and where each ends in the table.
+FAMILIES = dict(zip(("words", "kinds", "concepts", "marks"), np.cumsum((WORDS, CLASSES, CONCEPTS, MARKS)), strict=True))
 
 
 class Data:
@@ -22,9 +25,6 @@ class Data:
         self.matrix = csr_matrix(
             (loaded["values"], loaded["ids"], loaded["pointers"]), shape=(len(loaded["owners"]), SIZE), dtype=np.float32
         )
-        for family in settings.get("without", ()):
-            first, last = {"words": (0, WORDS), "concepts": (WORDS, WORDS + CONCEPTS), "marks": (WORDS + CONCEPTS, SIZE)}[family]
-            self.matrix.data[(self.matrix.indices >= first) & (self.matrix.indices < last)] = 0
         self.owners = loaded["owners"]
         self.labels = loaded["labels"]
         self.sources = loaded["sources"]
@@ -45,8 +45,10 @@ class Data:
     def _scale(self, settings: dict[str, Any]) -> np.ndarray:
         """How much each feature is trusted: less where few sources have it, for it may only tell the source."""
         scale = np.ones(SIZE, dtype=np.float32)
-        scale[WORDS : WORDS + CONCEPTS] = settings.get("concept", 1.0)
-        scale[WORDS + CONCEPTS :] = settings.get("mark", 1.0)
+        start = 0
+        for family, end in FAMILIES.items():
+            scale[start:end] = settings.get("families", {}).get(family, 1.0)
+            start = end
         full = settings.get("full_trust", 0)
         if full:
             names, number = np.unique(self.sources, return_inverse=True)
@@ -84,8 +86,8 @@ def _fit_once(data: Data, train: np.ndarray, settings: dict[str, Any]) -> tuple[
         for name, count in zip(names, counts, strict=True):
             mine = train & (data.labels == kind) & (data.sources == name)
             share = count**power / count
-            if "r3 templates" in str(name):
-                share *= settings.get("r3", 1.0)
+            if name == SYNTHETIC:
+                share *= settings.get("synthetic", 1.0)
             weight_of_row[mine] = share
         total = weight_of_row[train & (data.labels == kind)].sum()
         weight_of_row[train & (data.labels == kind)] *= (

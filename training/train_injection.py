@@ -19,15 +19,15 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # sums in one order
 
 import numpy as np
-from cv import FOLDS, auc, folds_of
+from cv import SETTINGS, auc, held_out
 from extract import extract
-from fit import Data, fit_rows, pooled
+from fit import Data, fit_rows
 from scipy.optimize import minimize
 
 from llmsec_analyzer.detectors.injection.weights import ModelFile, write_model
 
-SETTINGS = {"iterations": 50, "decay": 0.05, "source_power": 0.3, "full_trust": 8, "trust_power": 1, "mentions": 3.0}
-FALSE_ALARMS = 0.01
+# On sources unlike those of training more than the held-out share is flagged: three quarters of a hundredth, so that it stays at one.
+FALSE_ALARMS = 0.0075
 SYSTEM_OFFSET = 1.5
 
 
@@ -58,21 +58,12 @@ def main() -> None:
         if given.features is None:
             extract(given.data, features, [])
         data = Data(features, settings)
-    fold = folds_of(data)
     main_set = data.sets == "injection"
-    logits = np.zeros(len(data.labels))
-    rest = np.zeros(len(data.labels))
-    for number in range(FOLDS):
-        train = (fold != number) & ((fold >= 0) | (data.sets == "mentions"))
-        scores = pooled(data, *fit_rows(data, train, settings))
-        logits[fold == number] = scores[fold == number]
-        rest += scores / FOLDS
-    logits[~main_set] = rest[~main_set]
+    logits, _ = held_out(data, settings)
     negative = np.sort(logits[main_set & (data.labels == 0)])[::-1]
     line = float(negative[int(FALSE_ALARMS * len(negative))])
     slope, intercept = calibration(logits[main_set], data.labels[main_set].astype(float))
-    everything = main_set | (data.sets == "mentions")
-    weights, bias = fit_rows(data, everything, settings)
+    weights, bias = fit_rows(data, data.sets != "harmful_requests", settings)
     weights = (weights * data.scale).astype(np.float16).astype(np.float32)  # half precision: half the file once packed, same order
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode() + weights.tobytes()).hexdigest()[:12]
     threshold = 1 / (1 + np.exp(-(slope * line + intercept)))
@@ -98,6 +89,7 @@ def main() -> None:
                 "intercept": round(intercept, 4),
                 "held_out_auc": round(auc(positive, negative), 4),
                 "held_out_recall": round(float((positive > line).mean()), 4),
+                "mentions_flagged": round(float((logits[data.sets == "mentions"] > line).mean()), 4),
                 "bytes": given.out.stat().st_size,
             }
         )

@@ -1,32 +1,45 @@
 """From a text to the few hundred numbers that the model weighs. The same code trains and judges.
 
-Three families, all hashed into one table: words (1 to 3 in a row), concepts (what a word means for
+Four families, all hashed into one table: words (1 to 3 in a row), kinds of words (the same with each word replaced by the class
+of words that are used alike, so that what is learnt of `disregard` holds for `overlook`), concepts (what a word means for
 injection, in some thirty languages: alone, in pairs and in threes, apart for what stands in quotes), and marks (rules that
-matched, hiding that was undone, delimiters, addresses). Each family has length 1, so a long text weighs no more than a short one.
+matched, hiding that was undone, delimiters, addresses). Each family has length 1, so a long text
+weighs no more than a short one.
+
+Words are looked up once a text, and windows of a long text are slices of the same arrays.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
 WORDS: Final = 1 << 18
+CLASSES: Final = 1 << 17
 CONCEPTS: Final = 1 << 16
 MARKS: Final = 1 << 12
-SIZE: Final = WORDS + CONCEPTS + MARKS
-_CONCEPT_BASE, _MARK_BASE = WORDS, WORDS + CONCEPTS
+SIZE: Final = WORDS + CLASSES + CONCEPTS + MARKS
+_CLASS_BASE, _CONCEPT_BASE, _MARK_BASE = WORDS, WORDS + CLASSES, WORDS + CLASSES + CONCEPTS
+_BASES = np.array((_CLASS_BASE, _CONCEPT_BASE, _MARK_BASE), dtype=np.uint32)
 _A, _B, _C, _D = (np.uint32(number) for number in (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F))
+_SHIFTS = np.array([[32 - 18], [32 - 17]], dtype=np.uint32)
+_STARTS = np.array([[0], [_CLASS_BASE]], dtype=np.uint32)
 
 # Words, single characters of scripts without spaces, marks of punctuation. Two patterns: the second is twice as fast.
 _TOKEN = re.compile(r"[\u0e00-\u0e7f]|[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+|[^\w\s]")
 _ASCII_TOKEN = re.compile(r"[a-z0-9]+|[^a-z0-9_\s]")
-_ADDRESS = re.compile(r"(?P<u>https?://[^\s<>\"')\]]+|www\.[^\s<>\"')\]]+)|[\w.+-]+@[\w-]+\.[\w.-]+")
+_ADDRESS = re.compile(r"(?P<u>https?://[^\s<>\"')\]]+|www\.[^\s<>\"')\]]+)|[\w.+-]{1,64}@[\w-]+\.[\w.-]+")
+# A web address and a mail address are one word each, whatever they hold.
+_URL, _MAIL = "\x01", "\x02"
 _QUOTED = re.compile(
     r"\"[^\"\n]{3,240}\"|“[^”\n]{3,240}”|«[^»\n]{3,240}»|「[^」\n]{2,240}」|„[^“”\n]{3,240}[“”]|`[^`\n]{3,240}`|'(?<=[\s(:]')[^'\n]{8,240}'(?=[\s).,:;?!]|$)"
 )
@@ -42,6 +55,240 @@ _SIGNS: Final[dict[str, str]] = {
     "code": "def( function( import ;\n #include ();",
     "ellipsis": "... …",
 }
+
+WINDOW: Final = 750
+STEP: Final = 500
+_UNCUT: Final = WINDOW + 150
+_BLOCK: Final = 250
+
+
+class _Wordbook(dict[str, int]):
+    """Of each word met, its number; what is known of the word stands in the arrays under that number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stems = lexicon()[0]
+        self._classes = word_classes()
+        self._room(1 << 14)
+
+    def _room(self, size: int) -> None:
+        self.hashes = np.zeros((2, size), dtype=np.uint32)
+        self.concepts = np.zeros(size, dtype=np.uint8)
+
+    def forget(self) -> None:
+        """Texts of made-up words must not fill the memory."""
+        self.clear()
+        self._room(1 << 14)
+
+    def __missing__(self, token: str) -> int:
+        number = len(self)
+        if number == len(self.concepts):
+            self.hashes = np.concatenate((self.hashes, np.zeros_like(self.hashes)), axis=1)
+            self.concepts = np.concatenate((self.concepts, np.zeros_like(self.concepts)))
+        self[token] = number
+        word = token if token.isalpha() or len(token) == 1 else _DIGITS.sub("0", token)  # numbers are all one word
+        self.hashes[0, number] = zlib.crc32(word.encode("utf-8", "surrogatepass"))
+        kind = self._classes.get(token)
+        self.hashes[1, number] = zlib.crc32(b"kind %d" % kind if kind is not None else _shape(token).encode("utf-8", "surrogatepass"))
+        self.concepts[number] = _concept_of(token, self._stems) if len(token) > 1 else 0
+        return number
+
+
+_DIGITS = re.compile(r"\d+")
+
+
+def _shape(token: str) -> str:
+    """The kind of a token that is in no class: words of all languages are one, a mark is itself."""
+    if len(token) == 1 and not token.isalnum():
+        return token
+    if token.isdigit():
+        return "number"
+    return "word" if token.isalpha() else "mixture"
+
+
+class Window(msgspec.Struct):
+    """One part to judge, in characters of the text: places in the table, their values, and the rules that matched in it."""
+
+    start: int
+    end: int
+    ids: Any
+    values: Any
+    signs: list[str]
+
+
+class Extractor:
+    """`windows(text, role, marks, spots)`: the parts of a text, each with its features. Keeps what it knows of words it has met."""
+
+    def __init__(self) -> None:
+        import ahocorasick_rs  # noqa: PLC0415
+
+        _, pieces = lexicon()
+        self._meaning: list[int | str] = list(pieces.values())
+        anywhere = list(pieces)
+        for mark, signs in _SIGNS.items():
+            for sign in signs.split(" "):
+                anywhere.append(sign)
+                self._meaning.append(mark)
+        self._anywhere = ahocorasick_rs.AhoCorasick(anywhere)
+        self._words = _Wordbook()
+
+    def windows(self, text: str, role: str = "user", marks: Iterable[str] = (), spots: Sequence[tuple[int, int, str]] = ()) -> list[Window]:
+        """`spots`: where rules matched (start, end, id). Windows of a long text overlap; a short one is one window."""
+        lowered = text.lower()
+        if len(lowered) != len(text):  # a few capitals become two characters; places must stay
+            lowered = "".join(small if len(small := char.lower()) == 1 else char for char in text)
+        if "://" in lowered or "@" in lowered or "www." in lowered:
+            lowered = _ADDRESS.sub(_one_word, lowered)
+        words = self._words
+        if len(words) > 200_000:
+            words.forget()
+        cuts = _cuts(lowered)
+        pattern = _ASCII_TOKEN if lowered.isascii() else _TOKEN
+        tokens: list[str] = []
+        firsts = [0]  # of each block, the number of its first word
+        for start, end in pairwise(cuts):
+            tokens += pattern.findall(lowered, start, end)
+            firsts.append(len(tokens))
+        numbers = np.fromiter(map(words.__getitem__, tokens), np.int64, len(tokens))
+        grams = _in_a_row(words.hashes[:, numbers])
+        concepts = words.concepts[numbers]
+        spoken = np.flatnonzero(concepts)
+        sequence = list(zip(spoken.tolist(), concepts[spoken].tolist(), strict=True))
+        signs: list[tuple[int, str]] = []
+        pieces = self._anywhere.find_matches_as_indexes(lowered)
+        if pieces:
+            for number, start, _ in pieces:
+                meaning = self._meaning[number]
+                if isinstance(meaning, str):
+                    signs.append((start, meaning))
+                else:
+                    sequence.append((_word_at(start, cuts, firsts), meaning))
+            sequence.sort()
+        if len(sequence) > 1 and ('"' in text or "`" in text or not text.isascii()):
+            sequence = _apart_in_quotes(sequence, text, cuts, firsts)
+        tool = role in ("tool", "document", "function")
+        places, keys = _concepts(sequence, tool=tool)
+        constant = tuple(marks)
+        found: list[Window] = []
+        last_block = len(cuts) - 2
+        block = 0
+        while True:
+            until = min(block + WINDOW // _BLOCK - 1, last_block)
+            start, end = cuts[block], cuts[until + 1]
+            first, last = firsts[block], firsts[until + 1]
+            names = {sign for at, sign in signs if start <= at < end}
+            rules = sorted({name for begin, stop, name in spots if begin < end and start < stop})
+            names.update(constant, rules, _manner(text[start:end]))
+            concept_keys = keys[bisect_left(places, first) : bisect_left(places, last)]
+            marks_of = list(map(_mark_id, names))
+            if tool:
+                marks_of += [*map(_mark_id, ["tool:" + name for name in names])]
+            ids, values = _gathered(
+                [part[:, first : max(first, last - number)].ravel() for number, part in enumerate(grams)], concept_keys + marks_of
+            )
+            found.append(Window(start, end, ids, values, rules))
+            if until >= last_block:
+                return found
+            block += STEP // _BLOCK
+
+
+def _one_word(found: re.Match[str]) -> str:
+    return (_URL if found["u"] else _MAIL) + " " * (found.end() - found.start() - 1)
+
+
+def _cuts(text: str) -> list[int]:
+    """Where a long text may be cut into windows: every 250 characters or a little before, between words."""
+    size = len(text)
+    if size <= _UNCUT:
+        return [0, size]
+    found = [0]
+    while size - found[-1] > _BLOCK:
+        end = found[-1] + _BLOCK
+        space = max(text.rfind(" ", end - 60, end), text.rfind("\n", end - 60, end))
+        found.append(space if space > 0 else end)
+    found.append(size)
+    return found
+
+
+def _word_at(place: int, cuts: list[int], firsts: list[int]) -> int:
+    """The number of the word at a place: known for each block, between them by share."""
+    block = min(bisect_left(cuts, place + 1) - 1, len(cuts) - 2)
+    share = (place - cuts[block]) / max(1, cuts[block + 1] - cuts[block])
+    return firsts[block] + int(share * (firsts[block + 1] - firsts[block]))
+
+
+def _in_a_row(one: Any) -> tuple[Any, Any, Any]:
+    """Ids of one, two and three in a row, by the number of the first: of the words, and of their kinds."""
+    two = one[:, :-1] * _A + one[:, 1:] * _B
+    three = two[:, :-1] * _C + one[:, 2:] * _D
+    return (one >> _SHIFTS) + _STARTS, (two >> _SHIFTS) + _STARTS, (three >> _SHIFTS) + _STARTS
+
+
+def _apart_in_quotes(sequence: list[tuple[int, int]], text: str, cuts: list[int], firsts: list[int]) -> list[tuple[int, int]]:
+    """Concepts in quotes are others; but none are where quotes hold nearly all of the text."""
+    spans = [found.span() for found in _QUOTED.finditer(text)]
+    quoted = [(_word_at(a, cuts, firsts), _word_at(b - 1, cuts, firsts) + 1) for a, b in spans if b - a < 0.7 * len(text)]
+    if not quoted:
+        return sequence
+    begins = [begin for begin, _ in quoted]
+    out: list[tuple[int, int]] = []
+    for at, concept in sequence:
+        before = bisect_left(begins, at + 1) - 1
+        out.append((at, concept + 32 if before >= 0 and at < quoted[before][1] else concept))
+    return out
+
+
+def _concepts(sequence: list[tuple[int, int]], *, tool: bool) -> tuple[list[int], list[int]]:
+    """Concepts alone, pairs of them within 10 words, threes within 15: the word each begins at, and its id."""
+    places: list[int] = []
+    keys: list[int] = []
+    count = len(sequence)
+    for index, (at, first) in enumerate(sequence):
+        keys.append(first)
+        if tool:
+            keys.append(first + 90_001)
+        for second_index in range(index + 1, min(index + 5, count)):
+            there, second = sequence[second_index]
+            if there - at > 10:
+                break
+            pair = first * 67 + second
+            keys.append(pair + 1_000)
+            if tool:
+                keys.append(pair + 900_007)
+            for third_index in range(second_index + 1, min(second_index + 3, count)):
+                beyond, third = sequence[third_index]
+                if beyond - at > 15:
+                    break
+                keys.append(pair * 67 + third + 2_000_000)
+        places += [at] * (len(keys) - len(places))
+    return places, [_CONCEPT_BASE + ((key * 2654435761) >> 7 & (CONCEPTS - 1)) for key in keys]
+
+
+def _gathered(grams: Sequence[Any], others: list[int]) -> tuple[Any, Any]:
+    """All families of one window: each id once, in order, with the value that gives its family its length."""
+    ids = np.concatenate((*grams, np.array(others, dtype=np.uint32)))
+    ids.sort()
+    keep = np.empty(len(ids), dtype=bool)
+    keep[:1] = True
+    np.not_equal(ids[1:], ids[:-1], out=keep[1:])
+    ids = ids[keep]
+    edges = [0, *np.searchsorted(ids, _BASES).tolist(), len(ids)]
+    counts = [end - start for start, end in pairwise(edges)]
+    each = np.array([share / max(1, count) ** 0.5 for share, count in zip(_SHARES, counts, strict=True)], dtype=np.float32)
+    return ids.astype(np.int64), np.repeat(each, counts)
+
+
+_SHARES: Final = (1.0, 1.0, 1.0, 0.7)
+
+
+def _manner(text: str) -> list[str]:
+    """Length, shouting, asking."""
+    names = [f"size{len(text).bit_length()}"]
+    if text.isupper() or (len(text) > 20 and sum(map(str.isupper, text[:200])) * 3 > min(200, len(text))):
+        names.append("shout")
+    if text.rstrip().endswith("?"):
+        names.append("question")
+    return names
 
 
 @lru_cache(maxsize=1)
@@ -63,6 +310,13 @@ def lexicon() -> tuple[dict[str, int], dict[str, int]]:
     return stems, pieces
 
 
+@lru_cache(maxsize=1)
+def word_classes() -> dict[str, int]:
+    """The class of each of the commonest English words. The file has one class a line, made by training/word_classes.py."""
+    lines = (Path(__file__).parent / "word_classes.txt").read_text(encoding="ascii").splitlines()
+    return {word: number for number, line in enumerate(lines) if not line.startswith("#") for word in line.split()}
+
+
 _SHORT_STEMS = 5
 
 
@@ -78,158 +332,3 @@ def _concept_of(word: str, stems: dict[str, int]) -> int:
 @lru_cache(maxsize=4096)
 def _mark_id(name: str) -> int:
     return _MARK_BASE + zlib.crc32(name.encode()) % MARKS
-
-
-class _Hashes(dict[str, int]):
-    """Of each word met, its hash; numbers are all one word."""
-
-    def __missing__(self, token: str) -> int:
-        shown = token if token.isalpha() or len(token) == 1 else re.sub(r"\d+", "0", token)
-        found = self[token] = zlib.crc32(shown.encode("utf-8", "surrogatepass"))
-        return found
-
-
-class _ConceptsOf(dict[str, int]):
-    """Of each word met, its concept; 0 for most."""
-
-    def __init__(self, stems: dict[str, int]) -> None:
-        super().__init__()
-        self._stems = stems
-
-    def __missing__(self, token: str) -> int:
-        found = self[token] = _concept_of(token, self._stems) if len(token) > 1 else 0
-        return found
-
-
-class Extractor:
-    """`features(text, role, marks)`: places in the table and their values. Keeps what it knows of words it has met."""
-
-    def __init__(self) -> None:
-        import ahocorasick_rs  # noqa: PLC0415
-
-        self._stems, pieces = lexicon()
-        self._meaning: list[int | str] = list(pieces.values())
-        anywhere = list(pieces)
-        for mark, signs in _SIGNS.items():
-            for sign in signs.split(" "):
-                anywhere.append(sign)
-                self._meaning.append(mark)
-        self._anywhere = ahocorasick_rs.AhoCorasick(anywhere)
-        self._hashes = _Hashes()
-        self._concepts_of = _ConceptsOf(self._stems)
-
-    def features(self, text: str, role: str = "user", marks: Iterable[str] = ()) -> tuple[Any, Any]:
-        lowered = text.lower()
-        found_marks = set(marks)
-        if "://" in lowered or "@" in lowered or "www." in lowered:
-            lowered = _ADDRESS.sub(lambda found: " urlurl " if found["u"] else " mailmail ", lowered)
-            found_marks.update(("url",) if " urlurl " in lowered else (), ("mail",) if " mailmail " in lowered else ())
-        hashes, concepts_of = self._hashes, self._concepts_of
-        if len(hashes) > 200_000:
-            hashes.clear()
-            concepts_of.clear()
-        pattern = _ASCII_TOKEN if lowered.isascii() else _TOKEN
-        tokens = pattern.findall(lowered)
-        # (number of the word, concept)
-        sequence = [(at, concept) for at, concept in enumerate(map(concepts_of.__getitem__, tokens)) if concept]
-        pieces = self._anywhere.find_matches_as_indexes(lowered)
-        if pieces:
-            scale = len(tokens) / max(1, len(lowered))
-            for number, start, _ in pieces:
-                meaning = self._meaning[number]
-                if isinstance(meaning, str):
-                    found_marks.add(meaning)
-                else:
-                    sequence.append((int(start * scale), meaning))
-            sequence.sort()
-        found_marks.add(f"size{len(text).bit_length()}")
-        if text.isupper() or (len(text) > 20 and sum(map(str.isupper, text[:200])) * 3 > min(200, len(text))):
-            found_marks.add("shout")
-        if lowered.rstrip().endswith("?"):
-            found_marks.add("question")
-        tool = role in ("tool", "document", "function")
-        mark_ids = set(map(_mark_id, found_marks))
-        if tool:
-            mark_ids.update([_mark_id("tool:" + name) for name in found_marks])
-        quoted = (
-            self._quoted(text, len(tokens))
-            if len(sequence) > 1 and ('"' in text or "\u201c" in text or "`" in text or not text.isascii())
-            else ()
-        )
-        words = self._words(list(map(hashes.__getitem__, tokens)))
-        concepts = sorted(self._concepts(sequence, quoted, tool=tool))
-        ids = np.concatenate((words, np.array(concepts + sorted(mark_ids), dtype=np.int64)))
-        values = np.empty(len(ids), dtype=np.float32)
-        first, second = len(words), len(words) + len(concepts)
-        values[:first] = 1.0 / max(1.0, first**0.5)
-        values[first:second] = 1.0 / max(1.0, len(concepts) ** 0.5)
-        values[second:] = 0.7 / max(1.0, len(mark_ids) ** 0.5)
-        return ids, values
-
-    @staticmethod
-    def _quoted(text: str, tokens: int) -> list[tuple[int, int]]:
-        """The words that stand in quotes, by number; none where quotes hold nearly all of the text."""
-        scale = tokens / max(1, len(text))
-        spans = [found.span() for found in _QUOTED.finditer(text)]
-        return [(int(start * scale), int(end * scale) + 1) for start, end in spans if end - start < 0.7 * len(text)]
-
-    @staticmethod
-    def _words(hashes: list[int]) -> Any:
-        one = np.array(hashes, dtype=np.uint32)
-        parts = [one]
-        if len(one) > 1:
-            two = one[:-1] * _A + one[1:] * _B
-            parts.append(two)
-            if len(one) > 2:
-                parts.append(two[:-1] * _C + one[2:] * _D)
-        return np.unique(np.concatenate(parts) >> np.uint32(32 - 18)).astype(np.int64)
-
-    @staticmethod
-    def _concepts(places: list[tuple[int, int]], quoted: Sequence[tuple[int, int]], *, tool: bool) -> set[int]:
-        """Concepts alone, pairs of them within 10 words, threes within 15; those in quotes are other concepts."""
-        if quoted:
-            places = [(at, concept + 32 if any(start <= at < end for start, end in quoted) else concept) for at, concept in places]
-        out: set[int] = set()
-        add = out.add
-        count = min(len(places), 300)
-        for index in range(count):
-            at, first = places[index]
-            add(first)
-            if tool:
-                add(first + 90_001)
-            for second_index in range(index + 1, min(index + 5, count)):
-                there, second = places[second_index]
-                if there - at > 10:
-                    break
-                pair = first * 67 + second
-                add(pair + 1_000)
-                if tool:
-                    add(pair + 900_007)
-                for third_index in range(second_index + 1, min(second_index + 3, count)):
-                    beyond, third = places[third_index]
-                    if beyond - at > 15:
-                        break
-                    add(pair * 67 + third + 2_000_000)
-        return {_CONCEPT_BASE + ((key * 2654435761) >> 7 & (CONCEPTS - 1)) for key in out}
-
-
-WINDOW: Final = 700
-STEP: Final = 500
-
-
-def windows(text: str) -> list[tuple[int, int]]:
-    """Parts of the text that are judged one by one: all of it where it is short, else pieces of some 700 characters that overlap."""
-    size = len(text)
-    if size <= WINDOW + 200:
-        return [(0, size)]
-    found: list[tuple[int, int]] = []
-    start = 0
-    while True:
-        end = min(size, start + WINDOW)
-        if end < size:
-            space = max(text.rfind(" ", start + WINDOW - 120, end), text.rfind("\n", start + WINDOW - 120, end))
-            end = space if space > 0 else end
-        found.append((start, end))
-        if end >= size:
-            return found
-        start = max(start + 1, end - (WINDOW - STEP))

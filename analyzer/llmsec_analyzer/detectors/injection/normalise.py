@@ -13,6 +13,7 @@ import codecs
 import html
 import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Callable
 from urllib.parse import unquote
 
@@ -349,48 +350,66 @@ COMMON = frozenset(
 
 
 class Normalised:
-    """`text`, what was undone to get it, and `origin[i]`: where its character i stands in the text as sent (None: same place)."""
+    """`text`, and what was undone to get it. `span` leads back from places in it to places in the text as sent."""
 
-    __slots__ = ("kinds", "origin", "text")
+    __slots__ = ("_steps", "kinds", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.kinds: list[str] = []
-        self.origin: list[int] | None = None
+        # Of each step, its pieces: where each begins in the text after it, where in the text before it, and the sizes of both.
+        self._steps: list[tuple[list[int], list[tuple[int, int, int]]]] = []
 
     def span(self, start: int, end: int, size: int) -> tuple[int, int]:
         """The part of the text as sent (of `size` characters) that characters start to end came from."""
-        if self.origin is None or not self.origin:
+        first, last = start, max(end - 1, start)
+        for begins, pieces in reversed(self._steps):
+            first, last = _before(first, begins, pieces), _before(last, begins, pieces)
+        if not self._steps:
             return min(start, size), min(end, size)
-        last = len(self.origin) - 1
-        first = self.origin[min(start, last)]
-        return min(first, size), min(max(self.origin[min(max(end - 1, 0), last)] + 1, first), size)
+        first = min(first, size)
+        return first, min(max(last + 1, first), size)
 
     def replace(self, kind: str, pattern: re.Pattern[str], change: Callable[[str], str | None]) -> None:
         """Replace each match by what `change` makes of it; None leaves it."""
-        pieces: list[str] = []
-        origin: list[int] = []
-        done = 0
-        old = self.origin
+        parts: list[str] = []
+        begins: list[int] = []
+        pieces: list[tuple[int, int, int]] = []
+        done = at = 0
+
+        def add(part: str, start: int, size: int) -> None:
+            nonlocal at
+            if part:
+                parts.append(part)
+                begins.append(at)
+                pieces.append((start, size, len(part)))
+                at += len(part)
+
         for found in pattern.finditer(self.text):
             new = change(found[0])
             if new is None or new == found[0]:
                 continue
             start, end = found.span()
-            pieces += (self.text[done:start], new)
-            place = range(done, start)
-            origin += place if old is None else old[done:start]
-            size = end - start
-            where = [start + min(size - 1, at * size // max(1, len(new))) for at in range(len(new))] if size else []
-            origin += where if old is None else [old[at] for at in where]
+            add(self.text[done:start], done, start - done)
+            add(new, start, end - start)
             done = end
-        if not pieces:
+        if not done:
             return
-        pieces.append(self.text[done:])
-        origin += range(done, len(self.text)) if old is None else old[done:]
-        self.text, self.origin = "".join(pieces), origin
+        add(self.text[done:], done, len(self.text) - done)
+        self.text = "".join(parts)
+        self._steps.append((begins, pieces))
         if kind not in self.kinds:
             self.kinds.append(kind)
+
+
+def _before(place: int, begins: list[int], pieces: list[tuple[int, int, int]]) -> int:
+    """Where a character stood before a step: within what was replaced, by share."""
+    number = bisect_right(begins, place) - 1
+    if number < 0:
+        return 0
+    start, size, now = pieces[number]
+    offset = min(place - begins[number], now - 1)
+    return start + (offset if size == now else min(size - 1, offset * size // now))
 
 
 _WHOLE = re.compile(r"(?s).+")

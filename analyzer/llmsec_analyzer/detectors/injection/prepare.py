@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import msgspec
 
 from llmsec_analyzer.detectors.build import make_plan
-from llmsec_analyzer.detectors.injection.features import Extractor, windows
+from llmsec_analyzer.detectors.injection.features import Extractor, Window
 from llmsec_analyzer.detectors.injection.normalise import Normalised, normalise
 from llmsec_analyzer.detectors.stream import Plan, scan_whole
 from llmsec_analyzer.rules.schema import Rule
@@ -17,16 +16,6 @@ from llmsec_analyzer.rules.schema import Rule
 MAX_CHARS = 200_000
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-class Window(msgspec.Struct):
-    """One part to judge, in characters of the normalised text."""
-
-    start: int
-    end: int
-    ids: Any
-    values: Any
-    signs: list[str]
 
 
 class Prepared(msgspec.Struct):
@@ -45,17 +34,11 @@ class Preparer:
 
     def prepare(self, text: str, role: str = "user") -> Prepared:
         size = len(text)
-        if not text.isascii():
-            text = _LONE_SURROGATE.sub("\ufffd", text)
         if size > MAX_CHARS:
             text = text[: MAX_CHARS // 2] + "\n" + text[-MAX_CHARS // 2 :]
+        if not text.isascii():
+            text = _LONE_SURROGATE.sub("\ufffd", text)
         normalised = normalise(text)
-        plain = normalised.text
-        matches = scan_whole(self._plan, plain, role).matches
-        parts: list[Window] = []
-        kinds = [f"undone:{kind}" for kind in normalised.kinds]
-        for start, end in windows(plain):
-            signs = sorted({match.rule.id for match in matches if match.start < end and start < match.end})
-            ids, values = self._extractor.features(plain[start:end], role, (*kinds, *signs))
-            parts.append(Window(start, end, ids, values, signs))
-        return Prepared(normalised, parts, size, min(size, MAX_CHARS))
+        spots = [(match.start, match.end, match.rule.id) for match in scan_whole(self._plan, normalised.text, role).matches]
+        marks = [f"undone:{kind}" for kind in normalised.kinds]
+        return Prepared(normalised, self._extractor.windows(normalised.text, role, marks, spots), size, min(size, MAX_CHARS))

@@ -15,7 +15,7 @@ import numpy as np
 
 from llmsec_tap.errors import ConfigError
 
-FORMAT = "llmsec-injection-1"
+FORMAT = "llmsec-injection-2"
 
 
 class ModelFile(msgspec.Struct):
