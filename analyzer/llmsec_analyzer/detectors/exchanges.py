@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from llmsec_analyzer.detectors.matching import Match
 from llmsec_analyzer.detectors.risk import risk
 from llmsec_analyzer.detectors.scanner import Scanner, TextResult, make_finding, preview
 from llmsec_analyzer.detectors.stream import StreamScanner
+from llmsec_analyzer.detectors.tool_policy import ToolPolicies
 from llmsec_tap.model import AnomalyCount, Exchange, Finding
 from llmsec_tap.providers.assemble import ExchangeAssembly
 
@@ -73,7 +73,7 @@ class ExchangeDetector:
         self._clock = clock
         self._listeners: dict[str, AnswerListener] = {}
         self._cache: OrderedDict[bytes, tuple[StreamScanner, TextResult]] = OrderedDict()
-        self._sensitive: dict[str, set[str]] = {}
+        self._tools = ToolPolicies(scanner.settings.output.sensitive_tools)
 
     # --- while answers stream ---------------------------------------------------------------------------------------------
 
@@ -177,13 +177,14 @@ class ExchangeDetector:
 
     def _sensitive_tool(self, exchange: Exchange, part: TextPart) -> list[Finding]:
         rule = self.scanner.rules.by_id.get("tool.sensitive_call")
-        if rule is None or not any(fnmatch.fnmatchcase(part.tool, wanted) for wanted in self.scanner.settings.output.sensitive_tools):
+        if rule is None:
             return []
         return [
             make_finding(
-                rule, exchange_id=exchange.exchange_id, part=part.part, start=0, end=len(part.text), preview=part.tool[:80],
-                fingerprint=self.scanner.fingerprint(part.tool), note="the policy names this tool",
+                rule, exchange_id=exchange.exchange_id, part=part.part, start=hit.start, end=hit.end, preview=part.tool[:80],
+                severity=hit.severity, fingerprint=self.scanner.fingerprint(part.tool), note=hit.note,
             )
+            for hit in self._tools.hits(part.tool, part.text)
         ]  # fmt: skip
 
     def _compared(self, exchange: Exchange, parts: list[TextPart], *, attacked: bool) -> list[Finding]:
