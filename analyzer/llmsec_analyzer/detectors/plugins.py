@@ -27,13 +27,19 @@ class Detector(Protocol):
 
 class Plugins:
     def __init__(
-        self, *, enabled: bool = True, on_fault: Callable[[str, Exception], None], found: dict[str, Detector] | None = None
+        self,
+        *,
+        enabled: bool = True,
+        on_fault: Callable[[str, Exception], None],
+        found: dict[str, Detector] | None = None,
+        ours: dict[str, Detector] | None = None,
     ) -> None:
+        """`ours`: detectors that the configuration asks for, whether plug-ins are loaded or not."""
         self._on_fault = on_fault
         self._faults: dict[str, int] = {}
-        self.detectors: dict[str, Detector] = {}
+        self.detectors: dict[str, Detector] = dict(ours or {})
         if found is not None:
-            self.detectors = dict(found)
+            self.detectors.update(found)
         elif enabled:
             for point in entry_points(group=GROUP):
                 try:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from llmsec_analyzer.detectors import places
 from llmsec_analyzer.detectors.build import make_plan
 from llmsec_analyzer.detectors.injection.model import InjectionModel, Verdict
 from llmsec_analyzer.detectors.injection.prepare import Preparer
@@ -79,7 +80,8 @@ class Scanner:
         self.threshold = chosen.confidence_threshold
         if self.threshold is None:
             self.threshold = self.model.threshold if self.model is not None else 1.0
-        self.plugins = Plugins(enabled=settings.plugins, on_fault=self._fault)
+        ours = places.detectors(settings.pii_detection, self.rules.by_id)
+        self.plugins = Plugins(enabled=settings.plugins, on_fault=self._fault, ours=ours)
 
     # --- texts ----------------------------------------------------------------------------------------------------------
 

@@ -39,19 +39,37 @@ class PatternAction(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
     severity: Severity | None = None
 
 
+class NamesSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """Names of people need the extra `names` and a spaCy pipeline: the name of an installed one, or a folder."""
+
+    enabled: bool = False
+    model: str = "en_core_web_sm"
+
+
 class PIISettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     enabled: bool = True
     patterns: dict[str, PatternAction] = {}
+    names: NamesSettings = NamesSettings()
+    addresses: bool = False  # postal addresses, by rules
 
 
 class SecretSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     enabled: bool = True
 
 
+class ToolPolicy(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A call that matters: of tools named so, with an argument named so, whose value holds what the pattern says."""
+
+    tool: str  # * and ? are wildcards
+    argument: str = "*"  # a name, or a path like `options.headers.*`; * is any
+    matches: str | None = None  # RE2 syntax; none: the argument need only be there
+    severity: Severity | None = None  # none: the rule's own
+
+
 class OutputSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     enabled: bool = True
     canaries: tuple[str, ...] = ()
-    sensitive_tools: tuple[str, ...] = ()  # names; * and ? are wildcards
+    sensitive_tools: tuple[str | ToolPolicy, ...] = ()  # a name alone (* and ? are wildcards), or a name and what its arguments hold
 
 
 class BudgetSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
