@@ -46,6 +46,26 @@ def compile_pattern(pattern: str) -> tuple[Callable[[str], Any], int]:
     return fast.finditer, fast.groupindex.get("v", 0)
 
 
+_ESCAPE = re.compile(r"(?:\\[nrtbf]|\\u00[0-9a-fA-F]{2}|%[0-9A-Fa-f]{2}|\x1b\[[0-9;]{0,8}m)$")
+_LONGEST_ESCAPE = 11
+_BOUNDARY = re.compile(r"\(\?:\^\|\[\^(?P<class>(?:[^\]\\]|\\.)+)\]\)\(\?P<v>(?P<literal>[A-Za-z0-9_-]{2,})(?![*?{])")
+
+
+def _begins_with_keyword(rule: Rule, *, trusted: bool) -> Callable[[str], Any] | None:
+    """Whether a character before a keyword rules a match out: where each match is a boundary and then a keyword of the rule.
+
+    With one keyword that shows in the pattern; of several, those of reviewed rules are taken to be how all matches begin.
+    """
+    found = _BOUNDARY.match(rule.pattern or "")
+    if found is None or not (len(rule.keywords) == 1 or trusted):
+        return None
+    literal = found["literal"].lower()
+    for keyword in rule.keywords:
+        if not (literal.startswith(keyword.lower()) or (len(rule.keywords) > 1 and keyword.lower().startswith(literal))):
+            return None
+    return re.compile(f"[{found['class']}]").match
+
+
 class PatternRecognizer:
     """One rule's pattern. The value is group `v` where the pattern has one, else the whole match."""
 
@@ -54,7 +74,7 @@ class PatternRecognizer:
     def __init__(self, rule: Rule, *, trusted: bool = False) -> None:
         assert rule.pattern is not None
         self.rule = rule
-        self.reach = rule.left + 1
+        self.reach = max(rule.left, _LONGEST_ESCAPE) + 1
         if trusted and rule.evidence:
             # Reviewed, bounded and asked for often: three times as fast on Python's own engine, whose Python side is thinner.
             compiled = re.compile(rule.pattern)
@@ -63,14 +83,26 @@ class PatternRecognizer:
         else:
             self._find, self._value = compile_pattern(rule.pattern)
         self._validators = [validator(name) for name in rule.validate]
+        self._inner = _begins_with_keyword(rule, trusted=trusted)
 
     def decide(self, view: View, start: int, end: int) -> list[Match] | int:
         rule = self.rule
         if rule.roles and view.role not in rule.roles:
             return []
+        escape = 0
+        if self._inner is not None and start > view.base and self._inner(view.text[start - 1 - view.base]):
+            # Inside a longer word, as most hits in text without spaces are; unless what stands before it is an escape:
+            # the arguments of tool calls are JSON, terminals write colours, addresses write %3D.
+            before = _ESCAPE.search(view.slice(max(view.base, start - _LONGEST_ESCAPE), start))
+            if before is None:
+                return []
+            escape = len(before[0])
         first = max(view.base, start - rule.left - 1, 0)
         last = min(view.end, end + rule.horizon)
         window = view.slice(first, last)
+        if escape:
+            at = start - first
+            window = window[: at - min(escape, at)] + " " * min(escape, at) + window[at:]
         found = self._around(window, start - first, end - first, cut_left=first > 0)
         whole = view.closed or view.end > end + rule.horizon
         if found is None:
@@ -110,6 +142,8 @@ class PatternRecognizer:
                 return []
             if isinstance(verdict, str):  # a known example: stays, as information
                 severity, note = "info", verdict
+            elif verdict is not True:
+                confidence = verdict
         if rule.context:
             near = view.slice(start - _CONTEXT_CHARS, start).lower()
             if not any(word in near for word in rule.context):

@@ -85,7 +85,7 @@ class AssignedSecret:
     _ASSIGNED = re.compile(
         _ASSIGNS
         + r"""
-        (?P<quote> \\?["'`]? )
+        (?P<quote> &quot; | &\#3[49]; | \\?["'`]? )
         (?P<v> [^\s"'`<>;,\\]{5,200} | (?<=["'`])[^\n"'`<>\\]{5,120}(?=["'`]) )
         (?P<close> \\?["'`]? )"""
     )
@@ -103,7 +103,8 @@ class AssignedSecret:
         r"|^[a-z]+(?:[-_.][a-z]+)*[-_.]v?\d+(?:\.\d+)*$|^[a-z0-9-]+(?:\.[a-z0-9-]+)*\.[a-z]{2,6}$|^-----|^AAAA[BEC]"
     )
     _UUID = re.compile(r"(?i)^[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}$")
-    _LETTERS = re.compile(r"[A-Za-z]+(?:[-_. ][A-Za-z]+)*[.!?:]?")
+    _LETTERS = re.compile(r"[A-Za-z]+(?:[-_. ][A-Za-z]+)*[.?:]?")
+    _HTML_QUOTE = re.compile(r"&(?:quot|#3[49])$")
     _HUMP = re.compile(r"[a-z][A-Z]")
     _NOT_SECRET_NAMES = re.compile(
         r"(?i)public|webtoken|ssh-rsa|nonce|primary|foreign|sort|partition|cache|key_?name|key_?id$|key_?type|token_?type|token_?count|max_?tokens?|num_?tokens|tokens\b"
@@ -144,21 +145,20 @@ class AssignedSecret:
     def _judge(self, found: re.Match[str], name: str, first: int) -> list[Match]:
         rule = self.rule
         value, start = found["v"], found.start("v")
-        quoted = bool(found["quote"]) and bool(found["close"])
+        quote, close = found["quote"], found["close"]
+        if "&" in value:  # a closing quotation mark of HTML, whose semicolon ended the value
+            bare = self._HTML_QUOTE.sub("", value)
+            value, close = bare, close or value[len(bare) :]
+        quoted = bool(quote) and bool(close)
         if not quoted:
             stripped = value.rstrip(".,:;!?)]}")
             value = stripped
-        if (
-            len(value) < 5
-            or self._CODE.search(value)
-            or not not_placeholder(value)
-            or (self._UUID.match(value) and "secret" not in name.lower())
-        ):
+        if len(value) < 5:
             return []
-        classes = (
-            any(c.islower() for c in value), any(c.isupper() for c in value), any(c.isdigit() for c in value), any(not c.isalnum() for c in value),
-        )  # fmt: skip
-        digits = sum(c.isdigit() for c in value)
+        classes = (value.upper() != value, value.lower() != value, any(map(str.isdigit, value)), not value.isalnum())
+        if not (classes[2] or quoted or sum(classes) >= 3 or len(value) >= 24):
+            return []  # nothing below takes it
+        digits = sum(map(str.isdigit, value))
         bits = entropy(value)
         confidence = 0.0
         if self._STRONG.search(name):
@@ -183,7 +183,13 @@ class AssignedSecret:
                 confidence = 0.7
             elif len(value) >= 24 and classes[0] and classes[1] and bits > 4.0 and not self._is_words(value):
                 confidence = 0.55
-        if not confidence:
+        # What the value may be instead costs most to tell, so it is asked last.
+        if (
+            not confidence
+            or self._CODE.search(value)
+            or not not_placeholder(value)
+            or (self._UUID.match(value) and "secret" not in name.lower())
+        ):
             return []
         at = first + start
         return [

@@ -12,7 +12,7 @@ from typing import Any, Final
 from llmsec_analyzer.detectors.identifiers import validator
 from llmsec_analyzer.detectors.matching import Match, View
 from llmsec_analyzer.detectors.patterns import compile_pattern, timeouts
-from llmsec_analyzer.detectors.validators import entropy
+from llmsec_analyzer.detectors.validators import Validator, entropy
 from llmsec_analyzer.rules.schema import Rule
 from llmsec_tap.model import Severity
 
@@ -21,7 +21,8 @@ MARGIN: Final = 14
 CONTEXT_BEFORE: Final = 80
 MAX_RUN: Final = 96
 
-_NUMBER_CHARS = frozenset("0123456789+().-/ x#")
+# Besides the usual: the no-break space and the dashes that word processors put between groups.
+_NUMBER_CHARS = frozenset("0123456789+().-/ x#_\u00a0\u2011\u2013")
 _EMAIL_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._%+-@!#$&'*=^`{|}~")
 # Letters that names of hosts may hold besides ASCII: Latin, Greek, Cyrillic, kana, Han, Hangul.
 _LETTERS = frozenset(
@@ -53,7 +54,8 @@ class RunRecognizer:
         self.trigger = trigger
         self._chars, self._longest, self._margin = RUNS[trigger]
         self.reach = self._longest + self._margin + 1
-        self._rules = [_RunRule(rule, trusted=rule.id in trusted) for rule in rules]
+        openings = _Openings()
+        self._rules = [_RunRule(rule, openings, trusted=rule.id in trusted) for rule in rules]
         self._always = [rule for rule in self._rules if not (rule.rule.context and rule.rule.context_needed)]
         self._by_group = {rule.rule.id: rule for rule in self._rules if rule.rule.context}
 
@@ -101,15 +103,50 @@ class RunRecognizer:
         return found
 
 
+# Patterns that begin so match only where a word, a sign or a bracket opens.
+_OPENING: Final = "(?<![0-9A-Za-z"
+_OPENS = re.compile(r"(?<![0-9A-Za-z])[0-9A-Za-z+(]")
+_FEW: Final = 8
+
+
+class _Openings:
+    """Where words open in the window that all rules of a run look at; found once for all of them."""
+
+    def __init__(self) -> None:
+        self._window = ""
+        self._places: list[int] = []
+
+    def finder(self, compiled: re.Pattern[str]) -> Callable[[str], Any]:
+        """Tries a pattern only where it can begin; where that is nearly everywhere, in the usual way."""
+        match, search = compiled.match, compiled.finditer
+
+        def find(window: str) -> Any:
+            if window is not self._window:
+                self._window = window
+                self._places = [opening.start() for opening in _OPENS.finditer(window)]
+            if len(self._places) > _FEW:
+                return search(window)
+            return self._matches(match, window)
+
+        return find
+
+    def _matches(self, match: Any, window: str) -> Any:
+        done = 0
+        for place in self._places:
+            if place >= done and (found := match(window, place)) is not None:
+                done = found.end()
+                yield found
+
+
 class _RunRule:
     """One rule's pattern and checks. Builtin patterns are reviewed and run on Python's `re`; a user's run on re2."""
 
-    def __init__(self, rule: Rule, *, trusted: bool) -> None:
+    def __init__(self, rule: Rule, openings: _Openings, *, trusted: bool) -> None:
         self.rule = rule
         assert rule.pattern is not None
         if trusted:
             compiled = re.compile(rule.pattern)
-            self._find: Callable[[str], Any] = compiled.finditer
+            self._find: Callable[[str], Any] = compiled.finditer if not rule.pattern.startswith(_OPENING) else openings.finder(compiled)
             self._value = compiled.groupindex.get("v", 0)
         else:
             self._find, self._value = compile_pattern(rule.pattern)
@@ -145,6 +182,8 @@ class _RunRule:
                         break
                     if isinstance(verdict, str):
                         severity, note = "info", verdict
+                    elif verdict is not True:
+                        confidence = verdict
                 if good:
                     found.append((start, end, confidence, note, severity))
         except TimeoutError:
@@ -155,7 +194,7 @@ class _RunRule:
         return found
 
     @staticmethod
-    def _shrunk(value: str, check: Callable[[str], bool | str]) -> str:
+    def _shrunk(value: str, check: Validator) -> str:
         """The longest run of its words, from the first, that passes: an IBAN in groups may be followed by capitals."""
         while " " in value:
             value = value.rpartition(" ")[0]

@@ -1,4 +1,6 @@
-"""Named checks that rules refer to. Each takes the value and answers True, False, or a sentence: a known harmless example."""
+"""Named checks that rules refer to. Each takes the value and answers True or False, a sentence (a known harmless example), or a
+number: the confidence that the value has earned.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 
-Validator = Callable[[str], bool | str]
+Validator = Callable[[str], bool | str | float]
 
 _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
@@ -50,14 +52,20 @@ def jwt(value: str) -> bool:
     return isinstance(decoded, dict) and ("alg" in decoded or "enc" in decoded or "typ" in decoded)
 
 
-def github_checksum(value: str) -> bool:
-    """GitHub's last six characters are the CRC32 of the rest, in base 62; older and made-up ones fail it, so it only adds."""
+def github_checksum(value: str) -> float:
+    """The last six characters of GitHub's and npm's tokens are the CRC32 of the rest, in base 62. One that fails it is made up, or cut."""
     body = value.split("_", 1)[-1]
     number, text = zlib.crc32(body[:-6].encode("ascii", "replace")), ""
     while number:
         number, rest = divmod(number, 62)
         text = _BASE62[rest] + text
-    return body[-6:] == text.rjust(6, "0")
+    return 0.99 if body[-6:] == text.rjust(6, "0") else 0.92
+
+
+def nkey_checksum(value: str) -> float:
+    """A NATS seed is base 32, and its last two bytes are the CRC16 (XMODEM) of the others, low byte first."""
+    raw = base64.b32decode(value + "=" * (-len(value) % 8))
+    return 0.99 if binascii.crc_hqx(raw[:-2], 0) == int.from_bytes(raw[-2:], "little") else 0.7
 
 
 def aws_key_id(value: str) -> bool:
@@ -134,6 +142,8 @@ VALIDATORS: dict[str, Validator] = {
     "luhn": luhn,
     "ssn": ssn,
     "jwt": jwt,
+    "github_checksum": github_checksum,
+    "nkey_checksum": nkey_checksum,
     "aws_key_id": aws_key_id,
     "mixed": mixed,
     "hex_uniform": hex_uniform,
