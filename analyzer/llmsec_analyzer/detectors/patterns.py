@@ -55,6 +55,7 @@ class PatternRecognizer:
         assert rule.pattern is not None
         self.rule = rule
         self.reach = rule.left + 1
+        self.near = rule.horizon if rule.near_token else 0
         if trusted and rule.evidence:
             # Reviewed, bounded and asked for often: three times as fast on Python's own engine, whose Python side is thinner.
             compiled = re.compile(rule.pattern)

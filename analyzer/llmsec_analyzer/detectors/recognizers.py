@@ -20,6 +20,7 @@ class PrivateKey:
 
     reach = 80
     ordered = False
+    near = 0
     _HEAD = re.compile(r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----")
     _TAIL = re.compile(r"-----END (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----")
     _NOISE = re.compile(r"\\+[nr]|[^A-Za-z0-9+/=]")
@@ -72,6 +73,7 @@ class AssignedSecret:
 
     reach = 48
     ordered = False
+    near = 0
     # Matched where the keyword ends: what is left of the name, what assigns, and the value.
     _ASSIGNS = r"""(?ix)
         (?P<tail> [a-z0-9_. -]{0,24}? )
@@ -198,6 +200,7 @@ class VendorSecret:
 
     reach = 48
     ordered = False
+    near = 0
     _ASSIGNMENT = re.compile(
         r"""(?x) (?P<name> [A-Za-z0-9_.-]{0,30} )
         ["'`\])}]{0,3} \s{0,3} (?: ={1,3}>? | :{1,2}=? | => | , | \s ) \s{0,4}

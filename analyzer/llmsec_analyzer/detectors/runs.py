@@ -21,6 +21,7 @@ MARGIN: Final = 14
 CONTEXT_BEFORE: Final = 80
 MAX_RUN: Final = 96
 
+_NO_DIGITS = bytes(byte for byte in range(256) if not 48 <= byte <= 57)
 _NUMBER_CHARS = frozenset("0123456789+().-/ x#")
 _EMAIL_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._%+-@!#$&'*=^`{|}~")
 # Letters that names of hosts may hold besides ASCII: Latin, Greek, Cyrillic, kana, Han, Hangul.
@@ -48,13 +49,17 @@ class RunRecognizer:
     """All rules started by one class. Each rule's pattern is looked for in the run and its margins."""
 
     ordered = True
+    near = 0
 
     def __init__(self, trigger: str, rules: Sequence[Rule], trusted: frozenset[str]) -> None:
         self.trigger = trigger
         self._chars, self._longest, self._margin = RUNS[trigger]
         self.reach = self._longest + self._margin + 1
         self._rules = [_RunRule(rule, trusted=rule.id in trusted) for rule in rules]
-        self._always = [rule for rule in self._rules if not (rule.rule.context and rule.rule.context_needed)]
+        always = [rule for rule in self._rules if not (rule.rule.context and rule.rule.context_needed)]
+        most = max((rule.rule.digits for rule in always), default=0)
+        # Most runs of digits are years, amounts and versions: too short for nearly every rule, which one count shows.
+        self._always = [[rule for rule in always if rule.rule.digits <= digits] for digits in range(most + 1)]
         self._by_group = {rule.rule.id: rule for rule in self._rules if rule.rule.context}
 
     def decide(self, view: View, start: int, end: int) -> list[Match] | int:
@@ -89,7 +94,10 @@ class RunRecognizer:
         if cut >= 0:
             window = window[:cut]
         groups = view.groups(max(0, first - CONTEXT_BEFORE), first, min(left + len(window), last + MARGIN)) if self._by_group else {}
-        rules = self._always
+        rules = self._always[0]
+        if len(self._always) > 1:
+            digits = len(window.encode("utf-8", "surrogatepass").translate(None, _NO_DIGITS))
+            rules = self._always[min(digits, len(self._always) - 1)]
         if groups:
             rules = rules + [self._by_group[name] for name in groups if name in self._by_group and self._by_group[name] not in rules]
         found: list[Match] = []
