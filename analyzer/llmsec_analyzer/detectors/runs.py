@@ -22,6 +22,7 @@ CONTEXT_BEFORE: Final = 80
 MAX_RUN: Final = 96
 
 _NO_DIGITS = bytes(byte for byte in range(256) if not 48 <= byte <= 57)
+_BEFORE_DIGITS: Final = 13
 _NUMBER_CHARS = frozenset("0123456789+().-/ x#")
 _EMAIL_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._%+-@!#$&'*=^`{|}~")
 # Letters that names of hosts may hold besides ASCII: Latin, Greek, Cyrillic, kana, Han, Hangul.
@@ -59,6 +60,9 @@ class RunRecognizer:
         always = [rule for rule in self._rules if not (rule.rule.context and rule.rule.context_needed)]
         most = max((rule.rule.digits for rule in always), default=0)
         # Most runs of digits are years, amounts and versions: too short for nearly every rule, which one count shows.
+        # Reviewed rules for digits want a word's beginning, at most twelve characters (of an Italian tax code) before the run: in the
+        # middle of a long hexadecimal or base 64 text none of them can match.
+        self._anywhere = [rule for rule in always if trigger != "digits" or rule.rule.id not in trusted]
         self._always = [[rule for rule in always if rule.rule.digits <= digits] for digits in range(most + 1)]
         self._by_group = {rule.rule.id: rule for rule in self._rules if rule.rule.context}
 
@@ -95,7 +99,10 @@ class RunRecognizer:
             window = window[:cut]
         groups = view.groups(max(0, first - CONTEXT_BEFORE), first, min(left + len(window), last + MARGIN)) if self._by_group else {}
         rules = self._always[0]
-        if len(self._always) > 1:
+        before = window[max(0, first - left - _BEFORE_DIGITS) : first - left]
+        if len(before) == _BEFORE_DIGITS and before.isascii() and before.isalnum():
+            rules = self._anywhere
+        elif len(self._always) > 1:
             digits = len(window.encode("utf-8", "surrogatepass").translate(None, _NO_DIGITS))
             rules = self._always[min(digits, len(self._always) - 1)]
         if groups:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 from llmsec_analyzer.detectors.matching import Match, Recognizer, View
-from llmsec_analyzer.detectors.triggers import CARRY, CLASSES, TriggerIndex
+from llmsec_analyzer.detectors.triggers import CARRY, CLASSES, RUN_STEP, TriggerIndex
 
 # What is kept of a stream behind its end: recognizers look back a few hundred characters at most.
 KEEP_CHARS = 1024
@@ -211,9 +211,9 @@ class StreamScanner:
             self._held = [other for other in held if other.end + other.recognizer.near >= candidate.end]
 
     def _same_run(self, number: int, at: int) -> bool:
-        """Whether this hit of a class only continues the one before it; one in every 24 characters is kept all the same."""
+        """Whether this hit of a class only continues the one before it, in this block or the last; one in RUN_STEP is kept all the same."""
         last, kept = self._runs.get(number, (-9, -99))
-        if at - last <= 2 and at - kept < 24:
+        if at - last <= 2 and at - kept < RUN_STEP:
             self._runs[number] = (at, kept)
             return True
         self._runs[number] = (at, at)

@@ -31,7 +31,8 @@ class RuleError(ConfigError):
 
 
 def load_builtin() -> list[Rule]:
-    return [rule for path in sorted(BUILTIN.glob("*.yaml")) for rule in load_file(path)]
+    """The rules that ship. Their form is proved by the tests, not at each start: that would compile every pattern once more."""
+    return [rule for path in sorted(BUILTIN.glob("*.yaml")) for rule in _read(path)[0]]
 
 
 def load_paths(paths: Iterable[str]) -> list[Rule]:
@@ -48,29 +49,39 @@ def load_paths(paths: Iterable[str]) -> list[Rule]:
 
 
 def load_file(path: Path) -> list[Rule]:
+    rules, text = _read(path)
+    for number, rule in enumerate(rules):
+        try:
+            check_form(rule)
+        except ConfigError as fault:
+            line = _line(_node(text), f".rules[{number}]")
+            raise RuleError(f"{path}:{line}: rule {rule.id}: {fault}", fault.hint) from None
+    return rules
+
+
+def _read(path: Path) -> tuple[list[Rule], str]:
+    """The rules of a file, typed but not checked, and its text."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as fault:
         raise RuleError(f"{path}: cannot be read: {fault}") from None
     try:
-        node = yaml.compose(text, Loader=_Loader)
         value = yaml.load(text, Loader=_Loader)  # noqa: S506 - one of the safe loaders
     except yaml.YAMLError as fault:
         mark = getattr(fault, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
         raise RuleError(f"{where}: not YAML: {getattr(fault, 'problem', None) or fault}") from None
-    if node is None:
-        return []
+    if value is None:
+        return [], text
     try:
-        rules = list(msgspec.convert(_texts(value), RuleFile).rules)
+        return list(msgspec.convert(_texts(value), RuleFile).rules), text
     except msgspec.ValidationError as fault:
-        raise _explained(path, node, str(fault)) from None
-    for number, rule in enumerate(rules):
-        try:
-            check_form(rule)
-        except ConfigError as fault:
-            raise RuleError(f"{path}:{_line(node, f'.rules[{number}]')}: rule {rule.id}: {fault}", fault.hint) from None
-    return rules
+        raise _explained(path, _node(text), str(fault)) from None
+
+
+def _node(text: str) -> Any:
+    """The tree with its lines; only for saying where something is wrong."""
+    return yaml.compose(text, Loader=_Loader)
 
 
 def check_form(rule: Rule) -> None:
