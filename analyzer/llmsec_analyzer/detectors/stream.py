@@ -135,9 +135,10 @@ class StreamScanner:
 
     def feed_many(self, deltas: Sequence[str]) -> Sequence[Match]:
         """Increments that arrived together: what is found is the same, and so is after how many of them each match could be known."""
-        view = self.view
+        if len(deltas) == 1:
+            return self.feed(deltas[0])
         self.deltas += len(deltas)
-        self._ends = list(accumulate(map(len, deltas), initial=view.end))[1:]
+        self._ends = list(accumulate(map(len, deltas), initial=self.view.end))[1:]
         fresh = self._take("".join(deltas))
         self._ends = ()
         return fresh
@@ -263,8 +264,12 @@ class StreamScanner:
             answer = recognizer.decide(probe, candidate.start, candidate.end)
             return not isinstance(answer, int) and bool(answer)
 
-        first = bisect_left(ends, candidate.end)
-        return self.deltas - len(ends) + 1 + bisect_left(ends, True, lo=first, hi=len(ends) - 1, key=is_known)
+        # With the last increment it is known. It mostly is within one or two of the candidate, so look near it first.
+        lowest, highest, step = bisect_left(ends, candidate.end), len(ends) - 1, 1
+        while lowest + step < highest and not is_known(ends[lowest + step - 1]):
+            lowest, step = lowest + step, 2 * step
+        highest = min(highest, lowest + step - 1)
+        return self.deltas - len(ends) + 1 + bisect_left(ends, True, lo=lowest, hi=highest, key=is_known)
 
     def _add(self, found: Sequence[Match], fresh: list[Match], known_at: int) -> None:
         for match in found:

@@ -81,16 +81,17 @@ def _hyperscan(keywords: list[bytes], classes: list[str]) -> Callable[[bytes], H
     found: Hits = []
     append = found.append
     first_class = len(keywords)
-    nowhere = [-RUN_STEP - 1] * (first_class + len(classes))
+    nowhere = [-RUN_STEP - 1] * len(classes)
     last, kept = list(nowhere), list(nowhere)
 
     def report(number: int, _start: int, end: int, _flags: int, _context: object) -> None:
         # A long run of a class hits at every byte of it.
-        if number >= first_class:
-            if end - last[number] <= 2 and end - kept[number] < RUN_STEP:
-                last[number] = end
+        which = number - first_class
+        if which >= 0:
+            if end - last[which] <= 2 and end - kept[which] < RUN_STEP:
+                last[which] = end
                 return
-            last[number] = kept[number] = end
+            last[which] = kept[which] = end
         append((number, end))
 
     def hits(data: bytes) -> Hits:
