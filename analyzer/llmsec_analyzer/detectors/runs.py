@@ -121,15 +121,20 @@ class _RunRule:
 
     def __init__(self, rule: Rule, *, trusted: bool) -> None:
         self.rule = rule
-        assert rule.pattern is not None
-        if trusted:
-            compiled = re.compile(rule.pattern)
-            self._find: Callable[[str], Any] = compiled.finditer
-            self._value = compiled.groupindex.get("v", 0)
-        else:
-            self._find, self._value = compile_pattern(rule.pattern)
+        self._trusted = trusted
+        self._find: Callable[[str], Any] = self._first  # compiled when it is first asked, as in patterns.py
+        self._value = 0
         self._shrinks = "iban" in rule.validate
         self._validators = [validator(name) for name in rule.validate]
+
+    def _first(self, window: str) -> Any:
+        assert self.rule.pattern is not None
+        if self._trusted:
+            compiled = re.compile(self.rule.pattern)
+            self._find, self._value = compiled.finditer, compiled.groupindex.get("v", 0)
+        else:
+            self._find, self._value = compile_pattern(self.rule.pattern)
+        return self._find(window)
 
     def find(self, window: str, first: int, last: int, distance: int | None) -> list[tuple[int, int, float, str, Severity]]:
         found = []

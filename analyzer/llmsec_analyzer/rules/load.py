@@ -12,7 +12,7 @@ import msgspec
 import yaml
 
 from llmsec_analyzer.detectors.build import JUDGEMENT
-from llmsec_analyzer.detectors.identifiers import known_validators, validator
+from llmsec_analyzer.detectors.identifiers import is_known_validator, known_validators
 from llmsec_analyzer.detectors.patterns import BadPatternError, compile_pattern
 from llmsec_analyzer.detectors.recognizers import RECOGNIZERS
 from llmsec_analyzer.detectors.triggers import MAX_KEYWORD_BYTES
@@ -107,10 +107,8 @@ def check_form(rule: Rule) -> None:
         if not word or len(word.encode()) > MAX_KEYWORD_BYTES:
             raise ConfigError(f"the keyword {word!r} has no or more than {MAX_KEYWORD_BYTES} bytes")
     for name in rule.validate:
-        try:
-            validator(name)
-        except KeyError:
-            raise ConfigError(f"there is no check {name!r}", _nearest(name, known_validators())) from None
+        if not is_known_validator(name):
+            raise ConfigError(f"there is no check {name!r}", _nearest(name, known_validators()))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
