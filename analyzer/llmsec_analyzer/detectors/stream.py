@@ -22,6 +22,7 @@ MAX_MATCHES = 2000
 _CONTEXT_REACH = 256
 # The class of rules with `near`: their keywords are everyday words, so they are asked only once such a run follows.
 NEAR = "long_token"
+MAX_NEAR = KEEP_CHARS // 2  # so that the text is still held then
 _HELD_AT_MOST = 64
 _NEVER = 1 << 62
 # Bytes of UTF-8 that do not begin a character: what is left without them is the number of characters begun.

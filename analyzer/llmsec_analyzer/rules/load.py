@@ -15,6 +15,7 @@ from llmsec_analyzer.detectors.build import JUDGEMENT
 from llmsec_analyzer.detectors.identifiers import is_known_validator, known_validators
 from llmsec_analyzer.detectors.patterns import BadPatternError, compile_pattern
 from llmsec_analyzer.detectors.recognizers import RECOGNIZERS
+from llmsec_analyzer.detectors.stream import MAX_NEAR
 from llmsec_analyzer.detectors.triggers import MAX_KEYWORD_BYTES
 from llmsec_analyzer.rules.schema import Rule, RuleFile
 from llmsec_tap.errors import ConfigError
@@ -103,6 +104,10 @@ def check_form(rule: Rule) -> None:
             compile_pattern(rule.pattern)
         except BadPatternError as fault:
             raise ConfigError(str(fault)) from None
+    if rule.near_token and (not rule.keywords or rule.left + rule.horizon > MAX_NEAR):
+        raise ConfigError(f"near_token goes with keywords, and with left and horizon of {MAX_NEAR} together at most")
+    if rule.digits and rule.trigger != "digits":
+        raise ConfigError("digits goes with `trigger: digits`")
     for word in rule.keywords:
         if not word or len(word.encode()) > MAX_KEYWORD_BYTES:
             raise ConfigError(f"the keyword {word!r} has no or more than {MAX_KEYWORD_BYTES} bytes")

@@ -10,7 +10,7 @@ from llmsec_analyzer.detectors.rule_set import literals, rule_set
 from llmsec_analyzer.detectors.scanner import Scanner
 from llmsec_analyzer.detectors.settings import DetectionSettings, InjectionSettings, ModelSettings, NamedPattern, PatternAction, PIISettings
 from llmsec_analyzer.rules.check import check_rules
-from llmsec_analyzer.rules.load import RuleError, load_file, load_paths
+from llmsec_analyzer.rules.load import BUILTIN, RuleError, load_file, load_paths
 from llmsec_analyzer.rules.synthetic import expand
 from llmsec_tap.errors import ConfigError
 
@@ -28,6 +28,10 @@ GOOD = """rules:
       match: ['acme_<lower:8>']
       no_match: ['acme_<lower:4>']
 """
+
+
+def test_every_shipped_file_has_the_form_that_ones_own_must_have(builtin):
+    assert load_paths([str(BUILTIN)]) == builtin
 
 
 def test_every_shipped_rule_proves_its_examples(builtin):
@@ -52,6 +56,8 @@ def test_shipped_identifiers_are_of_forty_countries_and_more(builtin):
         ("id: acme.token", "id: ACME token", 2, ""),
         ("pattern: 'acme_[a-z0-9]{8}'", "recognizer: privat_key", 2, "did you mean private_key?"),
         ("    examples:", "    validate: [lun]\n    examples:", 2, "did you mean luhn?"),
+        ("    examples:", "    near_token: true\n    horizon: 900\n    examples:", 2, ""),
+        ("    examples:", "    digits: 4\n    examples:", 2, ""),
         ("rules:", "rules: [", 2, ""),
     ],
 )
@@ -178,4 +184,3 @@ def test_what_lets_a_rule_be_passed_over_follows_from_its_pattern(builtin):
         tree = re._parser.parse(rule.pattern)
         assert rule.digits <= least_digits(tree), rule.id
         assert not rule.near_token or holds_a_run(tree), rule.id
-        assert not rule.near_token or rule.horizon + rule.left < 512, rule.id  # the text is still held when the run has come
