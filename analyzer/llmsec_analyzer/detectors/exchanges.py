@@ -72,7 +72,7 @@ class ExchangeDetector:
         self.scanner = scanner
         self.budget = Budget(scanner.settings.budget.share, clock)
         self._clock = clock
-        self._cache: OrderedDict[bytes, tuple[StreamScanner, TextResult]] = OrderedDict()
+        self._cache: OrderedDict[bytes, TextResult] = OrderedDict()
 
     def streams(self) -> AnswerStreams:
         return AnswerStreams(self, lean=self.budget.lean)
@@ -139,13 +139,13 @@ class ExchangeDetector:
                 stream.feed(part.text[at : at + 65_536])
             stream.close()
             result = self.scanner.result(stream, part.text, part=part.part, exchange_id=exchange_id, judge=judge, streamed=False)
-            self._cache[key] = (stream, result)
+            self._cache[key] = result
             if len(self._cache) > CACHE_TEXTS:
                 self._cache.popitem(last=False)
             return result
         self._cache.move_to_end(key)
-        findings = [_moved(finding, exchange_id, part.part, self.scanner) for finding in kept[1].findings]
-        return TextResult(findings, kept[1].injection_score, kept[1].unscanned, kept[1].verdict)
+        findings = [_moved(finding, exchange_id, part.part, self.scanner) for finding in kept.findings]
+        return TextResult(findings, kept.injection_score, kept.unscanned, kept.verdict)
 
     # --- the answer against its request --------------------------------------------------------------------------------------
 
