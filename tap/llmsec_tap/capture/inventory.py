@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from llmsec_tap.capture import process
+from llmsec_tap.capture import proc
 from llmsec_tap.capture.targets import TargetFinder, other_limits
 
 # Words in a command line that say "model server". What they serve is usually plain HTTP.
@@ -34,10 +34,10 @@ def inventory(finder: TargetFinder) -> list[Line]:
     """Every living process, the caller's own left out. A process that ends meanwhile, or may not be looked at, gives no line."""
     listening = _listening_inodes()
     lines: list[Line] = []
-    for pid in process.all_pids():
+    for pid in proc.all_pids():
         if pid == os.getpid():
             continue
-        comm, container = process.name_of(pid), process.container_of_pid(pid)
+        comm, container = proc.name_of(pid), proc.container_of_pid(pid)
         found = finder.look(pid)
         for plan in found.plans:
             symbols = ", ".join(dict.fromkeys(probe.symbol for probe in plan.probes if "+0x" not in probe.symbol)) or "given offsets"

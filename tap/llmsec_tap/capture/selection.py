@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from llmsec_tap.capture import process
+from llmsec_tap.capture import proc
 from llmsec_tap.capture.base import Attachment, KernelSettings, Loader, ProbePlan
 from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.ebpf.events import Event
@@ -79,7 +79,7 @@ class Observed:
         """Attach to what is there now. Raises SourceError for a process that does not exist, KernelError where nothing can work."""
         chosen = self._selection
         for pid in chosen.pids:
-            if not process.is_alive(pid):
+            if not proc.is_alive(pid):
                 raise SourceError(f"there is no process {pid}", "`llmsec-tap targets` lists those that can be observed.")
         if not chosen.is_by_pid:
             for mapped in installed_libraries():
@@ -87,9 +87,9 @@ class Observed:
                     self._attach(plan, None, must=True)
         pids = list(chosen.pids)
         if chosen.follow_forks:
-            pids += [child for pid in chosen.pids for child in process.children_of(pid)]
+            pids += [child for pid in chosen.pids for child in proc.children_of(pid)]
         if not chosen.is_by_pid:
-            pids += [pid for pid in process.all_pids() if self._is_chosen(pid)]
+            pids += [pid for pid in proc.all_pids() if self._is_chosen(pid)]
         for pid in dict.fromkeys(pids):
             self._loader.watch(pid)
         for pid in dict.fromkeys(pids):
@@ -149,10 +149,10 @@ class Observed:
         chosen = self._selection
         if chosen.everything or pid in chosen.pids:
             return True
-        if chosen.comms and process.name_of(pid) in {name[:15] for name in chosen.comms}:
+        if chosen.comms and proc.name_of(pid) in {name[:15] for name in chosen.comms}:
             return True
         if chosen.containers:
-            container = process.container_of_pid(pid)
+            container = proc.container_of_pid(pid)
             return container is not None and any(container.startswith(wanted) for wanted in chosen.containers)
         return False
 
@@ -172,7 +172,7 @@ class Observed:
     def _refuse(self, pid: int, refusal: Refusal) -> None:
         if refusal.path not in self._refused:
             self._refused.add(refusal.path)
-            self._report(f"cannot probe {refusal.path} (process {pid}, {process.name_of(pid)}): {refusal.reason}")
+            self._report(f"cannot probe {refusal.path} (process {pid}, {proc.name_of(pid)}): {refusal.reason}")
 
     def _attach(self, plan: ProbePlan, pid: int | None, *, must: bool = False) -> None:
         key = (plan.identity, pid)
@@ -181,7 +181,7 @@ class Observed:
         try:
             self._attached[key] = self._loader.attach(plan, pid)
         except KernelError as fault:
-            if pid is not None and not process.is_alive(pid):
+            if pid is not None and not proc.is_alive(pid):
                 return
             if must:
                 raise

@@ -6,7 +6,6 @@ What the processes say meanwhile waits in the ring.
 from __future__ import annotations
 
 import time
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +40,8 @@ def read_offsets(given: tuple[int, int] | None, file: str | None, *, fast: bool)
     """The finder of probe points with what the options add. Raises ConfigError for a file that is not as documented."""
     known: dict[str, Offsets] = {}
     if file is not None:
+        import tomllib  # rarely needed, and 5 ms of every start
+
         try:
             path = Path(file)
             if path.stat().st_size > _MAX_OFFSETS_FILE:

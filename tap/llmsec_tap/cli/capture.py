@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmsec_tap.model import Exchange
+if TYPE_CHECKING:
+    from llmsec_tap.model import Exchange
 
 # storage.DEFAULT_STORE, without the import: it would stand between the command and its probes for 50 ms. A test compares.
 DEFAULT_STORE = "llmsec-data"
