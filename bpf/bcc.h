@@ -9,6 +9,8 @@
 
 #include <uapi/linux/ptrace.h>
 
+struct sock;
+
 /* Called from one place each, and bcc has no functions that are not inlined. */
 #define GLOBAL_SUBPROGRAM static __always_inline
 
@@ -44,6 +46,7 @@ static __always_inline void ring_submit(void *record, __u64 flags) { events.ring
 static __always_inline void ring_discard(void *record) { events.ringbuf_discard(record, BPF_RB_NO_WAKEUP); }
 
 #define KERNEL_READ(dst, ptr, type, field) KERNEL_READ_AT(dst, ptr, OFFSET_##type##_##field)
+#define TRUSTED_INODE(sock) inode_of(sock) /* bcc has no typed pointers */
 #define KERNEL_READ_AT(dst, ptr, offset) bpf_probe_read_kernel(&(dst), sizeof(dst), (void *)(ptr) + (offset))
 #define KERNEL_READ_COMM(dst, task) bpf_probe_read_kernel(dst, 16, (void *)(task) + OFFSET_task_struct_comm)
 

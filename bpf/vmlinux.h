@@ -54,13 +54,6 @@ struct sock_common {
 	struct in6_addr skc_v6_rcv_saddr;
 };
 
-/* A struct sock begins with its struct sock_common. */
-struct sock;
-
-struct socket {
-	struct sock *sk;
-};
-
 struct inode {
 	unsigned short i_mode;
 	unsigned long i_ino;
@@ -69,6 +62,18 @@ struct inode {
 struct file {
 	struct inode *f_inode;
 	void *private_data;
+};
+
+struct sock;
+
+struct socket {
+	struct file *file;
+	struct sock *sk;
+};
+
+struct sock {
+	struct sock_common __sk_common;
+	struct socket *sk_socket;
 };
 
 struct fdtable {

@@ -21,6 +21,7 @@ class Role(Enum):
     GO_READ_RETURN = "go_read_return"
     GO_WRITE_RETURN = "go_write_return"
     GO_CLOSE = "go_close"
+    LIBRARIES = "libraries"  # the dynamic loader has changed what is mapped
 
 
 class Probe(NamedTuple):
@@ -38,6 +39,10 @@ class ProbePlan:
     library: str
     probes: tuple[Probe, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_linker(self) -> bool:
+        return all(probe.role is Role.LIBRARIES for probe in self.probes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,8 @@ from llmsec_tap.capture.ebpf.events import Event
 from llmsec_tap.capture.targets import Refusal, TargetFinder, installed_libraries
 from llmsec_tap.errors import KernelError, SourceError
 
-# A process that started or mapped code is looked at again after these seconds: the event comes before the mapping is done, and
-# an interpreter loads its TLS library when a module is imported.
+# A process that started is looked at again after these seconds: the event comes before its libraries are mapped, and the dynamic
+# loader's own word (MAP) only once a probe stands in it.
 _LOOK_AGAIN_S = (0.002, 0.02, 0.1, 0.5)
 # A child that has not started another program after this time is a worker.
 _WORKER_AFTER_S = 0.02
@@ -73,7 +73,10 @@ class Observed:
 
     @property
     def libraries(self) -> int:
-        return len({identity for identity, _ in self._attached})
+        return len({plan.identity for plan in self._plans() if not plan.is_linker})
+
+    def _plans(self) -> list[ProbePlan]:
+        return [attachment.plan for attachment in self._attached.values()]
 
     def start(self) -> None:
         """Attach to what is there now. Raises SourceError for a process that does not exist, KernelError where nothing can work."""
@@ -111,7 +114,7 @@ class Observed:
                 self._look(event.pid)
                 self._look_later(event.pid)
         elif event.type == events.MAP:
-            self._look_later(event.pid)
+            self._due.append((time.monotonic(), event.pid))  # once for all that this batch of records says
         elif event.type == events.EXIT:
             if event.pid in self._young:
                 self._is_worker(event.pid)
@@ -134,7 +137,7 @@ class Observed:
     def _is_worker(self, pid: int) -> None:
         """The parent's libraries are probed for every process from now on. Its own probes stay: a call seen by two is told once."""
         _, parent = self._young.pop(pid)
-        plans = [attachment.plan for (_, owner), attachment in self._attached.items() if owner == parent]
+        plans = [attachment.plan for (_, owner), attachment in self._attached.items() if owner == parent and not attachment.plan.is_linker]
         for plan in plans:
             if (plan.identity, None) not in self._attached and (plan.identity, None) not in self._failed:
                 self._attach(plan, None)
@@ -164,8 +167,11 @@ class Observed:
 
     def _look(self, pid: int, *, must: bool = False) -> None:
         found = self._finder.look(pid)
+        owner = pid if self._selection.is_by_pid else None
         for plan in found.plans:
-            self._attach(plan, pid if self._selection.is_by_pid else None, must=must)
+            self._attach(plan, owner, must=must)
+        for plan in found.linkers:
+            self._attach(plan, owner)
         for refusal in found.refusals:
             self._refuse(pid, refusal)
 
@@ -188,7 +194,7 @@ class Observed:
             self._failed.add(key)
             self._report(f"cannot probe {plan.path}: {fault}")
             return
-        if plan.identity not in self._announced:
+        if plan.identity not in self._announced and not plan.is_linker:
             self._announced.add(plan.identity)
             where = plan.path.partition("/root/")
             path = "/" + where[2] if plan.path.startswith("/proc/") and where[1] else plan.path

@@ -32,9 +32,10 @@ _GNUTLS: Final[dict[str, Role]] = {
 _GO_READ, _GO_WRITE, _GO_CLOSE = "crypto/tls.(*Conn).Read", "crypto/tls.(*Conn).Write", "crypto/tls.(*Conn).Close"
 _MOVES_BYTES: Final = frozenset((Role.READ, Role.WRITE, Role.READ_EX, Role.WRITE_EX, Role.GO_READ, Role.GO_WRITE))
 # Libraries that every process maps and that hold no TLS: not worth a look.
-_NEVER_TLS: Final = re.compile(
-    r"/(?:ld-linux|ld-musl|libc|libm|libdl|libpthread|librt|libz|libgcc_s|libstdc\+\+|libcrypto|libresolv|libutil)[.-][^/]*$"
-)
+_NEVER_TLS: Final = re.compile(r"/(?:libc|libm|libdl|libpthread|librt|libz|libgcc_s|libstdc\+\+|libcrypto|libresolv|libutil)[.-][^/]*$")
+# The dynamic loader, and the empty function that it calls for debuggers whenever it has mapped or unmapped something.
+_LINKER: Final = re.compile(r"/ld-(?:linux|musl|\d)[^/]*\.so")
+_LINKER_TELLS: Final = "_dl_debug_state"
 _LIBSSL_NAME: Final = re.compile(r"/lib(?:ssl|boringssl)[^/]*\.so")
 _GNUTLS_NAME: Final = re.compile(r"/libgnutls\.so")
 _MAP_LINE: Final = re.compile(r"^([0-9a-f]+-[0-9a-f]+) (\S{4}) \S+ (\S+) (\d+)\s+(/.*)$", re.MULTILINE)
@@ -73,6 +74,7 @@ class Refusal:
 class Findings:
     plans: list[ProbePlan] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
+    linkers: list[ProbePlan] = field(default_factory=list)  # where it shows that a library was loaded
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class TargetFinder:
             per_file = self.look_at_file(mapped)
             found.plans += per_file.plans
             found.refusals += per_file.refusals
+            found.linkers += per_file.linkers
         return found
 
     def look_at_file(self, mapped: MappedFile) -> Findings:
@@ -117,7 +120,9 @@ class TargetFinder:
         if known is None:
             known = self._files[key] = self._examine(mapped)
         # The path that opens it is that of a living process: the one of an earlier look may be gone.
-        return Findings([_at(plan, mapped.opened) for plan in known.plans], known.refusals)
+        return Findings(
+            [_at(plan, mapped.opened) for plan in known.plans], known.refusals, [_at(plan, mapped.opened) for plan in known.linkers]
+        )
 
     def _examine(self, mapped: MappedFile) -> Findings:
         found = Findings()
@@ -129,6 +134,11 @@ class TargetFinder:
         return found
 
     def _examine_elf(self, file: ELFFile, mapped: MappedFile, found: Findings) -> None:
+        if _LINKER.search(mapped.path):
+            for name, function in file.functions((_LINKER_TELLS,)).items():
+                probe = Probe(Role.LIBRARIES, function.offset, name)
+                found.linkers.append(ProbePlan(path=mapped.opened, identity=mapped.identity, library="dynamic loader", probes=(probe,)))
+            return
         if self._offsets is not None and mapped.is_exe:
             self._take_offsets(file, mapped, self._offsets, found)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import subprocess
@@ -166,3 +167,11 @@ def test_the_first_call_and_pushes() -> None:
     assert x86.is_push(b"\x55")
     assert x86.is_push(b"\x41\x57")
     assert not x86.is_push(b"\x48\x83\xec\x18")
+
+
+def test_the_dynamic_loader_is_no_target_but_tells_of_new_libraries() -> None:
+    found = TargetFinder().look(os.getpid())
+    (linker,) = found.linkers
+    assert linker.is_linker
+    assert [probe.symbol for probe in linker.probes] == ["_dl_debug_state"]
+    assert not any(plan.is_linker for plan in found.plans)

@@ -139,6 +139,12 @@ class LibBPF:
         return descriptor
 
 
+def kernel_version() -> tuple[int, int]:
+    """Of the running kernel; (0, 0) where its release cannot be read as a version."""
+    major, minor, *_ = [*os.uname().release.split("."), "", ""]
+    return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else (0, 0)
+
+
 def explain(fault: int, log: list[str]) -> KernelError:
     """What a refused load or attach means and what to do."""
     detail = next((line for line in log if line), "")
