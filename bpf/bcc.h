@@ -43,6 +43,7 @@ static __always_inline __u64 *totals_lookup(__u32 *key) { return totals.lookup(k
 
 static __always_inline void *ring_reserve(__u64 size) { return events.ringbuf_reserve(size); }
 static __always_inline void ring_submit(void *record, __u64 flags) { events.ringbuf_submit(record, flags); }
+static __always_inline __u64 ring_query(__u64 what) { return 0; } /* bcc has no such call: never woken for data */
 static __always_inline void ring_discard(void *record) { events.ringbuf_discard(record, BPF_RB_NO_WAKEUP); }
 
 #define KERNEL_READ(dst, ptr, type, field) KERNEL_READ_AT(dst, ptr, OFFSET_##type##_##field)

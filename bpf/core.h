@@ -105,6 +105,11 @@ static __always_inline void ring_submit(void *record, __u64 flags)
 	bpf_ringbuf_submit(record, flags);
 }
 
+static __always_inline __u64 ring_query(__u64 what)
+{
+	return bpf_ringbuf_query(&events, what);
+}
+
 static __always_inline void ring_discard(void *record)
 {
 	bpf_ringbuf_discard(record, BPF_RB_NO_WAKEUP);

@@ -79,7 +79,7 @@ GLOBAL_SUBPROGRAM int submit_part(struct moved *moved)
 	event->call_length = moved->length;
 	if (moved->length > TAP_MAX_CALL_BYTES && moved->done == TAP_MAX_CALL_BYTES - TAP_PART_BYTES)
 		event->flags |= TAP_CUT;
-	ring_submit(event, BPF_RB_NO_WAKEUP);
+	ring_submit(event, wake_at_mark());
 	moved->done += TAP_PART_BYTES;
 	return moved->done < moved->length;
 }

@@ -103,7 +103,7 @@ class Loader(Protocol):
         """Make a process a target; it may already be one."""
 
     def wait(self, timeout_s: float) -> None:
-        """Until something urgent happened (a process started, forked, loaded a library) or the time has passed."""
+        """Until something urgent happened (a process started, forked, loaded a library; the ring fills up) or the time has passed."""
 
     def consume(self) -> list[bytes]:
         """The records that came since the last call, oldest first, up to a bound."""

@@ -76,7 +76,6 @@ _FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "bpf_map_get_next_key": (ct.c_int, (ct.c_int, ct.c_void_p, ct.c_void_p)),
     "ring_buffer__new": (ct.c_void_p, (ct.c_int, SampleCallback, ct.c_void_p, ct.c_void_p)),
     "ring_buffer__free": (None, (ct.c_void_p,)),
-    "ring_buffer__epoll_fd": (ct.c_int, (ct.c_void_p,)),
     "ring_buffer__consume": (ct.c_int, (ct.c_void_p,)),
     "libbpf_num_possible_cpus": (ct.c_int, ()),
     "libbpf_set_print": (ct.c_void_p, (_PrintCallback,)),
