@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import os
 import subprocess
@@ -89,6 +90,17 @@ def test_python(everything: Agent, front: Nginx, certificate: Certificate, name:
         pytest.importorskip(needed, reason=f"{needed} is in the dependency group `peers`")
     pid, received = run(sys.executable, CALLERS / script, front.url, certificate.cert, *([mode] if mode else []))
     check(everything, front, name, received, {pid}, Path(sys.executable).name[:15])
+
+
+def test_openssl_1_1(everything: Agent, front: Nginx, certificate: Certificate) -> None:
+    """The last release of 1.1 that a wheel carries; its file's name has a digest in it, as in all such wheels."""
+    found = importlib.util.find_spec("psycopg2")
+    if found is None or found.origin is None:
+        pytest.skip("psycopg2-binary 2.9.5 is in the dependency group `peers` (Python 3.11)")
+    (library,) = Path(found.origin).parents[1].glob("psycopg2_binary.libs/libssl-*.so.1.1")
+    pid, received = run(sys.executable, CALLERS / "openssl11_calls.py", front.url, certificate.cert, library)
+    check(everything, front, "openssl11", received, {pid}, Path(sys.executable).name[:15])
+    assert f"probing OpenSSL 1.1 in {library}" in everything.said
 
 
 @pytest.mark.parametrize("kind", ["https", "openai", "anthropic"])
