@@ -119,6 +119,24 @@ def test_node(everything: Agent, front: Nginx, certificate: Certificate, kind: s
     check(everything, front, f"node-{kind}", received, {pid}, "node")
 
 
+@pytest.mark.parametrize("version", ["1.4.5", "1.4.4"])
+def test_bun(everything: Agent, front: Nginx, certificate: Certificate, version: str, tmp_path: Path) -> None:
+    """BoringSSL inside a stripped program, found by its build id."""
+    npm = program("npm")
+    folder = Path(os.environ.get("LLMSEC_NODE_PACKAGES", tmp_path)) / f"bun-{version}"
+    bun = folder / "package/bin/bun"
+    if not bun.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run([npm, "pack", "--silent", f"@oven/bun-linux-x64@{version}"], cwd=folder, capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip(f"npm has no @oven/bun-linux-x64@{version}")
+        subprocess.run(["tar", "xzf", folder / done.stdout.decode().strip()], cwd=folder, check=True)
+    for name in ("unseen", f"bun-{version}"):  # a program that no process ran before takes the tap some milliseconds to read
+        pid, received = run(bun, CALLERS / "bun_calls.mjs", front.url, certificate.cert, name)
+    check(everything, front, f"bun-{version}", received, {pid}, "bun")
+    assert f"probing BoringSSL in Bun {version} in {bun}" in everything.said
+
+
 @pytest.mark.parametrize("name", ["curl", "wget"])
 def test_one_process_for_each_call(everything: Agent, front: Nginx, certificate: Certificate, name: str) -> None:
     program(name)

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from llmsec_tap.capture import x86
 from llmsec_tap.capture.base import Probe, ProbePlan, Role
+from llmsec_tap.capture.build_ids import KNOWN_BUILD_IDS, Offsets
 from llmsec_tap.capture.elf import ELFError, ELFFile, Function
 
 _OPENSSL: Final[dict[str, Role]] = {
@@ -75,20 +76,6 @@ class Findings:
     plans: list[ProbePlan] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     linkers: list[ProbePlan] = field(default_factory=list)  # where it shows that a library was loaded
-
-
-@dataclass(frozen=True)
-class Offsets:
-    """Probe points of a file without symbols, as given by options or the table of build ids."""
-
-    read: int
-    write: int
-    library: str = "given offsets"
-
-
-# Files whose symbols are stripped but whose build id is known, with the offsets of SSL_read and SSL_write in the file. Entries are
-# added as they are verified on the real binary (docs/capture.md tells how to find them); `--offsets-file` adds local ones.
-KNOWN_BUILD_IDS: Final[dict[str, Offsets]] = {}
 
 
 class TargetFinder:
@@ -161,7 +148,8 @@ class TargetFinder:
 
     def _take_offsets(self, file: ELFFile, mapped: MappedFile, offsets: Offsets, found: Findings) -> None:
         """A probe in the middle of an instruction would damage the process, so a given offset must look like a function's beginning."""
-        wrong = [hex(offset) for offset in (offsets.read, offsets.write) if not file.may_be_function(offset)]
+        given = (offsets.read, offsets.write, offsets.new)
+        wrong = [hex(offset) for offset in given if offset is not None and not file.may_be_function(offset)]
         if wrong:
             found.refusals.append(Refusal(mapped.path, f"no function can begin at offset {' or '.join(wrong)}; nothing was probed"))
         else:
@@ -296,7 +284,8 @@ def _same(path: str, inode: int) -> bool:
 
 
 def _offset_plan(mapped: MappedFile, offsets: Offsets) -> ProbePlan:
-    probes = (Probe(Role.READ, offsets.read, f"+{offsets.read:#x}"), Probe(Role.WRITE, offsets.write, f"+{offsets.write:#x}"))
+    places = ((Role.READ, offsets.read), (Role.WRITE, offsets.write), (Role.NEW, offsets.new))
+    probes = tuple(Probe(role, offset, f"+{offset:#x}") for role, offset in places if offset is not None)
     return ProbePlan(path=mapped.opened, identity=mapped.identity, library=offsets.library, probes=probes)
 
 
