@@ -53,7 +53,9 @@ _TRACES: Final[tuple[tuple[bytes, str], ...]] = (
     (b"rustls::", "rustls without symbols"),
     (b"rustls-", "rustls without symbols"),
 )
-_QUIC: Final = re.compile(r"/lib(?:msquic|quiche|ngtcp2|lsquic|nghttp3)[^/]*\.so")
+_QUIC: Final = re.compile(r"/lib(?:msquic|quiche|ngtcp2|lsquic|nghttp3)[^/]*\.so|/aioquic/[^/]+\.so")
+QUIC_REFUSED: Final = "QUIC (HTTP/3): its streams do not pass TLS functions; not captured"
+KERNEL_TLS: Final = Path("/proc/net/tls_stat")
 
 
 class MappedFile(NamedTuple):
@@ -241,14 +243,10 @@ def installed_libraries() -> list[MappedFile]:
 
 
 def other_limits(pid: int) -> list[Refusal]:
-    """What bypasses every TLS library's own functions: kernel TLS and QUIC."""
-    refusals = [
-        Refusal(mapped.path, "QUIC (HTTP/3): its streams do not pass TLS functions; not captured")
-        for mapped in mapped_files(pid)
-        if _QUIC.search(mapped.path)
-    ]
+    """What bypasses every TLS library's own functions: kernel TLS and QUIC, as far as mapped libraries tell."""
+    refusals = [Refusal(mapped.path, QUIC_REFUSED) for mapped in mapped_files(pid) if _QUIC.search(mapped.path)]
     for mapped in mapped_files(pid):
-        if _LIBSSL_NAME.search(mapped.path) and _kernel_tls_in_use():
+        if _LIBSSL_NAME.search(mapped.path) and kernel_tls_in_use():
             refusals.append(
                 Refusal(mapped.path, "kernel TLS is in use on this host: what a process sends with SSL_sendfile is not captured")
             )
@@ -264,9 +262,10 @@ def go_version(file: ELFFile) -> tuple[int, int] | None:
     return int(major), int(minor)
 
 
-def _kernel_tls_in_use() -> bool:
+def kernel_tls_in_use(statistics: Path = KERNEL_TLS) -> bool:
+    """Whether any connection of this host has its TLS in the kernel now. Which process it is of, the kernel does not say."""
     try:
-        counters = dict(line.split() for line in Path("/proc/net/tls_stat").read_text().splitlines())
+        counters = dict(line.split() for line in statistics.read_text().splitlines())
     except (OSError, ValueError):
         return False
     return any(counters.get(name, "0") != "0" for name in ("TlsCurrTxSw", "TlsCurrRxSw", "TlsCurrTxDevice", "TlsCurrRxDevice"))

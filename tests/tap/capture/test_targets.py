@@ -17,7 +17,7 @@ from llmsec_tap.capture import x86
 from llmsec_tap.capture.base import Role
 from llmsec_tap.capture.build_ids import Offsets
 from llmsec_tap.capture.elf import ELFError, ELFFile
-from llmsec_tap.capture.targets import MappedFile, TargetFinder, installed_libraries
+from llmsec_tap.capture.targets import MappedFile, TargetFinder, installed_libraries, kernel_tls_in_use
 from support.agent import ROOT, environment
 
 
@@ -207,3 +207,13 @@ def test_the_finder_of_stripped_boringssl_finds_what_the_symbols_say(tmp_path: P
         checked += 1
     if not checked:
         pytest.skip("curl_cffi and xllamacpp are in the dependency group `peers`")
+
+
+def test_kernel_tls_is_told_from_the_kernels_own_count(tmp_path: Path) -> None:
+    statistics = tmp_path / "tls_stat"
+    assert not kernel_tls_in_use(statistics), "a kernel without it"
+    text = "TlsCurrTxSw                     \t{}\nTlsCurrRxSw                     \t0\nTlsTxSw                         \t7\n"
+    statistics.write_text(text.format(0))
+    assert not kernel_tls_in_use(statistics), "used once, not now"
+    statistics.write_text(text.format(2))
+    assert kernel_tls_in_use(statistics)
