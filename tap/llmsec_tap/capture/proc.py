@@ -6,6 +6,7 @@ The probes stand before anything heavier is imported, and this is what choosing 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -43,15 +44,16 @@ def is_alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-def children_of(pid: int) -> list[int]:
-    """The living descendants of a process. (/proc/PID/task/TID/children would be cheaper, but many kernels are built without.)"""
+def descendants_of(pids: Iterable[int]) -> list[int]:
+    """The living descendants of some processes. (/proc/PID/task/TID/children would be cheaper, but many kernels are built without.)"""
     parents: dict[int, list[int]] = {}
     for known in all_pids():
         stat = text_of(Path(f"/proc/{known}/stat"))
         fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
         if len(fields) > 1:
             parents.setdefault(int(fields[1]), []).append(known)
-    found, waiting = [], [pid]
+    found: list[int] = []
+    waiting = list(pids)
     while waiting:
         children = parents.get(waiting.pop(), [])
         found += children

@@ -1,14 +1,15 @@
 """Which processes are observed, and the probes that stand in them: at the start, and as processes start, fork and load libraries.
 
 Probes for `--pid` are placed in that process alone, so that no other pays for them. A process that turns out to fork workers (they
-run on in its program) is the exception: placing probes in a worker takes milliseconds, in which it may have answered already, so
-from then on its libraries are probed for every process, as below. Where processes are chosen by name, by
+run on in its program), or has more than a few, is the exception: placing probes in a worker takes milliseconds, in which it may have
+answered already, so its libraries are probed for every process, as below. Where processes are chosen by name, by
 container or all, a library is probed for every process that maps it, so that one started later is seen from its first byte; the
 kernel half then leaves out those that were not chosen.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from llmsec_tap.errors import KernelError, SourceError
 _LOOK_AGAIN_S = (0.002, 0.02, 0.1, 0.5)
 # A child that has not started another program after this time is a worker.
 _WORKER_AFTER_S = 0.02
+# Each process with probes of its own costs five links, and each link some 30 ms to take out again: more than these share theirs.
+_ONE_BY_ONE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,7 @@ class Observed:
         self._announced: set[tuple[str, int]] = set()
         self._due: list[tuple[float, int]] = []
         self._young: dict[int, tuple[float, int]] = {}  # forked child -> when, parent
+        self._one_by_one = selection.is_by_pid
         self.attached_ns = 0
 
     @property
@@ -89,15 +93,28 @@ class Observed:
                 for plan in self._finder.look_at_file(mapped).plans:
                     self._attach(plan, None, must=True)
         pids = list(chosen.pids)
-        if chosen.follow_forks:
-            pids += [child for pid in chosen.pids for child in proc.children_of(pid)]
         if not chosen.is_by_pid:
             pids += [pid for pid in proc.all_pids() if self._is_chosen(pid)]
-        for pid in dict.fromkeys(pids):
-            self._loader.watch(pid)
-        for pid in dict.fromkeys(pids):
+        family = self._family(pids)
+        if self._one_by_one and len(family) > _ONE_BY_ONE:
+            self._one_by_one = False
+            self._report(f"{len(family)} processes: their libraries are probed for every process that maps them, others are left out")
+        for pid in family:
             self._look(pid, must=pid in chosen.pids)
         self.attached_ns = time.monotonic_ns()
+
+    def _family(self, pids: list[int]) -> list[int]:
+        """Watch these processes and, where children are followed, those that they have forked.
+
+        A child that is forked meanwhile is either seen by a scan or reported by the kernel half, which knows its parent by then.
+        """
+        watched: dict[int, None] = {}
+        while new := [pid for pid in pids if pid not in watched]:
+            for pid in new:
+                self._loader.watch(pid)
+            watched |= dict.fromkeys(new)
+            pids = proc.descendants_of(watched) if self._selection.follow_forks else []
+        return list(watched)
 
     def on_event(self, event: Event) -> None:
         """A process started, forked, ended or mapped code."""
@@ -119,7 +136,8 @@ class Observed:
             if event.pid in self._young:
                 self._is_worker(event.pid)
             for key in [key for key in self._attached if key[1] == event.pid]:
-                self._loader.detach(self._attached.pop(key))
+                # Aside: the kernel waits for its other CPUs, and the ring would fill meanwhile.
+                threading.Thread(target=self._loader.detach, args=(self._attached.pop(key),), name="llmsec-detach", daemon=True).start()
 
     def look_at_due(self) -> None:
         """Look again at the processes whose time has come."""
@@ -137,10 +155,12 @@ class Observed:
     def _is_worker(self, pid: int) -> None:
         """The parent's libraries are probed for every process from now on. Its own probes stay: a call seen by two is told once."""
         _, parent = self._young.pop(pid)
-        plans = [attachment.plan for (_, owner), attachment in self._attached.items() if owner == parent and not attachment.plan.is_linker]
+        plans = [attachment.plan for (_, owner), attachment in self._attached.items() if owner == parent]
         for plan in plans:
-            if (plan.identity, None) not in self._attached and (plan.identity, None) not in self._failed:
-                self._attach(plan, None)
+            if (plan.identity, None) in self._attached or (plan.identity, None) in self._failed:
+                continue
+            self._attach(plan, None)
+            if not plan.is_linker:
                 self._report(
                     f"process {parent} forks workers: {plan.library} is probed for every process that maps it, others are left out"
                 )
@@ -167,7 +187,7 @@ class Observed:
 
     def _look(self, pid: int, *, must: bool = False) -> None:
         found = self._finder.look(pid)
-        owner = pid if self._selection.is_by_pid else None
+        owner = pid if self._one_by_one else None
         for plan in found.plans:
             self._attach(plan, owner, must=must)
         for plan in found.linkers:
@@ -182,7 +202,7 @@ class Observed:
 
     def _attach(self, plan: ProbePlan, pid: int | None, *, must: bool = False) -> None:
         key = (plan.identity, pid)
-        if key in self._attached or key in self._failed:
+        if key in self._attached or key in self._failed or (plan.identity, None) in self._attached:
             return
         try:
             self._attached[key] = self._loader.attach(plan, pid)

@@ -7,10 +7,12 @@ kernel takes all probes out.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes as ct
 import errno
 import os
 import struct
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -47,6 +49,7 @@ _TRACEPOINTS: Final = ("on_fork", "on_exec", "on_exit")
 # How sockets are followed: by the tracepoints of sockets alone, or by system calls, which all processes of the host pay for.
 _BY_SOCKETS: Final = ("on_send", "on_receive")
 _BY_SYSTEM_CALLS: Final = ("on_sys_enter",)
+_CLOSE_AT_ONCE: Final = 16
 _CONFIG: Final = struct.Struct("=IIIII")  # struct tap_config
 
 
@@ -178,16 +181,27 @@ class CoreLoader(KernelHalf):
         return KernelError(f"no probe can be placed in {plan.path} ({fault.strerror})", "See `llmsec-tap targets`.")
 
     def _detach(self, link: object) -> None:
-        if isinstance(link, _PerfLink):
-            self._links.remove(link.pointer)
-            self._library.bpf_link__destroy(link.pointer)
-        elif isinstance(link, int) and link in self._descriptors:
-            self._descriptors.discard(link)
-            os.close(link)
+        # Whoever removes it from the books closes it: processes end, and the capture with them, in several threads.
+        with contextlib.suppress(KeyError, ValueError):
+            if isinstance(link, _PerfLink):
+                self._links.remove(link.pointer)
+                self._library.bpf_link__destroy(link.pointer)
+            elif isinstance(link, int):
+                self._descriptors.remove(link)
+                os.close(link)
+
+    def _close_descriptors(self) -> None:
+        with contextlib.suppress(KeyError):
+            while True:
+                os.close(self._descriptors.pop())
 
     def detach_all(self) -> None:
-        while self._descriptors:  # popped one by one: the reading thread may be placing another
-            os.close(self._descriptors.pop())
+        # Together: for each the kernel waits until no CPU runs the probe any more.
+        closing = [threading.Thread(target=self._close_descriptors) for _ in range(min(_CLOSE_AT_ONCE, len(self._descriptors)))]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join()
         while self._links:
             self._library.bpf_link__destroy(self._links.pop())
 
