@@ -9,6 +9,8 @@
 
 #include <uapi/linux/ptrace.h>
 
+struct sock;
+
 /* Called from one place each, and bcc has no functions that are not inlined. */
 #define GLOBAL_SUBPROGRAM static __always_inline
 
@@ -41,9 +43,11 @@ static __always_inline __u64 *totals_lookup(__u32 *key) { return totals.lookup(k
 
 static __always_inline void *ring_reserve(__u64 size) { return events.ringbuf_reserve(size); }
 static __always_inline void ring_submit(void *record, __u64 flags) { events.ringbuf_submit(record, flags); }
+static __always_inline __u64 ring_query(__u64 what) { return 0; } /* bcc has no such call: never woken for data */
 static __always_inline void ring_discard(void *record) { events.ringbuf_discard(record, BPF_RB_NO_WAKEUP); }
 
 #define KERNEL_READ(dst, ptr, type, field) KERNEL_READ_AT(dst, ptr, OFFSET_##type##_##field)
+#define TRUSTED_INODE(sock) inode_of(sock) /* bcc has no typed pointers */
 #define KERNEL_READ_AT(dst, ptr, offset) bpf_probe_read_kernel(&(dst), sizeof(dst), (void *)(ptr) + (offset))
 #define KERNEL_READ_COMM(dst, task) bpf_probe_read_kernel(dst, 16, (void *)(task) + OFFSET_task_struct_comm)
 

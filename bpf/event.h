@@ -13,7 +13,7 @@ enum tap_event_type {
 	TAP_EXEC = 4,  /* the process runs another program now */
 	TAP_FORK = 5,  /* `other` is the child's process id */
 	TAP_EXIT = 6,  /* the last thread ended */
-	TAP_MAP = 7,   /* the process is about to map executable code: a library may have been loaded */
+	TAP_MAP = 7,   /* the dynamic loader has mapped or unmapped a library */
 };
 
 enum tap_direction {

@@ -66,26 +66,12 @@ static __always_inline int process_ended(void *task)
 	return 0;
 }
 
-#define TAP_PROT_EXEC 4
-
-static __always_inline int system_call(struct pt_regs *regs, long number)
+/* The dynamic loader has changed what is mapped: it calls an empty function then, for debuggers. */
+static __always_inline int libraries_changed(void)
 {
 	__u32 pid = bpf_get_current_pid_tgid() >> 32;
-	unsigned long protection = 0, descriptor = 0;
-	int kind = socket_call(number);
 
-	if (!kind && number != 9 /* mmap */)
-		return 0;
-	if (!is_watched(pid))
-		return 0;
-	if (kind) {
-		bpf_probe_read_kernel(&descriptor, sizeof(descriptor), &regs->di);
-		on_socket_call(descriptor, kind == 1);
-		return 0;
-	}
-	bpf_probe_read_kernel(&protection, sizeof(protection), &regs->dx);
-	bpf_probe_read_kernel(&descriptor, sizeof(descriptor), &regs->r8);
-	if (protection & TAP_PROT_EXEC && (int)descriptor >= 0)
+	if (is_watched(pid))
 		tell_process(TAP_MAP, pid, 0);
 	return 0;
 }

@@ -16,56 +16,74 @@
 #define TAP_S_IFMT 0170000
 #define TAP_S_IFSOCK 0140000
 
-enum socket_answer { TAP_NO_SOCKET = 0, TAP_SOCKET = 1, TAP_SAME_SOCKET = 2 };
-
-/*
- * The facts of an internet socket behind a descriptor of the current task. `known` is the inode of a socket whose facts are at hand
- * already (0: none): the usual case, answered before most of the reading. Inode numbers of sockets are not used twice.
- */
-static __always_inline enum socket_answer socket_of(__u32 fd, __u64 known, struct socket_facts *out)
+/* The socket (struct sock) behind a descriptor of the current task; 0: none. */
+static __always_inline void *sock_of_descriptor(__u32 fd)
 {
 	void *task = (void *)bpf_get_current_task(), *files = 0, *table = 0, *file = 0, *inode = 0, *sock = 0, *socket = 0;
 	void **slots = 0;
 	__u32 max_fds = 0;
-	__u16 mode = 0, port = 0;
-	unsigned long number = 0;
+	__u16 mode = 0;
 
 	KERNEL_READ(files, task, task_struct, files);
 	KERNEL_READ(table, files, files_struct, fdt);
 	KERNEL_READ(max_fds, table, fdtable, max_fds);
 	if (fd >= max_fds)
-		return TAP_NO_SOCKET;
+		return 0;
 	KERNEL_READ(slots, table, fdtable, fd);
 	bpf_probe_read_kernel(&file, sizeof(file), slots + fd);
 	if (!file)
-		return TAP_NO_SOCKET;
+		return 0;
 	KERNEL_READ(inode, file, file, f_inode);
-	KERNEL_READ(number, inode, inode, i_ino);
-	if (known && number == known)
-		return TAP_SAME_SOCKET;
 	KERNEL_READ(mode, inode, inode, i_mode);
 	if ((mode & TAP_S_IFMT) != TAP_S_IFSOCK)
-		return TAP_NO_SOCKET;
+		return 0;
 	KERNEL_READ(socket, file, file, private_data);
 	KERNEL_READ(sock, socket, socket, sk);
-	if (!sock)
-		return TAP_NO_SOCKET;
+	return sock;
+}
+
+/* The inode of an internet socket, which no other socket gets again; 0: another family, or no socket any more. */
+static __always_inline __u64 inode_of(void *sock)
+{
+	void *socket = 0, *file = 0, *inode = 0;
+	unsigned long number = 0;
+	__u16 family = 0;
+
+	KERNEL_READ(family, sock, sock_common, skc_family);
+	if (family != TAP_AF_INET && family != TAP_AF_INET6)
+		return 0;
+	KERNEL_READ(socket, sock, sock, sk_socket);
+	KERNEL_READ(file, socket, socket, file);
+	KERNEL_READ(inode, file, file, f_inode);
+	KERNEL_READ(number, inode, inode, i_ino);
+	return number;
+}
+
+static __always_inline void read_facts(void *sock, __u64 inode, struct socket_facts *out)
+{
+	__u16 port = 0;
+
 	__builtin_memset(out, 0, sizeof(*out));
-	out->inode = number;
+	out->inode = inode;
 	KERNEL_READ(out->family, sock, sock_common, skc_family);
 	if (out->family == TAP_AF_INET) {
 		KERNEL_READ(*(__u32 *)out->local, sock, sock_common, skc_rcv_saddr);
 		KERNEL_READ(*(__u32 *)out->remote, sock, sock_common, skc_daddr);
-	} else if (out->family == TAP_AF_INET6) {
+	} else {
 		KERNEL_READ(out->local, sock, sock_common, skc_v6_rcv_saddr);
 		KERNEL_READ(out->remote, sock, sock_common, skc_v6_daddr);
-	} else {
-		return TAP_NO_SOCKET;
 	}
 	KERNEL_READ(out->local_port, sock, sock_common, skc_num);
 	KERNEL_READ(port, sock, sock_common, skc_dport);
 	out->remote_port = __builtin_bswap16(port);
-	return TAP_SOCKET;
+}
+
+static __always_inline struct thread *new_thread(__u64 *id)
+{
+	struct thread made = {};
+
+	threads_update(id, &made);
+	return threads_lookup(id);
 }
 
 /* The connection's entry, made if this is the first that is seen of it. */
@@ -101,13 +119,15 @@ static __always_inline void close_connection(const struct connection_key *key, s
 	ring_submit(event, BPF_RB_NO_WAKEUP);
 }
 
-static __always_inline void bind_socket(__u32 pid, __u64 pointer, const struct socket_facts *socket, bool may_replace)
+/* `inode` is that of `sock`; the usual case, a connection that has this socket already, is answered by it alone. */
+static __always_inline void bind_socket(__u32 pid, __u64 pointer, void *sock, __u64 inode, bool may_replace)
 {
 	struct connection_key key = {.connection = pointer, .pid = pid};
 	struct connection *connection = connection_of(&key);
+	struct socket_facts facts;
 	struct tap_event *event;
 
-	if (!connection || connection->socket.inode == socket->inode)
+	if (!connection || connection->socket.inode == inode)
 		return;
 	if (connection->socket.inode) {
 		if (!may_replace)
@@ -119,7 +139,8 @@ static __always_inline void bind_socket(__u32 pid, __u64 pointer, const struct s
 		connection->lost = 0;
 		connection->fresh = 1;
 	}
-	connection->socket = *socket;
+	read_facts(sock, inode, &facts);
+	connection->socket = facts;
 	if (!connection->offsets[0] && !connection->offsets[1])
 		return; /* the first data will carry it */
 	event = ring_reserve(sizeof(*event) + TAP_CLASS_SMALL);
@@ -130,6 +151,49 @@ static __always_inline void bind_socket(__u32 pid, __u64 pointer, const struct s
 	event_head(event, TAP_BIND, pid, bpf_ktime_get_ns());
 	event_connection(event, &key, connection);
 	ring_submit(event, BPF_RB_NO_WAKEUP);
+}
+
+/* A watched thread moves bytes over an internet socket. */
+static __always_inline void on_socket_call(void *sock, __u64 inode, bool is_receive)
+{
+	__u64 id = bpf_get_current_pid_tgid();
+	struct thread *thread = threads_lookup(&id);
+
+	if (thread && thread->depth) {
+		thread->calls[0].touched_socket = 1;
+		bind_socket(id >> 32, thread->calls[0].connection, sock, inode, true);
+		if (thread->depth > 1) {
+			thread->calls[1].touched_socket = 1;
+			bind_socket(id >> 32, thread->calls[1].connection, sock, inode, true);
+		}
+	} else if (is_receive) {
+		if (!thread) {
+			thread = new_thread(&id);
+			if (!thread)
+				return;
+		}
+		thread->received_sock = (__u64)sock;
+		thread->received_inode = inode;
+	} else if (thread && thread->unsent) {
+		bind_socket(id >> 32, thread->unsent, sock, inode, false);
+		thread->unsent = 0;
+	}
+}
+
+/* Linux 6.3 and later: sockets tell of themselves, and system calls pay nothing. Runs after the bytes were moved, or were not. */
+static __always_inline int socket_moved(struct sock *sock, int result, bool is_receive)
+{
+	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+	__u64 inode;
+
+	if (!is_watched(pid))
+		return 0;
+	if (is_receive && result <= 0)
+		return 0;
+	inode = TRUSTED_INODE(sock);
+	if (inode)
+		on_socket_call(sock, inode, is_receive);
+	return 0;
 }
 
 /* System calls that move bytes over a descriptor, x86-64. */
@@ -151,47 +215,22 @@ static __always_inline int socket_call(long number)
 	}
 }
 
-static __always_inline void on_socket_call(__u32 fd, bool is_receive)
+/* Before Linux 6.3: every system call of the host comes by here, as it begins. */
+static __always_inline int system_call(struct pt_regs *regs, long number)
 {
-	__u64 id = bpf_get_current_pid_tgid();
-	struct thread *thread = threads_lookup(&id);
-	struct connection_key key = {.pid = id >> 32};
-	struct connection *connection;
-	struct socket_facts socket;
-	struct thread made = {};
-	enum socket_answer found;
+	int kind = socket_call(number);
+	unsigned long descriptor = 0;
+	__u64 inode;
+	void *sock;
 
-	if (thread && thread->depth) {
-		key.connection = thread->calls[0].connection;
-		connection = connections_lookup(&key);
-		found = socket_of(fd, connection && thread->depth == 1 ? connection->socket.inode : 0, &socket);
-		if (found == TAP_NO_SOCKET)
-			return;
-		thread->calls[0].touched_socket = 1;
-		if (found == TAP_SAME_SOCKET)
-			return;
-		bind_socket(id >> 32, thread->calls[0].connection, &socket, true);
-		if (thread->depth > 1) {
-			thread->calls[1].touched_socket = 1;
-			bind_socket(id >> 32, thread->calls[1].connection, &socket, true);
-		}
-		return;
-	}
-	if (!is_receive) {
-		if (!thread || !thread->unsent || socket_of(fd, 0, &socket) != TAP_SOCKET)
-			return;
-		bind_socket(id >> 32, thread->unsent, &socket, false);
-		thread->unsent = 0;
-		return;
-	}
-	if (socket_of(fd, 0, &socket) != TAP_SOCKET)
-		return;
-	if (!thread) {
-		made.received_fd = fd + 1;
-		threads_update(&id, &made);
-		return;
-	}
-	thread->received_fd = fd + 1;
+	if (!kind || !is_watched(bpf_get_current_pid_tgid() >> 32))
+		return 0;
+	bpf_probe_read_kernel(&descriptor, sizeof(descriptor), &regs->di);
+	sock = sock_of_descriptor(descriptor);
+	inode = sock ? inode_of(sock) : 0;
+	if (inode)
+		on_socket_call(sock, inode, kind == 1);
+	return 0;
 }
 
 #endif

@@ -35,8 +35,9 @@ struct call {
 #define TAP_MAX_NESTED 2
 
 struct thread {
-	__u32 depth;
-	__u32 received_fd;    /* 1 + descriptor of the last socket receive outside a TLS call; 0: none */
+	__u64 depth;
+	__u64 received_sock;  /* the socket that this thread last received from outside a TLS call; 0: none */
+	__u64 received_inode; /* tells whether that address still holds the same socket */
 	__u64 unsent;	      /* connection that wrote to memory: the next socket send of this thread is its own */
 	struct call calls[TAP_MAX_NESTED];
 };

@@ -50,6 +50,24 @@ int go_close(struct pt_regs *regs)
 	return connection_freed(regs->ax);
 }
 
+SEC("uprobe")
+int on_libraries(struct pt_regs *regs)
+{
+	return libraries_changed();
+}
+
+SEC("tp_btf/sock_send_length")
+int on_send(__u64 *args)
+{
+	return socket_moved((struct sock *)args[0], args[1], false);
+}
+
+SEC("tp_btf/sock_recv_length")
+int on_receive(__u64 *args)
+{
+	return socket_moved((struct sock *)args[0], args[1], true);
+}
+
 SEC("tp_btf/sys_enter")
 int on_sys_enter(__u64 *args)
 {

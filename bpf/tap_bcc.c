@@ -17,6 +17,9 @@ int go_read(struct pt_regs *regs) { return go_entered(regs, 0); }
 int go_write(struct pt_regs *regs) { return go_entered(regs, TAP_COOKIE_WRITE); }
 int go_return(struct pt_regs *regs) { return go_returned(regs); }
 int go_close(struct pt_regs *regs) { return connection_freed(regs->ax); }
+int on_libraries(struct pt_regs *regs) { return libraries_changed(); }
+int on_send(struct bpf_raw_tracepoint_args *args) { return socket_moved((struct sock *)args->args[0], args->args[1], false); }
+int on_receive(struct bpf_raw_tracepoint_args *args) { return socket_moved((struct sock *)args->args[0], args->args[1], true); }
 int on_sys_enter(struct bpf_raw_tracepoint_args *args) { return system_call((struct pt_regs *)args->args[0], args->args[1]); }
 int on_fork(struct bpf_raw_tracepoint_args *args) { return process_forked((void *)args->args[0], (void *)args->args[1]); }
 int on_exec(struct bpf_raw_tracepoint_args *args) { return process_started((void *)args->args[0]); }

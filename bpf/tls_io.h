@@ -79,7 +79,7 @@ GLOBAL_SUBPROGRAM int submit_part(struct moved *moved)
 	event->call_length = moved->length;
 	if (moved->length > TAP_MAX_CALL_BYTES && moved->done == TAP_MAX_CALL_BYTES - TAP_PART_BYTES)
 		event->flags |= TAP_CUT;
-	ring_submit(event, BPF_RB_NO_WAKEUP);
+	ring_submit(event, wake_at_mark());
 	moved->done += TAP_PART_BYTES;
 	return moved->done < moved->length;
 }
@@ -101,16 +101,13 @@ static __always_inline void submit_bytes(struct connection *connection, struct m
 static __always_inline int call_entered(struct pt_regs *regs, __u64 cookie)
 {
 	__u64 id = bpf_get_current_pid_tgid(), stack = regs->sp;
-	struct thread made = {};
-	struct thread *thread;
+	struct thread *thread = threads_lookup(&id);
 	struct call *call;
 
-	if (!is_watched(id >> 32))
-		return 0;
-	thread = threads_lookup(&id);
-	if (!thread) {
-		threads_update(&id, &made);
-		thread = threads_lookup(&id);
+	if (!thread) { /* only threads of watched processes are known, so the others need not be asked for again */
+		if (!is_watched(id >> 32))
+			return 0;
+		thread = new_thread(&id);
 		if (!thread)
 			return 0;
 	}
@@ -130,7 +127,8 @@ static __always_inline int call_entered(struct pt_regs *regs, __u64 cookie)
 	call->size_out = cookie & TAP_COOKIE_SIZE_OUT ? regs->cx : 0;
 	call->direction = cookie & TAP_COOKIE_WRITE ? TAP_WRITE : TAP_READ;
 	call->stack = stack;
-	call->entered_ns = bpf_ktime_get_ns();
+	if (cookie & TAP_COOKIE_WRITE) /* a read's time is that of its return */
+		call->entered_ns = bpf_ktime_get_ns();
 	call->touched_socket = 0;
 	thread->depth++;
 	return 0;
@@ -143,7 +141,6 @@ static __always_inline int call_returned(struct pt_regs *regs)
 	struct connection *connection;
 	struct thread *thread;
 	struct moved moved = {};
-	struct socket_facts socket;
 	struct call call;
 	int result = (int)regs->ax;
 
@@ -177,8 +174,8 @@ static __always_inline int call_returned(struct pt_regs *regs)
 	if (!call.touched_socket && !connection->socket.inode) {
 		if (call.direction == TAP_WRITE)
 			thread->unsent = call.connection;
-		else if (thread->received_fd && socket_of(thread->received_fd - 1, 0, &socket) == TAP_SOCKET)
-			bind_socket(key.pid, call.connection, &socket, false);
+		else if (thread->received_sock && inode_of((void *)thread->received_sock) == thread->received_inode)
+			bind_socket(key.pid, call.connection, (void *)thread->received_sock, thread->received_inode, false);
 	}
 	moved.key = key;
 	submit_bytes(connection, &moved);
@@ -241,7 +238,7 @@ static __always_inline int go_entered(struct pt_regs *regs, __u64 cookie)
 	return 0;
 }
 
-static __always_inline enum socket_answer go_socket(__u64 connection, __u64 known, struct socket_facts *out)
+static __always_inline void *go_socket(__u64 connection)
 {
 	__u64 net_conn = 0, net_fd = 0;
 	__u32 fd = 0;
@@ -249,8 +246,8 @@ static __always_inline enum socket_answer go_socket(__u64 connection, __u64 know
 	if (bpf_probe_read_user(&net_conn, sizeof(net_conn), (void *)(connection + 8)) ||
 	    bpf_probe_read_user(&net_fd, sizeof(net_fd), (void *)net_conn) ||
 	    bpf_probe_read_user(&fd, sizeof(fd), (void *)(net_fd + TAP_GO_SYSFD_OFFSET)))
-		return TAP_NO_SOCKET;
-	return socket_of(fd, known, out);
+		return 0;
+	return sock_of_descriptor(fd);
 }
 
 static __always_inline int go_returned(struct pt_regs *regs)
@@ -259,9 +256,10 @@ static __always_inline int go_returned(struct pt_regs *regs)
 	struct connection_key goroutine = {.connection = regs->r14, .pid = pid}, key = {.pid = pid};
 	struct call *known = go_calls_lookup(&goroutine), call;
 	struct connection *connection;
-	struct socket_facts socket;
 	struct moved moved = {};
 	long result = regs->ax;
+	__u64 inode;
+	void *sock;
 
 	if (!known)
 		return 0;
@@ -274,8 +272,10 @@ static __always_inline int go_returned(struct pt_regs *regs)
 	if (!connection)
 		return 0;
 	/* A pointer is used again after garbage collection; nothing tells but the socket. */
-	if (go_socket(call.connection, connection->socket.inode, &socket) == TAP_SOCKET)
-		bind_socket(pid, call.connection, &socket, true);
+	sock = go_socket(call.connection);
+	inode = sock ? inode_of(sock) : 0;
+	if (inode)
+		bind_socket(pid, call.connection, sock, inode, true);
 	moved.buffer = call.buffer;
 	moved.length = result;
 	moved.direction = call.direction;

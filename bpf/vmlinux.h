@@ -30,6 +30,7 @@ enum bpf_map_type {
 
 enum { BPF_ANY = 0, BPF_NOEXIST = 1 };
 enum { BPF_RB_NO_WAKEUP = 1, BPF_RB_FORCE_WAKEUP = 2 };
+enum { BPF_RB_AVAIL_DATA = 0, BPF_RB_RING_SIZE = 1 };
 
 /* The registers of a user program at a probe are not a kernel structure that moves: x86-64's layout is ABI. */
 struct pt_regs {
@@ -54,13 +55,6 @@ struct sock_common {
 	struct in6_addr skc_v6_rcv_saddr;
 };
 
-/* A struct sock begins with its struct sock_common. */
-struct sock;
-
-struct socket {
-	struct sock *sk;
-};
-
 struct inode {
 	unsigned short i_mode;
 	unsigned long i_ino;
@@ -69,6 +63,18 @@ struct inode {
 struct file {
 	struct inode *f_inode;
 	void *private_data;
+};
+
+struct sock;
+
+struct socket {
+	struct file *file;
+	struct sock *sk;
+};
+
+struct sock {
+	struct sock_common __sk_common;
+	struct socket *sk_socket;
 };
 
 struct fdtable {

@@ -80,6 +80,12 @@ def test_classic_probes_tell_the_same(reference: Any, certificate: Certificate) 
     assert scripted(CoreLoader(KernelSettings(only_targets=True), multi=False), pid, port, certificate) == (seen, totals)
 
 
+def test_following_sockets_by_system_calls_tells_the_same(reference: Any, certificate: Certificate) -> None:
+    """As on kernels before 6.3, which have no tracepoints of sockets."""
+    pid, port, seen, totals = reference
+    assert scripted(CoreLoader(KernelSettings(only_targets=True), by_sockets=False), pid, port, certificate) == (seen, totals)
+
+
 def test_bcc_tells_the_same(reference: Any, certificate: Certificate) -> None:
     from llmsec_tap.capture.ebpf.bcc import BCCLoader
 

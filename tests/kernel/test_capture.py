@@ -112,6 +112,41 @@ def test_a_process_for_each_connection_is_followed(certificate: Certificate) -> 
     check(rows, asked, {row["process"]["pid"] for row in rows})
 
 
+def test_no_child_is_missed_that_is_forked_while_the_tap_attaches(certificate: Certificate, tmp_path: Path) -> None:
+    script = tmp_path / "forks.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from support.https_calls import ask_once\n"
+        "port, cert, go = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])\n"
+        "print('forking', flush=True)\n"
+        "for n in range(200):\n"
+        "    if not os.fork():\n"
+        "        while not go.exists(): time.sleep(0.05)\n"
+        "        ask_once(port, cert, f'child {n}')\n"
+        "        os._exit(0)\n"
+        "    time.sleep(0.004)\n"
+        "while os.wait()[0]: pass\n"
+    )
+    env = {**environment(), "PYTHONPATH": str(SUPPORT.parent)}
+    go = tmp_path / "go"
+    with echo("threads", certificate) as (_, port):
+        command = [sys.executable, script, str(port), certificate.cert, go]
+        parent = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        with Agent("--pid", str(parent.pid)) as agent:
+            agent.wait_for(lambda: len(children(parent.pid)) == 200, "it did not fork them all")
+            time.sleep(0.3)
+            go.touch()
+            parent.wait(60)
+            parent.stdout.close()
+            agent.wait_for(lambda: len(agent.exchanges()) >= 200, "children were missed")
+            rows = agent.exchanges()
+    assert sorted(row["input_text"] for row in rows) == sorted(f"child {n}" for n in range(200))
+    assert len({row["process"]["pid"] for row in rows}) == 200
+
+
 def test_workers_that_a_master_forked_before_and_after(front: Nginx, certificate: Certificate) -> None:
     with Agent("--pid", str(front.pid)) as agent:
         before = front.workers()

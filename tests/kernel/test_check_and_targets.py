@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from support.agent import environment
 from support.needs import program
@@ -41,3 +44,28 @@ def test_targets_names_the_probe_points_of_a_running_server(certificate: Certifi
     (row,) = [line for line in result.stdout.splitlines() if line.split()[:1] == [str(server.pid)] and "libssl.so" in line]
     assert "probe" in row
     assert "SSL_read_ex" in row
+
+
+def test_targets_refuses_quic_by_name(certificate: Certificate, tmp_path: Path) -> None:
+    """A real QUIC server on UDP 443, proved to be one, is told by its port and by its library."""
+    if importlib.util.find_spec("aioquic") is None:
+        pytest.skip("aioquic is in the dependency group `peers`")
+    script = SUPPORT / "quic_echo.py"
+    server = subprocess.Popen([sys.executable, script, "serve", "443", certificate.cert, certificate.key], stdout=subprocess.PIPE)
+    try:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"ready\n"
+        asked = subprocess.run(
+            [sys.executable, script, "ask", "443", certificate.cert, "hello"], capture_output=True, text=True, check=True
+        )
+        assert asked.stdout == "echo hello\n"
+        result = run("targets", "--pid", str(server.pid))
+    finally:
+        server.kill()
+        server.wait()
+        assert server.stdout is not None
+        server.stdout.close()
+    refused = [line for line in result.stdout.splitlines() if "QUIC (HTTP/3)" in line]
+    assert any("UDP 443" in line for line in refused), result.stdout
+    assert any("_buffer.abi3.so" in line for line in refused)
+    assert all("refused" in line for line in refused)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import os
 import subprocess
@@ -91,6 +92,17 @@ def test_python(everything: Agent, front: Nginx, certificate: Certificate, name:
     check(everything, front, name, received, {pid}, Path(sys.executable).name[:15])
 
 
+def test_openssl_1_1(everything: Agent, front: Nginx, certificate: Certificate) -> None:
+    """The last release of 1.1 that a wheel carries; its file's name has a digest in it, as in all such wheels."""
+    found = importlib.util.find_spec("psycopg2")
+    if found is None or found.origin is None:
+        pytest.skip("psycopg2-binary 2.9.5 is in the dependency group `peers` (Python 3.11)")
+    (library,) = Path(found.origin).parents[1].glob("psycopg2_binary.libs/libssl-*.so.1.1")
+    pid, received = run(sys.executable, CALLERS / "openssl11_calls.py", front.url, certificate.cert, library)
+    check(everything, front, "openssl11", received, {pid}, Path(sys.executable).name[:15])
+    assert f"probing OpenSSL 1.1 in {library}" in everything.said
+
+
 @pytest.mark.parametrize("kind", ["https", "openai", "anthropic"])
 def test_node(everything: Agent, front: Nginx, certificate: Certificate, kind: str, tmp_path: Path) -> None:
     node = program("node", "nodejs")
@@ -105,6 +117,24 @@ def test_node(everything: Agent, front: Nginx, certificate: Certificate, kind: s
     env = {"NODE_EXTRA_CA_CERTS": str(certificate.cert)}
     pid, received = run(node, CALLERS / "node_calls.mjs", front.url, certificate.cert, kind, folder, env=env)
     check(everything, front, f"node-{kind}", received, {pid}, "node")
+
+
+@pytest.mark.parametrize("version", ["1.4.5", "1.4.4"])
+def test_bun(everything: Agent, front: Nginx, certificate: Certificate, version: str, tmp_path: Path) -> None:
+    """BoringSSL inside a stripped program, found by its build id."""
+    npm = program("npm")
+    folder = Path(os.environ.get("LLMSEC_NODE_PACKAGES", tmp_path)) / f"bun-{version}"
+    bun = folder / "package/bin/bun"
+    if not bun.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run([npm, "pack", "--silent", f"@oven/bun-linux-x64@{version}"], cwd=folder, capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip(f"npm has no @oven/bun-linux-x64@{version}")
+        subprocess.run(["tar", "xzf", folder / done.stdout.decode().strip()], cwd=folder, check=True)
+    for name in ("unseen", f"bun-{version}"):  # a program that no process ran before takes the tap some milliseconds to read
+        pid, received = run(bun, CALLERS / "bun_calls.mjs", front.url, certificate.cert, name)
+    check(everything, front, f"bun-{version}", received, {pid}, "bun")
+    assert f"probing BoringSSL in Bun {version} in {bun}" in everything.said
 
 
 @pytest.mark.parametrize("name", ["curl", "wget"])

@@ -21,6 +21,8 @@ MARGIN: Final = 14
 CONTEXT_BEFORE: Final = 80
 MAX_RUN: Final = 96
 
+_NO_DIGITS = bytes(byte for byte in range(256) if not 48 <= byte <= 57)
+_BEFORE_DIGITS: Final = 13
 # Besides the usual: the no-break space and the dashes that word processors put between groups.
 _NUMBER_CHARS = frozenset("0123456789+().-/ x#_\u00a0\u2011\u2013")
 _EMAIL_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._%+-@!#$&'*=^`{|}~")
@@ -49,14 +51,20 @@ class RunRecognizer:
     """All rules started by one class. Each rule's pattern is looked for in the run and its margins."""
 
     ordered = True
+    near = 0
 
     def __init__(self, trigger: str, rules: Sequence[Rule], trusted: frozenset[str]) -> None:
         self.trigger = trigger
         self._chars, self._longest, self._margin = RUNS[trigger]
         self.reach = self._longest + self._margin + 1
-        openings = _Openings()
-        self._rules = [_RunRule(rule, openings, trusted=rule.id in trusted) for rule in rules]
-        self._always = [rule for rule in self._rules if not (rule.rule.context and rule.rule.context_needed)]
+        self._rules = [_RunRule(rule, trusted=rule.id in trusted) for rule in rules]
+        always = [rule for rule in self._rules if not (rule.rule.context and rule.rule.context_needed)]
+        most = max((rule.rule.digits for rule in always), default=0)
+        # Most runs of digits are years, amounts and versions: too short for nearly every rule, which one count shows.
+        # Reviewed rules for digits want a word's beginning, at most twelve characters (of an Italian tax code) before the run: in the
+        # middle of a long hexadecimal or base 64 text none of them can match.
+        self._anywhere = [rule for rule in always if trigger != "digits" or rule.rule.id not in trusted]
+        self._always = [[rule for rule in always if rule.rule.digits <= digits] for digits in range(most + 1)]
         self._by_group = {rule.rule.id: rule for rule in self._rules if rule.rule.context}
 
     def decide(self, view: View, start: int, end: int) -> list[Match] | int:
@@ -91,7 +99,13 @@ class RunRecognizer:
         if cut >= 0:
             window = window[:cut]
         groups = view.groups(max(0, first - CONTEXT_BEFORE), first, min(left + len(window), last + MARGIN)) if self._by_group else {}
-        rules = self._always
+        rules = self._always[0]
+        before = window[max(0, first - left - _BEFORE_DIGITS) : first - left]
+        if len(before) == _BEFORE_DIGITS and before.isascii() and before.isalnum():
+            rules = self._anywhere
+        elif len(self._always) > 1:
+            digits = len(window.encode("utf-8", "surrogatepass").translate(None, _NO_DIGITS))
+            rules = self._always[min(digits, len(self._always) - 1)]
         if groups:
             rules = rules + [self._by_group[name] for name in groups if name in self._by_group and self._by_group[name] not in rules]
         found: list[Match] = []
@@ -103,55 +117,25 @@ class RunRecognizer:
         return found
 
 
-# Patterns that begin so match only where a word, a sign or a bracket opens.
-_OPENING: Final = "(?<![0-9A-Za-z"
-_OPENS = re.compile(r"(?<![0-9A-Za-z])[0-9A-Za-z+(]")
-_FEW: Final = 8
-
-
-class _Openings:
-    """Where words open in the window that all rules of a run look at; found once for all of them."""
-
-    def __init__(self) -> None:
-        self._window = ""
-        self._places: list[int] = []
-
-    def finder(self, compiled: re.Pattern[str]) -> Callable[[str], Any]:
-        """Tries a pattern only where it can begin; where that is nearly everywhere, in the usual way."""
-        match, search = compiled.match, compiled.finditer
-
-        def find(window: str) -> Any:
-            if window is not self._window:
-                self._window = window
-                self._places = [opening.start() for opening in _OPENS.finditer(window)]
-            if len(self._places) > _FEW:
-                return search(window)
-            return self._matches(match, window)
-
-        return find
-
-    def _matches(self, match: Any, window: str) -> Any:
-        done = 0
-        for place in self._places:
-            if place >= done and (found := match(window, place)) is not None:
-                done = found.end()
-                yield found
-
-
 class _RunRule:
     """One rule's pattern and checks. Builtin patterns are reviewed and run on Python's `re`; a user's run on re2."""
 
-    def __init__(self, rule: Rule, openings: _Openings, *, trusted: bool) -> None:
+    def __init__(self, rule: Rule, *, trusted: bool) -> None:
         self.rule = rule
-        assert rule.pattern is not None
-        if trusted:
-            compiled = re.compile(rule.pattern)
-            self._find: Callable[[str], Any] = compiled.finditer if not rule.pattern.startswith(_OPENING) else openings.finder(compiled)
-            self._value = compiled.groupindex.get("v", 0)
-        else:
-            self._find, self._value = compile_pattern(rule.pattern)
+        self._trusted = trusted
+        self._find: Callable[[str], Any] = self._first  # compiled when it is first asked, as in patterns.py
+        self._value = 0
         self._shrinks = "iban" in rule.validate
         self._validators = [validator(name) for name in rule.validate]
+
+    def _first(self, window: str) -> Any:
+        assert self.rule.pattern is not None
+        if self._trusted:
+            compiled = re.compile(self.rule.pattern)
+            self._find, self._value = compiled.finditer, compiled.groupindex.get("v", 0)
+        else:
+            self._find, self._value = compile_pattern(self.rule.pattern)
+        return self._find(window)
 
     def find(self, window: str, first: int, last: int, distance: int | None) -> list[tuple[int, int, float, str, Severity]]:
         found = []

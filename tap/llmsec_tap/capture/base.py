@@ -21,6 +21,7 @@ class Role(Enum):
     GO_READ_RETURN = "go_read_return"
     GO_WRITE_RETURN = "go_write_return"
     GO_CLOSE = "go_close"
+    LIBRARIES = "libraries"  # the dynamic loader has changed what is mapped
 
 
 class Probe(NamedTuple):
@@ -38,6 +39,10 @@ class ProbePlan:
     library: str
     probes: tuple[Probe, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_linker(self) -> bool:
+        return all(probe.role is Role.LIBRARIES for probe in self.probes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +103,7 @@ class Loader(Protocol):
         """Make a process a target; it may already be one."""
 
     def wait(self, timeout_s: float) -> None:
-        """Until something urgent happened (a process started, forked, loaded a library) or the time has passed."""
+        """Until something urgent happened (a process started, forked, loaded a library; the ring fills up) or the time has passed."""
 
     def consume(self) -> list[bytes]:
         """The records that came since the last call, oldest first, up to a bound."""

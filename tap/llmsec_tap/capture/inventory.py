@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from llmsec_tap.capture import process
-from llmsec_tap.capture.targets import TargetFinder, other_limits
+from llmsec_tap.capture import proc
+from llmsec_tap.capture.targets import QUIC_REFUSED, TargetFinder, other_limits
 
 # Words in a command line that say "model server". What they serve is usually plain HTTP.
 _SERVERS: Final = re.compile(
     r"(?:^|[/\s\0-])(vllm|sglang|ollama|llama-server|llama_cpp|xllamacpp|text-generation-(?:launcher|router)|tritonserver|lmdeploy|tgi|mlc_llm|aphrodite)\b"
 )
 _LISTEN: Final = "0A"
+_QUIC_PORT: Final = 443
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,10 @@ def inventory(finder: TargetFinder) -> list[Line]:
     """Every living process, the caller's own left out. A process that ends meanwhile, or may not be looked at, gives no line."""
     listening = _listening_inodes()
     lines: list[Line] = []
-    for pid in process.all_pids():
+    for pid in proc.all_pids():
         if pid == os.getpid():
             continue
-        comm, container = process.name_of(pid), process.container_of_pid(pid)
+        comm, container = proc.name_of(pid), proc.container_of_pid(pid)
         found = finder.look(pid)
         for plan in found.plans:
             symbols = ", ".join(dict.fromkeys(probe.symbol for probe in plan.probes if "+0x" not in probe.symbol)) or "given offsets"
@@ -47,9 +48,12 @@ def inventory(finder: TargetFinder) -> list[Line]:
             Line(pid, comm, container, "TLS", "refused", f"{Path(refusal.path).name}: {refusal.reason}")
             for refusal in (*found.refusals, *other_limits(pid))
         ]
+        sockets = _socket_inodes(pid)
+        if not sockets.isdisjoint(_quic_inodes(pid)):
+            lines.append(Line(pid, comm, container, "UDP 443", "refused", QUIC_REFUSED))
         server = _SERVERS.search(_command(pid))
         if server is not None:
-            ports = sorted(listening[inode] for inode in _socket_inodes(pid) if inode in listening)
+            ports = sorted(listening[inode] for inode in sockets if inode in listening)
             where = (
                 f"listens on {', '.join(map(str, ports))}: plain HTTP is read with --iface lo --port {ports[0]}"
                 if ports
@@ -80,8 +84,19 @@ def _listening_inodes() -> dict[int, int]:
     return found
 
 
-def _socket_inodes(pid: int) -> list[int]:
-    found = []
+def _quic_inodes(pid: int) -> set[int]:
+    """UDP sockets from or to port 443, in the process's own network: nothing else is served there."""
+    found: set[int] = set()
+    for table in (f"/proc/{pid}/net/udp", f"/proc/{pid}/net/udp6"):
+        for row in proc.text_of(Path(table)).splitlines()[1:]:
+            fields = row.split()
+            if len(fields) > 9 and _QUIC_PORT in (int(end.rpartition(":")[2], 16) for end in fields[1:3]):
+                found.add(int(fields[9]))
+    return found
+
+
+def _socket_inodes(pid: int) -> set[int]:
+    found: set[int] = set()
     try:
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
             try:
@@ -89,7 +104,7 @@ def _socket_inodes(pid: int) -> list[int]:
             except OSError:
                 continue
             if target.startswith("socket:["):
-                found.append(int(target[8:-1]))
+                found.add(int(target[8:-1]))
     except OSError:
-        return []
+        return set()
     return found

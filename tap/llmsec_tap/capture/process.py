@@ -5,16 +5,14 @@ A process may be gone before its first record is read; what the record itself ca
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
+from llmsec_tap.capture.proc import container_of, text_of
 from llmsec_tap.model import Label, Process
 
 _MAX_KNOWN = 16_384
-_CONTAINER_ID: Final = re.compile(r"(?:^|[/:-])([0-9a-f]{64})(?:\.scope)?(?:$|/)")
-# A container inside a container: the innermost is the process's own, which is the last in the path.
 
 
 class Pod(NamedTuple):
@@ -29,20 +27,6 @@ class PodLookup(Protocol):
     """Finds the pod of a container. Never raises and never waits long: it is asked as traffic is decoded."""
 
     def pod_of(self, container_id: str) -> Pod | None: ...
-
-
-def container_of(cgroup: str) -> str | None:
-    """The container id in a /proc/PID/cgroup text: docker, containerd, cri-o and podman, cgroup v1 and v2, systemd and cgroupfs.
-
-    Every runtime ends the path with the 64 hexadecimal digits, after a prefix of its own (docker-, cri-containerd-, crio-,
-    libpod-) where systemd manages the group. Helper groups such as libpod's /container below it are passed over.
-    """
-    for line in cgroup.splitlines():
-        path = line.split(":", 2)[-1]
-        found = _CONTAINER_ID.findall(path)
-        if found:
-            return str(found[-1])
-    return None
 
 
 class ProcessTable:
@@ -73,53 +57,14 @@ class ProcessTable:
             exe: str | None = str((folder / "exe").readlink())
         except OSError:
             exe = None
-        container = container_of(_text(folder / "cgroup"))
+        container = container_of(text_of(folder / "cgroup"))
         pod = self._pods.pod_of(container) if self._pods is not None and container is not None else None
         return Process(
             pid=pid,
-            comm=comm or _text(folder / "comm").strip() or None,
+            comm=comm or text_of(folder / "comm").strip() or None,
             exe=exe,
             container_id=container,
             pod=pod.name if pod else None,
             namespace=pod.namespace if pod else None,
             labels=[Label(name=name, value=value) for name, value in sorted(pod.labels.items())] if pod else [],
         )
-
-
-def name_of(pid: int) -> str:
-    return _text(Path(f"/proc/{pid}/comm")).strip()
-
-
-def container_of_pid(pid: int) -> str | None:
-    return container_of(_text(Path(f"/proc/{pid}/cgroup")))
-
-
-def all_pids() -> list[int]:
-    return sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-
-
-def is_alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
-
-
-def children_of(pid: int) -> list[int]:
-    """The living descendants of a process. (/proc/PID/task/TID/children would be cheaper, but many kernels are built without.)"""
-    parents: dict[int, list[int]] = {}
-    for known in all_pids():
-        stat = _text(Path(f"/proc/{known}/stat"))
-        fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
-        if len(fields) > 1:
-            parents.setdefault(int(fields[1]), []).append(known)
-    found, waiting = [], [pid]
-    while waiting:
-        children = parents.get(waiting.pop(), [])
-        found += children
-        waiting += children
-    return found
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""

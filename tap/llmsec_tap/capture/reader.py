@@ -11,11 +11,10 @@ from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.queue import BatchQueue
 from llmsec_tap.capture.selection import Observed
 
-# Records do not wake the reader (an interrupt for each would cost the observed process 4 us): it comes by itself. 16 MiB hold
-# 5 ms of 3 GB/s; when nothing has come for a while it sleeps longer, as an idle tap should cost nothing.
-_BUSY_S = 0.005
-_IDLE_S = 0.02
-_IDLE_AFTER = 50
+# Data does not wake the reader (an interrupt for each record would cost the observed process 4 us): it comes by itself, and the
+# kernel half wakes it where the ring fills sooner. Seldom enough that an idle tap costs next to nothing and a busy one reads in
+# batches, often enough that what is shown is fresh.
+_PAUSE_S = 0.02
 _CHECK_LOSS_S = 0.5
 _PROCESS_EVENTS = frozenset((events.EXEC, events.FORK, events.EXIT, events.MAP))
 
@@ -44,14 +43,10 @@ class Reader(threading.Thread):
             self.fault = fault
 
     def _run(self) -> None:
-        quiet = 0
         while not self._stopping.is_set():
-            timeout = _BUSY_S if quiet < _IDLE_AFTER else _IDLE_S
             due = self._observed.next_due_s()
-            if due is not None:
-                timeout = max(0.0, min(timeout, due))
-            self._loader.wait(timeout)
-            quiet = 0 if self._drain() else quiet + 1
+            self._loader.wait(_PAUSE_S if due is None else max(0.0, min(_PAUSE_S, due)))
+            self._drain()
             self._observed.look_at_due()
             if time.monotonic() >= self._next_check:
                 self._check_loss()
@@ -69,12 +64,9 @@ class Reader(threading.Thread):
             self._drain()
             self._queue.put_call(lambda: self._on_loss(losses), 0)
 
-    def _drain(self) -> bool:
-        any_came = False
+    def _drain(self) -> None:
         while records := self._loader.consume():
-            any_came = True
             for record in records:
                 if record[events.TYPE_AT] in _PROCESS_EVENTS:
                     self._observed.on_event(events.decode(record))
             self._queue.put(records)
-        return any_came

@@ -1,30 +1,33 @@
 """Which processes are observed, and the probes that stand in them: at the start, and as processes start, fork and load libraries.
 
 Probes for `--pid` are placed in that process alone, so that no other pays for them. A process that turns out to fork workers (they
-run on in its program) is the exception: placing probes in a worker takes milliseconds, in which it may have answered already, so
-from then on its libraries are probed for every process, as below. Where processes are chosen by name, by
+run on in its program), or has more than a few, is the exception: placing probes in a worker takes milliseconds, in which it may have
+answered already, so its libraries are probed for every process, as below. Where processes are chosen by name, by
 container or all, a library is probed for every process that maps it, so that one started later is seen from its first byte; the
 kernel half then leaves out those that were not chosen.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from llmsec_tap.capture import process
+from llmsec_tap.capture import proc
 from llmsec_tap.capture.base import Attachment, KernelSettings, Loader, ProbePlan
 from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.ebpf.events import Event
 from llmsec_tap.capture.targets import Refusal, TargetFinder, installed_libraries
 from llmsec_tap.errors import KernelError, SourceError
 
-# A process that started or mapped code is looked at again after these seconds: the event comes before the mapping is done, and
-# an interpreter loads its TLS library when a module is imported.
+# A process that started is looked at again after these seconds: the event comes before its libraries are mapped, and the dynamic
+# loader's own word (MAP) only once a probe stands in it.
 _LOOK_AGAIN_S = (0.002, 0.02, 0.1, 0.5)
 # A child that has not started another program after this time is a worker.
 _WORKER_AFTER_S = 0.02
+# Each process with probes of its own costs five links, and each link some 30 ms to take out again: more than these share theirs.
+_ONE_BY_ONE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,32 +72,49 @@ class Observed:
         self._announced: set[tuple[str, int]] = set()
         self._due: list[tuple[float, int]] = []
         self._young: dict[int, tuple[float, int]] = {}  # forked child -> when, parent
+        self._one_by_one = selection.is_by_pid
         self.attached_ns = 0
 
     @property
     def libraries(self) -> int:
-        return len({identity for identity, _ in self._attached})
+        return len({plan.identity for plan in self._plans() if not plan.is_linker})
+
+    def _plans(self) -> list[ProbePlan]:
+        return [attachment.plan for attachment in self._attached.values()]
 
     def start(self) -> None:
         """Attach to what is there now. Raises SourceError for a process that does not exist, KernelError where nothing can work."""
         chosen = self._selection
         for pid in chosen.pids:
-            if not process.is_alive(pid):
+            if not proc.is_alive(pid):
                 raise SourceError(f"there is no process {pid}", "`llmsec-tap targets` lists those that can be observed.")
         if not chosen.is_by_pid:
             for mapped in installed_libraries():
                 for plan in self._finder.look_at_file(mapped).plans:
                     self._attach(plan, None, must=True)
         pids = list(chosen.pids)
-        if chosen.follow_forks:
-            pids += [child for pid in chosen.pids for child in process.children_of(pid)]
         if not chosen.is_by_pid:
-            pids += [pid for pid in process.all_pids() if self._is_chosen(pid)]
-        for pid in dict.fromkeys(pids):
-            self._loader.watch(pid)
-        for pid in dict.fromkeys(pids):
+            pids += [pid for pid in proc.all_pids() if self._is_chosen(pid)]
+        family = self._family(pids)
+        if self._one_by_one and len(family) > _ONE_BY_ONE:
+            self._one_by_one = False
+            self._report(f"{len(family)} processes: their libraries are probed for every process that maps them, others are left out")
+        for pid in family:
             self._look(pid, must=pid in chosen.pids)
         self.attached_ns = time.monotonic_ns()
+
+    def _family(self, pids: list[int]) -> list[int]:
+        """Watch these processes and, where children are followed, those that they have forked.
+
+        A child that is forked meanwhile is either seen by a scan or reported by the kernel half, which knows its parent by then.
+        """
+        watched: dict[int, None] = {}
+        while new := [pid for pid in pids if pid not in watched]:
+            for pid in new:
+                self._loader.watch(pid)
+            watched |= dict.fromkeys(new)
+            pids = proc.descendants_of(watched) if self._selection.follow_forks else []
+        return list(watched)
 
     def on_event(self, event: Event) -> None:
         """A process started, forked, ended or mapped code."""
@@ -111,12 +131,13 @@ class Observed:
                 self._look(event.pid)
                 self._look_later(event.pid)
         elif event.type == events.MAP:
-            self._look_later(event.pid)
+            self._due.append((time.monotonic(), event.pid))  # once for all that this batch of records says
         elif event.type == events.EXIT:
             if event.pid in self._young:
                 self._is_worker(event.pid)
             for key in [key for key in self._attached if key[1] == event.pid]:
-                self._loader.detach(self._attached.pop(key))
+                # Aside: the kernel waits for its other CPUs, and the ring would fill meanwhile.
+                threading.Thread(target=self._loader.detach, args=(self._attached.pop(key),), name="llmsec-detach", daemon=True).start()
 
     def look_at_due(self) -> None:
         """Look again at the processes whose time has come."""
@@ -136,8 +157,10 @@ class Observed:
         _, parent = self._young.pop(pid)
         plans = [attachment.plan for (_, owner), attachment in self._attached.items() if owner == parent]
         for plan in plans:
-            if (plan.identity, None) not in self._attached and (plan.identity, None) not in self._failed:
-                self._attach(plan, None)
+            if (plan.identity, None) in self._attached or (plan.identity, None) in self._failed:
+                continue
+            self._attach(plan, None)
+            if not plan.is_linker:
                 self._report(
                     f"process {parent} forks workers: {plan.library} is probed for every process that maps it, others are left out"
                 )
@@ -149,10 +172,10 @@ class Observed:
         chosen = self._selection
         if chosen.everything or pid in chosen.pids:
             return True
-        if chosen.comms and process.name_of(pid) in {name[:15] for name in chosen.comms}:
+        if chosen.comms and proc.name_of(pid) in {name[:15] for name in chosen.comms}:
             return True
         if chosen.containers:
-            container = process.container_of_pid(pid)
+            container = proc.container_of_pid(pid)
             return container is not None and any(container.startswith(wanted) for wanted in chosen.containers)
         return False
 
@@ -164,31 +187,34 @@ class Observed:
 
     def _look(self, pid: int, *, must: bool = False) -> None:
         found = self._finder.look(pid)
+        owner = pid if self._one_by_one else None
         for plan in found.plans:
-            self._attach(plan, pid if self._selection.is_by_pid else None, must=must)
+            self._attach(plan, owner, must=must)
+        for plan in found.linkers:
+            self._attach(plan, owner)
         for refusal in found.refusals:
             self._refuse(pid, refusal)
 
     def _refuse(self, pid: int, refusal: Refusal) -> None:
         if refusal.path not in self._refused:
             self._refused.add(refusal.path)
-            self._report(f"cannot probe {refusal.path} (process {pid}, {process.name_of(pid)}): {refusal.reason}")
+            self._report(f"cannot probe {refusal.path} (process {pid}, {proc.name_of(pid)}): {refusal.reason}")
 
     def _attach(self, plan: ProbePlan, pid: int | None, *, must: bool = False) -> None:
         key = (plan.identity, pid)
-        if key in self._attached or key in self._failed:
+        if key in self._attached or key in self._failed or (plan.identity, None) in self._attached:
             return
         try:
             self._attached[key] = self._loader.attach(plan, pid)
         except KernelError as fault:
-            if pid is not None and not process.is_alive(pid):
+            if pid is not None and not proc.is_alive(pid):
                 return
             if must:
                 raise
             self._failed.add(key)
             self._report(f"cannot probe {plan.path}: {fault}")
             return
-        if plan.identity not in self._announced:
+        if plan.identity not in self._announced and not plan.is_linker:
             self._announced.add(plan.identity)
             where = plan.path.partition("/root/")
             path = "/" + where[2] if plan.path.startswith("/proc/") and where[1] else plan.path

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from llmsec_tap.capture import x86
 from llmsec_tap.capture.base import Probe, ProbePlan, Role
+from llmsec_tap.capture.build_ids import KNOWN_BUILD_IDS, Offsets
 from llmsec_tap.capture.elf import ELFError, ELFFile, Function
 
 _OPENSSL: Final[dict[str, Role]] = {
@@ -32,9 +33,10 @@ _GNUTLS: Final[dict[str, Role]] = {
 _GO_READ, _GO_WRITE, _GO_CLOSE = "crypto/tls.(*Conn).Read", "crypto/tls.(*Conn).Write", "crypto/tls.(*Conn).Close"
 _MOVES_BYTES: Final = frozenset((Role.READ, Role.WRITE, Role.READ_EX, Role.WRITE_EX, Role.GO_READ, Role.GO_WRITE))
 # Libraries that every process maps and that hold no TLS: not worth a look.
-_NEVER_TLS: Final = re.compile(
-    r"/(?:ld-linux|ld-musl|libc|libm|libdl|libpthread|librt|libz|libgcc_s|libstdc\+\+|libcrypto|libresolv|libutil)[.-][^/]*$"
-)
+_NEVER_TLS: Final = re.compile(r"/(?:libc|libm|libdl|libpthread|librt|libz|libgcc_s|libstdc\+\+|libcrypto|libresolv|libutil)[.-][^/]*$")
+# The dynamic loader, and the empty function that it calls for debuggers whenever it has mapped or unmapped something.
+_LINKER: Final = re.compile(r"/ld-(?:linux|musl|\d)[^/]*\.so")
+_LINKER_TELLS: Final = "_dl_debug_state"
 _LIBSSL_NAME: Final = re.compile(r"/lib(?:ssl|boringssl)[^/]*\.so")
 _GNUTLS_NAME: Final = re.compile(r"/libgnutls\.so")
 _MAP_LINE: Final = re.compile(r"^([0-9a-f]+-[0-9a-f]+) (\S{4}) \S+ (\S+) (\d+)\s+(/.*)$", re.MULTILINE)
@@ -51,7 +53,9 @@ _TRACES: Final[tuple[tuple[bytes, str], ...]] = (
     (b"rustls::", "rustls without symbols"),
     (b"rustls-", "rustls without symbols"),
 )
-_QUIC: Final = re.compile(r"/lib(?:msquic|quiche|ngtcp2|lsquic|nghttp3)[^/]*\.so")
+_QUIC: Final = re.compile(r"/lib(?:msquic|quiche|ngtcp2|lsquic|nghttp3)[^/]*\.so|/aioquic/[^/]+\.so")
+QUIC_REFUSED: Final = "QUIC (HTTP/3): its streams do not pass TLS functions; not captured"
+KERNEL_TLS: Final = Path("/proc/net/tls_stat")
 
 
 class MappedFile(NamedTuple):
@@ -73,20 +77,7 @@ class Refusal:
 class Findings:
     plans: list[ProbePlan] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Offsets:
-    """Probe points of a file without symbols, as given by options or the table of build ids."""
-
-    read: int
-    write: int
-    library: str = "given offsets"
-
-
-# Files whose symbols are stripped but whose build id is known, with the offsets of SSL_read and SSL_write in the file. Entries are
-# added as they are verified on the real binary (docs/capture.md tells how to find them); `--offsets-file` adds local ones.
-KNOWN_BUILD_IDS: Final[dict[str, Offsets]] = {}
+    linkers: list[ProbePlan] = field(default_factory=list)  # where it shows that a library was loaded
 
 
 class TargetFinder:
@@ -105,6 +96,7 @@ class TargetFinder:
             per_file = self.look_at_file(mapped)
             found.plans += per_file.plans
             found.refusals += per_file.refusals
+            found.linkers += per_file.linkers
         return found
 
     def look_at_file(self, mapped: MappedFile) -> Findings:
@@ -117,7 +109,9 @@ class TargetFinder:
         if known is None:
             known = self._files[key] = self._examine(mapped)
         # The path that opens it is that of a living process: the one of an earlier look may be gone.
-        return Findings([_at(plan, mapped.opened) for plan in known.plans], known.refusals)
+        return Findings(
+            [_at(plan, mapped.opened) for plan in known.plans], known.refusals, [_at(plan, mapped.opened) for plan in known.linkers]
+        )
 
     def _examine(self, mapped: MappedFile) -> Findings:
         found = Findings()
@@ -129,6 +123,11 @@ class TargetFinder:
         return found
 
     def _examine_elf(self, file: ELFFile, mapped: MappedFile, found: Findings) -> None:
+        if _LINKER.search(mapped.path):
+            for name, function in file.functions((_LINKER_TELLS,)).items():
+                probe = Probe(Role.LIBRARIES, function.offset, name)
+                found.linkers.append(ProbePlan(path=mapped.opened, identity=mapped.identity, library="dynamic loader", probes=(probe,)))
+            return
         if self._offsets is not None and mapped.is_exe:
             self._take_offsets(file, mapped, self._offsets, found)
             return
@@ -151,7 +150,8 @@ class TargetFinder:
 
     def _take_offsets(self, file: ELFFile, mapped: MappedFile, offsets: Offsets, found: Findings) -> None:
         """A probe in the middle of an instruction would damage the process, so a given offset must look like a function's beginning."""
-        wrong = [hex(offset) for offset in (offsets.read, offsets.write) if not file.may_be_function(offset)]
+        given = (offsets.read, offsets.write, offsets.new)
+        wrong = [hex(offset) for offset in given if offset is not None and not file.may_be_function(offset)]
         if wrong:
             found.refusals.append(Refusal(mapped.path, f"no function can begin at offset {' or '.join(wrong)}; nothing was probed"))
         else:
@@ -243,14 +243,10 @@ def installed_libraries() -> list[MappedFile]:
 
 
 def other_limits(pid: int) -> list[Refusal]:
-    """What bypasses every TLS library's own functions: kernel TLS and QUIC."""
-    refusals = [
-        Refusal(mapped.path, "QUIC (HTTP/3): its streams do not pass TLS functions; not captured")
-        for mapped in mapped_files(pid)
-        if _QUIC.search(mapped.path)
-    ]
+    """What bypasses every TLS library's own functions: kernel TLS and QUIC, as far as mapped libraries tell."""
+    refusals = [Refusal(mapped.path, QUIC_REFUSED) for mapped in mapped_files(pid) if _QUIC.search(mapped.path)]
     for mapped in mapped_files(pid):
-        if _LIBSSL_NAME.search(mapped.path) and _kernel_tls_in_use():
+        if _LIBSSL_NAME.search(mapped.path) and kernel_tls_in_use():
             refusals.append(
                 Refusal(mapped.path, "kernel TLS is in use on this host: what a process sends with SSL_sendfile is not captured")
             )
@@ -266,9 +262,10 @@ def go_version(file: ELFFile) -> tuple[int, int] | None:
     return int(major), int(minor)
 
 
-def _kernel_tls_in_use() -> bool:
+def kernel_tls_in_use(statistics: Path = KERNEL_TLS) -> bool:
+    """Whether any connection of this host has its TLS in the kernel now. Which process it is of, the kernel does not say."""
     try:
-        counters = dict(line.split() for line in Path("/proc/net/tls_stat").read_text().splitlines())
+        counters = dict(line.split() for line in statistics.read_text().splitlines())
     except (OSError, ValueError):
         return False
     return any(counters.get(name, "0") != "0" for name in ("TlsCurrTxSw", "TlsCurrRxSw", "TlsCurrTxDevice", "TlsCurrRxDevice"))
@@ -286,7 +283,8 @@ def _same(path: str, inode: int) -> bool:
 
 
 def _offset_plan(mapped: MappedFile, offsets: Offsets) -> ProbePlan:
-    probes = (Probe(Role.READ, offsets.read, f"+{offsets.read:#x}"), Probe(Role.WRITE, offsets.write, f"+{offsets.write:#x}"))
+    places = ((Role.READ, offsets.read), (Role.WRITE, offsets.write), (Role.NEW, offsets.new))
+    probes = tuple(Probe(role, offset, f"+{offset:#x}") for role, offset in places if offset is not None)
     return ProbePlan(path=mapped.opened, identity=mapped.identity, library=offsets.library, probes=probes)
 
 

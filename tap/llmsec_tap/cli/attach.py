@@ -6,13 +6,13 @@ What the processes say meanwhile waits in the ring.
 from __future__ import annotations
 
 import time
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmsec_tap.capture.build_ids import Offsets
 from llmsec_tap.capture.ebpf.choose import open_loader
 from llmsec_tap.capture.selection import Observed, Selection
-from llmsec_tap.capture.targets import Offsets, TargetFinder
+from llmsec_tap.capture.targets import TargetFinder
 from llmsec_tap.cli.text import report
 from llmsec_tap.errors import ConfigError
 
@@ -41,12 +41,16 @@ def read_offsets(given: tuple[int, int] | None, file: str | None, *, fast: bool)
     """The finder of probe points with what the options add. Raises ConfigError for a file that is not as documented."""
     known: dict[str, Offsets] = {}
     if file is not None:
+        import tomllib  # rarely needed, and 5 ms of every start
+
         try:
             path = Path(file)
             if path.stat().st_size > _MAX_OFFSETS_FILE:
                 raise ConfigError(f"{file} is too large", "It holds one line for each stripped library.")
             for build_id, entry in tomllib.loads(path.read_text()).items():
-                known[build_id.lower()] = Offsets(int(entry["read"]), int(entry["write"]), str(entry.get("library", "offsets by build id")))
+                library = str(entry.get("library", "offsets by build id"))
+                new = int(entry["new"]) if "new" in entry else None
+                known[build_id.lower()] = Offsets(int(entry["read"]), int(entry["write"]), library, new)
         except OSError as fault:
             raise ConfigError(f"cannot read {file}: {fault.strerror}", "Check the name and the permissions.") from None
         except (ValueError, KeyError, TypeError, AttributeError) as fault:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import random
 import shutil
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from llmsec_tap.capture import x86
 from llmsec_tap.capture.base import Role
+from llmsec_tap.capture.build_ids import Offsets
 from llmsec_tap.capture.elf import ELFError, ELFFile
-from llmsec_tap.capture.targets import MappedFile, Offsets, TargetFinder, installed_libraries
+from llmsec_tap.capture.targets import MappedFile, TargetFinder, installed_libraries, kernel_tls_in_use
+from support.agent import ROOT, environment
 
 
 def mapped(path: Path, *, is_exe: bool = False) -> MappedFile:
@@ -166,3 +172,48 @@ def test_the_first_call_and_pushes() -> None:
     assert x86.is_push(b"\x55")
     assert x86.is_push(b"\x41\x57")
     assert not x86.is_push(b"\x48\x83\xec\x18")
+
+
+def test_the_dynamic_loader_is_no_target_but_tells_of_new_libraries() -> None:
+    found = TargetFinder().look(os.getpid())
+    (linker,) = found.linkers
+    assert linker.is_linker
+    assert [probe.symbol for probe in linker.probes] == ["_dl_debug_state"]
+    assert not any(plan.is_linker for plan in found.plans)
+
+
+def test_the_finder_of_stripped_boringssl_finds_what_the_symbols_say(tmp_path: Path) -> None:
+    """On libraries that have their symbols, with the symbols taken away."""
+    if shutil.which("strip") is None:
+        pytest.skip("strip is not installed (apt-get install binutils)")
+    checked = 0
+    for module, name in (("curl_cffi", "_wrapper.abi3.so"), ("xllamacpp", "xllamacpp.abi3.so")):
+        package = importlib.util.find_spec(module)
+        if package is None or package.origin is None:
+            continue
+        library = Path(package.origin).with_name(name)
+        stripped = tmp_path / name
+        subprocess.run(["strip", "-o", stripped, library], check=True)
+        with ELFFile(library) as file, ELFFile(stripped) as without:
+            functions = file.functions(("SSL_read", "SSL_write", "SSL_new"))
+            assert without.functions(("SSL_read",)) == {}
+        done = subprocess.run(
+            [sys.executable, ROOT / "scripts/find-boringssl", stripped], capture_output=True, text=True, check=True, env=environment()
+        )
+        (found,) = tomllib.loads(done.stdout).values()
+        assert {place: found[place] for place in ("read", "write", "new")} == {
+            place: functions[f"SSL_{place}"].offset for place in ("read", "write", "new")
+        }
+        checked += 1
+    if not checked:
+        pytest.skip("curl_cffi and xllamacpp are in the dependency group `peers`")
+
+
+def test_kernel_tls_is_told_from_the_kernels_own_count(tmp_path: Path) -> None:
+    statistics = tmp_path / "tls_stat"
+    assert not kernel_tls_in_use(statistics), "a kernel without it"
+    text = "TlsCurrTxSw                     \t{}\nTlsCurrRxSw                     \t0\nTlsTxSw                         \t7\n"
+    statistics.write_text(text.format(0))
+    assert not kernel_tls_in_use(statistics), "used once, not now"
+    statistics.write_text(text.format(2))
+    assert kernel_tls_in_use(statistics)

@@ -19,8 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from llmsec_tap.capture.base import Attachment, ConnectionLoss, KernelSettings, KernelTotals, ProbePlan, Role
+from llmsec_tap.capture.base import KernelSettings, ProbePlan, Role
 from llmsec_tap.capture.ebpf.btf import member_offsets
+from llmsec_tap.capture.ebpf.core import supports_socket_tracepoints
+from llmsec_tap.capture.ebpf.half import KernelHalf
 from llmsec_tap.capture.ebpf.libbpf import LibBPF
 from llmsec_tap.capture.ebpf.maps import KernelMaps
 from llmsec_tap.capture.prerequisites import kernel_headers
@@ -40,13 +42,15 @@ _PROGRAMS: Final[dict[Role, tuple[str | None, str | None]]] = {
     Role.GO_READ_RETURN: ("go_return", None),
     Role.GO_WRITE_RETURN: ("go_return", None),
     Role.GO_CLOSE: ("go_close", None),
+    Role.LIBRARIES: ("on_libraries", None),
 }
 _TRACEPOINTS: Final = {
-    "sys_enter": "on_sys_enter",
     "sched_process_fork": "on_fork",
     "sched_process_exec": "on_exec",
     "sched_process_exit": "on_exit",
 }
+_BY_SOCKETS: Final = {"sock_send_length": "on_send", "sock_recv_length": "on_receive"}
+_BY_SYSTEM_CALLS: Final = {"sys_enter": "on_sys_enter"}
 _MEMBERS: Final = (
     ("task_struct", "files"),
     ("task_struct", "tgid"),
@@ -62,6 +66,8 @@ _MEMBERS: Final = (
     ("inode", "i_mode"),
     ("inode", "i_ino"),
     ("socket", "sk"),
+    ("socket", "file"),
+    ("sock", "sk_socket"),
     ("sock_common", "skc_family"),
     ("sock_common", "skc_rcv_saddr"),
     ("sock_common", "skc_daddr"),
@@ -73,7 +79,7 @@ _MEMBERS: Final = (
 _TRACEFS: Final = Path("/sys/kernel/tracing/uprobe_events")
 
 
-class BCCLoader:
+class BCCLoader(KernelHalf):
     """See `Loader`. `links` of its attachments are descriptors of perf events."""
 
     name = "bcc"
@@ -96,7 +102,8 @@ class BCCLoader:
                     name: self._bpf.load_func(name.encode(), bcc.BPF.KPROBE)
                     for name in {program for pair in _PROGRAMS.values() for program in pair if program is not None}
                 }
-                for tracepoint, program in _TRACEPOINTS.items():
+                sockets = _BY_SOCKETS if supports_socket_tracepoints() else _BY_SYSTEM_CALLS
+                for tracepoint, program in (_TRACEPOINTS | sockets).items():
                     self._bpf.attach_raw_tracepoint(tracepoint.encode(), program.encode())
             except Exception as fault:  # noqa: BLE001 - bcc raises bare Exception
                 raise KernelError(
@@ -109,19 +116,14 @@ class BCCLoader:
 
     # --- probes -------------------------------------------------------------------------------------------------------
 
-    def attach(self, plan: ProbePlan, pid: int | None) -> Attachment:
-        links: list[object] = []
-        try:
-            for is_return in (True, False):  # returns first, as in core.py
-                for probe in plan.probes:
-                    name = _PROGRAMS[probe.role][1 if is_return else 0]
-                    if name is not None:
-                        links.append(self._attach(name, plan.path, probe.offset, pid, is_return=is_return))
-        except OSError as fault:
-            for link in links:
-                self._detach(link)
-            raise KernelError(f"no probe can be placed in {plan.path} ({fault.strerror})", "bcc needs root (CAP_SYS_ADMIN).") from None
-        return Attachment(plan, pid, tuple(links))
+    def _place(self, plan: ProbePlan, pid: int | None, links: list[object], *, is_return: bool) -> None:
+        for probe in plan.probes:
+            name = _PROGRAMS[probe.role][1 if is_return else 0]
+            if name is not None:
+                links.append(self._attach(name, plan.path, probe.offset, pid, is_return=is_return))
+
+    def _refused(self, plan: ProbePlan, fault: OSError) -> KernelError:
+        return KernelError(f"no probe can be placed in {plan.path} ({fault.strerror})", "bcc needs root (CAP_SYS_ADMIN).")
 
     def _attach(self, program: str, path: str, offset: int, pid: int | None, *, is_return: bool) -> int:
         """Bcc's own attach_uprobe looks symbols up; its library takes what we have: an offset in the file."""
@@ -135,32 +137,11 @@ class BCCLoader:
         self._links[descriptor] = name
         return descriptor
 
-    def detach(self, attachment: Attachment) -> None:
-        for link in attachment.links:
-            self._detach(link)
-
     def _detach(self, link: object) -> None:
         if isinstance(link, int) and (name := self._links.pop(link, None)) is not None:
             self._library.bpf_close_perf_event_fd(link)
             if _TRACEFS.exists():  # without it the probe was a perf event alone, and that is closed
                 self._library.bpf_detach_uprobe(name)
-
-    def watch(self, pid: int) -> None:
-        self._maps.watch(pid)
-
-    # --- records ------------------------------------------------------------------------------------------------------
-
-    def wait(self, timeout_s: float) -> None:
-        self._maps.wait(timeout_s)
-
-    def consume(self) -> list[bytes]:
-        return self._maps.consume()
-
-    def totals(self) -> KernelTotals:
-        return self._maps.totals()
-
-    def losses(self) -> list[ConnectionLoss]:
-        return self._maps.losses()
 
     def detach_all(self) -> None:
         for link in list(self._links):

@@ -7,20 +7,23 @@ kernel takes all probes out.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes as ct
 import errno
 import os
 import struct
+import threading
 from pathlib import Path
 from typing import Final
 
-from llmsec_tap.capture.base import Attachment, ConnectionLoss, KernelSettings, KernelTotals, Probe, ProbePlan, Role
-from llmsec_tap.capture.ebpf.libbpf import TRACE_UPROBE_MULTI, LibBPF, UprobeOptions, explain
+from llmsec_tap.capture.base import KernelSettings, Probe, ProbePlan, Role
+from llmsec_tap.capture.ebpf.half import KernelHalf
+from llmsec_tap.capture.ebpf.libbpf import TRACE_UPROBE_MULTI, LibBPF, UprobeOptions, explain, kernel_version
 from llmsec_tap.capture.ebpf.maps import KernelMaps
 from llmsec_tap.errors import KernelError
 
 _COOKIE_WRITE, _COOKIE_SIZE_OUT = 1, 2  # enum tap_cookie in bpf/state.h
-# role -> program, cookie, whether a return probe; the return of a call needs no cookie, its entry was remembered
+# role -> program, cookie; the return of a call needs no cookie, its entry was remembered
 _AT_ENTRY: Final[dict[Role, tuple[str, int]]] = {
     Role.READ: ("tls_enter", 0),
     Role.WRITE: ("tls_enter", _COOKIE_WRITE),
@@ -32,16 +35,21 @@ _AT_ENTRY: Final[dict[Role, tuple[str, int]]] = {
     Role.GO_READ_RETURN: ("go_return", 0),
     Role.GO_WRITE_RETURN: ("go_return", 0),
     Role.GO_CLOSE: ("go_close", 0),
+    Role.LIBRARIES: ("on_libraries", 0),
 }
-_AT_RETURN: Final[dict[Role, str]] = {
-    Role.READ: "tls_return",
-    Role.WRITE: "tls_return",
-    Role.READ_EX: "tls_return",
-    Role.WRITE_EX: "tls_return",
-    Role.NEW: "tls_new",
+_AT_RETURN: Final[dict[Role, tuple[str, int]]] = {
+    Role.READ: ("tls_return", 0),
+    Role.WRITE: ("tls_return", 0),
+    Role.READ_EX: ("tls_return", 0),
+    Role.WRITE_EX: ("tls_return", 0),
+    Role.NEW: ("tls_new", 0),
 }
-_UPROBES: Final = ("tls_enter", "tls_return", "tls_new", "tls_free", "go_enter", "go_return", "go_close")
-_TRACEPOINTS: Final = ("on_sys_enter", "on_fork", "on_exec", "on_exit")
+_UPROBES: Final = ("tls_enter", "tls_return", "tls_new", "tls_free", "go_enter", "go_return", "go_close", "on_libraries")
+_TRACEPOINTS: Final = ("on_fork", "on_exec", "on_exit")
+# How sockets are followed: by the tracepoints of sockets alone, or by system calls, which all processes of the host pay for.
+_BY_SOCKETS: Final = ("on_send", "on_receive")
+_BY_SYSTEM_CALLS: Final = ("on_sys_enter",)
+_CLOSE_AT_ONCE: Final = 16
 _CONFIG: Final = struct.Struct("=IIIII")  # struct tap_config
 
 
@@ -58,24 +66,28 @@ def object_path() -> Path:
 
 def supports_uprobe_multi() -> bool:
     """Linux 6.6 has it. Told from the version: asking the kernel costs a program load, and what fails later says why."""
-    release = os.uname().release.split(".")
-    try:
-        return (int(release[0]), int(release[1])) >= (6, 6)
-    except (IndexError, ValueError):
-        return False
+    return kernel_version() >= (6, 6)
 
 
-class CoreLoader:
-    """See `Loader`. `links` of its attachments are descriptors (uprobe_multi) or libbpf's link pointers (perf)."""
+def supports_socket_tracepoints() -> bool:
+    """Linux 6.3 has sock_send_length and sock_recv_length."""
+    return kernel_version() >= (6, 3)
+
+
+class CoreLoader(KernelHalf):
+    """See `Loader`. `by_sockets` overrides the choice that the kernel's version makes. `links` of its attachments are descriptors (uprobe_multi) or libbpf's link pointers (perf)."""
 
     name = "core"
 
-    def __init__(self, settings: KernelSettings, *, multi: bool = True) -> None:
+    def __init__(self, settings: KernelSettings, *, multi: bool = True, by_sockets: bool | None = None) -> None:
         self._library = LibBPF()
         self._links: list[int] = []  # libbpf's, of tracepoints and perf probes
         self._descriptors: set[int] = set()
         self._object: int | None = None
-        self._maps: KernelMaps  # once loaded
+        if by_sockets is None:
+            by_sockets = supports_socket_tracepoints()
+        self._tracepoints: tuple[str, ...] = (*(_BY_SOCKETS if by_sockets else _BY_SYSTEM_CALLS), *_TRACEPOINTS)
+        self._unused: tuple[str, ...] = _BY_SYSTEM_CALLS if by_sockets else _BY_SOCKETS
         self.method = "uprobe_multi" if multi else "perf"
         if not Path("/sys/kernel/btf/vmlinux").exists():
             raise KernelError(
@@ -94,8 +106,10 @@ class CoreLoader:
         if not self._object:
             raise KernelError("the eBPF object cannot be read", "Reinstall, or rebuild it: make -C bpf.")
         self._programs = {
-            name: library.bpf_object__find_program_by_name(self._object, name.encode()) for name in (*_UPROBES, *_TRACEPOINTS)
+            name: library.bpf_object__find_program_by_name(self._object, name.encode()) for name in (*_UPROBES, *self._tracepoints)
         }
+        for name in self._unused:
+            library.bpf_program__set_autoload(library.bpf_object__find_program_by_name(self._object, name.encode()), False)
         if self.method == "uprobe_multi":
             for name in _UPROBES:
                 library.bpf_program__set_expected_attach_type(self._programs[name], TRACE_UPROBE_MULTI)
@@ -106,7 +120,7 @@ class CoreLoader:
         self._maps = KernelMaps(library, self._fd)
         for comm in settings.comms:
             self._maps.select_comm(comm)
-        for name in _TRACEPOINTS:
+        for name in self._tracepoints:
             link = library.bpf_program__attach(self._programs[name])
             if not link:
                 raise explain(errno.EPERM, library.log)
@@ -128,87 +142,66 @@ class CoreLoader:
 
     # --- probes -------------------------------------------------------------------------------------------------------
 
-    def attach(self, plan: ProbePlan, pid: int | None) -> Attachment:
-        entries: dict[str, list[tuple[Probe, int]]] = {}
-        exits: dict[str, list[tuple[Probe, int]]] = {}
+    def _place(self, plan: ProbePlan, pid: int | None, links: list[object], *, is_return: bool) -> None:
+        programs: dict[str, list[tuple[Probe, int]]] = {}
         for probe in plan.probes:
-            if probe.role in _AT_ENTRY:
-                program, cookie = _AT_ENTRY[probe.role]
-                entries.setdefault(program, []).append((probe, cookie))
-            if probe.role in _AT_RETURN:
-                exits.setdefault(_AT_RETURN[probe.role], []).append((probe, 0))
-        links: list[object] = []
-        try:
-            # Returns first: a call that is seen at its entry only would leave its arguments behind.
-            for program, probes in exits.items():
-                links += self._attach(program, plan.path, probes, is_return=True, pid=pid)
-            for program, probes in entries.items():
-                links += self._attach(program, plan.path, probes, is_return=False, pid=pid)
-        except OSError as fault:
-            for link in links:
-                self._detach(link)
-            raise self._refused(plan, fault) from None
-        return Attachment(plan, pid, tuple(links))
+            known = (_AT_RETURN if is_return else _AT_ENTRY).get(probe.role)
+            if known is not None:
+                program, cookie = known
+                programs.setdefault(program, []).append((probe, cookie))
+        path = plan.path.encode(errors="surrogateescape")
+        for program, probes in programs.items():
+            if self.method == "uprobe_multi":
+                links.append(self._multi(program, path, probes, is_return=is_return, pid=pid))
+            else:
+                for probe, cookie in probes:
+                    links.append(self._perf(program, path, probe.offset, cookie, is_return=is_return, pid=pid))
 
-    def _attach(self, program: str, path: str, probes: list[tuple[Probe, int]], *, is_return: bool, pid: int | None) -> list[object]:
+    def _multi(self, program: str, path: bytes, probes: list[tuple[Probe, int]], *, is_return: bool, pid: int | None) -> int:
         library = self._library
-        handle = self._programs[program]
-        if self.method == "uprobe_multi":
-            offsets, cookies = [probe.offset for probe, _ in probes], [cookie for _, cookie in probes]
-            descriptor = library.uprobe_multi(
-                library.bpf_program__fd(handle), path.encode(errors="surrogateescape"), offsets, cookies, is_return=is_return, pid=pid or 0
-            )
-            self._descriptors.add(descriptor)
-            return [descriptor]
-        links: list[object] = []
-        for probe, cookie in probes:
-            options = UprobeOptions(sz=ct.sizeof(UprobeOptions), bpf_cookie=cookie, retprobe=is_return)
-            link = library.bpf_program__attach_uprobe_opts(
-                handle, -1 if pid is None else pid, path.encode(errors="surrogateescape"), probe.offset, ct.byref(options)
-            )
-            if not link:
-                raise OSError(errno.EPERM, "the perf event was refused")
-            self._links.append(link)
-            links.append(_PerfLink(link))
-        return links
+        offsets, cookies = [probe.offset for probe, _ in probes], [cookie for _, cookie in probes]
+        handle = library.bpf_program__fd(self._programs[program])
+        descriptor = library.uprobe_multi(handle, path, offsets, cookies, is_return=is_return, pid=pid or 0)
+        self._descriptors.add(descriptor)
+        return descriptor
+
+    def _perf(self, program: str, path: bytes, offset: int, cookie: int, *, is_return: bool, pid: int | None) -> _PerfLink:
+        options = UprobeOptions(sz=ct.sizeof(UprobeOptions), bpf_cookie=cookie, retprobe=is_return)
+        link = self._library.bpf_program__attach_uprobe_opts(
+            self._programs[program], -1 if pid is None else pid, path, offset, ct.byref(options)
+        )
+        if not link:
+            raise OSError(errno.EPERM, "the perf event was refused")
+        self._links.append(link)
+        return _PerfLink(link)
 
     def _refused(self, plan: ProbePlan, fault: OSError) -> KernelError:
         if fault.errno in (errno.EPERM, errno.EACCES):
             return explain(fault.errno, self._library.log)
         return KernelError(f"no probe can be placed in {plan.path} ({fault.strerror})", "See `llmsec-tap targets`.")
 
-    def detach(self, attachment: Attachment) -> None:
-        for link in attachment.links:
-            self._detach(link)
-
     def _detach(self, link: object) -> None:
-        if isinstance(link, _PerfLink):
-            self._links.remove(link.pointer)
-            self._library.bpf_link__destroy(link.pointer)
-        elif isinstance(link, int) and link in self._descriptors:
-            self._descriptors.discard(link)
-            os.close(link)
+        # Whoever removes it from the books closes it: processes end, and the capture with them, in several threads.
+        with contextlib.suppress(KeyError, ValueError):
+            if isinstance(link, _PerfLink):
+                self._links.remove(link.pointer)
+                self._library.bpf_link__destroy(link.pointer)
+            elif isinstance(link, int):
+                self._descriptors.remove(link)
+                os.close(link)
 
-    def watch(self, pid: int) -> None:
-        self._maps.watch(pid)
-
-    # --- records ------------------------------------------------------------------------------------------------------
-
-    def wait(self, timeout_s: float) -> None:
-        self._maps.wait(timeout_s)
-
-    def consume(self) -> list[bytes]:
-        return self._maps.consume()
-
-    def totals(self) -> KernelTotals:
-        return self._maps.totals()
-
-    def losses(self) -> list[ConnectionLoss]:
-        return self._maps.losses()
+    def _close_descriptors(self) -> None:
+        with contextlib.suppress(KeyError):
+            while True:
+                os.close(self._descriptors.pop())
 
     def detach_all(self) -> None:
-        while self._descriptors:  # popped one by one: the reading thread may be placing another
-            os.close(self._descriptors.pop())
+        # Together: for each the kernel waits until no CPU runs the probe any more.
+        closing = [threading.Thread(target=self._close_descriptors) for _ in range(min(_CLOSE_AT_ONCE, len(self._descriptors)))]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join()
         while self._links:
             self._library.bpf_link__destroy(self._links.pop())
 

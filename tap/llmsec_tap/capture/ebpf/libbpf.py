@@ -76,7 +76,6 @@ _FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "bpf_map_get_next_key": (ct.c_int, (ct.c_int, ct.c_void_p, ct.c_void_p)),
     "ring_buffer__new": (ct.c_void_p, (ct.c_int, SampleCallback, ct.c_void_p, ct.c_void_p)),
     "ring_buffer__free": (None, (ct.c_void_p,)),
-    "ring_buffer__epoll_fd": (ct.c_int, (ct.c_void_p,)),
     "ring_buffer__consume": (ct.c_int, (ct.c_void_p,)),
     "libbpf_num_possible_cpus": (ct.c_int, ()),
     "libbpf_set_print": (ct.c_void_p, (_PrintCallback,)),
@@ -137,6 +136,12 @@ class LibBPF:
             fault = ct.get_errno()
             raise OSError(fault, os.strerror(fault))
         return descriptor
+
+
+def kernel_version() -> tuple[int, int]:
+    """Of the running kernel; (0, 0) where its release cannot be read as a version."""
+    major, minor, *_ = [*os.uname().release.split("."), "", ""]
+    return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else (0, 0)
 
 
 def explain(fault: int, log: list[str]) -> KernelError:

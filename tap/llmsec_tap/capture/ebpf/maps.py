@@ -38,8 +38,9 @@ class KernelMaps:
         self._ring: int | None = library.ring_buffer__new(descriptor_of("events"), self._callback, None, None)
         if not self._ring:
             raise explain(errno.ENOMEM, library.log)
-        self._poll = select.poll()
-        self._poll.register(library.ring_buffer__epoll_fd(self._ring), select.POLLIN)
+        # By edges, so that only a wake-up ends a wait: libbpf's own descriptor is ready as long as anything lies in the ring.
+        self._wakeups = select.epoll()
+        self._wakeups.register(descriptor_of("events"), select.EPOLLIN | select.EPOLLET)
 
     def watch(self, pid: int) -> None:
         self._update("targets", struct.pack("=I", pid), _ONE)
@@ -52,7 +53,7 @@ class KernelMaps:
 
     def wait(self, timeout_s: float) -> None:
         with contextlib.suppress(InterruptedError):
-            self._poll.poll(timeout_s * 1000)
+            self._wakeups.poll(timeout_s)
 
     def consume(self) -> list[bytes]:
         records: list[bytes] = []
@@ -107,5 +108,6 @@ class KernelMaps:
 
     def close(self) -> None:
         if self._ring is not None:
+            self._wakeups.close()
             self._library.ring_buffer__free(self._ring)
             self._ring = None

@@ -1,0 +1,32 @@
+"""A capture places its probes before it loads what decodes and stores: the order decides how soon it sees anything."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+from support.agent import environment
+
+# What a capture needs later, and what would stand between the command and its probes: 0.1 s and more each.
+LATER = {
+    *("msgspec", "duckdb", "polars", "pyarrow", "numpy", "rich", "regex", "yaml", "asyncio", "tomllib", "ssl"),
+    *("llmsec_tap.model", "llmsec_tap.pipeline", "llmsec_tap.providers", "llmsec_tap.reassembly", "llmsec_tap.storage"),
+    "llmsec_analyzer",
+}
+
+
+def test_probes_stand_before_anything_heavy_is_imported() -> None:
+    """A process that does not exist ends the command where its probes would be placed; what it imported until then is all it needs."""
+    command = [sys.executable, "-X", "importtime", "-m", "llmsec_tap.cli.app", "capture", "--pid", "4194303", "--backend", "core"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    imported = set(re.findall(r"^import time:.*\|\s+(\S+)$", done.stderr, re.MULTILINE))
+    assert "llmsec_tap.capture.ebpf.core" in imported
+    assert not imported & LATER
+
+
+def test_the_record_types_are_there_for_those_who_ask() -> None:
+    code = "import llmsec_tap, sys; assert 'msgspec' not in sys.modules; llmsec_tap.Exchange, llmsec_tap.Process, llmsec_tap.Usage; llmsec_tap.nothing"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
+    assert "module 'llmsec_tap' has no attribute 'nothing'" in done.stderr
