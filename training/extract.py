@@ -22,14 +22,14 @@ def rows(folder: Path, name: str) -> list[dict]:
     return found
 
 
-def extract(folder: Path, target: Path, extra: list[dict]) -> None:
+def extract(folder: Path, target: Path) -> None:
     evidence = [rule for rule in load_builtin() if rule.evidence]
     preparer = Preparer(evidence, frozenset(rule.id for rule in evidence))
     everything = [
         *rows(folder, "injection"),
         *({**row, "label": 0, "set": "mentions"} for row in rows(folder, "mentions")),
         *({**row, "label": 0, "set": "harmful_requests"} for row in rows(folder, "harmful_requests")),
-        *extra,
+        *synthetic.rows(),
     ]
     ids, values, pointers, owners, window_counts = [], [], [0], [], []
     for number, row in enumerate(everything):
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with injection.jsonl.gz, mentions.jsonl.gz and harmful_requests.jsonl.gz")
     parser.add_argument("target", type=Path)
     given = parser.parse_args()
-    extract(given.data, given.target, synthetic.rows())
+    extract(given.data, given.target)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         features = given.features or Path(scratch) / "features.npz"
         if given.features is None:
-            extract(given.data, features, [])
+            extract(given.data, features)
         data = Data(features, settings)
     main_set = data.sets == "injection"
     logits, _ = held_out(data, settings)

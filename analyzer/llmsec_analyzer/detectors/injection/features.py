@@ -182,10 +182,8 @@ class Extractor:
             concept_keys = keys[bisect_left(places, first) : bisect_left(places, last)]
             marks_of = list(map(_mark_id, names))
             if tool:
-                marks_of += [*map(_mark_id, ["tool:" + name for name in names])]
-            ids, values = _gathered(
-                [part[:, first : max(first, last - number)].ravel() for number, part in enumerate(grams)], concept_keys + marks_of
-            )
+                marks_of += [_mark_id("tool:" + name) for name in names]
+            ids, values = _gathered(_part(grams, len(tokens), first, last), concept_keys + marks_of)
             found.append(Window(start, end, ids, values, rules))
             if until >= last_block:
                 return found
@@ -217,11 +215,28 @@ def _word_at(place: int, cuts: list[int], firsts: list[int]) -> int:
     return firsts[block] + int(share * (firsts[block + 1] - firsts[block]))
 
 
-def _in_a_row(one: Any) -> tuple[Any, Any, Any]:
-    """Ids of one, two and three in a row, by the number of the first: of the words, and of their kinds."""
-    two = one[:, :-1] * _A + one[:, 1:] * _B
-    three = two[:, :-1] * _C + one[:, 2:] * _D
-    return (one >> _SHIFTS) + _STARTS, (two >> _SHIFTS) + _STARTS, (three >> _SHIFTS) + _STARTS
+def _in_a_row(one: Any) -> Any:
+    """Ids of one, two and three in a row, each by the number of the first, behind one another; a row of words, one of their kinds."""
+    two = one[:, :-1] * _A
+    two += one[:, 1:] * _B
+    three = two[:, :-1] * _C
+    three += one[:, 2:] * _D
+    every = np.concatenate((one, two, three), axis=1)
+    every >>= _SHIFTS
+    every += _STARTS
+    return every
+
+
+def _part(grams: Any, words: int, first: int, last: int) -> tuple[Any, ...]:
+    """Of what `_in_a_row` gave for so many words, that which begins and ends in a part of them."""
+    if last - first == words:
+        return (grams.ravel(),)
+    second, third = words, 2 * words - 1
+    return (
+        grams[:, first:last].ravel(),
+        grams[:, second + first : second + max(first, last - 1)].ravel(),
+        grams[:, third + first : third + max(first, last - 2)].ravel(),
+    )
 
 
 def _apart_in_quotes(sequence: list[tuple[int, int]], text: str, cuts: list[int], firsts: list[int]) -> list[tuple[int, int]]:
@@ -242,21 +257,19 @@ def _concepts(sequence: list[tuple[int, int]], *, tool: bool) -> tuple[list[int]
     """Concepts alone, pairs of them within 10 words, threes within 15: the word each begins at, and its id."""
     places: list[int] = []
     keys: list[int] = []
-    count = len(sequence)
     for index, (at, first) in enumerate(sequence):
         keys.append(first)
         if tool:
             keys.append(first + 90_001)
-        for second_index in range(index + 1, min(index + 5, count)):
-            there, second = sequence[second_index]
+        following = sequence[index + 1 : index + 7]
+        for offset, (there, second) in enumerate(following[:4], 1):
             if there - at > 10:
                 break
             pair = first * 67 + second
             keys.append(pair + 1_000)
             if tool:
                 keys.append(pair + 900_007)
-            for third_index in range(second_index + 1, min(second_index + 3, count)):
-                beyond, third = sequence[third_index]
+            for beyond, third in following[offset : offset + 2]:
                 if beyond - at > 15:
                     break
                 keys.append(pair * 67 + third + 2_000_000)
@@ -272,10 +285,10 @@ def _gathered(grams: Sequence[Any], others: list[int]) -> tuple[Any, Any]:
     keep[:1] = True
     np.not_equal(ids[1:], ids[:-1], out=keep[1:])
     ids = ids[keep]
-    edges = [0, *np.searchsorted(ids, _BASES).tolist(), len(ids)]
+    edges = [0, *ids.searchsorted(_BASES).tolist(), len(ids)]
     counts = [end - start for start, end in pairwise(edges)]
     each = np.array([share / max(1, count) ** 0.5 for share, count in zip(_SHARES, counts, strict=True)], dtype=np.float32)
-    return ids.astype(np.int64), np.repeat(each, counts)
+    return ids.astype(np.int64), each.repeat(counts)
 
 
 _SHARES: Final = (1.0, 1.0, 1.0, 0.7)

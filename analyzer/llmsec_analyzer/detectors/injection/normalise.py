@@ -15,6 +15,7 @@ import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable
+from itertools import repeat
 from urllib.parse import unquote
 
 _INVISIBLE = re.compile(
@@ -430,7 +431,9 @@ def normalise(text: str) -> Normalised:
         return result
     sizes = list(map(len, pieces))
     longest = max(sizes)
-    if sizes.count(1) >= 5 or max(map(raw.count, (b".", b"-", b"_", b"*", b"|"))) * 4 > size:
+    # Spaced letters stand one by one between spaces; of English, `a` and `I` do too, but not three in a row.
+    alone = sizes.count(1) >= 5 and b"\x01\x01\x01" in bytes(map(min, sizes, repeat(2)))
+    if alone or max(map(raw.count, (b".", b"-", b"_", b"*", b"|"))) * 4 > size:
         result.replace("spaced", _SPACED, _unspaced)
     if longest >= 20:
         result.replace("base64", _BASE64, _unbase64)
