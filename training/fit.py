@@ -96,6 +96,8 @@ def _fit_once(data: Data, train: np.ndarray, settings: dict[str, Any]) -> tuple[
     weak = np.isin(data.categories, ("taxonomy_intents", "taxonomy_techniques", "taxonomy_evasions"))
     weight_of_row[weak & (data.labels == 1)] *= settings.get("weak", 0.4)
     weight_of_row[(data.categories == "gcg_suffix")] *= settings.get("gcg", 0.5)
+    # Texts about attacks are few beside all else of ours, and what they teach is in no other source.
+    weight_of_row[(data.sets == "synthetic") & (data.categories == "mention_quoted")] *= settings.get("written_mentions", 3.0)
     for name in ("mentions",):
         weight_of_row[(data.sets == name)] = settings.get("mentions", 0.0)
     use = (weight_of_row > 0)[data.owners]

@@ -2,9 +2,9 @@
 
 Four families, all hashed into one table: words (1 to 3 in a row), kinds of words (the same with each word replaced by the class
 of words that are used alike, so that what is learnt of `disregard` holds for `overlook`), concepts (what a word means for
-injection, in some thirty languages: alone, in pairs and in threes, apart for what stands in quotes), and marks (rules that
-matched, hiding that was undone, delimiters, addresses). Each family has length 1, so a long text
-weighs no more than a short one.
+injection, in some thirty languages: alone, in pairs and in threes), and marks (rules that matched, hiding that was undone,
+delimiters, addresses). What stands in quotes is other words and other concepts: somebody else says it. Each family has length 1,
+so a long text weighs no more than a short one.
 
 Words are looked up once a text, and windows of a long text are slices of the same arrays.
 """
@@ -31,6 +31,8 @@ SIZE: Final = WORDS + CLASSES + CONCEPTS + MARKS
 _CLASS_BASE, _CONCEPT_BASE, _MARK_BASE = WORDS, WORDS + CLASSES, WORDS + CLASSES + CONCEPTS
 _BASES = np.array((_CLASS_BASE, _CONCEPT_BASE, _MARK_BASE), dtype=np.uint32)
 _A, _B, _C, _D = (np.uint32(number) for number in (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F))
+# What a quotation says, somebody else says: its words are other words.
+_IN_QUOTES = np.uint32(0xA5A5C3C3)
 _SHIFTS = np.array([[32 - 18], [32 - 17]], dtype=np.uint32)
 _STARTS = np.array([[0], [_CLASS_BASE]], dtype=np.uint32)
 
@@ -150,7 +152,11 @@ class Extractor:
             tokens += pattern.findall(lowered, start, end)
             firsts.append(len(tokens))
         numbers = np.fromiter(map(words.__getitem__, tokens), np.int64, len(tokens))
-        grams = _in_a_row(words.hashes[:, numbers])
+        hashes = words.hashes[:, numbers]
+        quoted = _quoted(text, cuts, firsts) if '"' in text or "`" in text or "'" in text or not text.isascii() else []
+        for first, last in quoted:
+            hashes[:, first:last] ^= _IN_QUOTES
+        grams = _in_a_row(hashes)
         concepts = words.concepts[numbers]
         spoken = np.flatnonzero(concepts)
         sequence = list(zip(spoken.tolist(), concepts[spoken].tolist(), strict=True))
@@ -164,8 +170,8 @@ class Extractor:
                 else:
                     sequence.append((_word_at(start, cuts, firsts), meaning))
             sequence.sort()
-        if len(sequence) > 1 and ('"' in text or "`" in text or not text.isascii()):
-            sequence = _apart_in_quotes(sequence, text, cuts, firsts)
+        if quoted:
+            sequence = _apart_in_quotes(sequence, quoted)
         tool = role in ("tool", "document", "function")
         places, keys = _concepts(sequence, tool=tool)
         constant = tuple(marks)
@@ -239,12 +245,14 @@ def _part(grams: Any, words: int, first: int, last: int) -> tuple[Any, ...]:
     )
 
 
-def _apart_in_quotes(sequence: list[tuple[int, int]], text: str, cuts: list[int], firsts: list[int]) -> list[tuple[int, int]]:
-    """Concepts in quotes are others; but none are where quotes hold nearly all of the text."""
+def _quoted(text: str, cuts: list[int], firsts: list[int]) -> list[tuple[int, int]]:
+    """The words in quotes, by number; none where quotes hold nearly all of the text."""
     spans = [found.span() for found in _QUOTED.finditer(text)]
-    quoted = [(_word_at(a, cuts, firsts), _word_at(b - 1, cuts, firsts) + 1) for a, b in spans if b - a < 0.7 * len(text)]
-    if not quoted:
-        return sequence
+    return [(_word_at(a, cuts, firsts), _word_at(b - 1, cuts, firsts) + 1) for a, b in spans if b - a < 0.7 * len(text)]
+
+
+def _apart_in_quotes(sequence: list[tuple[int, int]], quoted: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Concepts in quotes are others."""
     begins = [begin for begin, _ in quoted]
     out: list[tuple[int, int]] = []
     for at, concept in sequence:
