@@ -70,7 +70,7 @@ def main() -> None:
         commands: dict[str, tuple[list[str], float]] = {
             "replay, jsonl, no store": ([*analyze, "--format", "jsonl", "--store", "none"], 1),
             "replay, store": ([*analyze, "--format", "none", "--store", str(folder / "store")], 1),
-            "replay, store, detection": ([*detecting, "--format", "none", "--store", str(folder / "store")], 1),
+            "replay, store, detection (both processes)": ([*detecting, "--format", "none", "--store", str(folder / "store")], 1),
         }
         if shutil.which("tshark"):
             fields = ["-T", "fields", "-e", "http.request.uri", "-e", "http.response.code", "-e", "http.file_data"]

@@ -1,14 +1,27 @@
-"""Detection put together for a command: configuration, installation key, scanner."""
+"""Detection put together for a command that decodes: configuration read here, scanning in a process of its own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from llmsec_analyzer.config import load_config
-from llmsec_analyzer.detectors.exchanges import ExchangeDetector
-from llmsec_analyzer.detectors.scanner import Scanner, report_fault
-from llmsec_tap.install_key import install_key
-from llmsec_tap.providers.credentials import fingerprinter
+from llmsec_analyzer.worker.client import DetectionProcess
+from llmsec_tap.model import Exchange, Severity
 
 
-def make_detector(config: str | None = None) -> ExchangeDetector:
-    """For replay and capture alike: `listener` goes to the pipeline, `detect` sees each exchange."""
-    return ExchangeDetector(Scanner(load_config(config).security, fingerprinter(install_key()), on_fault=report_fault))
+def start_detection(
+    deliver: Callable[[Exchange], None],
+    *,
+    key: bytes,
+    config: str | None,
+    may_wait: bool,
+    report: Callable[[str], None],
+    redact: bool = False,
+    fail_on: Severity | None = None,
+) -> DetectionProcess:
+    """Raises ConfigError for a configuration, rule or model that is wrong. `key` makes the fingerprints. `may_wait`: the source can (a file), or cannot (live)."""
+    settings = load_config(config).security
+    process = DetectionProcess(settings, key, deliver, may_wait=may_wait, report=report, redact=redact, fail_on=fail_on)
+    if config is not None:  # what ships is known to load, and need not be waited for
+        process.await_ready()
+    return process

@@ -7,16 +7,17 @@ import datetime as dt
 from llmsec_analyzer.terminal import cut, pad, visible
 from llmsec_tap.model import Exchange
 
-_COLUMNS = (("time", 12), ("provider", 17), ("model", 28), ("status", 6), ("in", 7), ("out", 7), ("ttft ms", 8), ("note", 18))
+_COLUMNS = (("time", 12), ("provider", 17), ("model", 28), ("status", 6), ("in", 7), ("out", 7), ("ttft ms", 8), ("risk", 4), ("note", 18))
+_NUMBERS = frozenset(("in", "out", "ttft ms", "risk"))
 _TEXT_COLUMNS = 60
 
 
 def listing_header() -> str:
-    return "  ".join(pad(name, width, right=name in ("in", "out", "ttft ms")) for name, width in _COLUMNS) + "  input"
+    return "  ".join(pad(name, width, right=name in _NUMBERS) for name, width in _COLUMNS) + "  input"
 
 
 def exchange_row(exchange: Exchange) -> str:
-    """Time (UTC), who serves, model, status, tokens (~ marks an estimate), time to first token, what is odd, and the input's beginning."""
+    """Time (UTC), who serves, model, status, tokens (~ marks an estimate), time to first token, risk, what is odd, and the input's beginning."""
     usage, estimate = exchange.usage, exchange.usage_estimated
     started = exchange.started_ns or 0
     moment = dt.datetime.fromtimestamp(started // 1_000_000_000, dt.UTC)
@@ -33,11 +34,11 @@ def exchange_row(exchange: Exchange) -> str:
         _count(usage.input_tokens, estimate.input_tokens if estimate else None),
         _count(usage.output_tokens, estimate.output_tokens if estimate else None),
         f"{exchange.ttft_ms:.1f}" if exchange.ttft_ms is not None else "",
+        f"{exchange.risk_score}" if exchange.risk_score else "",
         note,
     )
     line = "  ".join(
-        pad(cut(visible(cell), width), width, right=name in ("in", "out", "ttft ms"))
-        for cell, (name, width) in zip(cells, _COLUMNS, strict=True)
+        pad(cut(visible(cell), width), width, right=name in _NUMBERS) for cell, (name, width) in zip(cells, _COLUMNS, strict=True)
     )
     return f"{line}  {cut(visible(exchange.input_text or ''), _TEXT_COLUMNS)}".rstrip()
 

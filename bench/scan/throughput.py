@@ -156,28 +156,34 @@ def chat(megabytes: float, seed: int = 11) -> str:
     return "".join(pieces)
 
 
-def streamed(scanner: Scanner, text: str, size: int, engine_plan: object | None = None) -> dict[str, float]:
-    """Answers of 4,000 characters, each a stream of its own. Each call is timed apart for the delays, all together for the speed."""
+def streamed(scanner: Scanner, text: str, size: int, together: int = 1) -> dict[str, float]:
+    """Answers of 4,000 characters, each a stream of its own. Each call is timed apart for the delays, all together for the speed.
+
+    `together`: so many increments a call, as the detection process does with those that arrived meanwhile.
+    """
     answers = [text[at : at + 4000] for at in range(0, len(text), 4000)]
-    cut = [[answer[at : at + size] for at in range(0, len(answer), size)] for answer in answers]
+    cut = []
+    for answer in answers:
+        pieces = [answer[at : at + size] for at in range(0, len(answer), size)]
+        cut.append([pieces[at : at + together] for at in range(0, len(pieces), together)])
     best = 0.0
     for _ in range(3):
         started = time.process_time()
         found = 0
-        for deltas in cut:
+        for batches in cut:
             stream = scanner.open("assistant")
-            feed = stream.feed
-            for delta in deltas:
-                feed(delta)
+            feed = stream.feed_many
+            for batch in batches:
+                feed(batch)
             stream.close()
             found += len(stream.matches)
         best = max(best, len(text) / 1e6 / (time.process_time() - started))
     delays = []
-    for deltas in cut[:60]:
+    for batches in cut[:60]:
         stream = scanner.open("assistant")
-        for delta in deltas:
+        for batch in batches:
             before = time.perf_counter_ns()
-            stream.feed(delta)
+            stream.feed_many(batch)
             delays.append(time.perf_counter_ns() - before)
     delays.sort()
     return {
@@ -204,6 +210,8 @@ def main() -> None:
         name = scanner.plan.engine
         for size in (4000, 200, 20, 4):
             out[f"{name}, {size}-character deltas"] = streamed(scanner, text, size)
+        for size in (20, 5):
+            out[f"{name}, {size}-character deltas, 64 at a time"] = streamed(scanner, text, size, 64)
         if scanner.model is not None and engine == "auto":
             sample = [text[at : at + 1000] for at in range(0, 400_000, 1000)]
             for piece in sample[:50]:

@@ -204,6 +204,7 @@ class Exchange(msgspec.Struct, kw_only=True):
     request: Request = msgspec.field(default_factory=Request)
     response: Response = msgspec.field(default_factory=Response)
     risk_score: int | None = None
+    risk_reasons: list[str] = []
     findings: list[Finding] = []
 
     def without_content(self) -> Exchange:

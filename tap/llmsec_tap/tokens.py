@@ -132,7 +132,7 @@ def _from_file(path: str) -> Counter:
     try:
         from tokenizers import Tokenizer  # noqa: PLC0415 - 10 MB that few runs need
     except ImportError:
-        raise ConfigError("--tokenizer needs the `tokenizers` package", "pip install 'llmsec-trace[tokenizers]'") from None
+        raise ConfigError("--tokenizer needs the `tokenizers` package", "pip install 'llmsec-trace[tokens]'") from None
     if not Path(path).is_file():
         raise ConfigError(f"{path}: no such tokenizer file", "Name a model's tokenizer.json.")
     try:

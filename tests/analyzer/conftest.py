@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -12,14 +11,7 @@ import pytest
 
 from llmsec_tap.model import Exchange
 from llmsec_tap.storage import StoreWriter
-
-_SPEC = importlib.util.spec_from_file_location("storage_conftest", Path(__file__).parents[1] / "tap" / "storage" / "conftest.py")
-assert _SPEC is not None
-assert _SPEC.loader is not None
-_MODULE = importlib.util.module_from_spec(_SPEC)
-sys.modules["storage_conftest"] = _MODULE  # dataclasses look their module up
-_SPEC.loader.exec_module(_MODULE)
-full_exchange: Callable[..., Exchange] = _MODULE.full_exchange
+from support.exchanges import a_finding, full_exchange
 
 
 @pytest.fixture
@@ -74,4 +66,4 @@ def build_exchange() -> Callable[..., Exchange]:
 
 @pytest.fixture(scope="session")
 def build_finding() -> Callable[..., Any]:
-    return _MODULE.a_finding
+    return a_finding

@@ -37,13 +37,8 @@ def replay(
         str | None, typer.Option("--tokenizer", metavar="FILE", help="A tokenizer.json that counts tokens where the server states none.")
     ] = None,
     detect: Annotated[
-        bool | None,
-        typer.Option(
-            "--detect/--no-detect",
-            help="Look for secrets, personal data, injection and unsafe output. Default: only where --fail-on or --redact needs it.",
-            show_default=False,
-        ),
-    ] = None,
+        bool, typer.Option("--detect/--no-detect", help="Look for secrets, personal data, prompt injection and unsafe output.")
+    ] = True,
     fail_on: FailOnOption = None,
     redact: Annotated[bool, typer.Option("--redact", help="Mask secrets and personal data in what is printed and stored.")] = False,
     config: ConfigOption = None,
@@ -58,20 +53,17 @@ def replay(
     from llmsec_analyzer.replay import Replay
     from llmsec_tap.errors import ConfigError
 
-    if detect is False and (redact or fail_on):
+    if not detect and (redact or fail_on):
         raise ConfigError("--redact and --fail-on need detection", "leave out --no-detect")
-    detector = None
-    if detect or redact or fail_on or config is not None:
-        from llmsec_analyzer.detecting import make_detector
-
-        detector = make_detector(config)
     Replay(
         ports=frozenset(port) if port else None,
         store=None if store == "none" else store,
         output=output.value,
         content=content,
         tokenizer=tokenizer,
-        detector=detector,
+        detect=detect,
+        config=config,
         fail_on=fail_on.value if fail_on else None,
         redact=redact,
+        follow="-" in files,
     ).run(files)

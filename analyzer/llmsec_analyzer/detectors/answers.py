@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 _WORD = re.compile(r"\w+")
 # So many words in a row are no chance: phrases that prompts and answers share are shorter.
@@ -33,16 +34,15 @@ def is_consent(answer: str) -> bool:
 
 def leaked(system_prompt: str, answer: str) -> tuple[int, int] | None:
     """The longest part of the answer that stands word for word in the system prompt, if it is long enough to be no chance."""
-    prompt_words = [found[0].lower() for found in _WORD.finditer(system_prompt)]
-    if len(prompt_words) < LEAK_WORDS:
+    shingles = _shingles(system_prompt)
+    if not shingles:
         return None
-    shingles = {tuple(prompt_words[at : at + _SHINGLE]) for at in range(len(prompt_words) - _SHINGLE + 1)}
     found = list(_WORD.finditer(answer))
     words = [word[0].lower() for word in found]
     best = (0, 0)
     run = 0
     for at in range(len(words) - _SHINGLE + 1):
-        if tuple(words[at : at + _SHINGLE]) in shingles:
+        if hash(tuple(words[at : at + _SHINGLE])) in shingles:
             run += 1
             if run > best[1] - best[0]:
                 best = (at - run + 1, at + 1)
@@ -52,3 +52,12 @@ def leaked(system_prompt: str, answer: str) -> tuple[int, int] | None:
     if not size or size + _SHINGLE - 1 < LEAK_WORDS:
         return None
     return found[best[0]].start(), found[best[1] + _SHINGLE - 2].end()
+
+
+@lru_cache(maxsize=16)
+def _shingles(prompt: str) -> frozenset[int]:
+    """Hashes of every few words in a row; none where the prompt is too short to be told from chance. Prompts return with each request."""
+    words = [found[0].lower() for found in _WORD.finditer(prompt)]
+    if len(words) < LEAK_WORDS:
+        return frozenset()
+    return frozenset(hash(tuple(words[at : at + _SHINGLE])) for at in range(len(words) - _SHINGLE + 1))

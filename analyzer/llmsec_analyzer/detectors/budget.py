@@ -1,7 +1,8 @@
 """How much time scanning may take, and what is left out when it takes more: first the model, then some exchanges, then all but secrets.
 
-The share is of the time that passes, over the last seconds. A step down is taken at once, a step up only after the load has
-stayed well below the budget, so that it does not swing.
+Two things ask for a step: the share of the time that passes (a setting), and the queue before the scanner (`pressure`), which
+follows from how full it is. Of the share, a step down is taken at once, a step up only after the load has stayed well below the
+budget, so that it does not swing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _SAMPLE_EVERY = 4
 
 
 class Budget:
-    """`step` is where we are; `skips()` is asked once for each exchange."""
+    """`step` is where we are; `skips()` is asked once for each exchange. `pressure` is set from outside."""
 
     def __init__(self, share: float | None, clock: Callable[[], float]) -> None:
         self.share = share
@@ -23,8 +24,13 @@ class Budget:
         self._since = clock()
         self._spent = 0.0
         self._count = 0
-        self.step = FULL
+        self._own_step = FULL
+        self.pressure = FULL
         self.steps_taken = 0
+
+    @property
+    def step(self) -> int:
+        return max(self._own_step, self.pressure)
 
     @property
     def without_model(self) -> bool:
@@ -45,10 +51,10 @@ class Budget:
         self._spent += seconds
         passed = self._clock() - self._since
         over = self._spent > self.share * max(passed, _WINDOW_S)
-        if over and self.step < SECRETS_ONLY:
-            self.step += 1
+        if over and self._own_step < SECRETS_ONLY:
+            self._own_step += 1
             self.steps_taken += 1
-        elif passed >= _WINDOW_S and self._spent < self.share * passed * _CALM_SHARE and self.step > FULL:
-            self.step -= 1
+        elif passed >= _WINDOW_S and self._spent < self.share * passed * _CALM_SHARE and self._own_step > FULL:
+            self._own_step -= 1
         if over or passed >= _WINDOW_S:
             self._since, self._spent = self._clock(), 0.0

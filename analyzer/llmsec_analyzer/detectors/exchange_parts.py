@@ -1,4 +1,4 @@
-"""Every text of an exchange, with its role and its place."""
+"""What detection is given of an exchange, every text with its role and its place, and what it gives back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from llmsec_tap.model import Exchange, Message
+from llmsec_tap.model import AnomalyCount, Exchange, Finding, Message
 
 _RETRIEVED = frozenset(("document", "search_result", "context"))
 
@@ -19,6 +19,25 @@ class TextPart(msgspec.Struct, frozen=True):
     text: str
     kind: str  # the part's type: text, reasoning, refusal, tool_call, tool_call_response, tool_definition
     tool: str = ""
+
+
+class Report(msgspec.Struct):
+    """What an exchange holds. `marks` are the names of anomalies: what was not scanned, or not as it should have been."""
+
+    findings: list[Finding]
+    risk_score: int | None = 0
+    risk_reasons: list[str] = []
+    marks: list[str] = []
+
+    def applied(self, exchange: Exchange) -> Exchange:
+        """The exchange with this report in it."""
+        exchange.findings = self.findings
+        exchange.risk_score = self.risk_score
+        exchange.risk_reasons = self.risk_reasons
+        exchange.anomalies = [
+            *exchange.anomalies, *(AnomalyCount(name=name, count=self.marks.count(name)) for name in sorted(set(self.marks))),
+        ]  # fmt: skip
+        return exchange
 
 
 def text_parts(exchange: Exchange) -> Iterator[TextPart]:

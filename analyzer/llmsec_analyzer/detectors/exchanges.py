@@ -11,105 +11,92 @@ from hashlib import blake2b
 import msgspec
 
 from llmsec_analyzer.detectors.answers import is_consent, is_refusal, leaked
-from llmsec_analyzer.detectors.budget import Budget
-from llmsec_analyzer.detectors.exchange_parts import TextPart, text_parts
+from llmsec_analyzer.detectors.budget import FULL, Budget
+from llmsec_analyzer.detectors.exchange_parts import Report, TextPart
 from llmsec_analyzer.detectors.matching import Match
 from llmsec_analyzer.detectors.risk import risk
 from llmsec_analyzer.detectors.scanner import Scanner, TextResult, make_finding, preview
 from llmsec_analyzer.detectors.stream import StreamScanner
-from llmsec_tap.model import AnomalyCount, Exchange, Finding
-from llmsec_tap.providers.assemble import ExchangeAssembly
+from llmsec_tap.model import Finding
 
 # Conversations send their earlier turns again with every request; what was found in one is kept for so many texts.
 CACHE_TEXTS = 4096
 _MAX_FINDINGS = 1000
 
 
-class AnswerListener:
-    """Scans the increments of one answer as they arrive; `on_match` is told at once."""
+class AnswerStreams:
+    """The texts of one answer that is still arriving."""
 
-    __slots__ = ("_detector", "_lean", "streams", "tails")
+    __slots__ = ("_detector", "_lean", "_streams", "_tails")
 
     def __init__(self, detector: ExchangeDetector, *, lean: bool) -> None:
         self._detector = detector
         self._lean = lean
-        self.streams: dict[tuple[int, str], StreamScanner] = {}
-        self.tails: dict[tuple[int, str], str] = {}
+        self._streams: dict[tuple[int, str], StreamScanner] = {}
+        self._tails: dict[tuple[int, str], str] = {}
 
-    def delta(self, ts_ns: int, kind: str, choice: int, text: str) -> None:
-        if kind == "tool_call":
-            return  # several calls may arrive by turns under one choice; their arguments are scanned at the end
+    def feed(self, kind: str, choice: int, texts: Sequence[str]) -> Sequence[Match]:
+        """The next increments of one text; what became known by them. Never raises: a fault is counted, and the text scanned at its end."""
         key = (choice, kind)
-        stream = self.streams.get(key)
+        stream = self._streams.get(key)
         if stream is None:
-            stream = self.streams[key] = self._detector.scanner.open("assistant", lean=self._lean)
+            stream = self._streams[key] = self._detector.scanner.open("assistant", lean=self._lean)
         try:
-            fresh = stream.feed(text)
-        except Exception as fault:  # noqa: BLE001 - a fault of ours must not stop the decoder
-            self._detector.fault("stream", fault)
-            del self.streams[key]
-            return
-        self.tails[key] = text
-        if fresh and self._detector.on_match is not None:
-            self._detector.on_match(ts_ns, fresh)
+            fresh = stream.feed_many(texts)
+        except Exception as fault:  # noqa: BLE001 - see above
+            self._detector.scanner.count_fault("stream", fault)
+            del self._streams[key]
+            return ()
+        self._tails[key] = texts[-1]
+        return fresh
 
-    def finished(self, exchange: Exchange) -> None:
-        self._detector.remember(exchange.exchange_id, self)
+    def known(self, kind: str, choice: int) -> Sequence[int]:
+        """For each match of that text, with which increment it was known."""
+        return self._streams[choice, kind].known_at
+
+    def saw(self, part: TextPart) -> StreamScanner | None:
+        """The stream that saw exactly this text arrive, if one did."""
+        if not part.part.startswith("response.messages["):
+            return None
+        key = (int(part.part[len("response.messages[") :].split("]")[0]), part.kind)
+        stream = self._streams.get(key)
+        if stream is None or stream.view.end != len(part.text) or not part.text.endswith(self._tails[key]):
+            return None  # the server revised what it had sent, or the answer came whole
+        return stream
 
 
 class ExchangeDetector:
-    """`detect(exchange)` fills in `findings` and `risk_score`; `listener` is for the pipeline, so that streams are scanned live."""
+    """`examine` reports on whole exchanges; `streams` is for an answer that is still arriving."""
 
-    def __init__(
-        self,
-        scanner: Scanner,
-        *,
-        on_match: Callable[[int, Sequence[Match]], None] | None = None,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
+    def __init__(self, scanner: Scanner, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self.scanner = scanner
-        self.on_match = on_match
         self.budget = Budget(scanner.settings.budget.share, clock)
         self._clock = clock
-        self._listeners: dict[str, AnswerListener] = {}
-        self._cache: OrderedDict[bytes, tuple[StreamScanner, TextResult]] = OrderedDict()
-        self._sensitive: dict[str, set[str]] = {}
+        self._cache: OrderedDict[bytes, TextResult] = OrderedDict()
 
-    # --- while answers stream ---------------------------------------------------------------------------------------------
+    def streams(self) -> AnswerStreams:
+        return AnswerStreams(self, lean=self.budget.lean)
 
-    def listener(self, assembly: ExchangeAssembly) -> AnswerListener:
-        return AnswerListener(self, lean=self.budget.lean)
-
-    def remember(self, exchange_id: str, listener: AnswerListener) -> None:
-        self._listeners[exchange_id] = listener
-
-    def fault(self, name: str, fault: Exception) -> None:
-        self.scanner._fault(name, fault)  # noqa: SLF001 - one counter for all detectors
-
-    # --- whole exchanges ----------------------------------------------------------------------------------------------------
-
-    def detect(self, exchange: Exchange) -> Exchange:
-        """Never raises: a fault is counted and marked on the exchange."""
-        listener = self._listeners.pop(exchange.exchange_id, None)
-        if exchange.provider is None:
-            return exchange
+    def examine(self, exchange_id: str, parts: Sequence[TextPart], streams: AnswerStreams | None = None, *, pressure: int = FULL) -> Report:
+        """Never raises: a fault is counted and marked. `pressure`: the step (budget.py) that a queue of exchanges asks for."""
         started = self._clock()
-        faults = sum(self.scanner.faults.values()) + sum(self.scanner.plan.faults.values())
+        self.budget.pressure = pressure
+        faults = self._faults()
         try:
-            found, marks = self._findings(exchange, listener)
-        except Exception as fault:  # noqa: BLE001 - as above
-            self.fault("exchange", fault)
+            found, marks = self._findings(exchange_id, parts, streams)
+        except Exception as fault:  # noqa: BLE001 - see above
+            self.scanner.count_fault("exchange", fault)
             found, marks = [], []
-        if sum(self.scanner.faults.values()) + sum(self.scanner.plan.faults.values()) > faults:
+        if self._faults() > faults:
             marks.append("detection_fault")
-        exchange.findings = found[:_MAX_FINDINGS]
-        exchange.risk_score, _ = risk(found)
-        for name in sorted(set(marks)):
-            exchange.anomalies = [*exchange.anomalies, AnomalyCount(name=name, count=marks.count(name))]
+        score, reasons = risk(found)
         self.budget.spent(self._clock() - started)
-        return exchange
+        return Report(found[:_MAX_FINDINGS], None if "detection_skipped" in marks else score, reasons, marks)
 
-    def _findings(self, exchange: Exchange, listener: AnswerListener | None) -> tuple[list[Finding], list[str]]:
+    def _faults(self) -> int:
+        return sum(self.scanner.faults.values()) + sum(self.scanner.plan.faults.values())
+
+    def _findings(self, exchange_id: str, parts: Sequence[TextPart], streams: AnswerStreams | None) -> tuple[list[Finding], list[str]]:
         marks: list[str] = []
         if self.budget.skips():
             return [], ["detection_skipped"]
@@ -119,11 +106,10 @@ class ExchangeDetector:
         if lean:
             marks.append("detection_secrets_only")
         found: list[Finding] = []
-        parts = list(text_parts(exchange))
         attacked = False
         request_prints: set[str] = set()
         for part in parts:
-            result = self._scan(exchange, part, listener, with_model=with_model, lean=lean)
+            result = self._scan(exchange_id, part, streams, with_model=with_model, lean=lean)
             if result.unscanned:
                 marks.append("detection_incomplete")
             if result.verdict is not None and self.scanner.threshold is not None:
@@ -135,16 +121,16 @@ class ExchangeDetector:
                 fresh = [_echo(finding) if finding.fingerprint in request_prints else finding for finding in fresh]
             found += fresh
             if part.kind == "tool_call" and part.part.startswith("response"):
-                found += self._sensitive_tool(exchange, part)
-        found += self._compared(exchange, parts, attacked=attacked)
+                found += self._sensitive_tool(exchange_id, part)
+        found += self._compared(exchange_id, parts, attacked=attacked)
         return found, marks
 
-    def _scan(self, exchange: Exchange, part: TextPart, listener: AnswerListener | None, *, with_model: bool, lean: bool) -> TextResult:
-        stream = self._streamed(part, listener)
+    def _scan(self, exchange_id: str, part: TextPart, streams: AnswerStreams | None, *, with_model: bool, lean: bool) -> TextResult:
+        stream = streams.saw(part) if streams is not None else None
         judge = with_model and part.kind not in ("reasoning", "refusal", "error")
         if stream is not None:
             stream.close()
-            return self.scanner.result(stream, part.text, part=part.part, exchange_id=exchange.exchange_id, judge=judge)
+            return self.scanner.result(stream, part.text, part=part.part, exchange_id=exchange_id, judge=judge)
         key = blake2b(f"{part.role}\0{judge}{lean}\0{part.text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
         kept = self._cache.get(key)
         if kept is None:
@@ -152,41 +138,29 @@ class ExchangeDetector:
             for at in range(0, len(part.text), 65_536):
                 stream.feed(part.text[at : at + 65_536])
             stream.close()
-            result = self.scanner.result(stream, part.text, part=part.part, exchange_id=exchange.exchange_id, judge=judge, streamed=False)
-            self._cache[key] = (stream, result)
+            result = self.scanner.result(stream, part.text, part=part.part, exchange_id=exchange_id, judge=judge, streamed=False)
+            self._cache[key] = result
             if len(self._cache) > CACHE_TEXTS:
                 self._cache.popitem(last=False)
             return result
         self._cache.move_to_end(key)
-        findings = [_moved(finding, exchange.exchange_id, part.part, self.scanner) for finding in kept[1].findings]
-        return TextResult(findings, kept[1].injection_score, kept[1].unscanned, kept[1].verdict)
-
-    @staticmethod
-    def _streamed(part: TextPart, listener: AnswerListener | None) -> StreamScanner | None:
-        """The stream that saw exactly this text arrive, if one did."""
-        if listener is None or not part.part.startswith("response.messages["):
-            return None
-        choice = int(part.part[len("response.messages[") :].split("]")[0])
-        key = (choice, part.kind)
-        stream = listener.streams.get(key)
-        if stream is None or stream.view.end != len(part.text) or not part.text.endswith(listener.tails[key]):
-            return None  # the server revised what it had sent, or the answer came whole
-        return stream
+        findings = [_moved(finding, exchange_id, part.part, self.scanner) for finding in kept.findings]
+        return TextResult(findings, kept.injection_score, kept.unscanned, kept.verdict)
 
     # --- the answer against its request --------------------------------------------------------------------------------------
 
-    def _sensitive_tool(self, exchange: Exchange, part: TextPart) -> list[Finding]:
+    def _sensitive_tool(self, exchange_id: str, part: TextPart) -> list[Finding]:
         rule = self.scanner.rules.by_id.get("tool.sensitive_call")
         if rule is None or not any(fnmatch.fnmatchcase(part.tool, wanted) for wanted in self.scanner.settings.output.sensitive_tools):
             return []
         return [
             make_finding(
-                rule, exchange_id=exchange.exchange_id, part=part.part, start=0, end=len(part.text), preview=part.tool[:80],
+                rule, exchange_id=exchange_id, part=part.part, start=0, end=len(part.text), preview=part.tool[:80],
                 fingerprint=self.scanner.fingerprint(part.tool), note="the policy names this tool",
             )
         ]  # fmt: skip
 
-    def _compared(self, exchange: Exchange, parts: list[TextPart], *, attacked: bool) -> list[Finding]:
+    def _compared(self, exchange_id: str, parts: Sequence[TextPart], *, attacked: bool) -> list[Finding]:
         rules = self.scanner.rules.by_id
         prompts = [part.text for part in parts if part.part.startswith("request") and part.role in ("system", "developer")]
         others = " ".join(part.text for part in parts if part.part.startswith("request") and part.role == "user")
@@ -196,19 +170,19 @@ class ExchangeDetector:
         for part in answers:
             if part.kind == "refusal" or is_refusal(part.text):
                 refused = True
-                found += self._plain(exchange, part, "output.refusal", 0, min(len(part.text), 80), "the answer declines")
+                found += self._plain(exchange_id, part, "output.refusal", 0, min(len(part.text), 80), "the answer declines")
             span = leaked("\n".join(prompts), part.text) if prompts and self.scanner.settings.output.enabled else None
             if span is not None and part.text[span[0] : span[1]] not in others:
-                found += self._plain(exchange, part, "output.system_prompt_leak", *span, f"{span[1] - span[0]} characters in a row")
+                found += self._plain(exchange_id, part, "output.system_prompt_leak", *span, f"{span[1] - span[0]} characters in a row")
             for canary in self.scanner.settings.output.canaries:
                 at = part.text.find(canary) if canary else -1
                 if at >= 0:
-                    found += self._plain(exchange, part, "output.canary", at, at + len(canary), "a canary of the configuration")
+                    found += self._plain(exchange_id, part, "output.canary", at, at + len(canary), "a canary of the configuration")
         if attacked and not refused and "output.jailbreak_success" in rules:
             for part in answers:
                 if is_consent(part.text):
                     found += self._plain(
-                        exchange,
+                        exchange_id,
                         part,
                         "output.jailbreak_success",
                         0,
@@ -218,14 +192,14 @@ class ExchangeDetector:
                     break
         return found
 
-    def _plain(self, exchange: Exchange, part: TextPart, rule_id: str, start: int, end: int, note: str) -> list[Finding]:
+    def _plain(self, exchange_id: str, part: TextPart, rule_id: str, start: int, end: int, note: str) -> list[Finding]:
         rule = self.scanner.rules.by_id.get(rule_id)
         if rule is None:
             return []
         match = Match(rule=rule, start=start, end=end, severity=rule.severity, confidence=rule.confidence)
         return [
             make_finding(
-                rule, exchange_id=exchange.exchange_id, part=part.part, start=start, end=end, preview=preview(part.text, match, ()) if rule.category == "system_prompt_leak" else "",
+                rule, exchange_id=exchange_id, part=part.part, start=start, end=end, preview=preview(part.text, match, ()) if rule.category == "system_prompt_leak" else "",
                 fingerprint=self.scanner.fingerprint(part.text[start:end]), note=note,
             )
         ]  # fmt: skip

@@ -252,20 +252,23 @@ def known_validators() -> list[str]:
 
 
 def validator(name: str) -> Validator:
-    """The check of that name; `stdnum:se.personnummer` is the module of python-stdnum. KeyError where there is none."""
+    """The check of that name; `stdnum:se.personnummer` is the module of python-stdnum. KeyError where there is none of ours."""
     if name.startswith("stdnum:"):
         return _of_stdnum(name.removeprefix("stdnum:"))
     own = _OWN.get(name)
     return own if own is not None else VALIDATORS[name]
 
 
-def _of_stdnum(name: str) -> Validator:
+def is_known_validator(name: str) -> bool:
+    if not name.startswith("stdnum:"):
+        return name in _OWN or name in VALIDATORS
     try:
-        found = importlib.util.find_spec("stdnum." + name)
+        return importlib.util.find_spec(name.replace(":", ".")) is not None
     except ModuleNotFoundError:
-        found = None
-    if found is None:
-        raise KeyError("stdnum:" + name)
+        return False
+
+
+def _of_stdnum(name: str) -> Validator:
     check: list[Callable[[str], bool]] = []
 
     def valid(value: str) -> bool:

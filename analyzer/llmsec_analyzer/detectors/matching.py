@@ -8,6 +8,7 @@ but the text before that position, so the same text in any pieces gives the same
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Protocol
 
 import msgspec
@@ -54,18 +55,23 @@ class View:
     def groups(self, start: int, first: int, end: int) -> dict[str, int]:
         """Groups of the context words that end between start and end, each with its distance to `first`."""
         found: dict[str, int] = {}
-        for at, group in self.contexts:
-            if start < at <= end:
-                found[group] = max(0, first - at)
+        contexts = self.contexts
+        for index in range(bisect_left(contexts, (start + 1,)), len(contexts)):
+            at, group = contexts[index]
+            if at > end:
+                break
+            found[group] = max(0, first - at)
         return found
 
 
 class Recognizer(Protocol):
     """`reach` is how far before a hit it may look; the scanner keeps that much text. `ordered`: asked hit after hit, never the
-    next one while an earlier one waits.
+    next one while an earlier one waits. `near`: asked only where a long run of token characters ends within so many characters after
+    the hit; 0: always.
     """
 
     reach: int
+    near: int
     ordered: bool
 
     def decide(self, view: View, start: int, end: int) -> list[Match] | int: ...

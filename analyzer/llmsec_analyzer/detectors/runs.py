@@ -21,6 +21,8 @@ MARGIN: Final = 14
 CONTEXT_BEFORE: Final = 80
 MAX_RUN: Final = 96
 
+_NO_DIGITS = bytes(byte for byte in range(256) if not 48 <= byte <= 57)
+_BEFORE_DIGITS: Final = 13
 _NUMBER_CHARS = frozenset("0123456789+().-/ x#")
 _EMAIL_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._%+-@!#$&'*=^`{|}~")
 # Letters that names of hosts may hold besides ASCII: Latin, Greek, Cyrillic, kana, Han, Hangul.
@@ -48,13 +50,20 @@ class RunRecognizer:
     """All rules started by one class. Each rule's pattern is looked for in the run and its margins."""
 
     ordered = True
+    near = 0
 
     def __init__(self, trigger: str, rules: Sequence[Rule], trusted: frozenset[str]) -> None:
         self.trigger = trigger
         self._chars, self._longest, self._margin = RUNS[trigger]
         self.reach = self._longest + self._margin + 1
         self._rules = [_RunRule(rule, trusted=rule.id in trusted) for rule in rules]
-        self._always = [rule for rule in self._rules if not (rule.rule.context and rule.rule.context_needed)]
+        always = [rule for rule in self._rules if not (rule.rule.context and rule.rule.context_needed)]
+        most = max((rule.rule.digits for rule in always), default=0)
+        # Most runs of digits are years, amounts and versions: too short for nearly every rule, which one count shows.
+        # Reviewed rules for digits want a word's beginning, at most twelve characters (of an Italian tax code) before the run: in the
+        # middle of a long hexadecimal or base 64 text none of them can match.
+        self._anywhere = [rule for rule in always if trigger != "digits" or rule.rule.id not in trusted]
+        self._always = [[rule for rule in always if rule.rule.digits <= digits] for digits in range(most + 1)]
         self._by_group = {rule.rule.id: rule for rule in self._rules if rule.rule.context}
 
     def decide(self, view: View, start: int, end: int) -> list[Match] | int:
@@ -89,7 +98,13 @@ class RunRecognizer:
         if cut >= 0:
             window = window[:cut]
         groups = view.groups(max(0, first - CONTEXT_BEFORE), first, min(left + len(window), last + MARGIN)) if self._by_group else {}
-        rules = self._always
+        rules = self._always[0]
+        before = window[max(0, first - left - _BEFORE_DIGITS) : first - left]
+        if len(before) == _BEFORE_DIGITS and before.isascii() and before.isalnum():
+            rules = self._anywhere
+        elif len(self._always) > 1:
+            digits = len(window.encode("utf-8", "surrogatepass").translate(None, _NO_DIGITS))
+            rules = self._always[min(digits, len(self._always) - 1)]
         if groups:
             rules = rules + [self._by_group[name] for name in groups if name in self._by_group and self._by_group[name] not in rules]
         found: list[Match] = []
@@ -106,15 +121,20 @@ class _RunRule:
 
     def __init__(self, rule: Rule, *, trusted: bool) -> None:
         self.rule = rule
-        assert rule.pattern is not None
-        if trusted:
-            compiled = re.compile(rule.pattern)
-            self._find: Callable[[str], Any] = compiled.finditer
-            self._value = compiled.groupindex.get("v", 0)
-        else:
-            self._find, self._value = compile_pattern(rule.pattern)
+        self._trusted = trusted
+        self._find: Callable[[str], Any] = self._first  # compiled when it is first asked, as in patterns.py
+        self._value = 0
         self._shrinks = "iban" in rule.validate
         self._validators = [validator(name) for name in rule.validate]
+
+    def _first(self, window: str) -> Any:
+        assert self.rule.pattern is not None
+        if self._trusted:
+            compiled = re.compile(self.rule.pattern)
+            self._find, self._value = compiled.finditer, compiled.groupindex.get("v", 0)
+        else:
+            self._find, self._value = compile_pattern(self.rule.pattern)
+        return self._find(window)
 
     def find(self, window: str, first: int, last: int, distance: int | None) -> list[tuple[int, int, float, str, Severity]]:
         found = []

@@ -11,6 +11,7 @@ import hashlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -23,7 +24,7 @@ from llmsec_analyzer.detectors.overlap import resolve
 from llmsec_analyzer.detectors.plugins import Plugins
 from llmsec_analyzer.detectors.rule_set import RuleSet, rule_set
 from llmsec_analyzer.detectors.settings import DetectionSettings
-from llmsec_analyzer.detectors.stream import StreamScanner
+from llmsec_analyzer.detectors.stream import Plan, StreamScanner
 from llmsec_analyzer.rules.schema import INDIRECT, OBFUSCATED, Rule, taxonomy_of
 from llmsec_tap.model import Category, Finding, Location, Severity
 
@@ -65,12 +66,6 @@ class Scanner:
         self._fingerprint = fingerprint
         engine = engine or settings.engine
         self.plan = make_plan(self.rules.matching, trusted=self.rules.trusted, engine=engine, on_fault=self._recognizer_fault)
-        self.lean_plan = make_plan(
-            [rule for rule in self.rules.matching if rule.category == "secret" or not rule.id.startswith("pii.")],
-            trusted=self.rules.trusted,
-            engine=engine,
-            on_fault=self._recognizer_fault,
-        )
         self.model: InjectionModel | None = None
         chosen = settings.prompt_injection.chosen_model
         if settings.prompt_injection.enabled and chosen.enabled:
@@ -79,7 +74,13 @@ class Scanner:
         self.threshold = chosen.confidence_threshold
         if self.threshold is None:
             self.threshold = self.model.threshold if self.model is not None else 1.0
-        self.plugins = Plugins(enabled=settings.plugins, on_fault=self._fault)
+        self.plugins = Plugins(enabled=settings.plugins, on_fault=self.count_fault)
+
+    @cached_property
+    def lean_plan(self) -> Plan:
+        """Secrets and unsafe output only: what is left where the budget does not allow more."""
+        rules = [rule for rule in self.rules.matching if rule.category == "secret" or not rule.id.startswith("pii.")]
+        return make_plan(rules, trusted=self.rules.trusted, engine=self.plan.engine, on_fault=self._recognizer_fault)
 
     # --- texts ----------------------------------------------------------------------------------------------------------
 
@@ -117,7 +118,7 @@ class Scanner:
         try:
             verdict = model.judge(text, role)
         except Exception as fault:  # noqa: BLE001 - a fault of ours must not cost the other findings
-            self._fault("injection.model", fault)
+            self.count_fault("injection.model", fault)
             return
         result.verdict = verdict
         result.injection_score = verdict.score
@@ -186,9 +187,9 @@ class Scanner:
 
     def _recognizer_fault(self, recognizer: Recognizer, fault: Exception) -> None:
         rule = getattr(recognizer, "rule", None)
-        self._fault(rule.id if rule is not None else type(recognizer).__name__, fault)
+        self.count_fault(rule.id if rule is not None else type(recognizer).__name__, fault)
 
-    def _fault(self, name: str, fault: Exception) -> None:
+    def count_fault(self, name: str, fault: Exception) -> None:
         self.faults[name] += 1
         if self._on_fault is not None and self.faults[name] == 1:
             self._on_fault(name, fault)

@@ -6,11 +6,13 @@ only the last few thousand characters are held (more while a candidate is open),
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 from llmsec_analyzer.detectors.matching import Match, Recognizer, View
-from llmsec_analyzer.detectors.triggers import CARRY, CLASSES, TriggerIndex
+from llmsec_analyzer.detectors.triggers import CARRY, CLASSES, RUN_STEP, TriggerIndex
 
 # What is kept of a stream behind its end: recognizers look back a few hundred characters at most.
 KEEP_CHARS = 1024
@@ -18,6 +20,10 @@ TRIM_AT_CHARS = 4096
 # Findings of one text beyond this say nothing new; the excess is counted.
 MAX_MATCHES = 2000
 _CONTEXT_REACH = 256
+# The class of rules with `near`: their keywords are everyday words, so they are asked only once such a run follows.
+NEAR = "long_token"
+MAX_NEAR = KEEP_CHARS // 2  # so that the text is still held then
+_HELD_AT_MOST = 64
 _NEVER = 1 << 62
 # Bytes of UTF-8 that do not begin a character: what is left without them is the number of characters begun.
 _CONTINUATION = bytes(range(0x80, 0xC0))
@@ -47,13 +53,20 @@ class Plan:
         names = sorted({name for name, _ in classes}, key=list(CLASSES).index)
         self.keywords = len(words)
         for name in names:
-            self.started.append([recognizer for wanted, recognizer in classes if wanted == name])
-            self.groups.append([])
-            self.sizes.append(1)
+            self._add_class([recognizer for wanted, recognizer in classes if wanted == name])
+        if NEAR not in names and any(recognizer.near for _, recognizer in keywords):
+            names.append(NEAR)
+            self._add_class()
+        self.near = self.keywords + names.index(NEAR) if NEAR in names else -1
         self.index = TriggerIndex(list(words), names, engine)
         self.engine = self.index.engine
         self.faults: Counter[str] = Counter()
         self.on_fault = on_fault
+
+    def _add_class(self, recognizers: Sequence[Recognizer] = ()) -> None:
+        self.started.append(list(recognizers))
+        self.groups.append([])
+        self.sizes.append(1)
 
     def _number(self, words: dict[bytes, int], word: str) -> int:
         key = word.encode().lower()  # bytes: ASCII case only, as both engines match
@@ -84,6 +97,8 @@ class StreamScanner:
     __slots__ = (
         "_carry",
         "_due",
+        "_ends",
+        "_held",
         "_hits",
         "_parts",
         "_pending",
@@ -108,25 +123,47 @@ class StreamScanner:
         self._carry = b""
         self._pending: list[Candidate] = []
         self._due: int = _NEVER  # the earliest end of text at which a waiting candidate wants to be asked again
+        self._held: list[Candidate] = []  # of rules with `near`, until such a run follows
+        self._ends: Sequence[int] = ()  # of a batch of increments: where each ends in the text
         self._parts: list[str] = []  # arrived, and not yet part of the view's text
         self._runs: dict[int, tuple[int, int]] = {}  # class: (end of its last hit, of the last one kept)
         self._seen: set[tuple[str, int, int]] = set()
 
     def feed(self, delta: str) -> Sequence[Match]:
-        # Once per streamed token: the text is joined only when somebody has to look at it.
+        """The next increment."""
         self.deltas += 1
-        data = delta.encode("utf-8", "surrogatepass")
+        return self._take(delta)
+
+    def feed_many(self, deltas: Sequence[str]) -> Sequence[Match]:
+        """Increments that arrived together: what is found is the same, and so is after how many of them each match could be known."""
+        if len(deltas) == 1:
+            return self.feed(deltas[0])
+        self.deltas += len(deltas)
+        self._ends = list(accumulate(map(len, deltas), initial=self.view.end))[1:]
+        fresh = self._take("".join(deltas))
+        self._ends = ()
+        return fresh
+
+    def close(self) -> Sequence[Match]:
+        """The text ends here."""
+        self.view.closed = True
+        self._join()
+        return self._decide() if self._pending else ()
+
+    def _take(self, text: str) -> Sequence[Match]:
+        # The text is joined only when somebody has to look at it.
+        data = text.encode("utf-8", "surrogatepass")
         carry = self._carry
         block = carry + data
         self._carry = block[-CARRY:]
         hits = self._hits(block)
         view = self.view
         before = view.end
-        end = view.end = before + len(delta)
-        self._parts.append(delta)
+        end = view.end = before + len(text)
+        self._parts.append(text)
         if hits:
             self._join()
-            self._note(hits, block, len(carry), before, len(data) == len(delta))
+            self._note(hits, block, len(carry), before, len(data) == len(text))
             if self._pending:
                 return self._decide()
         elif end >= self._due:
@@ -137,12 +174,6 @@ class StreamScanner:
             self._trim()
         return ()
 
-    def close(self) -> Sequence[Match]:
-        """The text ends here."""
-        self.view.closed = True
-        self._join()
-        return self._decide() if self._pending else ()
-
     def _join(self) -> None:
         parts = self._parts
         if parts:
@@ -152,23 +183,39 @@ class StreamScanner:
 
     def _note(self, hits: list[tuple[int, int]], block: bytes, carried: int, before: int, ascii_only: bool) -> None:
         """Turn hits into open candidates and context words, with their place in characters."""
-        plan, view = self.plan, self.view
+        plan, view, pending = self.plan, self.view, self._pending
+        counted, at = carried, before
         for number, end in hits:
             if end <= carried:
                 continue  # was reported with the block before
-            at = before + (end - carried if ascii_only else len(block[carried:end].translate(None, _CONTINUATION)))
+            at += end - counted if ascii_only else len(block[counted:end].translate(None, _CONTINUATION))
+            counted = end
             groups = plan.groups[number]
             if groups and _begins_word(view, at - plan.sizes[number]):
                 view.contexts += [(at, group) for group in groups]
-            if number >= plan.keywords and self._same_run(number, at):
-                continue
+            if number >= plan.keywords:
+                if self._same_run(number, at):
+                    continue
+                if number == plan.near and self._held:
+                    pending += [held for held in self._held if held.end + held.recognizer.near >= at]
+                    self._held.clear()
             for recognizer in plan.started[number]:
-                self._pending.append(Candidate(recognizer, at - plan.sizes[number], at))
+                candidate = Candidate(recognizer, at - plan.sizes[number], at)
+                if recognizer.near:
+                    self._hold(candidate)
+                else:
+                    pending.append(candidate)
+
+    def _hold(self, candidate: Candidate) -> None:
+        held = self._held
+        held.append(candidate)
+        if len(held) > _HELD_AT_MOST:
+            self._held = [other for other in held if other.end + other.recognizer.near >= candidate.end]
 
     def _same_run(self, number: int, at: int) -> bool:
-        """Whether this hit of a class only continues the one before it; one in every 24 characters is kept all the same."""
+        """Whether this hit of a class only continues the one before it, in this block or the last; one in RUN_STEP is kept all the same."""
         last, kept = self._runs.get(number, (-9, -99))
-        if at - last <= 2 and at - kept < 24:
+        if at - last <= 2 and at - kept < RUN_STEP:
             self._runs[number] = (at, kept)
             return True
         self._runs[number] = (at, at)
@@ -186,6 +233,7 @@ class StreamScanner:
                 if recognizer.ordered:
                     blocked.add(id(recognizer))
                 continue
+            done = view.done_until.get(recognizer, 0)
             try:
                 answer = recognizer.decide(view, candidate.start, candidate.end)
             except Exception as fault:  # noqa: BLE001 - one faulty recognizer must not silence the others
@@ -197,14 +245,34 @@ class StreamScanner:
                 if recognizer.ordered:
                     blocked.add(id(recognizer))
             elif answer:
-                self._add(answer, fresh)
+                self._add(answer, fresh, self._moment(candidate, done) if self._ends else self.deltas)
         self._pending = waiting
         self._due = min((candidate.due for candidate in waiting), default=_NEVER)
         if view.end - view.base > TRIM_AT_CHARS:
             self._trim()
         return fresh
 
-    def _add(self, found: Sequence[Match], fresh: list[Match]) -> None:
+    def _moment(self, candidate: Candidate, done: int) -> int:
+        """After how many increments what this candidate led to could be known: the first of the batch with which it is decided."""
+        view, ends, recognizer = self.view, self._ends, candidate.recognizer
+
+        def is_known(size: int) -> bool:
+            probe = View(view.role)
+            probe.base, probe.end = view.base, size
+            probe.text = view.text[: size - view.base]
+            probe.contexts = [context for context in view.contexts if context[0] <= size]
+            probe.done_until = {recognizer: done}
+            answer = recognizer.decide(probe, candidate.start, candidate.end)
+            return not isinstance(answer, int) and bool(answer)
+
+        # With the last increment it is known. It mostly is within one or two of the candidate, so look near it first.
+        lowest, highest, step = bisect_left(ends, candidate.end), len(ends) - 1, 1
+        while lowest + step < highest and not is_known(ends[lowest + step - 1]):
+            lowest, step = lowest + step, 2 * step
+        highest = min(highest, lowest + step - 1)
+        return self.deltas - len(ends) + 1 + bisect_left(ends, True, lo=lowest, hi=highest, key=is_known)
+
+    def _add(self, found: Sequence[Match], fresh: list[Match], known_at: int) -> None:
         for match in found:
             key = (match.rule.id + match.kind, match.start, match.end)
             if key in self._seen:
@@ -214,7 +282,7 @@ class StreamScanner:
                 continue
             self._seen.add(key)
             self.matches.append(match)
-            self.known_at.append(self.deltas)
+            self.known_at.append(known_at)
             fresh.append(match)
 
     def _fault(self, recognizer: Recognizer, fault: Exception) -> None:

@@ -32,6 +32,9 @@ CLASSES: Final[dict[str, str]] = {
 MAX_KEYWORD_BYTES: Final = 48
 CARRY: Final = MAX_KEYWORD_BYTES - 1
 
+# Of the hits inside one run of a class, one in so many bytes is kept.
+RUN_STEP: Final = 24
+
 Hits = list[tuple[int, int]]
 
 
@@ -77,11 +80,22 @@ def _hyperscan(keywords: list[bytes], classes: list[str]) -> Callable[[bytes], H
     scan = database.scan
     found: Hits = []
     append = found.append
+    first_class = len(keywords)
+    nowhere = [-RUN_STEP - 1] * len(classes)
+    last, kept = list(nowhere), list(nowhere)
 
     def report(number: int, _start: int, end: int, _flags: int, _context: object) -> None:
+        # A long run of a class hits at every byte of it.
+        which = number - first_class
+        if which >= 0:
+            if end - last[which] <= 2 and end - kept[which] < RUN_STEP:
+                last[which] = end
+                return
+            last[which] = kept[which] = end
         append((number, end))
 
     def hits(data: bytes) -> Hits:
+        last[:] = kept[:] = nowhere
         scan(data, match_event_handler=report)
         if not found:
             return found

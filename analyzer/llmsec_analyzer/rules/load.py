@@ -12,9 +12,10 @@ import msgspec
 import yaml
 
 from llmsec_analyzer.detectors.build import JUDGEMENT
-from llmsec_analyzer.detectors.identifiers import known_validators, validator
+from llmsec_analyzer.detectors.identifiers import is_known_validator, known_validators
 from llmsec_analyzer.detectors.patterns import BadPatternError, compile_pattern
 from llmsec_analyzer.detectors.recognizers import RECOGNIZERS
+from llmsec_analyzer.detectors.stream import MAX_NEAR
 from llmsec_analyzer.detectors.triggers import MAX_KEYWORD_BYTES
 from llmsec_analyzer.rules.schema import Rule, RuleFile
 from llmsec_tap.errors import ConfigError
@@ -31,7 +32,8 @@ class RuleError(ConfigError):
 
 
 def load_builtin() -> list[Rule]:
-    return [rule for path in sorted(BUILTIN.glob("*.yaml")) for rule in load_file(path)]
+    """The rules that ship. Their form is proved by the tests, not at each start: that would compile every pattern once more."""
+    return [rule for path in sorted(BUILTIN.glob("*.yaml")) for rule in _read(path)[0]]
 
 
 def load_paths(paths: Iterable[str]) -> list[Rule]:
@@ -48,29 +50,39 @@ def load_paths(paths: Iterable[str]) -> list[Rule]:
 
 
 def load_file(path: Path) -> list[Rule]:
+    rules, text = _read(path)
+    for number, rule in enumerate(rules):
+        try:
+            check_form(rule)
+        except ConfigError as fault:
+            line = _line(_node(text), f".rules[{number}]")
+            raise RuleError(f"{path}:{line}: rule {rule.id}: {fault}", fault.hint) from None
+    return rules
+
+
+def _read(path: Path) -> tuple[list[Rule], str]:
+    """The rules of a file, typed but not checked, and its text."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as fault:
         raise RuleError(f"{path}: cannot be read: {fault}") from None
     try:
-        node = yaml.compose(text, Loader=_Loader)
         value = yaml.load(text, Loader=_Loader)  # noqa: S506 - one of the safe loaders
     except yaml.YAMLError as fault:
         mark = getattr(fault, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
         raise RuleError(f"{where}: not YAML: {getattr(fault, 'problem', None) or fault}") from None
-    if node is None:
-        return []
+    if value is None:
+        return [], text
     try:
-        rules = list(msgspec.convert(_texts(value), RuleFile).rules)
+        return list(msgspec.convert(_texts(value), RuleFile).rules), text
     except msgspec.ValidationError as fault:
-        raise _explained(path, node, str(fault)) from None
-    for number, rule in enumerate(rules):
-        try:
-            check_form(rule)
-        except ConfigError as fault:
-            raise RuleError(f"{path}:{_line(node, f'.rules[{number}]')}: rule {rule.id}: {fault}", fault.hint) from None
-    return rules
+        raise _explained(path, _node(text), str(fault)) from None
+
+
+def _node(text: str) -> Any:
+    """The tree with its lines; only for saying where something is wrong."""
+    return yaml.compose(text, Loader=_Loader)
 
 
 def check_form(rule: Rule) -> None:
@@ -92,14 +104,16 @@ def check_form(rule: Rule) -> None:
             compile_pattern(rule.pattern)
         except BadPatternError as fault:
             raise ConfigError(str(fault)) from None
+    if rule.near_token and (not rule.keywords or rule.left + rule.horizon > MAX_NEAR):
+        raise ConfigError(f"near_token goes with keywords, and with left and horizon of {MAX_NEAR} together at most")
+    if rule.digits and rule.trigger != "digits":
+        raise ConfigError("digits goes with `trigger: digits`")
     for word in rule.keywords:
         if not word or len(word.encode()) > MAX_KEYWORD_BYTES:
             raise ConfigError(f"the keyword {word!r} has no or more than {MAX_KEYWORD_BYTES} bytes")
     for name in rule.validate:
-        try:
-            validator(name)
-        except KeyError:
-            raise ConfigError(f"there is no check {name!r}", _nearest(name, known_validators())) from None
+        if not is_known_validator(name):
+            raise ConfigError(f"there is no check {name!r}", _nearest(name, known_validators()))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

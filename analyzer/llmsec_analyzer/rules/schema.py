@@ -40,6 +40,8 @@ class Rule(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     trigger: Trigger | None = None
     left: int = 0  # how far before its keyword a match may begin, in characters
     horizon: int = 160  # how far after the end of its keyword a match may end
+    near_token: bool = False  # a match holds 24 or more token characters in a row after its keyword: look only where some are
+    digits: int = 0  # of trigger `digits`: a match holds so many digits or more; runs with fewer are not looked at
     settle: int = 1  # characters after the match that must be seen before it counts
     validate: tuple[str, ...] = ()
     min_entropy: float | None = None

@@ -69,7 +69,8 @@ class LiveCapture:
         self._next_tick = 0.0
         self._next_watch = 0.0
         self._watched_bytes = 0
-        self.on_tick: Callable[[], None] = lambda: None
+        self.on_tick: Callable[[], None] = lambda: None  # twice a second
+        self.on_step: Callable[[], None] = lambda: None  # whenever something was decoded, or nothing came for a while
         self.totals = KernelTotals()
         self.records = 0
         self.peak_rss_bytes = 0
@@ -118,6 +119,7 @@ class LiveCapture:
             self._watch_memory(time.time_ns())
         if now >= self._next_tick:
             self._tick()
+        self.on_step()
         return item is not None
 
     # --- TLS records --------------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from llmsec_tap.cli.capture_run import StartDetection
+    from llmsec_tap.cli.outlet import Deliver, Detection
     from llmsec_tap.model import Exchange
 
 # storage.DEFAULT_STORE, without the import: it would stand between the command and its probes for 50 ms. A test compares.
@@ -45,6 +47,17 @@ def _listing() -> tuple[str, Callable[[Exchange], str]]:
     return listing_header(), exchange_row
 
 
+def _detection(config: str | None, *, redact: bool) -> StartDetection:
+    """The analyzer's detection, in a process of its own: a live capture never waits for it."""
+    from llmsec_analyzer.detecting import start_detection
+    from llmsec_tap.cli.text import report
+
+    def start(deliver: Deliver, key: bytes) -> Detection:
+        return start_detection(deliver, key=key, config=config, may_wait=False, report=report, redact=redact)
+
+    return start
+
+
 def capture(
     pid: Annotated[list[int] | None, typer.Option("--pid", min=1, help="Observe this process; may be repeated.", metavar="PID")] = None,
     follow: Annotated[bool, typer.Option("--follow-children/--no-follow-children", help="Observe what it forks, too.")] = True,
@@ -71,6 +84,14 @@ def capture(
     content: Annotated[bool, typer.Option("--content/--no-content", help="Keep texts; without, only counts, names and times.")] = True,
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", metavar="FILE", help="A tokenizer.json that counts tokens where the server states none.")
+    ] = None,
+    detect: Annotated[
+        bool, typer.Option("--detect/--no-detect", help="Look for secrets, personal data, prompt injection and unsafe output.")
+    ] = True,
+    redact: Annotated[bool, typer.Option("--redact", help="Mask secrets and personal data in what is printed and stored.")] = False,
+    config: Annotated[
+        str | None,
+        typer.Option("--config", envvar="LLMSEC_CONFIG", metavar="FILE", help="Configuration (YAML); its `security` part counts here."),
     ] = None,
     duration: Annotated[float | None, typer.Option("--duration", min=0.0, help="Stop after so many seconds.", metavar="S")] = None,
     backend: Annotated[
@@ -114,6 +135,8 @@ def capture(
         raise ConfigError("one offset is not enough", "Give both --ssl-read-offset and --ssl-write-offset.")
     if ring_size & (ring_size - 1):
         raise ConfigError(f"--ring-size {ring_size} is not a power of two", "For example 16384.")
+    if redact and not detect:
+        raise ConfigError("--redact needs detection", "Leave out --no-detect.")
     given = None if read_offset is None or write_offset is None else (_offset(read_offset), _offset(write_offset))
     finder = read_offsets(given, offsets_file, fast=fast_probes)
     tls = None if selection.is_empty else attach(selection, finder, backend.value, ring_size * 1024)
@@ -131,6 +154,7 @@ def capture(
             content=content,
             tokenizer=tokenizer,
             memory_cap_bytes=memory_cap << 20,
+            start_detection=_detection(config, redact=redact) if detect else None,
         )
         run.run(duration)
     finally:

@@ -72,7 +72,7 @@ def compact_apart(store: Store, now_ns: int) -> subprocess.Popen[bytes]:
         "except StorageError: sys.exit(4)\n"
     )
     return subprocess.Popen(  # noqa: S603 - this interpreter, our own module
-        [sys.executable, "-c", script, str(Path(__file__).parents[2]), str(store.root), str(now_ns)],
+        [sys.executable, "-P", "-c", script, str(Path(__file__).parents[2]), str(store.root), str(now_ns)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -106,6 +106,7 @@ EXCHANGE_COLUMNS: tuple[tuple[str, ColumnType], ...] = (
     ("request", REQUEST),
     ("response", RESPONSE),
     ("risk_score", INT),
+    ("risk_reasons", ListOf(TEXT)),
     ("findings", ListOf(FINDING)),
 )
 # row_key: 64 bits of a hash of exchange_id, so that finding repeated exchanges compares integers, not texts.

@@ -94,6 +94,7 @@ _COMMENTS = {
     "request": "Normalised request: messages (role, parts), tools, parameters (JSON text), body_bytes",
     "response": "Normalised answer: messages (one per choice), error_message, embeddings, body_bytes, events",
     "risk_score": "0 to 100 when detection ran, else null",
+    "risk_reasons": "What the score is made of: `rule: +points`, the heaviest first",
     "findings": "What detection found, when it ran",
 }
 
@@ -286,7 +287,7 @@ def write_database_apart(root: Path) -> None:
         return
     package_folder = str(Path(__file__).parents[2])
     done = subprocess.run(  # noqa: S603 - this interpreter, our own module
-        [sys.executable, "-c", _APART, package_folder, str(root)], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", _APART, package_folder, str(root)], capture_output=True, text=True, check=False
     )
     if done.returncode:
         message, _, hint = (done.stderr.strip().rpartition("\n")[2] or "the process that writes it failed").partition("\t")

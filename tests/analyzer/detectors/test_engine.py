@@ -30,6 +30,14 @@ def in_pieces(plan, pieces, role="user") -> StreamScanner:
     return scanner
 
 
+def in_batches(plan, pieces, size, role="user") -> StreamScanner:
+    scanner = StreamScanner(plan, role)
+    for at in range(0, len(pieces), size):
+        scanner.feed_many(pieces[at : at + size])
+    scanner.close()
+    return scanner
+
+
 def cut(text: str, draw: random.Random, longest: int = 12) -> list[str]:
     pieces, at = [], 0
     while at < len(text):
@@ -61,6 +69,7 @@ def test_all_examples_together_give_the_same_in_any_pieces_and_on_any_engine(pla
             assert whole == found(in_pieces(fast, list(text), role))
             assert whole == found(in_pieces(portable, cut(text, draw), role))
             assert whole == found(in_pieces(fast, cut(text, draw, 200), role))
+            assert whole == found(in_batches(fast, cut(text, draw), 16, role))
     assert not fast.faults
     assert not portable.faults
 
@@ -82,6 +91,7 @@ def test_cuts_change_nothing(plans, pieces, seed):
     whole = found(scan_whole(fast, text))
     assert whole == found(in_pieces(fast, pieces))
     assert whole == found(in_pieces(fast, list(text)))
+    assert whole == found(in_batches(fast, list(text), 7))
     assert whole == found(in_pieces(portable, cut(text, random.Random(seed))))
 
 
@@ -113,6 +123,26 @@ def test_a_finding_says_after_how_many_deltas_it_was_known(plans):
     scanner = in_pieces(plans[0], ["write ", "to jo.", "roe@exam", "ple.org", " please", " and so on", " and on", " and on"])
     (at,) = [at for match, at in zip(scanner.matches, scanner.known_at, strict=True) if match.rule.id == "email"]
     assert 5 <= at <= 7
+
+
+def test_increments_that_came_together_still_say_with_which_one_a_finding_was_known(plans, examples):
+    """Fed so far and no further, the finding is there; fed one increment less, it is not."""
+    text = " \n".join(examples[:120])
+    pieces = cut(text, random.Random(8))
+    scanner = in_batches(plans[0], pieces, len(pieces))
+    known = dict(zip(scanner.matches, scanner.known_at, strict=True))
+    assert len(known) > 40
+
+    def fed(count: int) -> set[tuple[str, int, int, str]]:
+        prefix = StreamScanner(plans[0])
+        prefix.feed_many(pieces[:count])
+        return found(prefix)
+
+    ends = {match: at for match, at in known.items() if at < len(pieces)}
+    for match, at in list(ends.items())[::4]:
+        key = (match.rule.id, match.start, match.end, match.severity)
+        assert key in fed(at)
+        assert key not in fed(at - 1)
 
 
 def test_hostile_texts_take_bounded_time_and_memory(plans):

@@ -14,6 +14,7 @@ from llmsec_analyzer.detectors.settings import BudgetSettings, DetectionSettings
 from llmsec_analyzer.rules.synthetic import expand
 from llmsec_tap.capture.pcap import CaptureReader
 from llmsec_tap.pipeline import Pipeline
+from support.detection import Detecting
 from support.wire import Talk, pcap
 
 KEY = expand("ghp_<alnum:36>")
@@ -56,7 +57,7 @@ def conversation(messages, deltas, tool=None, *, pieces: int = 0) -> bytes:
 
 
 def detect(scanner, capture, **options):
-    detector = ExchangeDetector(scanner, **options)
+    detector = Detecting(scanner, **options)
     exchanges = []
     pipeline = Pipeline(lambda e: exchanges.append(detector.detect(e)), fingerprint, listener_factory=detector.listener, shield=False)
     CaptureReader(pipeline).read_stream(io.BytesIO(capture), "memory")
@@ -183,5 +184,5 @@ def test_over_budget_it_degrades_in_steps_marks_what_it_left_out_and_recovers(se
         detector.budget.spent(0.01)
         steps.append(detector.budget.step)
     assert steps[4:] == [2, 1, 0, 0]
-    detector.budget.step = 2
+    detector.budget.pressure = 2
     assert [detector.budget.skips() for _ in range(8)].count(False) == 2

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from llmsec_analyzer.detectors.rule_set import literals, rule_set
 from llmsec_analyzer.detectors.scanner import Scanner
 from llmsec_analyzer.detectors.settings import DetectionSettings, InjectionSettings, ModelSettings, NamedPattern, PatternAction, PIISettings
 from llmsec_analyzer.rules.check import check_rules
-from llmsec_analyzer.rules.load import RuleError, load_file, load_paths
+from llmsec_analyzer.rules.load import BUILTIN, RuleError, load_file, load_paths
 from llmsec_analyzer.rules.synthetic import expand
 from llmsec_tap.errors import ConfigError
 
@@ -26,6 +28,10 @@ GOOD = """rules:
       match: ['acme_<lower:8>']
       no_match: ['acme_<lower:4>']
 """
+
+
+def test_every_shipped_file_has_the_form_that_ones_own_must_have(builtin):
+    assert load_paths([str(BUILTIN)]) == builtin
 
 
 def test_every_shipped_rule_proves_its_examples(builtin):
@@ -50,6 +56,8 @@ def test_shipped_identifiers_are_of_forty_countries_and_more(builtin):
         ("id: acme.token", "id: ACME token", 2, ""),
         ("pattern: 'acme_[a-z0-9]{8}'", "recognizer: privat_key", 2, "did you mean private_key?"),
         ("    examples:", "    validate: [lun]\n    examples:", 2, "did you mean luhn?"),
+        ("    examples:", "    near_token: true\n    horizon: 900\n    examples:", 2, ""),
+        ("    examples:", "    digits: 4\n    examples:", 2, ""),
         ("rules:", "rules: [", 2, ""),
     ],
 )
@@ -125,3 +133,54 @@ def test_a_catastrophic_pattern_runs_out_of_time_is_counted_and_the_rest_go_on(t
     found = Scanner(settings, str).scan("acme_" + "x" * 300 + " jo.roe@example.org")
     assert timeouts["acme.token"] > before
     assert [finding.rule_id for finding in found.findings] == ["email"]
+
+
+def least_digits(tree) -> int:
+    """How many digits every match of a parsed pattern holds at least."""
+    total = 0
+    for operation, argument in tree:
+        name = str(operation)
+        if name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
+            total += argument[0] * least_digits(argument[2])
+        elif name == "SUBPATTERN":
+            total += least_digits(argument[3])
+        elif name == "BRANCH":
+            total += min(map(least_digits, argument[1]))
+        elif name == "LITERAL":
+            total += chr(argument).isdigit()
+        elif name == "IN":
+            total += all(
+                (str(kind) == "LITERAL" and chr(value).isdigit())
+                or (str(kind) == "RANGE" and chr(value[0]).isdigit() and chr(value[1]).isdigit())
+                for kind, value in argument
+            )
+    return total
+
+
+def holds_a_run(tree) -> bool:
+    """Whether every match holds 24 characters of a token in a row."""
+    letters = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+/-")
+    for operation, argument in tree:
+        name = str(operation)
+        if name == "SUBPATTERN" and holds_a_run(argument[3]):
+            return True
+        if name == "BRANCH" and all(map(holds_a_run, argument[1])):
+            return True
+        if name == "MAX_REPEAT" and argument[0] >= 24 and str(argument[2][0][0]) == "IN":
+            chars = {
+                chr(code)
+                for kind, value in argument[2][0][1]
+                for code in (range(value[0], value[1] + 1) if str(kind) == "RANGE" else (value,))
+            }
+            if chars <= letters:
+                return True
+    return False
+
+
+def test_what_lets_a_rule_be_passed_over_follows_from_its_pattern(builtin):
+    gated = [rule for rule in builtin if rule.digits or rule.near_token]
+    assert len(gated) > 10
+    for rule in gated:
+        tree = re._parser.parse(rule.pattern)
+        assert rule.digits <= least_digits(tree), rule.id
+        assert not rule.near_token or holds_a_run(tree), rule.id

@@ -1,0 +1,140 @@
+"""The detection process: messages on standard input, reports on what was standard output, the end at the end of its input."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import struct
+import sys
+import time
+from array import array
+from collections.abc import Sequence
+
+from llmsec_analyzer.detectors.exchanges import AnswerStreams, ExchangeDetector
+from llmsec_analyzer.detectors.matching import Match
+from llmsec_analyzer.detectors.patterns import timeouts
+from llmsec_analyzer.detectors.risk import rank
+from llmsec_analyzer.detectors.scanner import Scanner, report_fault
+from llmsec_analyzer.worker.protocol import (
+    Early,
+    Examine,
+    Examined,
+    Forget,
+    Frames,
+    FromWorker,
+    Increments,
+    Ready,
+    Start,
+    Totals,
+    ToWorker,
+    frame,
+)
+from llmsec_tap.errors import ConfigError
+from llmsec_tap.providers.credentials import fingerprinter
+
+_READ_BYTES = 1 << 20
+_EARLY_FROM = rank("high")
+_MAX_DELAYS = 100_000
+# Below the decoder: where both want a core, decoding goes first, and what cannot be scanned in time is marked.
+_NICENESS = 5
+# linux/prctl.h, linux/capability.h
+_PR_SET_NO_NEW_PRIVS = 38
+_LINUX_CAPABILITY_VERSION_3 = 0x20080522
+
+
+class Worker:
+    def __init__(self, replies: int) -> None:
+        self._replies = replies
+        self._detector: ExchangeDetector | None = None
+        self._streams: dict[int, AnswerStreams] = {}
+        self._delays_ns = array("q")
+        self._increments = 0
+
+    def take(self, message: ToWorker) -> None:
+        if isinstance(message, Increments):
+            self._feed(message)
+        elif isinstance(message, Examine):
+            assert self._detector is not None
+            streams = self._streams.pop(message.stream, None)
+            report = self._detector.examine(message.exchange_id, message.parts, streams, pressure=message.pressure)
+            self._reply(Examined(message.number, report))
+        elif isinstance(message, Forget):
+            self._streams.pop(message.stream, None)
+        else:
+            self._start(message)
+
+    def end(self) -> None:
+        detector = self._detector
+        if detector is None:
+            return
+        delays = sorted(self._delays_ns)
+        totals = Totals(dict(detector.scanner.faults + timeouts), detector.budget.steps_taken, self._increments)
+        if delays:
+            totals.delay_ms_p50 = delays[len(delays) // 2] / 1e6
+            totals.delay_ms_p99 = delays[len(delays) * 99 // 100] / 1e6
+        self._reply(totals)
+
+    def _start(self, message: Start) -> None:
+        try:
+            scanner = Scanner(message.settings, fingerprinter(message.key), on_fault=report_fault)
+        except ConfigError as fault:
+            self._reply(Ready(str(fault), fault.hint))
+            return
+        self._detector = ExchangeDetector(scanner)
+        self._reply(Ready())
+
+    def _feed(self, message: Increments) -> None:
+        assert self._detector is not None
+        streams = self._streams.get(message.stream)
+        if streams is None:
+            streams = self._streams[message.stream] = self._detector.streams()
+        fresh = streams.feed(message.kind, message.choice, message.texts)
+        self._increments += len(message.texts)
+        if len(self._delays_ns) < _MAX_DELAYS:
+            self._delays_ns.append(time.monotonic_ns() - message.at_ns)
+        if fresh:
+            self._tell(message.stream, fresh, streams.known(message.kind, message.choice))
+
+    def _tell(self, stream: int, fresh: Sequence[Match], known: Sequence[int]) -> None:
+        for match, at in zip(fresh, known[-len(fresh) :], strict=True):
+            if rank(match.severity) >= _EARLY_FROM:
+                self._reply(Early(stream, match.rule.id, match.severity, match.kind, at))
+
+    def _reply(self, message: FromWorker) -> None:
+        data = memoryview(frame(message))
+        while data:
+            data = data[os.write(self._replies, data) :]
+
+
+def _give_up_privileges() -> None:
+    """A capture has capabilities (or is root, which has them all); what reads hostile text needs none. Works from any user."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
+    if libc.capset(header, bytes(2 * 3 * 4)):  # effective, permitted and inheritable, twice 32 bits each: none
+        print("warning: the detection process keeps its capabilities", file=sys.stderr)  # noqa: T201
+
+
+def main() -> None:
+    # The terminal sends Ctrl-C to the whole group; the decoder says when it is over, by closing our input.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    # Plug-ins may print: their lines go to standard error, not between our messages.
+    replies = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    os.nice(_NICENESS)
+    _give_up_privileges()
+    worker = Worker(replies)
+    frames = Frames(ToWorker)
+    try:
+        while data := os.read(sys.stdin.fileno(), _READ_BYTES):
+            for message in frames.feed(data):
+                worker.take(message)
+        worker.end()
+    except BrokenPipeError:
+        pass  # the decoder is gone, and with it whoever would read this
+
+
+if __name__ == "__main__":
+    main()

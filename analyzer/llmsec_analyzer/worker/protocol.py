@@ -1,0 +1,128 @@
+"""What decoder and detection process say to each other: MessagePack messages, each behind its length (4 bytes, big-endian)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from llmsec_analyzer.detectors.exchange_parts import Report, TextPart
+from llmsec_analyzer.detectors.settings import DetectionSettings
+
+_LENGTH_BYTES = 4
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Start(msgspec.Struct, tag="start", array_like=True):
+    """First of all. `key` makes the fingerprints; it goes through the pipe, as arguments and environment are seen by others."""
+
+    settings: DetectionSettings
+    key: bytes
+
+
+class Increments(msgspec.Struct, tag="increments", array_like=True):
+    """Of one answer, in order. `at_ns`: when the first of them was decoded (CLOCK_MONOTONIC, the same in every process)."""
+
+    stream: int
+    kind: str
+    choice: int
+    at_ns: int
+    texts: list[str]
+
+
+class Examine(msgspec.Struct, tag="examine", array_like=True):
+    """A whole exchange. `stream` is the one its answer came by, 0 where none did; `pressure` the step that the queue asks for."""
+
+    number: int
+    stream: int
+    exchange_id: str
+    pressure: int
+    parts: list[TextPart]
+
+
+class Forget(msgspec.Struct, tag="forget", array_like=True):
+    """No exchange will come of this stream."""
+
+    stream: int
+
+
+class Ready(msgspec.Struct, tag="ready", array_like=True):
+    """The answer to `Start`; `error` says what is wrong with the configuration."""
+
+    error: str = ""
+    hint: str = ""
+
+
+class Early(msgspec.Struct, tag="early", array_like=True):
+    """Something grave in an answer that still streams, known with its increment number `at_output_token`."""
+
+    stream: int
+    rule_id: str
+    severity: str
+    kind: str
+    at_output_token: int
+
+
+class Examined(msgspec.Struct, tag="examined", array_like=True):
+    number: int
+    report: Report
+
+
+class Totals(msgspec.Struct, tag="totals", array_like=True):
+    """Last of all. Delays are from an increment's decoding to the end of its scan, milliseconds."""
+
+    faults: dict[str, int]
+    steps_taken: int
+    increments: int
+    delay_ms_p50: float | None = None
+    delay_ms_p99: float | None = None
+
+
+ToWorker = Start | Increments | Examine | Forget
+FromWorker = Ready | Early | Examined | Totals
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def frame(message: ToWorker | FromWorker) -> bytes:
+    try:
+        data = _encoder.encode(message)
+    except UnicodeEncodeError:
+        data = _encoder.encode(_clean(message))
+    return len(data).to_bytes(_LENGTH_BYTES, "big") + data
+
+
+class Frames:
+    """Messages out of bytes as they come."""
+
+    def __init__(self, kinds: Any) -> None:
+        self._decoder = msgspec.msgpack.Decoder(kinds)
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Any]:
+        buffer = self._buffer
+        buffer += data
+        at = 0
+        try:
+            while len(buffer) - at >= _LENGTH_BYTES:
+                end = at + _LENGTH_BYTES + int.from_bytes(buffer[at : at + _LENGTH_BYTES], "big")
+                if len(buffer) < end:
+                    break
+                message = self._decoder.decode(memoryview(buffer)[at + _LENGTH_BYTES : end])
+                at = end
+                yield message
+        finally:
+            del buffer[:at]
+
+
+def _clean(value: Any) -> Any:
+    """Lone surrogates, which UTF-8 cannot hold, as U+FFFD: one character for one, so that offsets stay."""
+    if isinstance(value, str):
+        return _LONE_SURROGATE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    if isinstance(value, msgspec.Struct):
+        return msgspec.structs.replace(value, **{name: _clean(getattr(value, name)) for name in value.__struct_fields__})
+    return value

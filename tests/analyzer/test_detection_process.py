@@ -1,0 +1,269 @@
+"""The real detection process behind the real pipeline: the same findings, in order, and a capture that never waits for it."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmsec_analyzer.detecting import start_detection
+from llmsec_analyzer.detectors.scanner import Scanner
+from llmsec_analyzer.detectors.settings import DetectionSettings
+from llmsec_analyzer.worker import client
+from llmsec_analyzer.worker.client import DetectionProcess
+from llmsec_analyzer.worker.protocol import Forget, Frames, Increments, ToWorker, frame
+from llmsec_tap.capture.pcap import CaptureReader
+from llmsec_tap.errors import ConfigError
+from llmsec_tap.model import Exchange
+from llmsec_tap.pipeline import Pipeline
+from llmsec_tap.providers.credentials import fingerprinter
+from support.detection import Detecting
+from support.wire import Talk, pcap
+
+KEY = b"k" * 32
+CARD = "4111 1111 1111 1111"
+
+
+def exchange_frames(number: int, *, answer: list[str], path: str = "/v1/chat/completions") -> list[bytes]:
+    """A streamed chat on a connection of its own; the user's message holds an address."""
+    body = b'{"model":"gpt-4o","stream":true,"messages":[{"role":"user","content":"write to jo.roe%d@example.org"}]}' % number
+    head = b"POST %s HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(body))
+    events = [
+        b'data: {"id":"x","object":"chat.completion.chunk","model":"gpt-4o","choices":[{"index":0,"delta":{"content":"%s"}}]}\n\n'
+        % text.encode()
+        for text in answer
+    ]
+    events.append(b"data: [DONE]\n\n")
+    reply = [b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n" % sum(map(len, events)), *events]
+    if path == "/other":
+        reply = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"]
+    talk = Talk(client=("10.1.0.1", 40_000 + number), server=("10.2.0.9", 80), now_ns=1_700_000_000_000_000_000 + number * 10**9)
+    return talk.open().say(0, head + body).say(1, *reply).close().frames
+
+
+def capture(count: int, *, other: frozenset[int] = frozenset()) -> bytes:
+    frames: list[bytes] = []
+    for number in range(count):
+        answer = ["card ", CARD[:7], CARD[7:], " noted", " and so on"]
+        frames += exchange_frames(number, answer=answer, path="/other" if number in other else "/v1/chat/completions")
+    return pcap(frames)
+
+
+class Run:
+    def __init__(self, *, may_wait: bool = True, **options: Any) -> None:
+        self.delivered: list[Exchange] = []
+        self.said: list[str] = []
+        self.detection = DetectionProcess(
+            DetectionSettings(plugins=False), KEY, self.delivered.append, may_wait=may_wait, report=self.said.append, **options
+        )
+        self.order: list[str] = []
+        self.pipeline = Pipeline(self.add, fingerprinter(KEY), listener_factory=self.detection.listener, shield=False)
+
+    def add(self, exchange: Exchange) -> None:
+        self.order.append(exchange.exchange_id)
+        self.detection.add(exchange)
+
+    def replay(self, data: bytes) -> Run:
+        CaptureReader(self.pipeline).read_stream(io.BytesIO(data), "memory")
+        return self
+
+    def close(self) -> Run:
+        self.pipeline.close()
+        self.detection.close()
+        assert [exchange.exchange_id for exchange in self.delivered] == self.order
+        return self
+
+    @property
+    def marks(self) -> list[list[str]]:
+        return [[anomaly.name for anomaly in exchange.anomalies if anomaly.name.startswith("detection")] for exchange in self.delivered]
+
+    def until(self, condition: Any) -> None:
+        deadline = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < deadline
+            self.detection.tick()
+            time.sleep(0.01)
+
+
+def in_this_process(data: bytes) -> list[Exchange]:
+    detecting = Detecting(Scanner(DetectionSettings(plugins=False), fingerprinter(KEY)))
+    found: list[Exchange] = []
+    pipeline = Pipeline(lambda e: found.append(detecting.detect(e)), fingerprinter(KEY), listener_factory=detecting.listener, shield=False)
+    CaptureReader(pipeline).read_stream(io.BytesIO(data), "memory")
+    pipeline.close()
+    return found
+
+
+def test_it_finds_what_the_scanner_finds_and_keeps_the_order():
+    data = capture(6, other=frozenset((2, 4)))
+    run = Run().replay(data).close()
+    assert [exchange.provider for exchange in run.delivered].count(None) == 2
+    expected = in_this_process(data)
+    assert [exchange.findings for exchange in run.delivered] == [exchange.findings for exchange in expected]
+    assert [exchange.risk_score for exchange in run.delivered] == [exchange.risk_score for exchange in expected]
+    first = run.delivered[0]
+    card = next(finding for finding in first.findings if finding.rule_id == "credit_card")
+    assert card.at_output_token == 5  # a longer number would still be possible before
+    assert first.risk_reasons
+    assert sum(int(reason.split("+")[1]) for reason in first.risk_reasons) in range(
+        (first.risk_score or 0) - 2, (first.risk_score or 0) + 3
+    )
+    assert run.delivered[2].risk_score is None
+    assert run.detection.summary()[0].startswith("findings: ")
+
+
+def test_what_fail_on_asks_for_is_noticed():
+    assert Run(fail_on="medium").replay(capture(1)).close().detection.failed
+    assert not Run(fail_on="critical").replay(capture(1)).close().detection.failed
+
+
+def test_a_process_that_is_killed_costs_one_exchange_its_findings():
+    run = Run(may_wait=False)
+    run.detection.await_ready()
+    process = run.detection._process
+    os.kill(process.pid, signal.SIGSTOP)
+    run.replay(capture(5))
+    run.pipeline.close()
+    run.detection.tick()
+    os.kill(process.pid, signal.SIGKILL)
+    run.close()
+    assert run.marks == [["detection_fault"], [], [], [], []]
+    assert all(exchange.findings for exchange in run.delivered[1:])
+    assert [line for line in run.said if "a new one goes on" in line]
+
+
+def test_a_process_that_always_dies_is_given_up_and_the_exchanges_go_on(monkeypatch):
+    monkeypatch.setattr(client.sys, "executable", "/bin/false")
+    run = Run().replay(capture(6)).close()
+    assert run.marks[-1] == ["detection_skipped"]
+    assert {name for names in run.marks for name in names} <= {"detection_skipped", "detection_fault"}
+    assert any("stays off" in line for line in run.said)
+
+
+def test_a_process_that_cannot_start_costs_no_exchange(monkeypatch):
+    monkeypatch.setattr(client.sys, "executable", "/nowhere/python")
+    run = Run().replay(capture(2)).close()
+    assert run.marks == [["detection_skipped"]] * 2
+    assert "cannot be started" in run.said[0]
+
+
+def test_a_live_capture_waits_neither_for_a_stuck_process_nor_for_a_full_queue(monkeypatch):
+    monkeypatch.setattr(client, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(client, "MAX_QUEUED_BYTES", 4000)
+    monkeypatch.setattr(client, "_RESTARTS", 0)
+    run = Run(may_wait=False)
+    run.detection.await_ready()
+    os.kill(run.detection._process.pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    run.replay(capture(60))
+    run.detection.tick()
+    assert time.monotonic() - begun < 0.5
+    assert not run.delivered or run.delivered[0].anomalies
+    run.until(lambda: len(run.delivered) >= 59)
+    run.close()
+    assert run.marks[0] == ["detection_fault"]
+    assert run.marks.count(["detection_skipped"]) == 59
+    assert all(exchange.risk_score is None for exchange in run.delivered)
+    assert any("detection_skipped 59" in line for line in run.detection.summary())
+
+
+def test_a_replay_waits_and_scans_all_however_small_the_queue(monkeypatch):
+    monkeypatch.setattr(client, "MAX_QUEUED_BYTES", 4000)
+    monkeypatch.setattr(client, "_SEND_AT_BYTES", 500)
+    run = Run().replay(capture(40)).close()
+    assert run.marks == [[]] * 40
+    assert all({"email", "credit_card"} <= {finding.rule_id for finding in exchange.findings} for exchange in run.delivered)
+
+
+def test_the_fuller_the_queue_the_more_is_left_out(monkeypatch):
+    monkeypatch.setattr(client, "MAX_QUEUED_BYTES", 5000)
+    run = Run(may_wait=False)
+    run.detection.await_ready()
+    os.kill(run.detection._process.pid, signal.SIGSTOP)
+    run.replay(capture(20))
+    run.pipeline.close()
+    run.detection.tick()
+    os.kill(run.detection._process.pid, signal.SIGCONT)
+    run.close()
+    marks = [set(names) for names in run.marks]
+    assert marks[0] == set()
+    assert {"detection_without_model"} in marks
+    assert any("detection_secrets_only" in names for names in marks)
+    assert {"detection_skipped"} in marks
+    lean = run.delivered[next(at for at, names in enumerate(marks) if "detection_secrets_only" in names)]
+    assert not any(finding.category == "prompt_injection" for finding in lean.findings)
+
+
+def test_something_grave_in_an_answer_is_told_while_it_streams():
+    run = Run(may_wait=False)
+    frames = exchange_frames(1, answer=["key ", "AKIA", "2E0A8F3B244C9986", " is yours", " to use", " from now on"])
+    run.replay(pcap(frames[:-5]))  # the connection is still open, the answer not complete
+    run.until(lambda: run.said)
+    assert not run.delivered
+    assert "critical" in run.said[0] or "high" in run.said[0]
+    assert "secret.aws_access_key_id" in run.said[0]
+    assert "2E0A8F3B" not in run.said[0]
+    run.close()
+
+
+def test_it_has_no_capabilities_and_gets_none():
+    run = Run()
+    run.detection.await_ready()
+    status = Path(f"/proc/{run.detection._process.pid}/status").read_text()
+    run.close()
+    held = dict(line.split(":\t", 1) for line in status.splitlines() if line.startswith(("Cap", "NoNewPrivs")))
+    assert {held["CapEff"], held["CapPrm"], held["CapInh"], held["CapAmb"]} == {"0" * 16}
+    assert held["NoNewPrivs"] == "1"
+
+
+def test_a_wrong_configuration_is_an_error_before_anything_is_read(tmp_path: Path):
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("rules:\n  - id: acme.token\n    severty: high\n")
+    config = tmp_path / "config.yaml"
+    config.write_text("security:\n  rules: [rules.yaml]\n")
+    with pytest.raises(ConfigError, match=r"rules\.yaml:3"):
+        start_detection(lambda _: None, key=KEY, config=str(config), may_wait=True, report=print)
+
+
+def test_halves_of_surrogate_pairs_go_through():
+    message = Increments(1, "text", 0, 5, ["a\ud800b", "c"])
+    (back,) = Frames(ToWorker).feed(frame(message))
+    assert back.texts == ["a\ufffdb", "c"]
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 1000])
+def test_messages_come_out_whole_however_they_are_cut(size):
+    sent = [Increments(1, "text", 0, 5, ["x" * 20]), Forget(1), Increments(2, "reasoning", 1, 6, [])]
+    data = b"".join(map(frame, sent))
+    frames = Frames(ToWorker)
+    assert [message for at in range(0, len(data), size) for message in frames.feed(data[at : at + size])] == sent
+
+
+def test_a_plug_in_that_prints_does_not_speak_between_our_messages(tmp_path: Path, monkeypatch):
+    folder = tmp_path / "chatty-1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: chatty\nVersion: 1\n")
+    (folder / "entry_points.txt").write_text("[llmsec_analyzer.detectors]\nchatty = chatty:make\n")
+    (tmp_path / "chatty.py").write_text(
+        "from llmsec_analyzer.rules.schema import Rule\n"
+        "class Chatty:\n"
+        "    rule = Rule(id='chatty.word', name='x', description='x', category='anomaly', type='word', severity='low', pattern='x')\n"
+        "    def scan(self, text, role):\n"
+        "        print('scanning', role)\n"
+        "        at = text.find('noted')\n"
+        "        return [(at, at + 5)] if at >= 0 else []\n"
+        "make = Chatty\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", ""))))
+    delivered: list[Exchange] = []
+    detection = start_detection(delivered.append, key=KEY, config=None, may_wait=True, report=print)
+    pipeline = Pipeline(detection.add, fingerprinter(KEY), listener_factory=detection.listener)
+    CaptureReader(pipeline).read_stream(io.BytesIO(capture(1)), "memory")
+    pipeline.close()
+    detection.close()
+    assert "chatty.word" in {finding.rule_id for finding in delivered[0].findings}
