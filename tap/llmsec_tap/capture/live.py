@@ -30,13 +30,14 @@ from llmsec_tap.pipeline import Pipeline
 _TICK_S = 0.5
 # Memory is looked at this often, in time and in what was decoded since: at 100 MB/s time alone would be too seldom.
 _WATCH_S = 0.1
-_WATCH_BYTES = 4 << 20
+_WATCH_BYTES = 1 << 20
 # How soon the reading thread gets its turn while this one decodes: the ring fills meanwhile.
 _SWITCH_S = 0.001
 _WAIT_S = 0.05
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 # Above this share of the cap no connection is begun; above the second, the quietest ones are given up, so many at a time.
-_SHED_NEW, _SHED_OLD, _SHED_COUNT = 0.8, 0.92, 256
+# The rest is for what comes between two looks, and for a large buffer that is copied as it grows.
+_SHED_NEW, _SHED_OLD, _SHED_COUNT = 0.75, 0.85, 256
 _BY_TIME = itemgetter(0)
 
 

@@ -8,6 +8,7 @@ headers of some version (BCC_KERNEL_SOURCE, or those installed), ten times as lo
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import importlib
 import itertools
@@ -129,9 +130,11 @@ class BCCLoader(KernelHalf):
         """Bcc's own attach_uprobe looks symbols up; its library takes what we have: an offset in the file."""
         name = f"llmsec_{os.getpid()}_{next(self._numbers)}".encode()
         encoded = path.encode(errors="surrogateescape")
-        descriptor = int(
-            self._library.bpf_attach_uprobe(self._functions[program].fd, int(is_return), name, encoded, offset, -1 if pid is None else pid)
-        )
+        # The last argument is in the library and not in bcc's own Python: where a counter of users is, which the kernel would raise in
+        # the observed process. Left out, it is whatever lies on the stack.
+        no_counter = ctypes.c_uint32(0)
+        handle, owner = self._functions[program].fd, -1 if pid is None else pid
+        descriptor = int(self._library.bpf_attach_uprobe(handle, int(is_return), name, encoded, offset, owner, no_counter))
         if descriptor < 0:
             raise OSError(errno.EPERM, "the perf event was refused")
         self._links[descriptor] = name
