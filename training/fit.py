@@ -13,6 +13,7 @@ from llmsec_analyzer.detectors.injection.features import CLASSES, CONCEPTS, MARK
 
 SHARE_ALIKE = "SA"
 SYNTHETIC = "training/synthetic.py"
+PROGRAMS = "training/synthetic.py, programs"
 # The families of features and where each ends in the table.
 FAMILIES = dict(zip(("words", "kinds", "concepts", "marks"), np.cumsum((WORDS, CLASSES, CONCEPTS, MARKS)), strict=True))
 
@@ -88,6 +89,8 @@ def _fit_once(data: Data, train: np.ndarray, settings: dict[str, Any]) -> tuple[
             share = count**power / count
             if name == SYNTHETIC:
                 share *= settings.get("synthetic", 1.0)
+            elif name == PROGRAMS:
+                share *= settings.get("programs", 1.0)
             weight_of_row[mine] = share
         total = weight_of_row[train & (data.labels == kind)].sum()
         weight_of_row[train & (data.labels == kind)] *= (

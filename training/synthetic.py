@@ -15,11 +15,14 @@ from typing import Any
 import yaml
 
 SOURCE = "training/synthetic.py"
+# What programs send is another source: its phrases are few and short, and must not outvote the rest of ours.
+PROGRAMS = "training/synthetic.py, programs"
 _SLOT = re.compile(r"\{(\w+)\}")
 _LISTS = {"goal": "goals", "topic2": "topic"}
 COUNTS = {
     "direct": 500, "indirect": 1300, "errand": 250,
     "prompts": 900, "documents": 1300, "mentions": 700, "honest": 250, "mails": 700, "limits": 700, "personas": 250,
+    "harness": 900, "results": 160, "tool_texts": 40,
 }  # fmt: skip
 
 
@@ -82,10 +85,10 @@ def rows(seed: int = 11) -> list[dict[str, Any]]:
     draw = writer.draw
     out: list[dict[str, Any]] = []
 
-    def add(text: str, label: int, category: str, role: str = "user") -> None:
+    def add(text: str, label: int, category: str, role: str = "user", source: str = SOURCE) -> None:
         out.append(
             {"id": f"synthetic:{len(out)}", "text": text, "label": label, "category": category, "role": role, "lang": "en",
-             "source": SOURCE, "license": "project", "set": "synthetic"}
+             "source": source, "license": "project", "set": "synthetic"}
         )  # fmt: skip
 
     for _ in range(COUNTS["direct"]):
@@ -122,4 +125,10 @@ def rows(seed: int = 11) -> list[dict[str, Any]]:
         add(writer.limited(), 0, "constraint_prompt")
     for _ in range(COUNTS["personas"]):
         add(writer.fill(writer.pick("personas")), 0, "persona_prompt", draw.choice(("user", "user", "system")))
+    for name, role in (("harness", "user"), ("results", "tool"), ("tool_texts", "tool")):
+        texts: dict[str, None] = {}
+        while len(texts) < COUNTS[name]:
+            texts[writer.fill(writer.pick(name))] = None
+        for text in texts:
+            add(text, 0, name, role, PROGRAMS)
     return out

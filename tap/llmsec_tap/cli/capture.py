@@ -113,7 +113,9 @@ def capture(
     ring_size: Annotated[
         int, typer.Option("--ring-size", min=4, max=1 << 20, help="Buffer between kernel and tap, in KiB; a power of two.")
     ] = 16384,
-    memory_cap: Annotated[int, typer.Option("--memory-cap", min=128, help="Resident memory at most, in MiB; the detection process is apart.")] = 512,
+    memory_cap: Annotated[
+        int, typer.Option("--memory-cap", min=128, help="Resident memory at most, in MiB; the detection process is apart.")
+    ] = 512,
 ) -> None:
     """Capture the exchanges of running processes: decrypted at their TLS library by eBPF, plain ones from an interface.
 

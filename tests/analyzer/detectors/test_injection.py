@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 import pytest
 
-from llmsec_analyzer.detectors.injection.features import SIZE, Extractor, lexicon, word_classes
+from llmsec_analyzer.detectors.injection.features import SIZE, UNCUT, Extractor, lexicon, word_classes
 from llmsec_analyzer.detectors.injection.model import DEFAULT_MODEL, InjectionModel
 from llmsec_analyzer.detectors.injection.normalise import normalise
 from llmsec_analyzer.detectors.injection.prepare import Preparer
@@ -95,7 +95,7 @@ def test_windows_cover_the_text_and_overlap(piece, size):
     assert parts[0].start == 0
     assert parts[-1].end == len(text)
     assert all(before.start < after.start < before.end <= after.end for before, after in itertools.pairwise(parts))
-    assert all(part.end - part.start <= 900 for part in parts)
+    assert all(part.end - part.start <= UNCUT for part in parts)
 
 
 def test_each_family_of_a_window_has_its_length():

@@ -58,9 +58,9 @@ _SIGNS: Final[dict[str, str]] = {
     "ellipsis": "... …",
 }
 
-WINDOW: Final = 750
-STEP: Final = 500
-_UNCUT: Final = WINDOW + 150
+WINDOW: Final = 1000
+STEP: Final = 750
+UNCUT: Final = WINDOW + 300
 _BLOCK: Final = 250
 
 
@@ -160,13 +160,15 @@ class Extractor:
         concepts = words.concepts[numbers]
         spoken = np.flatnonzero(concepts)
         sequence = list(zip(spoken.tolist(), concepts[spoken].tolist(), strict=True))
-        signs: list[tuple[int, str]] = []
+        signs: list[str] = []
+        sign_places: list[int] = []
         pieces = self._anywhere.find_matches_as_indexes(lowered)
         if pieces:
             for number, start, _ in pieces:
                 meaning = self._meaning[number]
                 if isinstance(meaning, str):
-                    signs.append((start, meaning))
+                    signs.append(meaning)
+                    sign_places.append(start)
                 else:
                     sequence.append((_word_at(start, cuts, firsts), meaning))
             sequence.sort()
@@ -182,8 +184,8 @@ class Extractor:
             until = min(block + WINDOW // _BLOCK - 1, last_block)
             start, end = cuts[block], cuts[until + 1]
             first, last = firsts[block], firsts[until + 1]
-            names = {sign for at, sign in signs if start <= at < end}
-            rules = sorted({name for begin, stop, name in spots if begin < end and start < stop})
+            names = set(signs[bisect_left(sign_places, start) : bisect_left(sign_places, end)])
+            rules = sorted({name for begin, stop, name in spots if begin < end and start < stop}) if spots else []
             names.update(constant, rules, _manner(text[start:end]))
             concept_keys = keys[bisect_left(places, first) : bisect_left(places, last)]
             marks_of = list(map(_mark_id, names))
@@ -203,7 +205,7 @@ def _one_word(found: re.Match[str]) -> str:
 def _cuts(text: str) -> list[int]:
     """Where a long text may be cut into windows: every 250 characters or a little before, between words."""
     size = len(text)
-    if size <= _UNCUT:
+    if size <= UNCUT:
         return [0, size]
     found = [0]
     while size - found[-1] > _BLOCK:
