@@ -16,10 +16,12 @@ from llmsec_analyzer.detectors.settings import (
     InjectionSettings,
     ModelSettings,
     NamedPattern,
+    NamesSettings,
     OutputSettings,
     PatternAction,
     PIISettings,
     SecretSettings,
+    ToolPolicy,
 )
 from llmsec_tap.errors import ConfigError
 
@@ -31,7 +33,7 @@ class Config(msgspec.Struct, kw_only=True, frozen=True):
 
 
 _PARTS = (
-    DetectionSettings, InjectionSettings, ModelSettings, NamedPattern, PIISettings, PatternAction, SecretSettings, OutputSettings, BudgetSettings,
+    DetectionSettings, InjectionSettings, ModelSettings, NamedPattern, NamesSettings, PIISettings, PatternAction, SecretSettings, OutputSettings, BudgetSettings, ToolPolicy,
 )  # fmt: skip
 _KNOWN = sorted({name for part in _PARTS for name in part.__struct_fields__})
 _SECTIONS = ("security", "storage", "alerting", "capture", "tenants", "routing", "server", "observability", "logging", "backends", "routes")
