@@ -221,12 +221,16 @@ def test_it_has_no_capabilities_and_gets_none():
     assert held["NoNewPrivs"] == "1"
 
 
-def test_a_wrong_configuration_is_an_error_before_anything_is_read(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [("rules: [rules.yaml]", r"rules\.yaml:3"), ("output: {sensitive_tools: [{tool: x, matches: '('}]}", "sensitive_tools")],
+)
+def test_a_wrong_configuration_is_an_error_before_anything_is_read(tmp_path: Path, settings: str, said: str):
     rules = tmp_path / "rules.yaml"
     rules.write_text("rules:\n  - id: acme.token\n    severty: high\n")
     config = tmp_path / "config.yaml"
-    config.write_text("security:\n  rules: [rules.yaml]\n")
-    with pytest.raises(ConfigError, match=r"rules\.yaml:3"):
+    config.write_text(f"security:\n  {settings}\n")
+    with pytest.raises(ConfigError, match=said):
         start_detection(lambda _: None, key=KEY, config=str(config), may_wait=True, report=print)
 
 

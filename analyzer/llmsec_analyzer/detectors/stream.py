@@ -267,9 +267,11 @@ class StreamScanner:
 
         # With the last increment it is known. It mostly is within one or two of the candidate, so look near it first.
         lowest, highest, step = bisect_left(ends, candidate.end), len(ends) - 1, 1
-        while lowest + step < highest and not is_known(ends[lowest + step - 1]):
+        while lowest + step < highest:
+            if is_known(ends[lowest + step - 1]):
+                highest = lowest + step - 1
+                break
             lowest, step = lowest + step, 2 * step
-        highest = min(highest, lowest + step - 1)
         return self.deltas - len(ends) + 1 + bisect_left(ends, True, lo=lowest, hi=highest, key=is_known)
 
     def _add(self, found: Sequence[Match], fresh: list[Match], known_at: int) -> None:

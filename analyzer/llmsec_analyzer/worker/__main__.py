@@ -77,12 +77,11 @@ class Worker:
 
     def _start(self, message: Start) -> None:
         try:
-            scanner = Scanner(message.settings, fingerprinter(message.key), on_fault=report_fault)
+            self._detector = ExchangeDetector(Scanner(message.settings, fingerprinter(message.key), on_fault=report_fault))
         except ConfigError as fault:
             self._reply(Ready(str(fault), fault.hint))
-            return
-        self._detector = ExchangeDetector(scanner)
-        self._reply(Ready())
+        else:
+            self._reply(Ready())
 
     def _feed(self, message: Increments) -> None:
         assert self._detector is not None

@@ -133,6 +133,10 @@ def test_increments_that_came_together_still_say_with_which_one_a_finding_was_kn
     scanner = in_batches(plans[0], pieces, len(pieces))
     known = dict(zip(scanner.matches, scanner.known_at, strict=True))
     assert len(known) > 40
+    for size in (2, 3, 5, 8, 64):
+        again = in_batches(plans[0], pieces, size)
+        late = {match: at - known[match] for match, at in zip(again.matches, again.known_at, strict=True)}
+        assert min(late.values()) == 0  # never sooner than it could be; where a batch ended first, a little later
 
     def fed(count: int) -> set[tuple[str, int, int, str]]:
         prefix = StreamScanner(plans[0])
