@@ -9,6 +9,7 @@ _WORD = re.compile(r"\w+")
 # So many words in a row are no chance: phrases that prompts and answers share are shorter.
 LEAK_WORDS = 12
 _SHINGLE = 6
+_OWN_SHARE = 0.7
 
 _REFUSAL = re.compile(
     r"(?i)^\W*(?:(?:i['’]m|i am|we['’]re) (?:very |really |so )?sorry|sorry,|i apologi[sz]e|unfortunately,? i|i(?:['’]m| am) (?:not able|unable|not allowed|not permitted)"
@@ -30,6 +31,16 @@ def is_refusal(answer: str) -> bool:
 
 def is_consent(answer: str) -> bool:
     return len(answer) >= 40 and _CONSENT.search(answer[:200]) is not None
+
+
+def is_of_prompt(system_prompt: str, text: str) -> bool:
+    """Whether a text is mostly the system prompt's own words, in its order: what an operator's template repeats is the operator's."""
+    shingles = _shingles(system_prompt)
+    words = [found[0].lower() for found in _WORD.finditer(text)]
+    rows = len(words) - _SHINGLE + 1
+    if not shingles or rows < 1:
+        return False
+    return sum(hash(tuple(words[at : at + _SHINGLE])) in shingles for at in range(rows)) >= _OWN_SHARE * rows
 
 
 def leaked(system_prompt: str, answer: str) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ from hashlib import blake2b
 
 import msgspec
 
-from llmsec_analyzer.detectors.answers import is_consent, is_refusal, leaked
+from llmsec_analyzer.detectors.answers import is_consent, is_of_prompt, is_refusal, leaked
 from llmsec_analyzer.detectors.budget import FULL, Budget
 from llmsec_analyzer.detectors.exchange_parts import Report, TextPart
 from llmsec_analyzer.detectors.matching import Match
@@ -22,6 +22,7 @@ from llmsec_tap.model import Finding
 # Conversations send their earlier turns again with every request; what was found in one is kept for so many texts.
 CACHE_TEXTS = 4096
 _MAX_FINDINGS = 1000
+_OPERATOR_ROLES = ("system", "developer")
 
 
 class AnswerStreams:
@@ -109,13 +110,17 @@ class ExchangeDetector:
         found: list[Finding] = []
         attacked = False
         request_prints: set[str] = set()
+        prompt = "\n".join(part.text for part in parts if part.part.startswith("request") and part.role in _OPERATOR_ROLES)
         for part in parts:
             result = self._scan(exchange_id, part, streams, with_model=with_model, lean=lean)
             if result.unscanned:
                 marks.append("detection_incomplete")
-            if result.verdict is not None and self.scanner.threshold is not None:
-                attacked = attacked or (part.part.startswith("request.messages") and result.verdict.score >= self.scanner.threshold)
             fresh = result.findings
+            if result.verdict is not None and self.scanner.threshold is not None and result.verdict.score >= self.scanner.threshold:
+                if prompt and part.role not in _OPERATOR_ROLES and is_of_prompt(prompt, part.text):
+                    fresh = [finding for finding in fresh if finding.rule_id != "injection.model"]
+                else:
+                    attacked = attacked or part.part.startswith("request.messages")
             if part.part.startswith("request"):
                 request_prints.update(finding.fingerprint for finding in fresh)
             else:
@@ -164,7 +169,7 @@ class ExchangeDetector:
 
     def _compared(self, exchange_id: str, parts: Sequence[TextPart], *, attacked: bool) -> list[Finding]:
         rules = self.scanner.rules.by_id
-        prompts = [part.text for part in parts if part.part.startswith("request") and part.role in ("system", "developer")]
+        prompts = [part.text for part in parts if part.part.startswith("request") and part.role in _OPERATOR_ROLES]
         others = " ".join(part.text for part in parts if part.part.startswith("request") and part.role == "user")
         found: list[Finding] = []
         refused = False
