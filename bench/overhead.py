@@ -59,6 +59,12 @@ def wrk(running: Nginx, size: int, seconds: int) -> int:
     return int(re.search(r"(\d+) requests in", out)[1])  # type: ignore[index]
 
 
+def detection_of(agent: Agent) -> int:
+    """The process id of its detection process."""
+    children = Path(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children").read_text().split()
+    return next(int(child) for child in children if b"llmsec_analyzer.worker" in Path(f"/proc/{child}/cmdline").read_bytes())
+
+
 def summary(agent: Agent) -> dict[str, int]:
     found = re.search(r"seen ([\d,]+) TLS calls \(([\d,]+) bytes\).*dropped ([\d,]+) calls .* in the kernel, ([\d,]+) records", agent.said)
     assert found is not None, agent.said
@@ -186,6 +192,7 @@ def streams(folder: Path, certificate: Certificate, count: int = 100, tokens: in
                     if agent is not None:
                         time.sleep(0.5)
                     own = cpu_ns(agent.process.pid) if agent is not None else 0
+                    beside = cpu_ns(detection_of(agent)) if agent is not None else 0
                     before, begun = cpu_ns(server.pid), time.monotonic()
                     ttft, gaps = asyncio.run(all_streams(port, context, count))
                     wall = time.monotonic() - begun
@@ -197,10 +204,14 @@ def streams(folder: Path, certificate: Certificate, count: int = 100, tokens: in
                     if agent is not None:
                         sample["tap_cpu_percent"] = round((cpu_ns(agent.process.pid) - own) / wall / 1e7, 2)
                         sample["tap_rss_mb"] = memory(agent.process.pid)
+                        sample["detection_cpu_percent"] = round((cpu_ns(detection_of(agent)) - beside) / wall / 1e7, 2)
+                        sample["detection_rss_mb"] = memory(detection_of(agent))
                         rows = agent.wait_for_exchanges(count)
                         sample["complete"] = sum(row["completeness"] == "complete" for row in rows)
                 if agent is not None:
                     sample |= summary(agent)
+                    delays = re.search(r"half of them within ([\d.]+) ms, 99 % within ([\d.]+) ms", agent.said)
+                    sample["scanned_within_ms"] = [float(part) for part in delays.groups()] if delays is not None else None
                 samples[mode].append(sample)
     finally:
         server.kill()

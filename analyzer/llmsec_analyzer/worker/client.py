@@ -46,6 +46,7 @@ MAX_QUEUED_BYTES = 32 << 20
 _PRESSURE = (0.25, 0.5, 0.75)
 # Increments held back to go together, over all streams (256 characters of one count as another); a tick sends what there is.
 _MAX_HELD = 16_384
+_MAX_HELD_LIVE = 32  # somebody waits for what they hold, and another core can scan while this one decodes on
 _SEND_AT_BYTES = 64 << 10
 _READ_BYTES = 1 << 20
 # A live capture gives an exchange up after so long, and takes the process for stuck: some seconds, and more for a long text.
@@ -122,6 +123,7 @@ class DetectionProcess:
         self.failed = False  # something as severe as `fail_on` was found
         self.generation = 0
         self.held = 0  # increments not sent yet
+        self._hold = _MAX_HELD if may_wait else _MAX_HELD_LIVE
         self._dirty: list[AnswerListener] = []
         self._streams = 0
         self._numbers = 0
@@ -149,9 +151,9 @@ class DetectionProcess:
         """The listener has something to send."""
         self._dirty.append(listener)
         self.held += 1 + (len(text) >> 8)
-        if self.held >= _MAX_HELD:
+        if self.held >= self._hold:
             self._send_increments()
-            if len(self._out) >= _SEND_AT_BYTES:
+            if len(self._out) >= _SEND_AT_BYTES or not self._may_wait:
                 self._pump()
                 self._wait_for_room()
 
