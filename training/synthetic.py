@@ -22,7 +22,7 @@ _LISTS = {"goal": "goals", "topic2": "topic"}
 COUNTS = {
     "direct": 500, "indirect": 1300, "errand": 250,
     "prompts": 900, "documents": 1300, "mentions": 700, "honest": 250, "mails": 700, "limits": 700, "personas": 250,
-    "harness": 900, "results": 160, "tool_texts": 40,
+    "harness": 700, "results": 80, "tool_texts": 16,
 }  # fmt: skip
 
 
