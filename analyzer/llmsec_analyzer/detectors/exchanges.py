@@ -128,7 +128,7 @@ class ExchangeDetector:
             found += fresh
             if part.kind == "tool_call" and part.part.startswith("response"):
                 found += self._sensitive_tool(exchange_id, part)
-        found += self._compared(exchange_id, parts, attacked=attacked)
+        found += self._compared(exchange_id, parts, prompt, attacked=attacked)
         return found, marks
 
     def _scan(self, exchange_id: str, part: TextPart, streams: AnswerStreams | None, *, with_model: bool, lean: bool) -> TextResult:
@@ -167,9 +167,8 @@ class ExchangeDetector:
             for hit in self._tools.hits(part.tool, part.text)
         ]  # fmt: skip
 
-    def _compared(self, exchange_id: str, parts: Sequence[TextPart], *, attacked: bool) -> list[Finding]:
+    def _compared(self, exchange_id: str, parts: Sequence[TextPart], prompt: str, *, attacked: bool) -> list[Finding]:
         rules = self.scanner.rules.by_id
-        prompts = [part.text for part in parts if part.part.startswith("request") and part.role in _OPERATOR_ROLES]
         others = " ".join(part.text for part in parts if part.part.startswith("request") and part.role == "user")
         found: list[Finding] = []
         refused = False
@@ -178,7 +177,7 @@ class ExchangeDetector:
             if part.kind == "refusal" or is_refusal(part.text):
                 refused = True
                 found += self._plain(exchange_id, part, "output.refusal", 0, min(len(part.text), 80), "the answer declines")
-            span = leaked("\n".join(prompts), part.text) if prompts and self.scanner.settings.output.enabled else None
+            span = leaked(prompt, part.text) if prompt and self.scanner.settings.output.enabled else None
             if span is not None and part.text[span[0] : span[1]] not in others:
                 found += self._plain(exchange_id, part, "output.system_prompt_leak", *span, f"{span[1] - span[0]} characters in a row")
             for canary in self.scanner.settings.output.canaries:
