@@ -26,7 +26,6 @@ class Budget:
         self._count = 0
         self._own_step = FULL
         self.pressure = FULL
-        self.steps_taken = 0
 
     @property
     def step(self) -> int:
@@ -53,7 +52,6 @@ class Budget:
         over = self._spent > self.share * max(passed, _WINDOW_S)
         if over and self._own_step < SECRETS_ONLY:
             self._own_step += 1
-            self.steps_taken += 1
         elif passed >= _WINDOW_S and self._spent < self.share * passed * _CALM_SHARE and self._own_step > FULL:
             self._own_step -= 1
         if over or passed >= _WINDOW_S:

@@ -15,7 +15,7 @@ from llmsec_analyzer.detectors.exchange_parts import Report, TextPart
 from llmsec_analyzer.detectors.matching import Match
 from llmsec_analyzer.detectors.risk import risk
 from llmsec_analyzer.detectors.scanner import Scanner, TextResult, make_finding, preview
-from llmsec_analyzer.detectors.stream import StreamScanner
+from llmsec_analyzer.detectors.stream import StreamScanner, scan_whole
 from llmsec_analyzer.detectors.tool_policy import ToolPolicies
 from llmsec_tap.model import Finding
 
@@ -140,10 +140,7 @@ class ExchangeDetector:
         key = blake2b(f"{part.role}\0{judge}{lean}\0{part.text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
         kept = self._cache.get(key)
         if kept is None:
-            stream = self.scanner.open(part.role, lean=lean)
-            for at in range(0, len(part.text), 65_536):
-                stream.feed(part.text[at : at + 65_536])
-            stream.close()
+            stream = scan_whole(self.scanner.lean_plan if lean else self.scanner.plan, part.text, part.role)
             result = self.scanner.result(stream, part.text, part=part.part, exchange_id=exchange_id, judge=judge, streamed=False)
             self._cache[key] = result
             if len(self._cache) > CACHE_TEXTS:

@@ -25,7 +25,7 @@ from llmsec_analyzer.detectors.overlap import resolve
 from llmsec_analyzer.detectors.plugins import Plugins
 from llmsec_analyzer.detectors.rule_set import RuleSet, rule_set
 from llmsec_analyzer.detectors.settings import DetectionSettings
-from llmsec_analyzer.detectors.stream import Plan, StreamScanner
+from llmsec_analyzer.detectors.stream import Plan, StreamScanner, scan_whole
 from llmsec_analyzer.rules.schema import INDIRECT, OBFUSCATED, Rule, taxonomy_of
 from llmsec_tap.model import Category, Finding, Location, Severity
 
@@ -88,10 +88,7 @@ class Scanner:
 
     def scan(self, text: str, role: str = "user", *, part: str = "text", exchange_id: str = "", judge: bool = True) -> TextResult:
         """One whole text."""
-        stream = self.open(role)
-        for at in range(0, len(text), 65_536):
-            stream.feed(text[at : at + 65_536])
-        stream.close()
+        stream = scan_whole(self.plan, text, role)
         return self.result(stream, text, part=part, exchange_id=exchange_id, judge=judge, streamed=False)
 
     def open(self, role: str = "user", *, lean: bool = False) -> StreamScanner:

@@ -69,7 +69,7 @@ class Worker:
         if detector is None:
             return
         delays = sorted(self._delays_ns)
-        totals = Totals(dict(detector.scanner.faults + timeouts), detector.budget.steps_taken, self._increments)
+        totals = Totals(dict(detector.scanner.faults + timeouts), self._increments)
         if delays:
             totals.delay_ms_p50 = delays[len(delays) // 2] / 1e6
             totals.delay_ms_p99 = delays[len(delays) * 99 // 100] / 1e6

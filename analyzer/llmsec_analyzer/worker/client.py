@@ -134,7 +134,7 @@ class DetectionProcess:
         self._out = bytearray()
         self._progress = time.monotonic()
         self._ready: Ready | None = None
-        self._totals = Totals({}, 0, 0)
+        self._totals = Totals({}, 0)
         self._findings: Counter[str] = Counter()
         self._marks: Counter[str] = Counter()
         self._told: set[tuple[int, str]] = set()

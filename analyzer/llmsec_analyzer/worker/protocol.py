@@ -74,7 +74,6 @@ class Totals(msgspec.Struct, tag="totals", array_like=True):
     """Last of all. Delays are from an increment's decoding to the end of its scan, milliseconds."""
 
     faults: dict[str, int]
-    steps_taken: int
     increments: int
     delay_ms_p50: float | None = None
     delay_ms_p99: float | None = None
