@@ -32,13 +32,17 @@ class Probe(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbePlan:
-    """The probes of one file. `identity` is its device and inode: one library may be mapped under many paths."""
+    """The probes of one file. `identity` is its device and inode: one library may be mapped under many paths.
+
+    `path` names an open descriptor of the file that was examined; `shown` is the path as the process sees it.
+    """
 
     path: str
     identity: tuple[str, int]
     library: str
     probes: tuple[Probe, ...]
     notes: tuple[str, ...] = ()
+    shown: str = ""
 
     @property
     def is_linker(self) -> bool:

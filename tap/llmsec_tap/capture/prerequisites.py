@@ -12,7 +12,7 @@ from typing import Final, Literal
 from llmsec_tap.capture.base import KernelSettings, Probe, ProbePlan, Role
 from llmsec_tap.capture.ebpf.core import CoreLoader, object_path, supports_uprobe_multi
 from llmsec_tap.capture.elf import ELFError, ELFFile
-from llmsec_tap.capture.targets import mapped_files
+from llmsec_tap.capture.mapped import mapped_files
 from llmsec_tap.errors import KernelError
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -158,13 +158,13 @@ def _attach() -> Finding:
 def _probe_of_own() -> ProbePlan:
     for mapped in mapped_files(os.getpid()):
         try:
-            with ELFFile(mapped.opened) as file:
+            with ELFFile(mapped.path) as file:
                 found = file.functions(("bpf_object__open_file",))
         except (ELFError, OSError):
             continue
         for name, function in found.items():
             return ProbePlan(
-                path=mapped.opened, identity=mapped.identity, library="libbpf", probes=(Probe(Role.FREE, function.offset, name),)
+                path=mapped.path, identity=mapped.identity, library="libbpf", probes=(Probe(Role.FREE, function.offset, name),)
             )
     raise LookupError("libbpf's own functions were not found")
 
