@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llmsec_analyzer.config import load_config
+from llmsec_analyzer.worker.child import ChildDetector, StartDetector
 from llmsec_analyzer.worker.client import DetectionProcess
 from llmsec_tap.model import Exchange, Severity
 
@@ -18,10 +19,11 @@ def start_detection(
     report: Callable[[str], None],
     redact: bool = False,
     fail_on: Severity | None = None,
+    start: StartDetector = ChildDetector,
 ) -> DetectionProcess:
     """Raises ConfigError for a configuration, rule or model that is wrong. `key` makes the fingerprints. `may_wait`: the source can (a file), or cannot (live)."""
     settings = load_config(config).security
-    process = DetectionProcess(settings, key, deliver, may_wait=may_wait, report=report, redact=redact, fail_on=fail_on)
+    process = DetectionProcess(settings, key, deliver, may_wait=may_wait, report=report, redact=redact, fail_on=fail_on, start=start)
     if config is not None:  # what ships is known to load, and need not be waited for
         process.await_ready()
     return process

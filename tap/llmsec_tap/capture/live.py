@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Protocol
 
 from llmsec_tap import limits
-from llmsec_tap.capture.base import ConnectionLoss, KernelTotals, Loader
+from llmsec_tap.capture.base import ConnectionLoss, KernelTotals
 from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.ebpf.events import Event
 from llmsec_tap.capture.queue import BatchQueue
-from llmsec_tap.capture.reader import Reader
-from llmsec_tap.capture.selection import Observed
+from llmsec_tap.capture.reader import Reader, Records
 from llmsec_tap.capture.tls_flows import TLSFlows
 from llmsec_tap.errors import SourceError
 from llmsec_tap.pipeline import Pipeline
@@ -60,7 +59,7 @@ class LiveCapture:
         self._pipeline = pipeline
         self._queue = queue
         self._memory_cap = memory_cap_bytes
-        self._loader: Loader | None = None
+        self._kernel: Records | None = None
         self._reader: Reader | None = None
         self._flows: TLSFlows | None = None
         self._packets: Sequence[PacketThread] = ()
@@ -76,10 +75,10 @@ class LiveCapture:
         self.peak_rss_bytes = 0
         self.shed_connections = 0
 
-    def add_tls(self, loader: Loader, observed: Observed, flows: TLSFlows) -> None:
-        self._loader = loader
+    def add_tls(self, kernel: Records, flows: TLSFlows) -> None:
+        self._kernel = kernel
         self._flows = flows
-        self._reader = Reader(loader, observed, self._queue, self._lost)
+        self._reader = Reader(kernel, self._queue, self._lost)
 
     def add_packets(self, sources: Sequence[PacketThread]) -> None:
         self._packets = sources
@@ -179,8 +178,8 @@ class LiveCapture:
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
-        if self._loader is not None:
-            self._loader.detach_all()
+        if self._kernel is not None:
+            self._kernel.detach_all()
         for thread in (*([self._reader] if self._reader is not None else []), *self._packets):
             thread.stop()
         for thread in (*([self._reader] if self._reader is not None and self._reader.is_alive() else []), *self._packets):
@@ -189,9 +188,9 @@ class LiveCapture:
             pass
         self._flush(1 << 63)
         self._tick()
-        if self._loader is not None:
-            self.totals = self._loader.totals()
-            self._loader.close()
+        if self._kernel is not None:
+            self.totals = self._kernel.totals()
+            self._kernel.close()
         if self._flows is not None:
             self._flows.close(time.time_ns())
         self._pipeline.close()

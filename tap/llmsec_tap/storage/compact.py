@@ -64,20 +64,14 @@ def compact(store: Store, now_ns: int, *, min_parts: int = MIN_PARTS, grace_ns: 
 
 def compact_apart(store: Store, now_ns: int) -> subprocess.Popen[bytes]:
     """`compact` in a process of its own, at the lowest priority, so that a capture goes on; it says nothing if it fails."""
-    script = (
-        "import os, sys; sys.path.insert(0, sys.argv[1]); os.nice(19)\n"
-        "from llmsec_tap.errors import StorageError\n"
-        "from llmsec_tap.storage import compact, open_store\n"
-        "try: compact.compact(open_store(sys.argv[2]), int(sys.argv[3]))\n"
-        "except StorageError: sys.exit(4)\n"
-    )
     return subprocess.Popen(  # noqa: S603 - this interpreter, our own module
-        [sys.executable, "-P", "-c", script, str(Path(__file__).parents[2]), str(store.root), str(now_ns)],
+        [sys.executable, "-P", "-m", "llmsec_tap.storage.compact_here", str(now_ns)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        env={**os.environ, "POLARS_MAX_THREADS": "1"},
+        cwd=store.root,
+        env={**os.environ, "POLARS_MAX_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
     )
 
 

@@ -11,6 +11,7 @@ import os
 import secrets
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -66,8 +67,11 @@ class StoreWriter:
         flush_bytes: int = FLUSH_BYTES,
         flush_age_ns: int = FLUSH_AGE_NS,
         max_waiting_bytes: int = MAX_WAITING_BYTES,
+        compact_by: Callable[[Store, int], subprocess.Popen[bytes] | None] = compact_apart,
     ) -> None:
+        """`compact_by` has parts merged aside; it gives the process that does it, if that is a child of this one."""
         self.store = store
+        self._compact_by = compact_by
         self.stats = WriterStats()
         self._flush_rows = flush_rows
         self._flush_bytes = flush_bytes
@@ -143,7 +147,7 @@ class StoreWriter:
             self._compaction = None
         if self._compaction is None and self.stats.parts >= self._compact_at_parts:
             self._compact_at_parts = self.stats.parts + COMPACT_EVERY_PARTS
-            self._compaction = compact_apart(self.store, time.time_ns())
+            self._compaction = self._compact_by(self.store, time.time_ns())
 
     def close(self) -> None:
         """Write what waits, and tidy up after a long run; what cannot be written now is lost and counted."""
@@ -156,7 +160,7 @@ class StoreWriter:
             len(os.listdir(self.store.exchanges / day)) >= MIN_PARTS  # noqa: PTH208 - counted, not walked
             for day in self._days_written
         ):
-            self._compaction = compact_apart(self.store, time.time_ns())
+            self._compaction = self._compact_by(self.store, time.time_ns())
         if self._compaction is not None:
             # It goes on by itself, and may be killed, so a long one does not hold up the end of a command.
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -184,7 +188,7 @@ class StoreWriter:
                 with publishing(target) as descriptor:
                     write_all(descriptor, data)
             except OSError as fault:
-                raise storage_error("cannot write", folder, fault) from None
+                raise storage_error("cannot write", self.store.shown / "exchanges" / day, fault) from None
         del self._days[day]
         self._days_written.add(day)
         self._rows -= len(rows)
