@@ -28,6 +28,7 @@ class WardenClient:
         self._stop_pipe = stop_pipe
         self._number = 0
         self._lock = threading.Lock()
+        self._totals = KernelTotals()
         self.ring: Ring | None = None
         self.sockets: list[socket.socket] = []
 
@@ -77,12 +78,14 @@ class WardenClient:
         return self.ring.consume() if self.ring is not None else []
 
     def totals(self) -> KernelTotals:
-        """All zero where there is no answer."""
+        """The last known ones where there is no answer."""
         try:
             payload, _ = self._ask(Ask.TOTALS)
         except OSError:
-            return KernelTotals()
-        return KernelTotals(*protocol.TOTALS.unpack(payload)) if payload else KernelTotals()
+            payload = b""
+        if payload:
+            self._totals = KernelTotals(*protocol.TOTALS.unpack(payload))
+        return self._totals
 
     def losses(self) -> list[ConnectionLoss]:
         """What is known of them where the answer ends early."""

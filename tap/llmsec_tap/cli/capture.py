@@ -52,7 +52,6 @@ def _listing() -> tuple[str, Callable[[Exchange], str]]:
 def _detection(config: str | None, warden: WardenClient, *, redact: bool) -> StartDetection:
     """The analyzer's detection, in a process of its own: a live capture never waits for it."""
     from llmsec_analyzer.detecting import start_detection
-    from llmsec_analyzer.worker.child import RemoteDetector
     from llmsec_tap.cli.text import report
 
     def start(deliver: Deliver, key: bytes) -> Detection:
@@ -63,7 +62,7 @@ def _detection(config: str | None, warden: WardenClient, *, redact: bool) -> Sta
             may_wait=False,
             report=report,
             redact=redact,
-            start=lambda: RemoteDetector(warden.start_detector, warden.kill_detector),
+            remote=(warden.start_detector, warden.kill_detector),
         )
 
     return start
