@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from llmsec_tap.errors import ConfigError, StorageError
+from llmsec_tap.storage.damage import parts, say, set_aside_damaged
 from llmsec_tap.storage.faults import storage_error
 from llmsec_tap.storage.migrations import MIGRATIONS, pending
 from llmsec_tap.storage.publish import TMP_SUFFIX, publishing, remove_stale, write_all
@@ -134,7 +135,7 @@ def _bring_up_to_date(root: Path, info: StoreInfo, *, views: bool = True) -> Sto
         _write_schema_part(root)
         if not views:
             return info
-        write_database_apart(root)
+        _write_views(root)
         info = StoreInfo(
             schema_version=SCHEMA_VERSION,
             created=info.created,
@@ -147,6 +148,21 @@ def _bring_up_to_date(root: Path, info: StoreInfo, *, views: bool = True) -> Sto
     except OSError as fault:
         raise storage_error("cannot write", root, fault) from None
     return info
+
+
+def _write_views(root: Path) -> None:
+    if "\\" in str(root.resolve()):
+        say(f"warning: DuckDB cannot read a path with a backslash, so {root} has no llmsec.duckdb; llmsec-analyze reads it all the same")
+        return
+    set_aside_damaged(root / "exchanges")
+    try:
+        write_database_apart(root)
+    except StorageError:
+        before = sum(1 for _ in parts(root / "exchanges"))
+        set_aside_damaged(root / "exchanges", thoroughly=True)
+        if sum(1 for _ in parts(root / "exchanges")) == before:
+            raise
+        write_database_apart(root)
 
 
 def _write_schema_part(root: Path) -> None:

@@ -7,6 +7,7 @@ before its name appears, so a reader sees all of it or nothing, whenever the wri
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import subprocess
@@ -185,6 +186,8 @@ class StoreWriter:
             written = data.size
             try:
                 folder.mkdir(mode=0o700, exist_ok=True)
+                if folder.is_symlink():
+                    raise NotADirectoryError(errno.ENOTDIR, "a link stands in the place of a day's folder")
                 with publishing(target) as descriptor:
                     write_all(descriptor, data)
             except OSError as fault:
