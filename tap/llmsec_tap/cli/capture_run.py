@@ -46,6 +46,7 @@ class CaptureRun:
         interfaces: tuple[str, ...],
         ports: frozenset[int] | None,
         write: str | None,
+        write_secrets: bool,
         output: str,
         listing: tuple[str, Callable[[Exchange], str]] | None,
         store: str | None,
@@ -58,6 +59,7 @@ class CaptureRun:
         self._interfaces = interfaces
         self._ports = ports
         self._write = write
+        self._write_secrets = write_secrets
         self._outlet = Outlet(
             output=output, listing=listing, store=store, content=content, tokenizer=tokenizer, prompt=True, on_reader_gone=self._stop
         )
@@ -110,7 +112,7 @@ class CaptureRun:
         if self._write is not None:
             from llmsec_tap.capture.pcapng import FlowWriter, PcapngWriter
 
-            self._pcapng = PcapngWriter(self._write)
+            self._pcapng = PcapngWriter(self._write, keeps_secrets=self._write_secrets)
         if self._interfaces:
             self._open_interfaces()
         if self._tls is not None:

@@ -15,9 +15,10 @@ from llmsec_tap import limits
 from llmsec_tap.model import AnomalyCount, Completeness, Exchange, Framing, Request, Response
 from llmsec_tap.providers.base import JSON, Dialect, EventHandler, NotJSON, RequestView, ResponseView, parse_json
 from llmsec_tap.providers.body import FRAME_PARSERS, FRAMING_BY_TYPE, Body, FrameParser, looks_like_sse
-from llmsec_tap.providers.credentials import Fingerprinter, clean_text, credential_of, mask_target
+from llmsec_tap.providers.credentials import Fingerprinter, clean_text, credential_of
 from llmsec_tap.providers.draft import DeltaListener, Draft
 from llmsec_tap.providers.failures import read_failure
+from llmsec_tap.providers.masking import mask_method, mask_record, mask_target
 from llmsec_tap.providers.registry import auxiliary, classify, classify_response, identify
 from llmsec_tap.providers.timing import timings
 from llmsec_tap.reassembly.flow import Flow
@@ -108,7 +109,7 @@ class ExchangeAssembly:
         self._started_ns: int | None = None
         self._last_ns = 0
         self._response_body_ns: int | None = None
-        self._digest = hashlib.blake2b(digest_size=10)
+        self._digest = hashlib.blake2b(digest_size=16)
         self._truncated = False
         self._counted = False
         self._done = False
@@ -164,7 +165,6 @@ class ExchangeAssembly:
         self._response_head = head
         if self._started_ns is None:
             self._started_ns = head.ts_ns
-        self._digest.update(b"%d" % head.status)
         self.response.head(head)
         self.response_view = ResponseView(head.status, _joined(head))
 
@@ -336,7 +336,7 @@ class ExchangeAssembly:
             provider=provider,
             api=api,
             operation=operation,
-            method=head.method if head else None,
+            method=mask_method(head.method, self.context.fingerprint) if head else None,
             path=mask_target(head.target, self.context.fingerprint) if head else None,
             http_version=(head or response_head).version if head or response_head else None,  # type: ignore[union-attr]
             status=response_head.status if response_head else None,
@@ -370,6 +370,7 @@ class ExchangeAssembly:
             exchange.response.error_message = draft.error_message
             exchange.response.embeddings = draft.embeddings
             exchange.response.embedding_dimensions = draft.embedding_dimensions
+            mask_record(exchange, self.context.fingerprint)
             timings(exchange, draft)
             if streaming and completeness == "complete" and not draft.terminated and not any(exchange.finish_reasons):
                 self.anomaly("stream_unterminated")
@@ -395,10 +396,14 @@ class ExchangeAssembly:
         return "aborted" if ends & _ABORTED else "complete"
 
     def _id(self) -> str:
-        """48 bits of time, so that ids sort by it, then 80 bits of content: the same capture gives the same id."""
+        """48 bits of time, so that ids sort by it, then 80 bits of request and place: the same capture gives the same id.
+
+        Under the key of this installation: who has a record cannot try guesses of its request against its id. Nothing of the
+        answer is in it, so it can be told as soon as the request is known.
+        """
         self._digest.update(f"{self.client} {self.server} {self._started_ns} {self._ordinal}".encode())
         milliseconds = max(0, (self._started_ns or 0) // 1_000_000) & 0xFFFFFFFFFFFF
-        return f"{milliseconds:012x}{self._digest.hexdigest()}"
+        return f"{milliseconds:012x}{self.context.fingerprint('exchange ' + self._digest.hexdigest())[:20]}"
 
     # --- faults -------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,144 @@
+"""What a credential looks like: the forms that vendors give their keys, and words too random to be anything else.
+
+This is for places that hold no content (paths, query values, model names, parameters, error messages), where a wrong hit costs
+a readable name and a miss costs a key. Texts of a conversation are content: detection looks there, with better rules.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from typing import Final
+
+from llmsec_tap.plain_names import folded_name
+
+# Names of fields (query, body, header, form) that carry a credential, folded; and parts of names that mark one.
+_NAMES: Final = frozenset(
+    [
+        "key",
+        "sig",
+        "code",
+        "auth",
+        "jwt",
+        "sas",
+        "session",
+        "pwd",
+        "pass",
+        "passwd",
+        "passphrase",
+        "passcode",
+        "bearer",
+        "sk",
+        "ak",
+        "pat",
+        "hmac",
+        "k",
+        "clientid",
+        "privatekey",
+        "otp",
+        "totp",
+        "pin",
+        "sid",
+        "sessionid",
+        "phpsessid",
+        "jsessionid",
+        "ticket",
+        "nonce",
+        "assertion",
+        "refresh",
+        "cookie",
+        "cookies",
+        "awsaccesskeyid",
+        "xamzcredential",
+        "cred",
+        "creds",
+        "apitoken",
+        "accesskeyid",
+        "hash",
+        "license",
+        "licence",
+    ]
+)
+_PARTS: Final = (
+    "apikey", "token", "secret", "signature", "password", "passwd", "passphrase", "credential", "authorization", "privatekey", "accesskey",
+    "subscriptionkey", "accountkey", "masterkey", "sharedaccess", "sessionid", "sesskey", "bearer", "authkey", "licensekey", "webhookkey", "cookie",
+)  # fmt: skip
+# Counts and switches of tokens of text, not tokens of access.
+_TEXT_TOKENS: Final = re.compile(
+    r"tokens|token(ids?|izer|ization|type|count|limit|budget)|(eos|bos|pad|stop|special|unk|sep|image|start|end|think\w*)token"
+)
+
+# Keys by their vendors' own marks. Each begins where no word character stands before.
+_VENDOR: Final = re.compile(
+    r"(?<![A-Za-z0-9])(?:bot)?(?:"
+    r"(?:sk|pk|rk|ak|fk|csk|psk|sess|key|api)[-_][A-Za-z0-9_-]{12,}"
+    r"|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|gl(?:pat|dt|rt|cbt)-[\w-]{12,}|xox[a-z]-[\w-]{10,}|xapp-[\w-]{10,}"
+    r"|(?:AKIA|ASIA|ABIA|ACCA|AIDA|AROA)[A-Z0-9]{12,}|AIza[\w-]{20,}|ya29\.[\w-]{10,}|GOCSPX-[\w-]{10,}|1//[\w-]{20,}"
+    r"|eyJ[\w-]{8,}\.[\w-]{4,}(?:\.[\w-]*)*|hf_\w{12,}|gsk_\w{12,}|r8_\w{12,}|nvapi-[\w-]{12,}|pplx-\w{12,}|xai-\w{12,}|tvly-[\w-]{10,}|fw_\w{12,}"
+    r"|lsv2_\w{10,}|pcsk_\w{10,}|voyage-?key-\w+|esecret_\w{10,}|SG\.[\w-]{10,}\.[\w-]{10,}|npm_\w{16,}|pypi-[\w-]{16,}|dop_v1_\w{16,}|shp(?:at|ca|pa|ss)_\w{16,}"
+    r"|hvs\.[\w-]{12,}|dckr_pat_[\w-]{10,}|AGE-SECRET-KEY-\w+|ATATT[\w=-]{16,}|\d{6,12}:[A-Za-z0-9_-]{30,}"
+    r")"
+)
+VENDOR_BYTES: Final = re.compile(_VENDOR.pattern.encode())
+_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+# Ids that servers give to what they keep: public by design, and needed to follow a conversation.
+_SERVER_ID: Final = re.compile(
+    r"(?:resp|msg|thread|run|step|file|batch|asst|vs|vsfc?|call|toolu|chatcmpl|cmpl|gen|req|conv|ft|ftjob|modelresp|rs|fc|upload|item|event|chat|embd|rtoolu|srvtoolu|part|proj|org|wrkspc|task|inter|cachedContents)[-_]"
+)
+_HEX: Final = re.compile(r"[0-9a-fA-F]+")
+_WORD: Final = re.compile(r"[A-Za-z0-9_+=~.-]{16,}")
+_CHUNK: Final = re.compile(r"[A-Za-z0-9]+")
+_MIN_RANDOM = 16
+_MIN_HEX = 32
+_MIN_CHANGES = 4
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a field of this name (query, form, body or header) carries a credential."""
+    folded = folded_name(name)
+    if folded in _NAMES:
+        return True
+    return any(part in folded for part in _PARTS) and not _TEXT_TOKENS.fullmatch(folded) and not folded.endswith("tokens")
+
+
+def is_token(word: str, *, hexes: bool = True) -> bool:
+    """Whether one word is, or holds, a key. `hexes=False` leaves digests alone: model versions are named by them."""
+    if _VENDOR.search(word):
+        return True
+    return any(_is_random(found[0], hexes=hexes) for found in _WORD.finditer(word))
+
+
+def mask_tokens(text: str, fingerprint: Callable[[str], str], *, hexes: bool = False) -> str:
+    """A text with the keys in it replaced by their fingerprints."""
+    text = _VENDOR.sub(lambda found: fingerprint(found[0]), text)
+    return _WORD.sub(
+        lambda found: fingerprint(found[0]) if _is_random(found[0], hexes=hexes) and not _is_print(found[0]) else found[0], text
+    )
+
+
+def _is_print(word: str) -> bool:
+    """A fingerprint of ours, perhaps with what stood around it."""
+    return len(word) == 32 and _HEX.fullmatch(word) is not None
+
+
+def _is_random(word: str, *, hexes: bool) -> bool:
+    if _UUID.fullmatch(word) or _SERVER_ID.match(word):
+        return False
+    for found in _CHUNK.finditer(word):
+        chunk = found[0]
+        if len(chunk) < _MIN_RANDOM:
+            continue
+        if _HEX.fullmatch(chunk):
+            if hexes and len(chunk) >= _MIN_HEX and not chunk.isdigit():
+                return True
+            continue
+        digits = sum(character.isdigit() for character in chunk)
+        changes = sum(_kind(a) != _kind(b) for a, b in itertools.pairwise(chunk))
+        if (digits >= 2 and changes >= _MIN_CHANGES) or (len(chunk) >= 20 and changes > 0.45 * len(chunk)):
+            return True
+    return False
+
+
+def _kind(character: str) -> int:
+    return 0 if character.isdigit() else 1 if character.islower() else 2
