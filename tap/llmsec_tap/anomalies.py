@@ -42,6 +42,8 @@ ANOMALIES: Final[dict[str, str]] = {
     "http_no_response": "The connection ended before the request was answered.",
     "http_body_limit": "A body was longer than the limit; what came first was kept.",
     "content_encoding_unknown": "The body has a content coding that is not known; it was kept as it is.",
+    "content_encoding_absent": "The body is not in the content coding that its header names; it was read as it is, as servers do.",
+    "content_encoding_undeclared": "The body is gzip although no header says so; it was decoded.",
     "content_encoding_bad": "The coded body could not be decoded past some point; what came before was kept.",
     "content_encoding_bomb": "The decoded body grew far beyond its coded size; decoding stopped.",
     # streams

@@ -60,6 +60,8 @@ MAX_BODY_BYTES_TOTAL = 256 * MIB
 MAX_EXPANSION_RATIO = 200
 EXPANSION_FLOOR_BYTES = 16 * MIB
 MAX_CONTENT_CODINGS = 4
+# Of a body that cannot be read, so much is kept as it is, for detection to look at.
+MAX_RAW_PREFIX_BYTES = MIB
 
 # --- streams -----------------------------------------------------------------------------------------------------------
 # One SSE line may carry a whole answer (the Responses API repeats it in its last event): 1 MB lines are seen in the field.

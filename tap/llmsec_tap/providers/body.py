@@ -24,6 +24,9 @@ FRAMING_BY_TYPE: dict[str, Framing] = {
 }
 
 
+_GZIP_BEGINS = b"\x1f\x8b\x08"
+
+
 class FrameParser(Protocol):
     """SSEParser, NDJSONParser, JSONArrayParser and EventStreamParser."""
 
@@ -65,16 +68,39 @@ class BodyOwner(Protocol):
 
 
 class Body:
-    """One side's body: content decoding, then either framed events or a bounded buffer."""
+    """One side's body: content decoding, then either framed events or a bounded buffer.
 
-    __slots__ = ("_decoder", "_held", "_owner", "bodiless", "bytes", "data", "ended", "gapped", "is_tunnel", "on_data", "parts")
+    What could not be read is said: `unreadable` is the anomaly's name, `raw_prefix` the first bytes of it as they came.
+    """
+
+    __slots__ = (
+        "_decoder",
+        "_held",
+        "_may_be_coded",
+        "_owner",
+        "_raw",
+        "_raw_size",
+        "bodiless",
+        "bytes",
+        "data",
+        "ended",
+        "gapped",
+        "is_tunnel",
+        "on_data",
+        "parts",
+        "unreadable",
+    )
 
     def __init__(self, owner: BodyOwner, on_data: Callable[[int, bytes], None]) -> None:
         self._owner = owner
         self.on_data = on_data  # takes decoded bytes
-        self.data: Callable[[int, bytes], None] = self._data
+        self.data: Callable[[int, bytes], None] = self._first_data
         self._decoder: ContentDecoder | None = None
+        self._may_be_coded = True
         self._held = 0
+        self._raw: list[bytes] = []
+        self._raw_size = 0
+        self.unreadable: str | None = None
         self.parts: list[bytes] = []
         self.bytes = 0  # as on the wire, codings included
         self.bodiless = False
@@ -82,18 +108,48 @@ class Body:
         self.gapped = False
         self.ended: str | None = None
 
+    @property
+    def raw_prefix(self) -> bytes:
+        """The first bytes that could not be read, at most limits.MAX_RAW_PREFIX_BYTES, until the body is released."""
+        return b"".join(self._raw)
+
     def head(self, head: Head) -> None:
         coding = b",".join(head.all(b"content-encoding"))
         if coding:
             self._decoder = content_decoder(coding.decode("latin-1"), self._owner.anomaly)
+        self._may_be_coded = b"zip" not in (head.get(b"content-type") or b"")
+
+    def _first_data(self, ts_ns: int, data: bytes) -> None:
+        self.data = self._data
+        if self._decoder is None and self._may_be_coded and data.startswith(_GZIP_BEGINS):
+            self._owner.anomaly("content_encoding_undeclared")
+            self._decoder = content_decoder("gzip", self._owner.anomaly)
+        self._data(ts_ns, data)
 
     def _data(self, ts_ns: int, data: bytes) -> None:
         self.bytes += len(data)
-        if self._decoder is not None:
-            data = self._decoder.feed(data)
-            if not data:
-                return
-        self.on_data(ts_ns, data)
+        decoder = self._decoder
+        if decoder is None:
+            self.on_data(ts_ns, data)
+            return
+        for piece in decoder.feed(data):
+            self.on_data(ts_ns, piece)
+        if decoder.fault is not None:
+            self._undecoded(decoder)
+
+    def _undecoded(self, decoder: ContentDecoder) -> None:
+        if decoder.fault != "gap":  # a gap is said as one
+            assert decoder.fault is not None
+            self.unread(decoder.fault, decoder.undecoded)
+        decoder.undecoded = b""
+
+    def unread(self, why: str, data: bytes) -> None:
+        """These bytes could not be read: keep the first of them as they are."""
+        self.unreadable = self.unreadable or why
+        data = data[: limits.MAX_RAW_PREFIX_BYTES - self._raw_size]
+        if data and self._owner.reserve(len(data)):
+            self._raw_size += len(data)
+            self._raw.append(data)
 
     def stream_into(self, frames: FrameParser) -> None:
         """From now on events are read as bytes come; with no coding to undo, the HTTP parser feeds the frame parser itself."""
@@ -106,19 +162,23 @@ class Body:
         """Keep decoded bytes until the end, within the bounds."""
         if self._held + len(data) > limits.MAX_BODY_BYTES or not self._owner.reserve(len(data)):
             self._owner.truncate()
+            self.unread("http_body_limit", data)
             return
         self._held += len(data)
         self.parts.append(data)
 
     def take(self) -> bytes:
         data = b"".join(self.parts)
-        self.release()
-        return data
-
-    def release(self) -> None:
         self._owner.reserve(-self._held)
         self._held = 0
         self.parts.clear()
+        return data
+
+    def release(self) -> None:
+        self._owner.reserve(-self._held - self._raw_size)
+        self._held = self._raw_size = 0
+        self.parts.clear()
+        self._raw.clear()
 
     def gap(self, ts_ns: int, length: int | None) -> None:
         if self._owner.is_ended:
@@ -130,6 +190,9 @@ class Body:
 
     def end(self, ts_ns: int, how: str) -> None:
         if self.ended is None:
+            if self._decoder is not None:
+                for piece in self._decoder.end():
+                    self.on_data(ts_ns, piece)
             self.ended = how
             self._owner.ended(self, ts_ns)
 
