@@ -53,7 +53,18 @@ ANOMALIES: Final[dict[str, str]] = {
     "eventstream_bad_frame": "An AWS event stream message had impossible lengths; the parser looked for the next one.",
     "stream_unterminated": "The stream ended without its closing event.",
     # providers
-    "body_bad_json": "The body is not the JSON that its type promises.",
+    "body_bad_json": "The body is not the JSON that its type promises; what came before the damage was read, all of it was scanned as text.",
+    "body_unreadable": "The body is neither JSON nor a form nor text; what a reader would see in its bytes was scanned.",
+    "charset_not_utf8": "The body is in another charset than UTF-8 (UTF-16, UTF-32, or the one of its type); it was read in it.",
+    "form_bad_part": "A part of a form has no end of its head; it was read as text.",
+    "form_limit": "A form had more fields than the limit; further ones were not read.",
+    "json_deep": "JSON was nested deeper than the limit; what was deeper was kept as text.",
+    "json_repeated_key": "An object of the request had one key twice, or in two cases; the last counts, the others were scanned too.",
+    "json_key_case": "Fields of the request differ in case from what the API names; they were read as servers do that do not look at case.",
+    "json_trailing": "Something followed the JSON value of the body; the value was read, the rest was scanned.",
+    "other_text_limit": "Texts in places that no dialect names were more than the limit; what came first was kept.",
+    "prompt_token_ids": "The prompt came as token ids, which are not text: it passed unread.",
+    "charset_differs": "The body reads as other text in the charset that its type names; both readings were scanned.",
     "json_not_strict": "JSON with lone surrogates, NaN or invalid UTF-8 was read leniently; such characters became U+FFFD.",
     "text_limit": "The answer's text was longer than the limit; what came first was kept.",
     "choice_limit": "More choices or tool calls than the limit; further ones were not kept.",
@@ -65,3 +76,12 @@ ANOMALIES: Final[dict[str, str]] = {
     "detection_skipped": "Over its budget, detection looked at one exchange in four; this one was left out.",
     "detection_secrets_only": "Over its budget, detection looked for secrets and unsafe output only.",
 }
+
+# With one of these, something of the exchange was not read: it is never `complete`, and has no risk score.
+UNREAD: Final = frozenset(
+    (
+        "content_encoding_bad", "content_encoding_bomb", "http_body_limit", "http_head_limit", "event_limit", "event_bad_json",
+        "eventstream_bad_crc", "eventstream_bad_frame", "body_bad_json", "body_unreadable", "form_limit", "other_text_limit",
+        "prompt_token_ids", "text_limit", "choice_limit", "decoder_error",
+    )
+)  # fmt: skip

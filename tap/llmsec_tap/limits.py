@@ -63,9 +63,19 @@ MAX_CONTENT_CODINGS = 4
 # Of a body that cannot be read, so much is kept as it is, for detection to look at.
 MAX_RAW_PREFIX_BYTES = MIB
 
+# Decoders of ours recurse; Python's goes to about 990. Bodies of APIs are a dozen levels deep, schemas of tools some more.
+MAX_JSON_DEPTH = 200
+MAX_FORM_FIELDS = 1024
+# Texts in places that no dialect names, of one request: an agent sends some hundred descriptions of parameters.
+MAX_OTHER_TEXTS = 2048
+MAX_OTHER_TEXT_CHARS = 2 * MIB
+
 # --- streams -----------------------------------------------------------------------------------------------------------
 # One SSE line may carry a whole answer (the Responses API repeats it in its last event): 1 MB lines are seen in the field.
 MAX_EVENT_BYTES = 16 * MIB
+# Of events that could not be read, so much is kept for detection.
+MAX_UNREAD_EVENTS = 32
+MAX_UNREAD_EVENT_BYTES = 64 * KIB
 # AWS caps a message at 16 MiB of payload and 128 KiB of headers (event stream encoding).
 MAX_EVENTSTREAM_MESSAGE_BYTES = 16 * MIB + 128 * KIB + 16
 # Text kept of one answer, over all choices.

@@ -8,18 +8,22 @@ A dialect that raises is a defect of ours: it is caught here, counted as `decode
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 from llmsec_tap import limits
-from llmsec_tap.model import AnomalyCount, Completeness, Exchange, Framing, Request, Response
-from llmsec_tap.providers.base import JSON, Dialect, EventHandler, NotJSON, RequestView, ResponseView, parse_json
+from llmsec_tap.anomalies import UNREAD
+from llmsec_tap.model import AnomalyCount, Completeness, Exchange, Framing, OtherText, Request, Response
+from llmsec_tap.providers.base import JSON, Dialect, EventHandler, NotJSON, RequestView, ResponseView, is_json_lines, parse_json
 from llmsec_tap.providers.body import FRAME_PARSERS, FRAMING_BY_TYPE, Body, FrameParser, looks_like_sse
+from llmsec_tap.providers.charsets import likely_text, seen_text
 from llmsec_tap.providers.credentials import Fingerprinter, clean_text, credential_of
 from llmsec_tap.providers.draft import DeltaListener, Draft
 from llmsec_tap.providers.failures import read_failure
+from llmsec_tap.providers.loose_json import read_loosely
 from llmsec_tap.providers.masking import mask_method, mask_record, mask_target
-from llmsec_tap.providers.registry import auxiliary, classify, classify_response, identify
+from llmsec_tap.providers.registry import auxiliary, classify_response, identify
+from llmsec_tap.providers.request_reading import fold_case, has_token_ids, needs_folding, read_body, read_left_over, settle
 from llmsec_tap.providers.timing import timings
 from llmsec_tap.reassembly.flow import Flow
 from llmsec_tap.reassembly.http1 import NO_BODY, Head
@@ -141,23 +145,35 @@ class ExchangeAssembly:
         head = self._request_head
         if head is None or self._view is not None:
             return
-        raw = self.request.take()
+        raw, undecoded = self.request.take(), self.request.raw_prefix
         view = self._view = RequestView(head.method, head.target, _joined(head), raw)
-        content_type = view.headers.get("content-type", "")
         # A gap inside a long text leaves JSON that still reads, with both sides of the text joined; elsewhere it does not read.
-        if raw and (raw[:1] in b"{[ \r\n\t" or "json" in content_type):
-            try:
-                view.body = parse_json(raw, self.draft)
-                view.body_is_json = True
-            except NotJSON:
-                if "json" in content_type and not self.request.gapped:
-                    self.anomaly("body_bad_json")
-        self._dialect = self._guarded(lambda: classify(view))
-        if self._dialect is not None:
-            dialect = self._dialect
-            self._guarded(lambda: dialect.decode_request(view, self.draft))
+        self._guarded(lambda: self._read_request(view, raw, undecoded))
         view.raw = b""
         view.body = _scalars(view.body)
+
+    def _read_request(self, view: RequestView, raw: bytes, undecoded: bytes) -> None:
+        reading = read_body(view, raw or undecoded, self.draft, self._body_anomaly)
+        if raw and undecoded:
+            reading.texts.append(("$", likely_text(undecoded)))
+        self._dialect = dialect = settle(view, reading, self.anomaly)
+        if dialect is not None:
+            self._guarded(lambda: dialect.decode_request(view, self.draft))
+        elif auxiliary(view, None) is None:
+            return
+        left = read_left_over(view, reading, self.draft)
+        if dialect is not None and needs_folding(view, left) and self._response_head is None and fold_case(view, reading, self.anomaly):
+            self.draft = Draft(self.draft.listener)
+            self._guarded(lambda: dialect.decode_request(view, self.draft))
+            left = read_left_over(view, reading, self.draft)
+        self.draft.other_texts += left.found
+        if has_token_ids(view.body):
+            self.anomaly("prompt_token_ids")
+
+    def _body_anomaly(self, name: str) -> None:
+        """Of damage that lost bytes explain, the loss says enough."""
+        if name != "body_bad_json" or not self.request.gapped:
+            self.anomaly(name)
 
     # --- the response -------------------------------------------------------------------------------------------------
 
@@ -174,6 +190,8 @@ class ExchangeAssembly:
         view = self.response_view
         assert view is not None
         framing = FRAMING_BY_TYPE.get(view.content_type)
+        if framing == "sse" and data.lstrip()[:1] in (b"{", b"["):
+            framing = None  # a whole answer under the type of a stream: no line of an event stream begins so
         # An answer may come before the request's last byte (a refusal): a whole one is read when the request has ended, but a
         # stream is read as it comes, with what there is of the request.
         if framing is not None or self.request.ended is not None:
@@ -181,7 +199,8 @@ class ExchangeAssembly:
         if framing is None and self._view is not None and self._dialect is not None:
             dialect, request = self._dialect, self._view
             framing = self._guarded(lambda: dialect.framing(request, view))
-        if framing is None and view.content_type in ("", "text/plain", "application/octet-stream") and looks_like_sse(data):
+        plain = view.content_type in ("", "text/plain", "application/octet-stream")
+        if framing is None and (plain or self._dialect is not None) and looks_like_sse(data):
             framing = "sse"
         if framing is None:
             self.response.on_data = self._buffered_data
@@ -292,13 +311,9 @@ class ExchangeAssembly:
             try:
                 body = parse_json(raw, self.draft)
             except NotJSON:
-                if (
-                    self.response.ended == "complete"
-                    and not (self.response.gapped or self._truncated)
-                    and self._dialect
-                    and "json" in view.content_type
-                ):
-                    self.anomaly("body_bad_json")
+                if self._streamed_late(view, raw):
+                    return
+                body = self._guarded(lambda: self._loose_response(view, raw))
         draft, request = self.draft, self._view
         request_is_unreadable = request is None or (self.request.bytes > 0 and not request.body_is_json)
         if self._dialect is None and body is not None and request_is_unreadable:
@@ -308,6 +323,44 @@ class ExchangeAssembly:
             self._guarded(lambda: dialect.decode_response(request, view, body, at, draft))
         elif view.status >= 400:
             self._guarded(lambda: read_failure(view, body, draft))  # of an auxiliary call, if it turns out to be one
+
+    def _streamed_late(self, view: ResponseView, raw: bytes) -> bool:
+        """A stream under the type of a whole answer: lines of JSON, or events behind white space."""
+        dialect = self._dialect
+        framing: Framing | None = "sse" if looks_like_sse(raw.lstrip()) else "ndjson" if is_json_lines(raw) else None
+        if dialect is None or framing is None or view.status >= 400:
+            return False
+        self._framing = framing
+        self._handler = self._guarded(lambda: dialect.stream(self._view, view, self.draft))
+        at = self._response_body_ns or self._last_ns
+        frames = FRAME_PARSERS[framing](self._event, self.anomaly)
+        frames.feed(at, raw)
+        frames.end(at)
+        return True
+
+    def _loose_response(self, view: ResponseView, raw: bytes) -> JSON:
+        """What can be had of an answer that is no JSON as it stands: its value as far as it goes, and its text for detection."""
+        content_type = view.headers.get("content-type", "")
+        loose = read_loosely(raw, content_type)
+        lost = self.response.gapped or self._truncated or self.response.ended != "complete"
+        for name in loose.marks if loose is not None else ():
+            if name != "body_bad_json" or (self._dialect is not None and not lost):
+                self.anomaly(name)
+        if loose is not None:
+            self._unread_texts(loose.rest)
+            return loose.value
+        if not view.content_type.startswith(("image/", "audio/", "video/")):
+            text, is_whole = seen_text(raw, content_type)
+            self._unread_texts([text])
+            if self._dialect is not None and not lost:
+                if "json" in view.content_type:
+                    self.anomaly("body_bad_json")
+                elif not is_whole:
+                    self.anomaly("body_unreadable")
+        return None
+
+    def _unread_texts(self, texts: Iterable[str]) -> None:
+        self.draft.other_texts += [OtherText(path="response", text=text[: limits.MAX_OTHER_TEXT_CHARS]) for text in texts if text.strip()]
 
     def _record(self, ts_ns: int) -> Exchange:
         draft, head, response_head = self.draft, self._request_head, self._response_head
@@ -370,10 +423,14 @@ class ExchangeAssembly:
             exchange.response.error_message = draft.error_message
             exchange.response.embeddings = draft.embeddings
             exchange.response.embedding_dimensions = draft.embedding_dimensions
+            self._unread_texts(likely_text(data) for data in (*draft.unread, self.response.raw_prefix) if data)
+            exchange.other_texts = draft.other_texts
             mask_record(exchange, self.context.fingerprint)
             timings(exchange, draft)
             if streaming and completeness == "complete" and not draft.terminated and not any(exchange.finish_reasons):
                 self.anomaly("stream_unterminated")
+            if completeness == "complete" and not UNREAD.isdisjoint(self._anomalies):
+                exchange.completeness = "unreadable"
         if self._view is not None:
             credential = credential_of(self._view)
             exchange.api_key_fingerprint = self.context.fingerprint(credential) if credential else None

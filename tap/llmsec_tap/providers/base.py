@@ -7,6 +7,7 @@ A dialect never sees the HTTP version, chunking, content coding or stream framin
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import parse_qsl, unquote
@@ -23,7 +24,7 @@ EventHandler = Callable[[int, "str | None", bytes], None]
 
 
 class RequestView:
-    """A request as a dialect sees it. `path` is as on the wire, percent-encoded, without query; header names are lower case."""
+    """A request as a dialect sees it. `path` is as servers take it (`normal_path`), without query; header names are lower case."""
 
     __slots__ = ("_query", "body", "body_is_json", "headers", "host", "method", "path", "query_string", "raw")
 
@@ -31,7 +32,8 @@ class RequestView:
         self.method = method
         if "://" in target[:16]:  # absolute form, RFC 9112 3.2.2
             target = "/" + target.partition("://")[2].partition("/")[2]
-        self.path, _, self.query_string = target.partition("?")
+        path, _, self.query_string = target.partition("#")[0].partition("?")
+        self.path = normal_path(path) if _UNUSUAL_PATH.search(path) else path
         self.headers = headers
         self.host = headers.get("host", "").lower()
         self.raw = raw
@@ -53,6 +55,39 @@ class RequestView:
     def get(self, key: str) -> JSON:
         """A field of the JSON body, or None where there is no such object."""
         return self.body.get(key) if isinstance(self.body, dict) else None
+
+
+_UNUSUAL_PATH = re.compile(r"%(?!2[Ff])|//|/\.|;|\\")
+_ENCODED = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
+
+
+def normal_path(path: str) -> str:
+    """A path as a server routes it: percent-encodings undone, empty and dot segments and matrix parameters taken out (RFC 3986 6.2.2).
+
+    `%2F`, `%25`, `%3F`, `%23` and `%3B` stay: decoded they would be another path, or another character of the same one.
+    """
+    kept: list[str] = []
+    segments = path.split("/")
+    for number, segment in enumerate(segments):
+        plain = _ENCODED.sub(_decoded, segment.partition(";")[0])
+        if plain in ("", "."):
+            if number == len(segments) - 1 and kept:
+                kept.append("")
+        elif plain == "..":
+            kept[-1:] = []
+        else:
+            kept.append(plain)
+    return "/" + "/".join(kept)
+
+
+def loose_path(path: str) -> str:
+    r"""The same for servers that decode `%2F` before they route (Starlette), take `\` for `/`, or do not look at case (Express)."""
+    return normal_path(path.replace("%2F", "/").replace("%2f", "/").replace("\\", "/").replace("%5C", "/").replace("%5c", "/")).lower()
+
+
+def _decoded(found: re.Match[str]) -> str:
+    text = unquote(found[0])
+    return "".join(f"%{ord(character):02X}" if character in "/%?#;" else character for character in text)
 
 
 class ResponseView:
@@ -122,6 +157,31 @@ def parse_json(data: bytes, draft: Draft | None = None) -> JSON:
     if draft is not None:
         draft.anomaly("json_not_strict")
     return value
+
+
+def joined_events(data: bytes) -> list[bytes]:
+    """The data of one event as lines, where each is JSON of its own: some servers part events by one line feed only, not two."""
+    lines = [line for line in data.split(b"\n") if line.strip()]
+    if len(lines) < 2:
+        return []
+    for line in lines:
+        try:
+            parse_json(line)
+        except NotJSON:
+            if line.strip() != b"[DONE]":
+                return []
+    return lines
+
+
+def is_json_lines(data: bytes) -> bool:
+    """Whether several JSON objects stand one behind the other, each on its line."""
+    first, line_feed, rest = data.strip().partition(b"\n")
+    if not line_feed or not rest.lstrip().startswith(b"{"):
+        return False
+    try:
+        return isinstance(parse_json(first), dict)
+    except NotJSON:
+        return False
 
 
 def text_of(value: JSON) -> str | None:

@@ -6,7 +6,6 @@ without the key a short or guessable one cannot be tried against it, as it could
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import re
 from collections.abc import Callable
@@ -43,7 +42,7 @@ def fingerprinter(key: bytes) -> Fingerprinter:
     """A function from credential to fingerprint (32 hex digits) under `key`."""
 
     def fingerprint(credential: str) -> str:
-        return hmac.new(key, credential.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:32]
+        return hmac.digest(key, credential.encode("utf-8", "surrogatepass"), "sha256").hex()[:32]
 
     return fingerprint
 

@@ -10,8 +10,15 @@ from __future__ import annotations
 from array import array
 from typing import Protocol
 
-from llmsec_tap.limits import MAX_CHOICES, MAX_LATENCY_SAMPLES, MAX_TEXT_CHARS, MAX_TOOL_CALLS
-from llmsec_tap.model import Exchange, Message, Part, ToolCall, ToolDefinition, Usage
+from llmsec_tap.limits import (
+    MAX_CHOICES,
+    MAX_LATENCY_SAMPLES,
+    MAX_TEXT_CHARS,
+    MAX_TOOL_CALLS,
+    MAX_UNREAD_EVENT_BYTES,
+    MAX_UNREAD_EVENTS,
+)
+from llmsec_tap.model import Exchange, Message, OtherText, Part, ToolCall, ToolDefinition, Usage
 
 COMPACT_AT = 32
 
@@ -118,6 +125,7 @@ class Draft:
         "listener",
         "messages",
         "operation",
+        "other_texts",
         "parameters",
         "provider_hint",
         "request_model",
@@ -125,6 +133,7 @@ class Draft:
         "response_model",
         "terminated",
         "tools",
+        "unread",
         "usage",
     )
 
@@ -150,6 +159,8 @@ class Draft:
         self.first_text_ns: int | None = None  # the first text, reasoning or tool call
         self.gaps_ns: array[int] = array("q")
         self.anomalies: dict[str, int] = {}
+        self.other_texts: list[OtherText] = []
+        self.unread: list[bytes] = []  # data of events that no dialect could read; a few, for detection to look at
         self.listener = listener
         self.last_text_ns = 0
         self._stride = 1
@@ -241,6 +252,12 @@ class Draft:
 
     def anomaly(self, name: str, count: int = 1) -> None:
         self.anomalies[name] = self.anomalies.get(name, 0) + count
+
+    def unread_event(self, data: bytes) -> None:
+        """An event whose data is not what its dialect promises."""
+        self.anomaly("event_bad_json")
+        if len(self.unread) < MAX_UNREAD_EVENTS:
+            self.unread.append(data[:MAX_UNREAD_EVENT_BYTES])
 
     def tool_calls(self, choice: int = 0) -> list[ToolCall]:
         """The calls the client must run; those that the server ran itself are left out."""

@@ -13,7 +13,7 @@ from urllib.parse import unquote, unquote_plus
 
 from llmsec_tap.model import Exchange, Message, Part
 from llmsec_tap.plain_names import PARAMETERS, QUERY, folded_name
-from llmsec_tap.providers.secret_shapes import is_secret_name, is_token, mask_tokens
+from llmsec_tap.providers.secret_shapes import MIN_TOKEN, is_secret_name, is_token, mask_tokens, mask_vendor_forms
 
 Fingerprinter = Callable[[str], str]
 
@@ -23,6 +23,8 @@ _BEGINS_QUERY: Final = re.compile(r"[?#]")
 _BETWEEN_FIELDS: Final = re.compile(r"([&;?#])")
 _HOST_PORT: Final = re.compile(r"[\w.-]*(?::\d*)?|\[[0-9A-Fa-f:.%]+\](?::\d*)?")
 _USER_IN_SEGMENT: Final = re.compile(r"[^:@/]*:[^@]*@")
+_PLAIN_TARGET: Final = re.compile(r"(?:/[A-Za-z0-9_.-]{0,11})+")  # too short for any key
+_PLAIN_SEGMENT: Final = re.compile(r"[A-Za-z0-9_.-]*")
 _METHOD: Final = re.compile(r"[A-Za-z-]{1,24}")
 
 
@@ -33,6 +35,8 @@ def mask_method(method: str, fingerprint: Fingerprinter) -> str:
 
 def mask_target(target: str, fingerprint: Fingerprinter) -> str:
     """The request target (RFC 9112 3.2) without credentials: user information, query, fragment, matrix parameters, path segments."""
+    if _PLAIN_TARGET.fullmatch(target):
+        return target
     found = _SCHEME.match(target)
     scheme = found[0] if found else ""
     rest = target[len(scheme) :]
@@ -41,7 +45,10 @@ def mask_target(target: str, fingerprint: Fingerprinter) -> str:
         authority, rest = _mask_authority(rest, fingerprint)
     mark = _BEGINS_QUERY.search(rest)
     path, query = (rest[: mark.start()], rest[mark.start() :]) if mark else (rest, "")
-    path = "/".join(_mask_segment(segment, fingerprint) for segment in path.split("/"))
+    path = "/".join(
+        segment if len(segment) < MIN_TOKEN and _PLAIN_SEGMENT.fullmatch(segment) else _mask_segment(segment, fingerprint)
+        for segment in path.split("/")
+    )
     fields = _BETWEEN_FIELDS.split(query)
     fields[::2] = [_mask_field(field, fingerprint) for field in fields[::2]]
     return scheme + authority + path + "".join(fields)
@@ -94,10 +101,15 @@ def _mask_field(field: str, fingerprint: Fingerprinter) -> str:
 
 def mask_record(exchange: Exchange, fingerprint: Fingerprinter) -> None:
     """Masks in place whatever of a record is neither content nor ours."""
-    for name in ("request_model", "response_model", "response_id", "error_type"):
+    for name, mask in (
+        ("request_model", mask_tokens),
+        ("response_model", mask_tokens),
+        ("response_id", mask_vendor_forms),
+        ("error_type", mask_tokens),
+    ):
         value = getattr(exchange, name)
         if value is not None:
-            setattr(exchange, name, mask_tokens(value, fingerprint))
+            setattr(exchange, name, mask(value, fingerprint))
     if exchange.request.parameters:
         exchange.request.parameters = dict(_mask_parameter(name, value, fingerprint) for name, value in exchange.request.parameters.items())
     if exchange.response.error_message:
@@ -108,15 +120,13 @@ def mask_record(exchange: Exchange, fingerprint: Fingerprinter) -> None:
 
 def _mask_parameter(name: str, value: str | float | bool | None, fingerprint: Fingerprinter) -> tuple[str, str | float | bool | None]:
     if isinstance(value, str):
-        if folded_name(name) in PARAMETERS:
-            value = mask_tokens(value, fingerprint)
-        elif is_secret_name(name):
+        if is_secret_name(name) and folded_name(name) not in PARAMETERS:
             value = fingerprint(value)
         else:
             value = mask_target(value, fingerprint) if "://" in value else mask_tokens(value, fingerprint)
     elif value is not None and not isinstance(value, bool) and is_secret_name(name):
         value = fingerprint(str(value))
-    if len(name) > _MAX_NAME_CHARS or is_token(name):
+    if len(name) >= MIN_TOKEN and (len(name) > _MAX_NAME_CHARS or is_token(name)):
         name = fingerprint(name)
     return name, value
 

@@ -6,9 +6,9 @@ a readable name and a miss costs a key. Texts of a conversation are content: det
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 from llmsec_tap.plain_names import folded_name
@@ -72,7 +72,7 @@ _TEXT_TOKENS: Final = re.compile(
 # Keys by their vendors' own marks. Each begins where no word character stands before.
 _VENDOR: Final = re.compile(
     r"(?<![A-Za-z0-9])(?:bot)?(?:"
-    r"(?:sk|pk|rk|ak|fk|csk|psk|sess|key|api)[-_][A-Za-z0-9_-]{12,}"
+    r"(?:sk|pk|rk|ak|fk|csk|psk|sess|key|api)[-_][A-Za-z0-9_-]{9,}"
     r"|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|gl(?:pat|dt|rt|cbt)-[\w-]{12,}|xox[a-z]-[\w-]{10,}|xapp-[\w-]{10,}"
     r"|(?:AKIA|ASIA|ABIA|ACCA|AIDA|AROA)[A-Z0-9]{12,}|AIza[\w-]{20,}|ya29\.[\w-]{10,}|GOCSPX-[\w-]{10,}|1//[\w-]{20,}"
     r"|eyJ[\w-]{8,}\.[\w-]{4,}(?:\.[\w-]*)*|hf_\w{12,}|gsk_\w{12,}|r8_\w{12,}|nvapi-[\w-]{12,}|pplx-\w{12,}|xai-\w{12,}|tvly-[\w-]{10,}|fw_\w{12,}"
@@ -88,7 +88,11 @@ _SERVER_ID: Final = re.compile(
 )
 _HEX: Final = re.compile(r"[0-9a-fA-F]+")
 _WORD: Final = re.compile(r"[A-Za-z0-9_+=~.-]{16,}")
+_DIGIT: Final = re.compile(r"\d")
+_RUN: Final = re.compile(r"\d+|[a-z]+|[A-Z]+")
 _CHUNK: Final = re.compile(r"[A-Za-z0-9]+")
+MIN_TOKEN: Final = 12  # no form is shorter
+_MAX_NAME_CHARS = 128
 _MIN_RANDOM = 16
 _MIN_HEX = 32
 _MIN_CHANGES = 4
@@ -96,6 +100,11 @@ _MIN_CHANGES = 4
 
 def is_secret_name(name: str) -> bool:
     """Whether a field of this name (query, form, body or header) carries a credential."""
+    return _is_secret_name(name[:_MAX_NAME_CHARS])
+
+
+@lru_cache(maxsize=4096)
+def _is_secret_name(name: str) -> bool:
     folded = folded_name(name)
     if folded in _NAMES:
         return True
@@ -104,17 +113,30 @@ def is_secret_name(name: str) -> bool:
 
 def is_token(word: str, *, hexes: bool = True) -> bool:
     """Whether one word is, or holds, a key. `hexes=False` leaves digests alone: model versions are named by them."""
+    if len(word) < MIN_TOKEN:
+        return False
     if _VENDOR.search(word):
         return True
     return any(_is_random(found[0], hexes=hexes) for found in _WORD.finditer(word))
 
 
+def is_server_id(word: str) -> bool:
+    return _SERVER_ID.match(word) is not None or _UUID.fullmatch(word) is not None
+
+
 def mask_tokens(text: str, fingerprint: Callable[[str], str], *, hexes: bool = False) -> str:
     """A text with the keys in it replaced by their fingerprints."""
-    text = _VENDOR.sub(lambda found: fingerprint(found[0]), text)
+    if len(text) < MIN_TOKEN:
+        return text
+    text = mask_vendor_forms(text, fingerprint)
     return _WORD.sub(
         lambda found: fingerprint(found[0]) if _is_random(found[0], hexes=hexes) and not _is_print(found[0]) else found[0], text
     )
+
+
+def mask_vendor_forms(text: str, fingerprint: Callable[[str], str]) -> str:
+    """The same for forms of vendors alone: ids that servers choose are as random as keys."""
+    return _VENDOR.sub(lambda found: fingerprint(found[0]), text)
 
 
 def _is_print(word: str) -> bool:
@@ -123,7 +145,7 @@ def _is_print(word: str) -> bool:
 
 
 def _is_random(word: str, *, hexes: bool) -> bool:
-    if _UUID.fullmatch(word) or _SERVER_ID.match(word):
+    if is_server_id(word):
         return False
     for found in _CHUNK.finditer(word):
         chunk = found[0]
@@ -133,12 +155,8 @@ def _is_random(word: str, *, hexes: bool) -> bool:
             if hexes and len(chunk) >= _MIN_HEX and not chunk.isdigit():
                 return True
             continue
-        digits = sum(character.isdigit() for character in chunk)
-        changes = sum(_kind(a) != _kind(b) for a, b in itertools.pairwise(chunk))
+        digits = len(_DIGIT.findall(chunk))
+        changes = len(_RUN.findall(chunk)) - 1
         if (digits >= 2 and changes >= _MIN_CHANGES) or (len(chunk) >= 20 and changes > 0.45 * len(chunk)):
             return True
     return False
-
-
-def _kind(character: str) -> int:
-    return 0 if character.isdigit() else 1 if character.islower() else 2
