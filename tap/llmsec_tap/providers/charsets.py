@@ -26,11 +26,18 @@ _MAX_REPLACED = 0.1
 
 
 def charset_of(raw: bytes, content_type: str = "") -> str:
-    """The codec that reads these bytes as their server would: a mark or nulls first, then `charset`, else UTF-8."""
+    """The codec that reads these bytes as their server would: a mark or nulls, UTF-8 where they are that, then `charset`."""
     marked = _by_bytes(raw)
     if marked is not None:
         return marked
-    return declared_charset(content_type) or "utf-8"
+    declared = declared_charset(content_type)
+    if declared is None:
+        return "utf-8"
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return declared
+    return "utf-8"
 
 
 def declared_charset(content_type: str) -> str | None:

@@ -6,7 +6,7 @@ without the key a short or guessable one cannot be tried against it, as it could
 
 from __future__ import annotations
 
-import hmac
+import hashlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -40,9 +40,15 @@ _CALLER_PARTS = ("api_key", "apikey", "api-key", "token", "secret", "signature",
 
 def fingerprinter(key: bytes) -> Fingerprinter:
     """A function from credential to fingerprint (32 hex digits) under `key`."""
+    # HMAC (RFC 2104) with both keyed states made once: several are needed for each exchange.
+    padded = (key if len(key) <= 64 else hashlib.sha256(key).digest()).ljust(64, b"\0")
+    inner, outer = hashlib.sha256(bytes(byte ^ 0x36 for byte in padded)), hashlib.sha256(bytes(byte ^ 0x5C for byte in padded))
 
     def fingerprint(credential: str) -> str:
-        return hmac.digest(key, credential.encode("utf-8", "surrogatepass"), "sha256").hex()[:32]
+        first, second = inner.copy(), outer.copy()
+        first.update(credential.encode("utf-8", "surrogatepass"))
+        second.update(first.digest())
+        return second.hexdigest()[:32]
 
     return fingerprint
 

@@ -14,7 +14,7 @@ from urllib.parse import unquote_plus
 import msgspec
 
 from llmsec_tap.limits import MAX_FORM_FIELDS
-from llmsec_tap.providers.charsets import likely_text
+from llmsec_tap.providers.charsets import declared_charset, likely_text, text_of_bytes
 
 _BOUNDARY: Final = re.compile(r"(?i)boundary\s*=\s*(?:\"([^\"]{1,200})\"|([^\s;,\"]{1,200}))")
 _BEGINS_PART: Final = re.compile(rb"\s*--([^\r\n]{1,200}?)[ \t]*\r?\n(?:[A-Za-z0-9-]+:[^\r\n]*\r?\n)*?(?i:content-disposition):")
@@ -83,12 +83,17 @@ def _multipart(raw: bytes, boundary: bytes) -> Form:
         kind = _header(head, "content-type")
         if kind.lower().startswith(_MEDIA) and not _is_text(content):
             continue
-        if file or kind:
-            text = likely_text(content, kind)
+        text = likely_text(content)  # servers do not look at a part's charset; where it makes another text, both are read
+        if file:
             if text:
                 form.files.append((name, file, text))
         else:
-            form.add(name, likely_text(content, kind))
+            form.add(name, text)
+        charset = declared_charset(kind)
+        if charset is not None:
+            other = text_of_bytes(content, charset)
+            if other and other != text:
+                form.files.append((name, file, other))
     return form
 
 

@@ -224,16 +224,19 @@ _FIELDS: Final = [
     "systemInstruction",
     "generationConfig",
 ]
+# Beyond ASCII two characters are another's case: the long s and the Kelvin sign (whose lower case is k already).
+_FOLDS: Final = {0x17F: "s"}
 _BY_LOWER: Final = {name.lower(): name for name in _FIELDS}
 
 
 def fold_key(key: str) -> str:
     """The name of a field as APIs write it, for one that differs in case alone (Go's encoding/json)."""
-    return _BY_LOWER.get(key.lower(), key)
+    lower = key.lower()
+    return _BY_LOWER.get(lower if lower.isascii() else lower.translate(_FOLDS), key)
 
 
 def is_other_case(key: object) -> bool:
-    return isinstance(key, str) and not key.islower() and fold_key(key) != key
+    return isinstance(key, str) and not (key.islower() and key.isascii()) and fold_key(key) != key
 
 
 def has_other_case(body: JSON, places: list[_Place]) -> bool:

@@ -177,4 +177,4 @@ def may_repeat_keys(raw: bytes, keys: int) -> bool:
     """
     if raw.count(b'":') - raw.count(b'\\":') != keys:
         return True
-    return any(spaced in raw for spaced in (b" :", b"\n:", b"\t:", b"\r:", b'\\\\":'))
+    return b" :" in raw or b"\n:" in raw or b"\t:" in raw or b"\r:" in raw or b'\\\\":' in raw

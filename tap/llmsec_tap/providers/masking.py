@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import unquote, unquote_plus
 
-from llmsec_tap.model import Exchange, Message, Part
+from llmsec_tap.model import Exchange
 from llmsec_tap.plain_names import PARAMETERS, QUERY, folded_name
 from llmsec_tap.providers.secret_shapes import MIN_TOKEN, is_secret_name, is_token, mask_tokens, mask_vendor_forms
 
@@ -101,21 +101,22 @@ def _mask_field(field: str, fingerprint: Fingerprinter) -> str:
 
 def mask_record(exchange: Exchange, fingerprint: Fingerprinter) -> None:
     """Masks in place whatever of a record is neither content nor ours."""
-    for name, mask in (
-        ("request_model", mask_tokens),
-        ("response_model", mask_tokens),
-        ("response_id", mask_vendor_forms),
-        ("error_type", mask_tokens),
-    ):
-        value = getattr(exchange, name)
-        if value is not None:
-            setattr(exchange, name, mask(value, fingerprint))
+    if exchange.request_model is not None:
+        exchange.request_model = mask_tokens(exchange.request_model, fingerprint)
+    if exchange.response_model is not None:
+        exchange.response_model = mask_tokens(exchange.response_model, fingerprint)
+    if exchange.response_id is not None:
+        exchange.response_id = mask_vendor_forms(exchange.response_id, fingerprint)
+    if exchange.error_type is not None:
+        exchange.error_type = mask_tokens(exchange.error_type, fingerprint)
     if exchange.request.parameters:
         exchange.request.parameters = dict(_mask_parameter(name, value, fingerprint) for name, value in exchange.request.parameters.items())
     if exchange.response.error_message:
         exchange.response.error_message = mask_tokens(exchange.response.error_message, fingerprint)
     for message in exchange.request.messages:
-        _mask_addresses(message, fingerprint)
+        for part in message.parts:
+            if part.uri is not None:
+                part.uri = mask_target(part.uri, fingerprint)
 
 
 def _mask_parameter(name: str, value: str | float | bool | None, fingerprint: Fingerprinter) -> tuple[str, str | float | bool | None]:
@@ -129,10 +130,3 @@ def _mask_parameter(name: str, value: str | float | bool | None, fingerprint: Fi
     if len(name) >= MIN_TOKEN and (len(name) > _MAX_NAME_CHARS or is_token(name)):
         name = fingerprint(name)
     return name, value
-
-
-def _mask_addresses(message: Message, fingerprint: Fingerprinter) -> None:
-    parts: list[Part] = message.parts
-    for part in parts:
-        if part.uri is not None:
-            part.uri = mask_target(part.uri, fingerprint)

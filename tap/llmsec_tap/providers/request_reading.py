@@ -57,6 +57,8 @@ def read_body(view: RequestView, raw: bytes, draft: Draft, mark: Callable[[str],
             return reading
     loose = read_loosely(raw, content_type)
     if loose is not None:
+        if "charset" in content_type:
+            _other_charset(reading, mark)
         _take(view, reading, loose, mark)
         return reading
     form = read_form(raw, content_type)
@@ -130,7 +132,7 @@ def _other_charset(reading: BodyReading, mark: Callable[[str], None]) -> None:
     if charset is None:
         return
     text = text_of_bytes(reading.raw, charset)
-    if text != text_of_bytes(reading.raw, "utf-8") and text.isprintable():
+    if text.lstrip()[:1] in ("{", "[") and text != text_of_bytes(reading.raw, "utf-8"):
         reading.texts.append(("$", text))
         mark("charset_differs")
 

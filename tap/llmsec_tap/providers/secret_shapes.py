@@ -93,6 +93,10 @@ _RUN: Final = re.compile(r"\d+|[a-z]+|[A-Z]+")
 _CHUNK: Final = re.compile(r"[A-Za-z0-9]+")
 MIN_TOKEN: Final = 12  # no form is shorter
 _MAX_NAME_CHARS = 128
+# Names of models come with every exchange: those that hold no key are remembered, a few.
+_MAX_CLEAN = 1024
+_MAX_CLEAN_CHARS = 64
+_clean: set[str] = set()
 _MIN_RANDOM = 16
 _MIN_HEX = 32
 _MIN_CHANGES = 4
@@ -124,14 +128,17 @@ def is_server_id(word: str) -> bool:
     return _SERVER_ID.match(word) is not None or _UUID.fullmatch(word) is not None
 
 
-def mask_tokens(text: str, fingerprint: Callable[[str], str], *, hexes: bool = False) -> str:
-    """A text with the keys in it replaced by their fingerprints."""
-    if len(text) < MIN_TOKEN:
+def mask_tokens(text: str, fingerprint: Callable[[str], str]) -> str:
+    """A text with the keys in it replaced by their fingerprints. Digests stay: model versions are named by them."""
+    if len(text) < MIN_TOKEN or text in _clean:
         return text
-    text = mask_vendor_forms(text, fingerprint)
-    return _WORD.sub(
-        lambda found: fingerprint(found[0]) if _is_random(found[0], hexes=hexes) and not _is_print(found[0]) else found[0], text
+    masked = mask_vendor_forms(text, fingerprint)
+    masked = _WORD.sub(
+        lambda found: fingerprint(found[0]) if _is_random(found[0], hexes=False) and not _is_print(found[0]) else found[0], masked
     )
+    if masked == text and len(text) <= _MAX_CLEAN_CHARS and len(_clean) < _MAX_CLEAN:
+        _clean.add(text)
+    return masked
 
 
 def mask_vendor_forms(text: str, fingerprint: Callable[[str], str]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import hmac
 import io
 import json
 import os
@@ -18,6 +20,7 @@ from llmsec_tap.pipeline import Pipeline
 from llmsec_tap.providers.base import RequestView
 from llmsec_tap.providers.credentials import credential_of, fingerprinter
 from llmsec_tap.providers.masking import mask_target
+from llmsec_tap.providers.secret_shapes import is_secret_name, is_token, mask_tokens
 from support.replay import replay
 from support.wire import Talk, pcap
 
@@ -187,6 +190,41 @@ def test_without_content_keeps_numbers_and_listed_names_alone() -> None:
     assert record.request_model == "m"
 
 
+KEYS = [
+    "sk-proj-abcdefghijklmnop", "sk-ant-api03-abcdefghijklmno", "ghp_abcdefghijklmnopqrst", "github_pat_abcdefghijklmnop", "glpat-abcdefghijkl", "xoxb-abcdefghij",
+    "AKIAIOSFODNN7EXAMPLE", "AIzaabcdefghijklmnopqrstu", "hf_abcdefghijklmnop", "gsk_abcdefghijklmn", "eyJhbGciOiJI.eyJzdWIi.sig", "sk-live-CRED001a1B2c3D4e5F6",
+    "a1B2c3D4e5F6g7H8i9J0", "123456789:AAEhBOweik9ai2Ms8sdMdIi2rQ0a1b2c3d4",
+]  # fmt: skip
+NAMES = [
+    "gpt-4o-mini-2024-07-18", "us.anthropic.claude-3-5-sonnet-20241022-v2:0", "meta-llama/Llama-3.1-405B-Instruct-Turbo", "ft:gpt-3.5-turbo-0125:acme::9ab8c7d6",
+    "text-embedding-3-large", "accounts/fireworks/models/llama-v3p1-8b-instruct", "owner/name:" + "0123456789abcdef" * 4, "invalid_request_error",
+    "nvidia/nemotron-mini-4b-instruct", "mistralai/Mixtral-8x22B-Instruct-v0.1", "arn:aws:bedrock:us-east-1:123456789012:inference-profile/x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_forms_of_keys_are_known_in_any_text(key: str) -> None:
+    for text in (key, f"Incorrect key: {key}.", f"bad ({key})", f"'{key}' and {key}"):
+        assert key not in mask_tokens(text, lambda _: "F"), text
+    assert is_token(key)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_models_and_errors_stay(name: str) -> None:
+    assert mask_tokens(name, lambda _: "F") == name
+
+
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [
+        *((name, True) for name in ("api_key", "apiKey", "X-Api-Key", "access_token", "client-secret", "Authorization", "pwd", "PHPSESSID", "hf_token", "k")),
+        *((name, False) for name in ("max_tokens", "max_completion_tokens", "skip_special_tokens", "token_ids", "monkey", "keyboard", "eos_token_id", "prompt")),
+    ],
+)  # fmt: skip
+def test_names_of_fields(name: str, secret: bool) -> None:
+    assert is_secret_name(name) is secret
+
+
 def test_an_id_is_no_oracle_and_is_told_by_the_request_alone() -> None:
     def ids(key: bytes, answer: bytes) -> str:
         exchanges: list[Exchange] = []
@@ -259,6 +297,11 @@ def test_fingerprints_need_the_key() -> None:
     one, other = fingerprinter(b"1" * 32), fingerprinter(b"2" * 32)
     assert one("a") == one("a") != other("a")
     assert len(one("a")) == 32
+
+
+@pytest.mark.parametrize("key", [b"k" * 32, b"k", b"k" * 64, b"k" * 200])
+def test_fingerprints_are_hmac_sha256(key: bytes) -> None:
+    assert fingerprinter(key)("a secret") == hmac.new(key, b"a secret", hashlib.sha256).hexdigest()[:32]
 
 
 @pytest.mark.parametrize(
