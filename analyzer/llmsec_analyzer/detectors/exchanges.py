@@ -103,7 +103,7 @@ class ExchangeDetector:
         if self._faults() > faults:
             marks.append("detection_fault")
         if unread:
-            found += self._unread(exchange_id, unread)
+            found = [*self._unread(exchange_id, unread), *found]
         score, reasons = risk(found)
         self.budget.spent(self._clock() - started)
         return Report(found[:_MAX_FINDINGS], None if unread or "detection_skipped" in marks else score, reasons, marks)

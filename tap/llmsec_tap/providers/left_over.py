@@ -75,7 +75,7 @@ class LeftOver:
 
     def add(self, path: str, text: str) -> None:
         """A text that stands in no JSON value, or is all there is."""
-        if text and text not in self._seen and _LETTERS.search(text):
+        if text and text not in self._seen and _LETTERS.search(text) and not self._has(text):
             self._keep(path, text)
 
     def _known_ids(self) -> set[int]:

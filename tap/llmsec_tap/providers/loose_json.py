@@ -14,9 +14,10 @@ A value nested deeper than our decoders go is cut out and kept as text. A damage
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -28,6 +29,10 @@ JSON = Any
 _SPACE: Final = " \t\r\n\ufeff"
 _STRING: Final = r'"[^"\\]*(?:\\.[^"\\]*)*("?)'
 _TOKEN: Final = re.compile(rf"{_STRING}|[\[\]{{}},]", re.DOTALL)
+_QUOTE: Final = re.compile(r'(?<!\\)"')
+_WORDS: Final = re.compile(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}")
+_MIN_SENTENCE = 12
+_MAX_SENTENCES = 512
 _CLOSERS: Final = {"{": "}", "[": "]"}
 _MAX_INT_DIGITS = 4000  # Python refuses to make an int of more
 
@@ -165,6 +170,16 @@ def _salvaged(decoder: json.JSONDecoder, text: str, fault: Exception) -> JSON:
         except (ValueError, RecursionError):
             continue
     return None
+
+
+def texts_in(text: str) -> Iterator[str]:
+    """What stands between quotes in what was to be JSON and reads like a sentence: a judge of whole texts would overlook it there."""
+    pieces = (piece for piece in _QUOTE.split(text) if len(piece) >= _MIN_SENTENCE and _WORDS.search(piece))
+    for piece in itertools.islice(pieces, _MAX_SENTENCES):
+        try:
+            yield json.loads(f'"{piece}"', strict=False)
+        except ValueError:
+            yield piece
 
 
 # --- the fast decoder keeps the last of two equal keys and says nothing ----------------------------------------------------

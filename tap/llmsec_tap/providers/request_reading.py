@@ -14,7 +14,7 @@ from llmsec_tap.providers.charsets import declared_charset, seen_text, text_of_b
 from llmsec_tap.providers.draft import Draft
 from llmsec_tap.providers.forms import read_form
 from llmsec_tap.providers.left_over import LeftOver, fold_key, has_other_case
-from llmsec_tap.providers.loose_json import Loose, may_repeat_keys, read_loosely
+from llmsec_tap.providers.loose_json import Loose, may_repeat_keys, read_loosely, texts_in
 from llmsec_tap.providers.registry import classify
 
 JSON = Any
@@ -122,6 +122,8 @@ def _take(view: RequestView, reading: BodyReading, loose: Loose, mark: Callable[
     view.body_is_json = loose.value is not None
     reading.lost += loose.lost
     reading.texts += [("$", text) for text in loose.rest]
+    if "body_bad_json" in loose.marks:
+        reading.texts += [("$", text) for rest in loose.rest for text in texts_in(rest)]
     for name in loose.marks:
         mark(name)
 
@@ -141,6 +143,7 @@ def _as_text(reading: BodyReading, mark: Callable[[str], None]) -> None:
     text, is_whole = seen_text(reading.raw, reading.content_type)
     if text:
         reading.texts.append(("$", text))
+        reading.texts += [("$", literal) for literal in texts_in(text)]
     if "json" in reading.content_type:
         mark("body_bad_json")
     elif not reading.content_type.lower().startswith(_MEDIA) and not is_whole:

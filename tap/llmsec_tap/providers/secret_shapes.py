@@ -66,7 +66,7 @@ _PARTS: Final = (
 )  # fmt: skip
 # Counts and switches of tokens of text, not tokens of access.
 _TEXT_TOKENS: Final = re.compile(
-    r"tokens|token(ids?|izer|ization|type|count|limit|budget)|(eos|bos|pad|stop|special|unk|sep|image|start|end|think\w*)token"
+    r"tokens|token(ids?|izer|ization|type|count|limit|budget)|(eos|bos|pad|stop|special|unk|sep|image|start|end|think\w*)token(ids?)?"
 )
 
 # Keys by their vendors' own marks. Each begins where no word character stands before.
