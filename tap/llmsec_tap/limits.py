@@ -49,9 +49,12 @@ REORDER_NS = 5_000_000
 MEMORY_CAP_BYTES = 512 * MIB
 
 # --- HTTP --------------------------------------------------------------------------------------------------------------
-# Node accepts 16 KiB of header, nginx 32 KiB, h11 16 KiB unless told otherwise: longer ones reach few servers.
-MAX_HEAD_BYTES = 64 * KIB
-MAX_CHUNK_LINE_BYTES = 8 * KIB
+# Go's net/http takes heads of 1 MiB, httptools has no bound at all.
+MAX_HEAD_BYTES = MIB
+# Headers kept of one head; beyond them only those that frame the body. Node keeps 2000.
+MAX_HEADERS = 4096
+# nginx and llhttp have no bound on a chunk's extension.
+MAX_CHUNK_LINE_BYTES = 64 * KIB
 MAX_PIPELINED_REQUESTS = 1024
 # Request and answer bodies that are not streams are kept whole until their end (images inline make them large).
 MAX_BODY_BYTES = 64 * MIB

@@ -405,6 +405,11 @@ class ExchangeAssembly:
     def anomaly(self, name: str, count: int = 1) -> None:
         self._anomalies[name] = self._anomalies.get(name, 0) + count
 
+    def unread(self, ts_ns: int, name: str, data: bytes) -> None:
+        if self._started_ns is None:
+            self._started_ns = ts_ns
+        self.request.unread(name, data)
+
     def reserve(self, size: int) -> bool:
         if size > 0 and self.context.body_bytes + size > limits.MAX_BODY_BYTES_TOTAL:
             return False
