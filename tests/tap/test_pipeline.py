@@ -305,7 +305,7 @@ def test_bodies_are_bounded_and_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     long = answer("x" * 5000)
     (exchange,), pipeline = replay(pcap(Talk().open().say(0, POST).say(1, long).close().frames))
     assert (exchange.completeness, [a.name for a in exchange.anomalies]) == ("truncated", ["http_body_limit"])
-    assert pipeline._context.body_bytes == 0
+    assert pipeline.account.held == 0
 
 
 def test_the_same_capture_gives_the_same_records() -> None:

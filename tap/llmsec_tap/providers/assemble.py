@@ -38,7 +38,7 @@ class ListenerFactory(Protocol):
 class Context:
     """What all exchanges of a run share."""
 
-    __slots__ = ("body_bytes", "fingerprint", "listener_factory", "on_defect", "on_exchange", "shield")
+    __slots__ = ("fingerprint", "listener_factory", "on_defect", "on_exchange", "shield")
 
     def __init__(
         self,
@@ -54,7 +54,6 @@ class Context:
         self.on_defect = on_defect  # told the decoder's name, inside the except block
         self.listener_factory = listener_factory
         self.shield = shield  # off in tests, so that a decoder's defect is seen
-        self.body_bytes = 0  # held by all exchanges together
 
 
 class ExchangeAssembly:
@@ -69,6 +68,7 @@ class ExchangeAssembly:
         "_frames",
         "_framing",
         "_handler",
+        "_held",
         "_last_ns",
         "_ordinal",
         "_request_head",
@@ -81,6 +81,7 @@ class ExchangeAssembly:
         "context",
         "draft",
         "flow",
+        "has_room",
         "request",
         "response",
         "response_view",
@@ -93,9 +94,11 @@ class ExchangeAssembly:
         self.client = client
         self.server = server
         self._ordinal = ordinal
+        self._held = 0
+        self.has_room = self.reserve(limits.EXCHANGE_COST_BYTES)
         self.request = Body(self, self._request_data)
         self.response = Body(self, self._first_response_data)
-        self.draft = Draft()
+        self.draft = Draft(reserve=self.reserve)
         self._anomalies: dict[str, int] = {}
         self._request_head: Head | None = None
         self._response_head: Head | None = None
@@ -157,6 +160,7 @@ class ExchangeAssembly:
             self._guarded(lambda: dialect.decode_request(view, self.draft))
         view.raw = b""
         view.body = _scalars(view.body)
+        self.draft.request_cost(view.body)
 
     # --- the response -------------------------------------------------------------------------------------------------
 
@@ -191,7 +195,7 @@ class ExchangeAssembly:
         if self._dialect is not None:
             dialect = self._dialect
             self._handler = self._guarded(lambda: dialect.stream(self._view, view, self.draft))
-        self._frames = FRAME_PARSERS[framing](self._event, self.anomaly)
+        self._frames = FRAME_PARSERS[framing](self._event, self.anomaly, self.reserve)
         self._frames.feed(ts_ns, data)
         self.response.stream_into(self._frames)
 
@@ -284,6 +288,8 @@ class ExchangeAssembly:
         listener, self.draft.listener = self.draft.listener, None
         if listener is not None:
             listener.finished(exchange)
+        del self.draft, self._view
+        self.flow.reserve(-self._held)
         self.context.on_exchange(exchange)
 
     def _whole_response(self, view: ResponseView, raw: bytes) -> None:
@@ -390,7 +396,7 @@ class ExchangeAssembly:
             ends.discard(self.response.ended)  # the stream's own last event came: nothing of it is missing
         if ends & {"damage"}:
             return "gapped"
-        if self._truncated or ends & {"capture_end", "expired", None}:
+        if self._truncated or ends & {"capture_end", "expired", "memory", None}:
             return "truncated"
         return "aborted" if ends & _ABORTED else "complete"
 
@@ -410,16 +416,19 @@ class ExchangeAssembly:
             self._started_ns = ts_ns
         self.request.unread(name, data)
 
+    def other(self, data: bytes, *, of_client: bool) -> None:
+        (self.request if of_client else self.response).other(data)
+
     def reserve(self, size: int) -> bool:
-        if size > 0 and self.context.body_bytes + size > limits.MAX_BODY_BYTES_TOTAL:
+        if not self.flow.reserve(size):
             return False
-        self.context.body_bytes += size
+        self._held += size
         return True
 
-    def truncate(self) -> None:
-        if not self._truncated:
-            self._truncated = True
-            self.anomaly("http_body_limit")
+    def truncate(self, why: str) -> None:
+        self._truncated = True
+        if why not in self._anomalies:
+            self.anomaly(why)
 
     def _guarded(self, call: Callable[[], _T | None]) -> _T | None:
         try:

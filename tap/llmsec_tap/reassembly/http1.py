@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from llmsec_tap import limits
+from llmsec_tap.account import Entry, no_account
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -123,6 +124,7 @@ class MessageParser:
         "_at_chunk",
         "_body",
         "_complete_at_end",
+        "_entry",
         "_head_ns",
         "_held",
         "_holding",
@@ -146,15 +148,17 @@ class MessageParser:
         on_anomaly: Callable[[str], None],
         on_lost: Callable[[], None] = lambda: None,
         on_skipped: Callable[[bytes], None] = lambda _data: None,
+        reserve: Callable[[int], bool] = no_account,
     ) -> None:
         """`on_lost` is called where a gap may have swallowed whole messages: their number is then unknown. `on_skipped` takes what
-        could not be read as a message.
+        could not be read as a message. `reserve` gives room for what is held (account.py).
         """
         self._on_head = on_head
         self._on_lost = on_lost
         self._on_skipped = on_skipped
         self._anomaly = on_anomaly
         self._held = bytearray()
+        self._entry = Entry(reserve)
         self._wants = _ANYTHING
         self._wants_at = 0  # at so many held bytes the state looks again in any case
         self._is_start_line = False  # the start line of the head being read is whole, and is one
@@ -177,6 +181,8 @@ class MessageParser:
             is_worth_it = self._has_what_is_wanted(data)
             held += data
             if not is_worth_it:
+                if not self._entry.set(len(held)):
+                    self.drop("http_memory_limit")
                 return
             data = bytes(held)
             held.clear()
@@ -192,7 +198,9 @@ class MessageParser:
             at = self._state(data, at)
             if at < 0:
                 held += data[~at:]
-                return
+                break
+        if (held or self._entry.size) and not self._entry.set(len(held)):
+            self.drop("http_memory_limit")
 
     def _has_what_is_wanted(self, data: bytes) -> bool:
         if self._wants == _ANYTHING or len(self._held) + len(data) > self._wants_at:
@@ -264,14 +272,30 @@ class MessageParser:
         self._drop_held()
         self._state = self._opaque
 
+    def again(self) -> None:
+        """The end was none: look for the next message."""
+        self._state = self._find_start
+
     def pass_through(self) -> None:
         """What follows is no longer HTTP/1 (after 101, CONNECT): ignore it."""
         self._drop_held()
         self._state = self._opaque
 
+    def drop(self, why: str) -> None:
+        """There is no room for what is held: it goes unread, and the next message is looked for."""
+        if not self._held:
+            return
+        self._anomaly(why)
+        self._on_skipped(bytes(self._held[: limits.MAX_RAW_PREFIX_BYTES]))
+        self._drop_held()
+        if self._state == self._trailers:
+            self._finish("complete")
+        if self._state in (self._head, self._at_start):
+            self._state = self._find_start
+
     def release(self) -> None:
         """After the end: cuts the cycles through bound methods, so that the parser is freed at once."""
-        del self._state, self._at_chunk, self._on_head, self._on_lost, self._on_skipped, self._anomaly
+        del self._state, self._at_chunk, self._on_head, self._on_lost, self._on_skipped, self._anomaly, self._entry
 
     # --- states -------------------------------------------------------------------------------------------------------
 
@@ -318,9 +342,9 @@ class MessageParser:
         return at + 1  # past where we are, or the same bytes are found again
 
     def _unread_head(self) -> None:
+        """What came of a head when its end is lost, or never came: nobody can have acted on it."""
         if self._held.strip(b"\r\n"):
             self._anomaly("http_bad_head")
-            self._on_skipped(bytes(self._held))
 
     def _find_start(self, data: bytes, at: int) -> int:
         """After damage: the next bytes that look like a message."""
@@ -568,6 +592,7 @@ class MessageParser:
 
     def _drop_held(self) -> None:
         self._held.clear()
+        self._entry.set(0)
 
 
 _REQUEST_HINT = re.compile(rb"(?:" + _METHODS + rb")")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from llmsec_tap import limits
+from llmsec_tap.account import Entry
 from llmsec_tap.reassembly.flow import Flow, StreamSink
 from llmsec_tap.reassembly.http1 import NO_BODY, REQUEST_LINE, BodySink, Head, MessageParser, RequestParser, ResponseParser, find_message
 
@@ -41,6 +42,10 @@ class ExchangeSink(Protocol):
     def is_ended(self) -> bool:
         """Both sides have ended."""
 
+    @property
+    def has_room(self) -> bool:
+        """There was room in the account when it began; otherwise it is cut as soon as its head is known."""
+
     def request_head(self, head: Head) -> None: ...
 
     def response_head(self, head: Head) -> None: ...
@@ -50,6 +55,9 @@ class ExchangeSink(Protocol):
     def unread(self, ts_ns: int, name: str, data: bytes) -> None:
         """What the client sent here could not be read as a message."""
 
+    def other(self, data: bytes, *, of_client: bool) -> None:
+        """A second reading of bytes of the request, or of the answer."""
+
     def close(self, ts_ns: int, reason: str) -> None:
         """The connection ended; whatever is missing will not come."""
 
@@ -58,10 +66,25 @@ class ExchangeFactory(Protocol):
     def __call__(self, flow: Flow, client: str, server: str, ordinal: int) -> ExchangeSink: ...
 
 
+class _Cut:
+    """In the place of an exchange that was cut: takes its answer, which nobody reads any more."""
+
+    def __init__(self, sink: BodySink) -> None:
+        self.bodiless = sink.bodiless
+        self.is_tunnel = sink.is_tunnel
+        self.data: Callable[[int, bytes], None] = NO_BODY.data
+
+    def gap(self, ts_ns: int, length: int | None) -> None:
+        pass
+
+    def end(self, ts_ns: int, how: str) -> None:
+        pass
+
+
 class _Direction:
     """One direction. `data` is replaced by the parser's own once the protocol is known: one call less per segment."""
 
-    __slots__ = ("_flow", "_looked", "_parser", "_peeked", "_searching", "_seen", "address", "data", "peer")
+    __slots__ = ("_entry", "_flow", "_looked", "_parser", "_peeked", "_searching", "_seen", "address", "data", "peer")
 
     peer: _Direction
 
@@ -70,6 +93,7 @@ class _Direction:
         self.address = address
         self._parser: MessageParser | None = None
         self._peeked = bytearray()
+        self._entry = Entry(flow.facts.reserve)
         self._looked = 0  # so much of it was looked at in vain: more of the same line changes nothing
         self._seen = 0
         self._searching = joined_midstream
@@ -81,6 +105,7 @@ class _Direction:
         if peeked:
             peeked += data
             if self._looked >= _PREFIX and b"\n" not in data and len(peeked) <= 2 * self._looked + _PREFIX:
+                self._account()
                 return
             data = bytes(peeked)
             peeked.clear()
@@ -94,6 +119,21 @@ class _Direction:
             self._flow.other_protocol(kind)
         else:
             self._search(ts_ns, data)
+        self._account()
+
+    def _account(self) -> None:
+        if not self._entry.set(len(self._peeked)):
+            self.drop("http_memory_limit")
+
+    def drop(self, why: str) -> None:
+        """There is no room for what is held: it goes unread, and the next message is looked for."""
+        if self._parser is not None:
+            self._parser.drop(why)
+        elif self._peeked:
+            self._flow.anomaly(why)
+            self._peeked.clear()
+            self._searching = True
+        self._entry.set(0)
 
     def _search(self, ts_ns: int, data: bytes) -> None:
         self._searching = True
@@ -124,6 +164,15 @@ class _Direction:
             self._searching = True
             self._flow.responses_lost()
 
+    def other(self, ts_ns: int, data: bytes) -> None:
+        if self._parser is not None:
+            self._flow.other(data, of_client=isinstance(self._parser, RequestParser))
+
+    def again(self) -> None:
+        if self._parser is not None:
+            self._parser.again()
+            self._flow.responses_lost()
+
     def end(self, ts_ns: int, reason: str) -> None:
         if self._parser is not None:
             self._parser.end(ts_ns, reason)
@@ -141,7 +190,7 @@ class _Direction:
         if self._parser is not None:
             self._parser.release()
         self._parser = None
-        del self._flow, self.peer
+        del self._flow, self._entry, self.peer
 
 
 def classify_start(data: bytes) -> str:
@@ -167,6 +216,7 @@ class HTTPFlow:
         "_factory",
         "_is_unsure",
         "_last_ns",
+        "_on_closed",
         "_on_protocol",
         "_pruned",
         "_skipped",
@@ -180,13 +230,20 @@ class HTTPFlow:
     )
 
     def __init__(
-        self, facts: Flow, factory: ExchangeFactory, on_protocol: Callable[[str], None], on_anomaly: Callable[[str], None]
+        self,
+        facts: Flow,
+        factory: ExchangeFactory,
+        on_protocol: Callable[[str], None],
+        on_anomaly: Callable[[str], None],
+        on_closed: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_closed` is called when nothing is held any more."""
         self.facts = facts
         self._factory = factory
+        self._on_closed = on_closed
         self._on_protocol = on_protocol
         self.anomaly_sink = on_anomaly
-        self._waiting: deque[ExchangeSink] = deque()  # requests without an answer yet, oldest first; hardly ever more than one
+        self._waiting: deque[ExchangeSink | _Cut] = deque()  # requests without an answer yet, oldest first; hardly ever more than one
         self.open: list[ExchangeSink] = []  # exchanges of which either side is unfinished, some finished ones among them
         self._pruned = 1  # at so many of them the finished ones are taken out
         self._skipped: ExchangeSink | None = None  # made for what the client sent outside of any message
@@ -216,21 +273,49 @@ class HTTPFlow:
         for direction in (self.first, self.second):
             assert isinstance(direction, _Direction)
             direction.release()
+        self._on_closed()
+
+    def shed(self) -> None:
+        """Memory is short, and this connection holds more than its share: what is under way is handed on as far as it came."""
+        for direction in (self.first, self.second):
+            assert isinstance(direction, _Direction)
+            direction.drop("http_memory_limit")
+        self._waiting = deque(
+            _Cut(exchange.response) if not isinstance(exchange, _Cut) and not exchange.is_ended else exchange for exchange in self._waiting
+        )
+        under_way, self.open = self.open, []
+        for exchange in under_way:
+            self._cut(exchange)
+
+    def _cut(self, exchange: ExchangeSink) -> None:
+        if not exchange.is_ended:
+            exchange.anomaly("memory_limit")
+            exchange.close(self._last_ns, "memory")
 
     # --- called by the directions -------------------------------------------------------------------------------------
 
     def parser(self, direction: _Direction, kind: str) -> MessageParser:
         if kind == "request":
             return RequestParser(
-                lambda head: self._request(direction, head), self.anomaly, on_skipped=lambda data: self._unread(direction, data)
+                lambda head: self._request(direction, head),
+                self.anomaly,
+                on_skipped=lambda data: self._unread(direction, data),
+                reserve=self.facts.reserve,
             )
-        return ResponseParser(lambda head: self._response(direction, head), self.anomaly, self.responses_lost)
+        return ResponseParser(lambda head: self._response(direction, head), self.anomaly, self.responses_lost, reserve=self.facts.reserve)
 
     def other_protocol(self, name: str) -> None:
         self._on_protocol(name)
         for direction in (self.first, self.second):
             assert isinstance(direction, _Direction)
             direction.ignore()
+
+    def other(self, data: bytes, *, of_client: bool) -> None:
+        """A differing copy belongs to the request that came last, or to the answer that is under way."""
+        under_way = reversed(self.open) if of_client else iter(self.open)
+        exchange = next((known for known in under_way if not known.is_ended), None)
+        if exchange is not None:
+            exchange.other(data, of_client=of_client)
 
     # --- pairing ------------------------------------------------------------------------------------------------------
     #
@@ -246,8 +331,9 @@ class HTTPFlow:
         """The oldest waiting requests were answered in what was lost."""
         while len(self._waiting) > keep:
             exchange = self._waiting.popleft()
-            exchange.response.gap(self._last_ns, None)
-            exchange.close(self._last_ns, "closed")
+            if not isinstance(exchange, _Cut):
+                exchange.response.gap(self._last_ns, None)
+                exchange.close(self._last_ns, "closed")
 
     def _new(self, client: str, server: str) -> ExchangeSink:
         exchange = self._factory(self.facts, client, server, self.ordinal)
@@ -278,13 +364,20 @@ class HTTPFlow:
         if len(self._waiting) >= limits.MAX_PIPELINED_REQUESTS:
             self.anomaly_sink("http_pipeline_limit")
             exchange.anomaly("http_pipeline_limit")
-        self._waiting.append(exchange)
-        return exchange.request
+        sink: BodySink = exchange.request
+        if exchange.has_room:
+            self._waiting.append(exchange)
+        else:
+            self._waiting.append(_Cut(exchange.response))
+            sink = _Cut(sink)
+            self._cut(exchange)
+        return sink
 
     def _response(self, direction: _Direction, head: Head) -> BodySink:
         if 100 <= head.status < 200 and head.status != 101:
             return NO_BODY
         self._last_ns = head.ts_ns
+        exchange: ExchangeSink | _Cut
         if self._waiting:
             exchange = self._waiting.popleft()
             self._is_unsure = self._is_unsure and bool(self._waiting)
@@ -292,7 +385,15 @@ class HTTPFlow:
             exchange = self._new(direction.peer.address, direction.address)
             if not self.facts.is_midstream:
                 exchange.anomaly("http_unsolicited_response")
-        exchange.response_head(head)
-        if head.status == 101 or exchange.response.is_tunnel:
+        sink: BodySink
+        if isinstance(exchange, _Cut):
+            sink = exchange
+        else:
+            exchange.response_head(head)
+            sink = exchange.response
+            if not exchange.has_room:
+                sink = _Cut(sink)
+                self._cut(exchange)
+        if head.status == 101 or sink.is_tunnel:
             direction.peer.ignore()
-        return exchange.response
+        return sink

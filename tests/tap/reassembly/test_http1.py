@@ -339,4 +339,4 @@ def test_bytes_outside_of_messages_are_given_out() -> None:
     for piece in (b"GET / HTTP/1.1\r\n\r\n", b'{"messages":', b' "lost"}\n', b"GET / HTTP/1.1\r\n\r\nPOST / HTTP/1.1\r\nX"):
         parser.data(0, piece)
     parser.end(0, "fin")
-    assert b"".join(skipped) == b'{"messages": "lost"}\nPOST / HTTP/1.1\r\nX'
+    assert b"".join(skipped) == b'{"messages": "lost"}\n'
