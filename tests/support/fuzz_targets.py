@@ -54,6 +54,13 @@ class _Ends:
         assert not self.ended
         assert length is None or length > 0
 
+    def other(self, ts_ns: int, data: bytes) -> None:
+        assert data
+
+    def again(self) -> None:
+        assert self.ended
+        self.ended = False
+
     def end(self, ts_ns: int, reason: str) -> None:
         assert not self.ended
         self.ended = True

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 from llmsec_tap import limits
 from llmsec_tap.anomalies import UNREAD
 from llmsec_tap.model import AnomalyCount, Completeness, Exchange, Framing, OtherText, Request, Response
-from llmsec_tap.providers.base import JSON, Dialect, EventHandler, NotJSON, RequestView, ResponseView, is_json_lines, parse_json
+from llmsec_tap.providers.base import JSON, Dialect, EventHandler, NotJSON, RequestView, ResponseView, is_costly, is_json_lines, parse_json
 from llmsec_tap.providers.body import FRAME_PARSERS, FRAMING_BY_TYPE, Body, FrameParser, looks_like_sse
 from llmsec_tap.providers.charsets import likely_text, seen_text
 from llmsec_tap.providers.credentials import Fingerprinter, clean_text, credential_of
@@ -43,7 +43,7 @@ class ListenerFactory(Protocol):
 class Context:
     """What all exchanges of a run share."""
 
-    __slots__ = ("body_bytes", "fingerprint", "listener_factory", "on_defect", "on_exchange", "shield")
+    __slots__ = ("fingerprint", "listener_factory", "on_defect", "on_exchange", "shield")
 
     def __init__(
         self,
@@ -59,7 +59,6 @@ class Context:
         self.on_defect = on_defect  # told the decoder's name, inside the except block
         self.listener_factory = listener_factory
         self.shield = shield  # off in tests, so that a decoder's defect is seen
-        self.body_bytes = 0  # held by all exchanges together
 
 
 class ExchangeAssembly:
@@ -74,6 +73,7 @@ class ExchangeAssembly:
         "_frames",
         "_framing",
         "_handler",
+        "_held",
         "_last_ns",
         "_ordinal",
         "_request_head",
@@ -86,6 +86,7 @@ class ExchangeAssembly:
         "context",
         "draft",
         "flow",
+        "has_room",
         "request",
         "response",
         "response_view",
@@ -98,9 +99,11 @@ class ExchangeAssembly:
         self.client = client
         self.server = server
         self._ordinal = ordinal
+        self._held = 0
+        self.has_room = self.reserve(limits.EXCHANGE_COST_BYTES)
         self.request = Body(self, self._request_data)
         self.response = Body(self, self._first_response_data)
-        self.draft = Draft()
+        self.draft = Draft(reserve=self.reserve)
         self._anomalies: dict[str, int] = {}
         self._request_head: Head | None = None
         self._response_head: Head | None = None
@@ -145,17 +148,18 @@ class ExchangeAssembly:
         head = self._request_head
         if head is None or self._view is not None:
             return
-        raw, undecoded = self.request.take(), self.request.raw_prefix
+        raw, undecoded, others = self.request.take(), self.request.raw_prefix, self.request.other_bytes
         view = self._view = RequestView(head.method, head.target, _joined(head), raw)
         # A gap inside a long text leaves JSON that still reads, with both sides of the text joined; elsewhere it does not read.
-        self._guarded(lambda: self._read_request(view, raw, undecoded))
+        self._guarded(lambda: self._read_request(view, raw, undecoded, others))
         view.raw = b""
         view.body = _scalars(view.body)
+        self.draft.request_cost(view.body)
 
-    def _read_request(self, view: RequestView, raw: bytes, undecoded: bytes) -> None:
+    def _read_request(self, view: RequestView, raw: bytes, undecoded: bytes, others: bytes) -> None:
+        """`undecoded` and `others` are bytes beside the body: what could not be read of it, and copies that differed."""
         reading = read_body(view, raw or undecoded, self.draft, self._body_anomaly)
-        if raw and undecoded:
-            reading.texts.append(("$", likely_text(undecoded)))
+        reading.texts += [("$", likely_text(more)) for more in (undecoded if raw else b"", others) if more]
         self._dialect = dialect = settle(view, reading, self.anomaly)
         if dialect is not None:
             self._guarded(lambda: dialect.decode_request(view, self.draft))
@@ -163,7 +167,8 @@ class ExchangeAssembly:
             return
         left = read_left_over(view, reading, self.draft)
         if dialect is not None and needs_folding(view, left) and self._response_head is None and fold_case(view, reading, self.anomaly):
-            self.draft = Draft(self.draft.listener)
+            fresh = Draft(self.draft.listener, self.reserve)
+            fresh.anomalies, self.draft = self.draft.anomalies, fresh
             self._guarded(lambda: dialect.decode_request(view, self.draft))
             left = read_left_over(view, reading, self.draft)
         self.draft.other_texts += left.found
@@ -210,7 +215,7 @@ class ExchangeAssembly:
         if self._dialect is not None:
             dialect = self._dialect
             self._handler = self._guarded(lambda: dialect.stream(self._view, view, self.draft))
-        self._frames = FRAME_PARSERS[framing](self._event, self.anomaly)
+        self._frames = FRAME_PARSERS[framing](self._event, self.anomaly, self.reserve)
         self._frames.feed(ts_ns, data)
         self.response.stream_into(self._frames)
 
@@ -303,6 +308,8 @@ class ExchangeAssembly:
         listener, self.draft.listener = self.draft.listener, None
         if listener is not None:
             listener.finished(exchange)
+        del self.draft, self._view
+        self.flow.reserve(-self._held)
         self.context.on_exchange(exchange)
 
     def _whole_response(self, view: ResponseView, raw: bytes) -> None:
@@ -333,7 +340,7 @@ class ExchangeAssembly:
         self._framing = framing
         self._handler = self._guarded(lambda: dialect.stream(self._view, view, self.draft))
         at = self._response_body_ns or self._last_ns
-        frames = FRAME_PARSERS[framing](self._event, self.anomaly)
+        frames = FRAME_PARSERS[framing](self._event, self.anomaly, self.reserve)
         frames.feed(at, raw)
         frames.end(at)
         return True
@@ -341,7 +348,9 @@ class ExchangeAssembly:
     def _loose_response(self, view: ResponseView, raw: bytes) -> JSON:
         """What can be had of an answer that is no JSON as it stands: its value as far as it goes, and its text for detection."""
         content_type = view.headers.get("content-type", "")
-        loose = read_loosely(raw, content_type)
+        is_small = len(raw) <= limits.MAX_LOOSE_BODY_BYTES and not is_costly(raw)
+        raw = raw[: limits.MAX_LOOSE_BODY_BYTES]
+        loose = read_loosely(raw, content_type) if is_small else None
         lost = self.response.gapped or self._truncated or self.response.ended != "complete"
         for name in loose.marks if loose is not None else ():
             if name != "body_bad_json" or (self._dialect is not None and not lost):
@@ -423,7 +432,7 @@ class ExchangeAssembly:
             exchange.response.error_message = draft.error_message
             exchange.response.embeddings = draft.embeddings
             exchange.response.embedding_dimensions = draft.embedding_dimensions
-            self._unread_texts(likely_text(data) for data in (*draft.unread, self.response.raw_prefix) if data)
+            self._unread_texts(likely_text(data) for data in (*draft.unread, self.response.raw_prefix, self.response.other_bytes) if data)
             exchange.other_texts = draft.other_texts
             mask_record(exchange, self.context.fingerprint)
             timings(exchange, draft)
@@ -448,7 +457,7 @@ class ExchangeAssembly:
             ends.discard(self.response.ended)  # the stream's own last event came: nothing of it is missing
         if ends & {"damage"}:
             return "gapped"
-        if self._truncated or ends & {"capture_end", "expired", None}:
+        if self._truncated or ends & {"capture_end", "expired", "memory", None}:
             return "truncated"
         return "aborted" if ends & _ABORTED else "complete"
 
@@ -467,16 +476,24 @@ class ExchangeAssembly:
     def anomaly(self, name: str, count: int = 1) -> None:
         self._anomalies[name] = self._anomalies.get(name, 0) + count
 
+    def unread(self, ts_ns: int, name: str, data: bytes) -> None:
+        if self._started_ns is None:
+            self._started_ns = ts_ns
+        self.request.unread(name, data)
+
+    def other(self, data: bytes, *, of_client: bool) -> None:
+        (self.request if of_client else self.response).other(data)
+
     def reserve(self, size: int) -> bool:
-        if size > 0 and self.context.body_bytes + size > limits.MAX_BODY_BYTES_TOTAL:
+        if not self.flow.reserve(size):
             return False
-        self.context.body_bytes += size
+        self._held += size
         return True
 
-    def truncate(self) -> None:
-        if not self._truncated:
-            self._truncated = True
-            self.anomaly("http_body_limit")
+    def truncate(self, why: str) -> None:
+        self._truncated = True
+        if why not in self._anomalies:
+            self.anomaly(why)
 
     def _guarded(self, call: Callable[[], _T | None]) -> _T | None:
         try:

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
+from llmsec_tap.limits import MAX_JSON_COST_BYTES
 from llmsec_tap.model import Framing
 from llmsec_tap.providers.draft import Draft
 
@@ -144,8 +145,13 @@ def parse_json(data: bytes, draft: Draft | None = None) -> JSON:
     """Decode JSON; what strict decoders refuse but real servers send is read leniently and noted on the draft.
 
     Lenient are: NaN and Infinity, control characters in strings, invalid UTF-8 and lone surrogates (both become U+FFFD
-    unless two halves of a pair meet when deltas are joined). Raises NotJSON.
+    unless two halves of a pair meet when deltas are joined). Raises NotJSON, also for what would take more memory than
+    limits.MAX_JSON_COST_BYTES (`json_limit`).
     """
+    if is_costly(data):
+        if draft is not None:
+            draft.anomaly("json_limit")
+        raise NotJSON
     try:
         return _decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -182,6 +188,27 @@ def is_json_lines(data: bytes) -> bool:
         return isinstance(parse_json(first), dict)
     except NotJSON:
         return False
+
+
+# The least that any value takes on the wire is two bytes ("[,"), the most that it takes in memory is below 256.
+_SURELY_CHEAP = MAX_JSON_COST_BYTES // 128
+
+
+def is_costly(data: bytes) -> bool:
+    """Whether JSON would take more memory than limits.MAX_JSON_COST_BYTES when decoded."""
+    return len(data) > _SURELY_CHEAP and _cost(data) > MAX_JSON_COST_BYTES
+
+
+def _cost(data: bytes) -> int:
+    """What the decoded value of this JSON takes at most, in bytes (CPython 3.11, 64 bits)."""
+    # A character takes 1, 2 or 4 bytes, after the widest of its string (PEP 393).
+    is_wide = b"\\u" in data or any(lead in data for lead in _FOUR_BYTES)
+    width = 1 if data.isascii() and not is_wide else 4 if is_wide else 2
+    dicts, lists, strings, values = (data.count(mark) for mark in (b"{", b"[", b'"', b","))
+    return len(data) * width + 240 * dicts + 72 * lists + 26 * strings + 40 * values
+
+
+_FOUR_BYTES = [bytes([lead]) for lead in range(0xF0, 0xF5)]
 
 
 def text_of(value: JSON) -> str | None:

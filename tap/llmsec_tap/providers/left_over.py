@@ -26,6 +26,7 @@ _SHORTEST = 4
 _LONG_WORD = 24  # shorter ones without white space are names, ids and values of an API
 _MANY_WORDS = 5  # joined by underscores and the like, so many read as a sentence
 _LONGER_WORD = 64
+_MAX_JOINED_CHARS = 65_536
 _LETTERS: Final = re.compile(r"[^\W\d_]")
 _WORDS: Final = re.compile(r"[A-Za-z]{2,}")
 _ONE_WORD: Final = re.compile(r"\S+")
@@ -39,7 +40,8 @@ class LeftOver:
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
         self._known: set[int] | None = None
-        self._texts: list[str] | None = None
+        self._texts: frozenset[str] | None = None
+        self._joined: list[str] = []
         self._seen: set[str] = set()
         self._chars = 0
         self.keys = 0
@@ -99,9 +101,12 @@ class LeftOver:
         self._keep(path_of(place), text)
 
     def _has(self, text: str) -> bool:
+        """Whether the draft has the text, or has it as a part of one that it joined (looked for where that is cheap)."""
         if self._texts is None:
-            self._texts = list(_texts_of(self._draft))
-        return any(text in known for known in self._texts)
+            texts = list(_texts_of(self._draft))
+            self._texts = frozenset(texts)
+            self._joined = texts if sum(map(len, texts)) <= _MAX_JOINED_CHARS else []
+        return text in self._texts or any(text in known for known in self._joined)
 
     def _keep(self, path: str, text: str) -> None:
         if len(self.found) >= MAX_OTHER_TEXTS or self._chars >= MAX_OTHER_TEXT_CHARS:

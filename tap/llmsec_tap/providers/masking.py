@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import unquote, unquote_plus
 
-from llmsec_tap.model import Exchange
+from llmsec_tap.model import Exchange, OtherText
 from llmsec_tap.plain_names import PARAMETERS, QUERY, folded_name
 from llmsec_tap.providers.secret_shapes import MIN_TOKEN, is_secret_name, is_token, mask_tokens, mask_vendor_forms
 
@@ -113,10 +113,29 @@ def mask_record(exchange: Exchange, fingerprint: Fingerprinter) -> None:
         exchange.request.parameters = dict(_mask_parameter(name, value, fingerprint) for name, value in exchange.request.parameters.items())
     if exchange.response.error_message:
         exchange.response.error_message = mask_tokens(exchange.response.error_message, fingerprint)
+    if exchange.other_texts:
+        exchange.other_texts = [_mask_other(other, fingerprint) for other in exchange.other_texts]
     for message in exchange.request.messages:
         for part in message.parts:
             if part.uri is not None:
                 part.uri = mask_target(part.uri, fingerprint)
+
+
+_FIELDS: Final = (
+    re.compile(r'("([^"\\]{1,128})"\s{0,8}:\s{0,8}")((?:[^"\\]|\\.)+)', re.DOTALL),
+    re.compile(r"(?m)^(([A-Za-z0-9_-]{1,64})[ \t]{0,8}:[ \t]{0,8})([^\r\n]+)"),
+    re.compile(r"((?<![^&?\s])([\w.%-]{1,64})=)([^&\s]+)"),
+)
+
+
+def _mask_other(other: OtherText, fingerprint: Fingerprinter) -> OtherText:
+    """Text that is no field's own value may hold whole heads and bodies: fields in it whose names say credential are masked."""
+    if other.path not in ("$", "response"):
+        return other
+    text = other.text
+    for pattern in _FIELDS:
+        text = pattern.sub(lambda found: found[1] + fingerprint(found[3]) if is_secret_name(found[2]) else found[0], text)
+    return OtherText(path=other.path, text=text)
 
 
 def _mask_parameter(name: str, value: str | float | bool | None, fingerprint: Fingerprinter) -> tuple[str, str | float | bool | None]:

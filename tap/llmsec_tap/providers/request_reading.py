@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from llmsec_tap.providers.base import Dialect, NotJSON, RequestView, loose_path, parse_json
+from llmsec_tap.limits import MAX_LOOSE_BODY_BYTES
+from llmsec_tap.providers.base import Dialect, NotJSON, RequestView, is_costly, loose_path, parse_json
 from llmsec_tap.providers.charsets import declared_charset, seen_text, text_of_bytes
 from llmsec_tap.providers.draft import Draft
 from llmsec_tap.providers.forms import read_form
@@ -55,6 +56,11 @@ def read_body(view: RequestView, raw: bytes, draft: Draft, mark: Callable[[str],
             if "charset" in content_type:
                 _other_charset(reading, mark)
             return reading
+    if len(raw) > MAX_LOOSE_BODY_BYTES or is_costly(raw):
+        reading.raw = raw[:MAX_LOOSE_BODY_BYTES]
+        _as_text(reading, mark)
+        mark("body_bad_json" if raw[:1] in _JSON_BEGINS else "body_unreadable")
+        return reading
     loose = read_loosely(raw, content_type)
     if loose is not None:
         if "charset" in content_type:
@@ -74,6 +80,9 @@ def read_body(view: RequestView, raw: bytes, draft: Draft, mark: Callable[[str],
 
 def fold_case(view: RequestView, reading: BodyReading, mark: Callable[[str], None]) -> bool:
     """Read the body again with the names of its fields in the APIs' own case. False where that changes nothing."""
+    if len(reading.raw) > MAX_LOOSE_BODY_BYTES:
+        mark("body_bad_json")
+        return False
     loose = read_loosely(reading.raw, reading.content_type, fold=fold_key)
     if loose is None or loose.value is None or loose.value == view.body:
         return False
@@ -90,7 +99,7 @@ def read_left_over(view: RequestView, reading: BodyReading, draft: Draft) -> Lef
     if isinstance(view.body, dict | list):
         left.walk(view.body)
         if reading.strict and may_repeat_keys(reading.raw, left.keys):
-            loose = read_loosely(reading.raw)
+            loose = read_loosely(reading.raw) if len(reading.raw) <= MAX_LOOSE_BODY_BYTES else None
             if loose is not None and loose.lost:
                 draft.anomaly("json_repeated_key")
                 reading.lost = loose.lost
@@ -144,7 +153,7 @@ def _as_text(reading: BodyReading, mark: Callable[[str], None]) -> None:
     if text:
         reading.texts.append(("$", text))
         reading.texts += [("$", literal) for literal in texts_in(text)]
-    if "json" in reading.content_type:
+    if "json" in reading.content_type and len(reading.raw) < MAX_LOOSE_BODY_BYTES:
         mark("body_bad_json")
     elif not reading.content_type.lower().startswith(_MEDIA) and not is_whole:
         mark("body_unreadable")

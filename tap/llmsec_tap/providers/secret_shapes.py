@@ -75,8 +75,8 @@ _VENDOR: Final = re.compile(
     r"(?:sk|pk|rk|ak|fk|csk|psk|sess|key|api)[-_][A-Za-z0-9_-]{9,}"
     r"|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|gl(?:pat|dt|rt|cbt)-[\w-]{12,}|xox[a-z]-[\w-]{10,}|xapp-[\w-]{10,}"
     r"|(?:AKIA|ASIA|ABIA|ACCA|AIDA|AROA)[A-Z0-9]{12,}|AIza[\w-]{20,}|ya29\.[\w-]{10,}|GOCSPX-[\w-]{10,}|1//[\w-]{20,}"
-    r"|eyJ[\w-]{8,}\.[\w-]{4,}(?:\.[\w-]*)*|hf_\w{12,}|gsk_\w{12,}|r8_\w{12,}|nvapi-[\w-]{12,}|pplx-\w{12,}|xai-\w{12,}|tvly-[\w-]{10,}|fw_\w{12,}"
-    r"|lsv2_\w{10,}|pcsk_\w{10,}|voyage-?key-\w+|esecret_\w{10,}|SG\.[\w-]{10,}\.[\w-]{10,}|npm_\w{16,}|pypi-[\w-]{16,}|dop_v1_\w{16,}|shp(?:at|ca|pa|ss)_\w{16,}"
+    r"|eyJ[\w-]{8,2048}\.[\w-]{4,}(?:\.[\w-]*)*|hf_\w{12,}|gsk_\w{12,}|r8_\w{12,}|nvapi-[\w-]{12,}|pplx-\w{12,}|xai-\w{12,}|tvly-[\w-]{10,}|fw_\w{12,}"
+    r"|lsv2_\w{10,}|pcsk_\w{10,}|voyage-?key-\w+|esecret_\w{10,}|SG\.[\w-]{10,64}\.[\w-]{10,}|npm_\w{16,}|pypi-[\w-]{16,}|dop_v1_\w{16,}|shp(?:at|ca|pa|ss)_\w{16,}"
     r"|hvs\.[\w-]{12,}|dckr_pat_[\w-]{10,}|AGE-SECRET-KEY-\w+|ATATT[\w=-]{16,}|\d{6,12}:[A-Za-z0-9_-]{30,}"
     r")"
 )

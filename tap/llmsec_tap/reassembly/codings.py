@@ -12,8 +12,8 @@ from typing import Protocol
 from llmsec_tap import limits
 
 _PIECE = 128 * limits.KIB
-# A zstd block of 4 bytes may stand for 128 KiB, and the binding has no bound on output: so much input gives 8 MiB at the most.
-_ZSTD_SLICE = 256
+# A zstd block of 4 bytes may stand for 128 KiB, and the binding has no bound on output: so much input gives 4 MiB at the most.
+_ZSTD_SLICE = 128
 # RFC 9659: the window of the content coding is 8 MiB at most.
 _ZSTD_WINDOW = 8 * limits.MIB
 _GZIP_MAGIC = b"\x1f\x8b"

@@ -90,14 +90,18 @@ class ContentDecoder:
 
     def end(self) -> Iterator[bytes]:
         """The body is over: too few first bytes to tell a coding by are told by what there is."""
-        for stage in self._stages:
+        for stage in list(self._stages):
             if self.fault is None:
                 stage.feed(b"", is_end=True)
                 yield from self._pieces()
 
     def gap(self) -> None:
         """Lost input: what follows cannot be decoded."""
-        self.fault = self.fault or "gap"
+        self.stop("gap")
+
+    def stop(self, why: str) -> None:
+        self.fault = self.fault or why
+        self._stages.clear()
 
     def _pieces(self) -> Iterator[bytes]:
         last = len(self._stages) - 1
@@ -126,7 +130,7 @@ class ContentDecoder:
 
     def _fail(self, name: str) -> None:
         if self.fault is None:
-            self.fault = name
+            self.stop(name)
             self._anomaly(name)
 
 

@@ -33,8 +33,8 @@ class Owner:
         self.held += size
         return True
 
-    def truncate(self) -> None:
-        self.anomalies["http_body_limit"] += 1
+    def truncate(self, why: str) -> None:
+        self.anomalies[why] = 1
 
     def gap(self, body: Body) -> None:
         pass

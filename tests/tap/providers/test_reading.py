@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 
 from llmsec_tap.anomalies import ANOMALIES, UNREAD
 from llmsec_tap.model import Exchange, to_json
-from llmsec_tap.providers.base import normal_path
+from llmsec_tap.providers.base import RequestView, normal_path
 from llmsec_tap.providers.charsets import likely_text
+from llmsec_tap.providers.draft import Draft
 from llmsec_tap.providers.forms import read_form
 from llmsec_tap.providers.loose_json import cut_deep, may_repeat_keys, read_loosely
+from llmsec_tap.providers.request_reading import read_body, read_left_over, settle
+from llmsec_tap.providers.secret_shapes import mask_tokens
 from support.replay import replay
 from support.wire import Talk, pcap
 
@@ -248,6 +251,23 @@ def test_every_unread_mark_is_an_anomaly(name: str) -> None:
     assert name in ANOMALIES
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        TEXT[:-4].replace('"model"', '"api_key": "SECRETKEY","model"'),
+        "{broken api_key=SECRETKEY&prompt=hello HIDDEN",
+        "Authorization: Bearer SECRETKEY\nCookie: SECRETKEY\nhello HIDDEN",
+        MULTIPART.replace('"model"\r\n\r\nm', '"api_key"\r\n\r\nSECRETKEY'),
+        "model=m&prompt=hello+HIDDEN&api_key=SECRETKEY",
+    ],
+)
+def test_text_that_is_kept_for_a_scan_holds_no_credential(body: str) -> None:
+    content_type = "" if body.startswith(("model=", "--B")) else "application/json"
+    record = to_json(exchange_of(body, path="/v1/chat/completions", content_type=content_type)).decode()
+    assert "HIDDEN" in record
+    assert "SECRETKEY" not in record
+
+
 def test_token_ids_are_said() -> None:
     exchange = exchange_of(json.dumps({"model": "m", "prompt": [15339, 1917]}), path="/v1/completions")
     assert exchange.completeness == "unreadable"
@@ -307,10 +327,14 @@ def test_what_is_no_model_traffic_keeps_nothing() -> None:
 
 def test_hostile_shapes_take_linear_time() -> None:
     def spent(raw: bytes, content_type: str = "application/json") -> float:
+        view = RequestView("POST", "/v1/chat/completions", {"content-type": content_type}, raw)
+        draft = Draft()
         began = time.process_time()
-        read_loosely(raw, content_type)
+        reading = read_body(view, raw, draft, lambda _: None)
+        settle(view, reading, lambda _: None)
+        read_left_over(view, reading, draft)
         read_form(raw, content_type)
-        likely_text(raw, content_type)
+        mask_tokens(raw.decode("latin-1"), lambda _: "F")
         return time.process_time() - began
 
     for make in (
@@ -325,9 +349,24 @@ def test_hostile_shapes_take_linear_time() -> None:
         lambda n: b"--" + b"-" * n,
         lambda n: b"--B\r\n" + b"X-A: b\r\n" * n,
         lambda n: b"\x00\x01" * n,
+        lambda n: b"x" * n,
+        lambda n: b"x " * n,
+        lambda n: b"eyJaaaaaaaa-" * n,
+        lambda n: b"SG.aaaaaaaaaaaa-" * n,
+        lambda n: b'{"a b' + b"c" * n + b'":"' + b"x y" * n,
+        lambda n: b"[" + b'"some text here",' * n + b'""]',
+        lambda n: (
+            b'{"messages":[{"role":"user","content":"'
+            + b"x" * n
+            + b'"}],"x":['
+            + b",".join(b'"other text %d"' % k for k in range(min(n // 10, 4000)))
+            + b"]}"
+        ),
+        lambda n: b'{"a":1,"A":' * n,
+        lambda n: b"{" + b",".join(b'"Messages":"m %d"' % k for k in range(n // 8)) + b"}",
     ):
         content_type = "multipart/form-data; boundary=B" if make(1).startswith(b"--") else ""
-        small, large = (min(spent(make(size), content_type) for _ in range(3)) for size in (20_000, 80_000))
+        small, large = (min(spent(make(size), content_type) for _ in range(2)) for size in (5_000, 20_000))
         assert large < 12 * small + 0.02, make(1)
 
 
