@@ -20,7 +20,7 @@ from llmsec_tap.providers.charsets import likely_text, seen_text
 from llmsec_tap.providers.credentials import Fingerprinter, clean_text, credential_of
 from llmsec_tap.providers.draft import DeltaListener, Draft
 from llmsec_tap.providers.failures import read_failure
-from llmsec_tap.providers.loose_json import read_loosely
+from llmsec_tap.providers.loose_json import read_loosely, texts_in
 from llmsec_tap.providers.masking import mask_method, mask_record, mask_target
 from llmsec_tap.providers.registry import auxiliary, classify_response, identify
 from llmsec_tap.providers.request_reading import fold_case, has_token_ids, needs_folding, read_body, read_left_over, settle
@@ -76,6 +76,7 @@ class ExchangeAssembly:
         "_held",
         "_last_ns",
         "_ordinal",
+        "_read_bytes",
         "_request_head",
         "_response_body_ns",
         "_response_head",
@@ -100,6 +101,7 @@ class ExchangeAssembly:
         self.server = server
         self._ordinal = ordinal
         self._held = 0
+        self._read_bytes = (0, 0)  # of what could not be read, and of copies that differed: looked at with the request
         self.has_room = self.reserve(limits.EXCHANGE_COST_BYTES)
         self.request = Body(self, self._request_data)
         self.response = Body(self, self._first_response_data)
@@ -158,6 +160,7 @@ class ExchangeAssembly:
 
     def _read_request(self, view: RequestView, raw: bytes, undecoded: bytes, others: bytes) -> None:
         """`undecoded` and `others` are bytes beside the body: what could not be read of it, and copies that differed."""
+        self._read_bytes = len(undecoded), len(others)
         reading = read_body(view, raw or undecoded, self.draft, self._body_anomaly)
         reading.texts += [("$", likely_text(more)) for more in (undecoded if raw else b"", others) if more]
         self._dialect = dialect = settle(view, reading, self.anomaly)
@@ -368,8 +371,16 @@ class ExchangeAssembly:
                     self.anomaly("body_unreadable")
         return None
 
-    def _unread_texts(self, texts: Iterable[str]) -> None:
-        self.draft.other_texts += [OtherText(path="response", text=text[: limits.MAX_OTHER_TEXT_CHARS]) for text in texts if text.strip()]
+    def _late_bytes(self) -> None:
+        """What the parser gave out of the request after it had ended: bytes that it skipped, copies that differed."""
+        raw, others = self.request.raw_prefix, self.request.other_bytes
+        for data in (raw[self._read_bytes[0] :], others[self._read_bytes[1] :]):
+            if data:
+                text = likely_text(data)
+                self._unread_texts((text, *texts_in(text)), path="$")
+
+    def _unread_texts(self, texts: Iterable[str], path: str = "response") -> None:
+        self.draft.other_texts += [OtherText(path=path, text=text[: limits.MAX_OTHER_TEXT_CHARS]) for text in texts if text.strip()]
 
     def _record(self, ts_ns: int) -> Exchange:
         draft, head, response_head = self.draft, self._request_head, self._response_head
@@ -433,12 +444,17 @@ class ExchangeAssembly:
             exchange.response.embeddings = draft.embeddings
             exchange.response.embedding_dimensions = draft.embedding_dimensions
             self._unread_texts(likely_text(data) for data in (*draft.unread, self.response.raw_prefix, self.response.other_bytes) if data)
+            self._late_bytes()
             exchange.other_texts = draft.other_texts
             mask_record(exchange, self.context.fingerprint)
             timings(exchange, draft)
             if streaming and completeness == "complete" and not draft.terminated and not any(exchange.finish_reasons):
                 self.anomaly("stream_unterminated")
-            if completeness == "complete" and not UNREAD.isdisjoint(self._anomalies):
+            for why in (self.request.unreadable, self.response.unreadable):
+                if why is not None and why not in self._anomalies:
+                    self.anomaly(why)
+            unread = self.request.unreadable or self.response.unreadable or not UNREAD.isdisjoint(self._anomalies)
+            if completeness == "complete" and unread:
                 exchange.completeness = "unreadable"
         if self._view is not None:
             credential = credential_of(self._view)

@@ -61,7 +61,7 @@ def read_form(raw: bytes, content_type: str) -> Form | None:
             boundary = (found[1] or found[2]).encode("latin-1", "replace")
             if b"--" + boundary in raw:
                 return _multipart(raw, boundary)
-    if _FORM.match(raw) and (lower.startswith("application/x-www-form-urlencoded") or not lower):
+    if lower.startswith("application/x-www-form-urlencoded") or (not lower and _FORM.match(raw)):
         return _urlencoded(raw)
     return None
 
