@@ -15,7 +15,13 @@ ANOMALIES: Final[dict[str, str]] = {
     "linktype_unknown": "Packets of a link type that is not decoded were skipped.",
     # TCP
     "tcp_gap": "Bytes were lost by the capture: acknowledged or never sent again, and not in the file.",
-    "tcp_overlap_differs": "A retransmission carried other bytes than the first copy; the first copy was kept.",
+    "tcp_overlap_differs": "A copy of bytes differed from the first one; the first copy was read, the other is kept to be looked at.",
+    "tcp_overlap_unchecked": "A copy of bytes came so late that the first one was not held any more; the two could not be compared.",
+    "tcp_out_of_window": "A segment, reset or end that no receiver can have taken (RFC 5961) was left out.",
+    "tcp_bad_checksum": "A segment with a wrong checksum, on a connection that carries right ones, was left out.",
+    "tcp_syn_inside": "A SYN came inside a connection; nobody answered it, and the connection went on.",
+    "tcp_data_after_reset": "Bytes followed a reset: the connection was not reset, and was read on.",
+    "tcp_reopened": "Bytes came on a connection that had ended; they were read as one that was joined in its middle.",
     "tcp_pending_limit": "Too many out-of-order bytes were held; the oldest hole was given up as lost.",
     "tcp_connection_limit": "Too many connections were open; the least recently used was closed.",
     "tcp_reset": "The connection was reset.",
@@ -32,8 +38,10 @@ ANOMALIES: Final[dict[str, str]] = {
     "http_bad_head": "A request or status line or a header line does not follow RFC 9112; it was skipped or taken as far as it made sense.",
     "http_head_limit": "A message head was longer than the limit; the parser looked for the next message.",
     "http_bad_chunk": "A chunk size or chunk end was not valid; the parser looked for the next message.",
-    "http_bad_length": "Content-Length was not a number, or several disagreed.",
+    "http_bad_length": "Content-Length was not a number, or several disagreed; the first number was taken.",
     "http_length_and_chunked": "A message had both Content-Length and Transfer-Encoding; chunked was used (RFC 9112 6.3).",
+    "http_framing_unclear": "Servers do not agree where this body ends: a transfer coding other than plain chunked, or chunked in HTTP/1.0.",
+    "http_header_limit": "A head had more header lines than the limit; only those that frame the body were kept beyond it.",
     "http_obs_fold": "A header was continued on the next line (obsolete folding).",
     "http_bare_lf": "A line of the head ended with LF alone.",
     "http_resync": "After damage, bytes were skipped up to the next message.",
@@ -42,8 +50,13 @@ ANOMALIES: Final[dict[str, str]] = {
     "http_no_response": "The connection ended before the request was answered.",
     "http_body_limit": "A body was longer than the limit; what came first was kept.",
     "content_encoding_unknown": "The body has a content coding that is not known; it was kept as it is.",
+    "content_encoding_absent": "The body is not in the content coding that its header names; it was read as it is, as servers do.",
+    "content_encoding_undeclared": "The body is gzip although no header says so; it was decoded.",
     "content_encoding_bad": "The coded body could not be decoded past some point; what came before was kept.",
     "content_encoding_bomb": "The decoded body grew far beyond its coded size; decoding stopped.",
+    # memory
+    "memory_limit": "All that is held for traffic was at its bound, and this held more than its share: it was cut, and read as far as it came.",
+    "http_memory_limit": "All that is held for traffic was at its bound; the unfinished head of a message was dropped unread.",
     # streams
     "event_limit": "One event of a stream was longer than the limit and was dropped.",
     "event_bad_json": "An event's data was not the JSON that its dialect promises; it was skipped.",
@@ -51,7 +64,19 @@ ANOMALIES: Final[dict[str, str]] = {
     "eventstream_bad_frame": "An AWS event stream message had impossible lengths; the parser looked for the next one.",
     "stream_unterminated": "The stream ended without its closing event.",
     # providers
-    "body_bad_json": "The body is not the JSON that its type promises.",
+    "body_bad_json": "The body is not the JSON that its type promises; what came before the damage was read, all of it was scanned as text.",
+    "body_unreadable": "The body is neither JSON nor a form nor text; what a reader would see in its bytes was scanned.",
+    "charset_not_utf8": "The body is in another charset than UTF-8 (UTF-16, UTF-32, or the one of its type); it was read in it.",
+    "form_bad_part": "A part of a form has no end of its head; it was read as text.",
+    "form_limit": "A form had more fields than the limit; further ones were not read.",
+    "json_deep": "JSON was nested deeper than the limit; what was deeper was kept as text.",
+    "json_repeated_key": "An object of the request had one key twice, or in two cases; the last counts, the others were scanned too.",
+    "json_key_case": "Fields of the request differ in case from what the API names; they were read as servers do that do not look at case.",
+    "json_trailing": "Something followed the JSON value of the body; the value was read, the rest was scanned.",
+    "other_text_limit": "Texts in places that no dialect names were more than the limit; what came first was kept.",
+    "prompt_token_ids": "The prompt came as token ids, which are not text: it passed unread.",
+    "charset_differs": "The body reads as other text in the charset that its type names; both readings were scanned.",
+    "json_limit": "JSON that would take too much memory when decoded (very many values, or text of four bytes a character) was not decoded.",
     "json_not_strict": "JSON with lone surrogates, NaN or invalid UTF-8 was read leniently; such characters became U+FFFD.",
     "text_limit": "The answer's text was longer than the limit; what came first was kept.",
     "choice_limit": "More choices or tool calls than the limit; further ones were not kept.",
@@ -63,3 +88,12 @@ ANOMALIES: Final[dict[str, str]] = {
     "detection_skipped": "Over its budget, detection looked at one exchange in four; this one was left out.",
     "detection_secrets_only": "Over its budget, detection looked for secrets and unsafe output only.",
 }
+
+# With one of these, something of the exchange was not read: it is never `complete`, and has no risk score.
+UNREAD: Final = frozenset(
+    (
+        "content_encoding_bad", "content_encoding_bomb", "http_body_limit", "http_head_limit", "event_limit", "event_bad_json",
+        "eventstream_bad_crc", "eventstream_bad_frame", "body_bad_json", "body_unreadable", "form_limit", "other_text_limit",
+        "memory_limit", "http_memory_limit", "json_limit", "prompt_token_ids", "text_limit", "choice_limit", "decoder_error",
+    )
+)  # fmt: skip

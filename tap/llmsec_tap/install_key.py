@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 import sys
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from llmsec_tap.errors import ConfigError
 
 KEY_VARIABLE = "LLMSEC_FINGERPRINT_KEY_FILE"
 _KEY_BYTES = 32
+_MAX_KEY_BYTES = 1024
+# 32 random bytes hold 30 different ones on average; 12 or fewer never happen.
+_MIN_DIFFERENT_BYTES = 12
 
 
 def key_path() -> Path:
@@ -57,7 +61,22 @@ def install_key() -> bytes:
 
 
 def _read(path: Path) -> bytes:
-    key = path.read_bytes()
-    if len(key) < _KEY_BYTES:
-        raise ConfigError(f"{path} holds no key ({len(key)} bytes, not {_KEY_BYTES})", "Delete it to make a new one.")
+    """The key in a file that can hold one: regular, of the right size, for its owner alone, and not one byte over and over."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not make us wait
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise ConfigError(f"{path} is no regular file, so it holds no fingerprint key", "Name a file of 32 random bytes.")
+        if facts.st_mode & 0o077:
+            raise ConfigError(
+                f"the fingerprint key {path} is open to other users (mode {facts.st_mode & 0o777:04o})",
+                "chmod 600 it; if others may have read it, delete it to make a new one.",
+            )
+        if not _KEY_BYTES <= facts.st_size <= _MAX_KEY_BYTES:
+            raise ConfigError(f"{path} holds no key ({facts.st_size} bytes, not {_KEY_BYTES})", "Delete it to make a new one.")
+        key = os.read(descriptor, _MAX_KEY_BYTES)
+    finally:
+        os.close(descriptor)
+    if len(set(key)) < _MIN_DIFFERENT_BYTES:
+        raise ConfigError(f"{path} holds no random key (only {len(set(key))} different bytes)", "Delete it to make a new one.")
     return key

@@ -5,6 +5,21 @@ from __future__ import annotations
 KIB = 1024
 MIB = 1024 * KIB
 
+# --- memory ------------------------------------------------------------------------------------------------------------
+# Resident memory of a capture or a replay, unless an option says otherwise.
+MEMORY_CAP_BYTES = 512 * MIB
+# All that is held for traffic (account.py): three eighths of the cap. The rest is for the interpreter and its libraries (50 to
+# 110 MiB), the queues of capture (an eighth) and detection, rows that wait, and one body that is being decoded.
+ACCOUNT_BYTES = MEMORY_CAP_BYTES * 3 // 8
+# What CPython takes for a connection with nothing in it (measured: 4.1 kB), and a little that is not worth an entry of its own.
+CONNECTION_COST_BYTES = 6 * KIB
+# For an exchange under way beyond its texts (measured: 5.6 kB, 8.1 kB while it streams).
+EXCHANGE_COST_BYTES = 8 * KIB
+# For one small object that holds a piece of bytes in a list or tuple.
+PIECE_COST_BYTES = 64
+# What decoding one JSON text may take: its strings, and the objects it is made of.
+MAX_JSON_COST_BYTES = MEMORY_CAP_BYTES // 4
+
 # --- packets -----------------------------------------------------------------------------------------------------------
 # libpcap's own MAXIMUM_SNAPLEN is 256 KiB; Linux cooked captures of offloaded segments stay under it.
 MAX_PACKET_BYTES = 256 * KIB
@@ -18,8 +33,6 @@ MAX_CONNECTIONS = 100_000
 # Out-of-order bytes kept for one direction. Linux's default tcp_rmem maximum is 6 MB: a sender cannot be further ahead.
 MAX_PENDING_BYTES_PER_DIRECTION = 6 * MIB
 MAX_PENDING_SEGMENTS_PER_DIRECTION = 8192
-# The same for all connections together.
-MAX_PENDING_BYTES_TOTAL = 64 * MIB
 # Segments that must follow a hole which the receiver has acknowledged before it counts as lost by the capture: several
 # capture points reorder across directions by a few packets only.
 LOSS_CONFIRM_SEGMENTS = 16
@@ -29,6 +42,8 @@ LOSS_CONFIRM_NS = 2_000_000_000
 IDLE_TIMEOUT_NS = 3_600_000_000_000
 # After FIN or RST both ways, late segments are still matched for this long.
 CLOSED_LINGER_NS = 10_000_000_000
+# A reset is believed when nothing follows it for this long.
+RESET_LINGER_NS = 2_000_000_000
 SWEEP_INTERVAL_NS = 5_000_000_000
 
 # --- live capture ------------------------------------------------------------------------------------------------------
@@ -45,25 +60,38 @@ SOCKET_WAIT_NS = 2_000_000_000
 SOCKET_WAIT_BYTES = MIB
 # Records are put in the order of their calls within this time: a write's record comes at its return, its time is its entry.
 REORDER_NS = 5_000_000
-# Resident memory of the whole capture, unless an option says otherwise.
-MEMORY_CAP_BYTES = 512 * MIB
-
 # --- HTTP --------------------------------------------------------------------------------------------------------------
-# Node accepts 16 KiB of header, nginx 32 KiB, h11 16 KiB unless told otherwise: longer ones reach few servers.
-MAX_HEAD_BYTES = 64 * KIB
-MAX_CHUNK_LINE_BYTES = 8 * KIB
+# Go's net/http takes heads of 1 MiB, httptools has no bound at all.
+MAX_HEAD_BYTES = MIB
+# Headers kept of one head; beyond them only those that frame the body. Node keeps 2000.
+MAX_HEADERS = 4096
+# nginx and llhttp have no bound on a chunk's extension.
+MAX_CHUNK_LINE_BYTES = 64 * KIB
 MAX_PIPELINED_REQUESTS = 1024
 # Request and answer bodies that are not streams are kept whole until their end (images inline make them large).
 MAX_BODY_BYTES = 64 * MIB
-MAX_BODY_BYTES_TOTAL = 256 * MIB
 # A decoded body may be this many times larger than what came over the wire, above a floor that small bodies never reach.
 MAX_EXPANSION_RATIO = 200
 EXPANSION_FLOOR_BYTES = 16 * MIB
 MAX_CONTENT_CODINGS = 4
+# Of a body that cannot be read, so much is kept as it is, for detection to look at.
+MAX_RAW_PREFIX_BYTES = MIB
+
+# Decoders of ours recurse; Python's goes to about 990. Bodies of APIs are a dozen levels deep, schemas of tools some more.
+MAX_JSON_DEPTH = 200
+# What is no plain JSON is read by slower means, which take several times its size.
+MAX_LOOSE_BODY_BYTES = 8 * MIB
+MAX_FORM_FIELDS = 1024
+# Texts in places that no dialect names, of one request: an agent sends some hundred descriptions of parameters.
+MAX_OTHER_TEXTS = 2048
+MAX_OTHER_TEXT_CHARS = 2 * MIB
 
 # --- streams -----------------------------------------------------------------------------------------------------------
 # One SSE line may carry a whole answer (the Responses API repeats it in its last event): 1 MB lines are seen in the field.
 MAX_EVENT_BYTES = 16 * MIB
+# Of events that could not be read, so much is kept for detection.
+MAX_UNREAD_EVENTS = 32
+MAX_UNREAD_EVENT_BYTES = 64 * KIB
 # AWS caps a message at 16 MiB of payload and 128 KiB of headers (event stream encoding).
 MAX_EVENTSTREAM_MESSAGE_BYTES = 16 * MIB + 128 * KIB + 16
 # Text kept of one answer, over all choices.

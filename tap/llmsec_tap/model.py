@@ -7,13 +7,16 @@ several times cheaper to create, which counts at one exchange per request on a b
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import msgspec
 
+from llmsec_tap.plain_names import PARAMETERS, folded_name
+
 SCHEMA_VERSION = 1
 
-Completeness = Literal["complete", "truncated", "gapped", "midstream", "aborted"]
+Completeness = Literal["complete", "truncated", "gapped", "midstream", "aborted", "unreadable"]
 Framing = Literal["sse", "ndjson", "json-array", "aws-eventstream", "websocket"]
 
 
@@ -98,6 +101,13 @@ class Response(msgspec.Struct, kw_only=True, omit_defaults=True):
     embedding_dimensions: int | None = None
     body_bytes: int = 0
     events: int | None = None
+
+
+class OtherText(msgspec.Struct, kw_only=True, frozen=True):
+    """Text that reached the model, or may have, from a place that no dialect names; `path` is a JSON path (RFC 9535) into the body."""
+
+    path: str
+    text: str
 
 
 class Label(msgspec.Struct, kw_only=True, frozen=True):
@@ -203,21 +213,41 @@ class Exchange(msgspec.Struct, kw_only=True):
     anomalies: list[AnomalyCount] = []
     request: Request = msgspec.field(default_factory=Request)
     response: Response = msgspec.field(default_factory=Response)
+    other_texts: list[OtherText] = []
     risk_score: int | None = None
     risk_reasons: list[str] = []
     findings: list[Finding] = []
 
     def without_content(self) -> Exchange:
-        """The same record with every text left out (`--no-content`); counts, names and times stay."""
+        """The same record with every text left out (`--no-content`).
+
+        Counts, numbers, switches and times stay, and words that are an API's own vocabulary: names without white space,
+        values of parameters that are listed in plain_names.py. Whatever else a client or server wrote is content.
+        """
         return msgspec.structs.replace(
             self,
+            method=_word(self.method),
+            path=_plain_path(self.path),
+            request_model=_word(self.request_model),
+            response_model=_word(self.response_model),
+            response_id=_word(self.response_id),
             input_text=None,
             output_text=None,
             reasoning_text=None,
             refusal_text=None,
+            error_type=_word(self.error_type),
+            other_texts=[],
+            finish_reasons=[_word(reason) for reason in self.finish_reasons],
             findings=[msgspec.structs.replace(finding, preview="") for finding in self.findings],
-            tool_calls=[ToolCall(id=call.id, name=call.name) for call in self.tool_calls],
-            request=Request(parameters=self.request.parameters, body_bytes=self.request.body_bytes),
+            tool_calls=[ToolCall(id=_word(call.id), name=_word(call.name)) for call in self.tool_calls],
+            request=Request(
+                parameters={
+                    name: value
+                    for name, value in self.request.parameters.items()
+                    if _word(name) and (not isinstance(value, str) or (folded_name(name) in PARAMETERS and _word(value)))
+                },
+                body_bytes=self.request.body_bytes,
+            ),
             response=Response(
                 embeddings=self.response.embeddings,
                 embedding_dimensions=self.response.embedding_dimensions,
@@ -225,6 +255,21 @@ class Exchange(msgspec.Struct, kw_only=True):
                 events=self.response.events,
             ),
         )
+
+
+_WORD = re.compile(r"[\w.:/@+-]{1,128}", re.ASCII)
+_PATH_PART = re.compile(r"[^/?#&;=]+")
+_PLAIN_PART = re.compile(r"[\w.~:@$!*(),+-]{1,64}", re.ASCII)
+
+
+def _word(value: str | None) -> str | None:
+    """A name as an API has it. A sentence in its place is content."""
+    return value if value is not None and _WORD.fullmatch(value) else None
+
+
+def _plain_path(path: str | None) -> str | None:
+    """A target without parts that may be sentences: percent-encoded or long ones."""
+    return path and _PATH_PART.sub(lambda part: part[0] if _PLAIN_PART.fullmatch(part[0]) else "*", path)
 
 
 _encoder = msgspec.json.Encoder()

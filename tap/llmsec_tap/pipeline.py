@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TypedDict
 
+from llmsec_tap import limits
+from llmsec_tap.account import Account
 from llmsec_tap.model import Exchange
 from llmsec_tap.providers.assemble import Context, ExchangeAssembly, ListenerFactory
 from llmsec_tap.providers.credentials import Fingerprinter
@@ -43,7 +45,10 @@ class Pipeline:
         on_defect: Callable[[str], None] = lambda _decoder: None,
         listener_factory: ListenerFactory | None = None,
         shield: bool = True,
+        memory_cap_bytes: int = limits.MEMORY_CAP_BYTES,
     ) -> None:
+        """`memory_cap_bytes` is for the whole process; a share of it is the account of what is held for traffic."""
+        self.account = Account(memory_cap_bytes * limits.ACCOUNT_BYTES // limits.MEMORY_CAP_BYTES)
         self._on_exchange = on_exchange
         self._context = Context(self._exchange, fingerprint, on_defect=on_defect, listener_factory=listener_factory, shield=shield)
         self.anomalies: Counter[str] = Counter()
@@ -51,7 +56,7 @@ class Pipeline:
         self._file_began_ns = 0
         self.exchanges = 0
         self.llm_exchanges = 0
-        self.tcp = TCPReassembler(self.open_flow, self._anomaly)
+        self.tcp = TCPReassembler(self.open_flow, self._anomaly, self.account)
         self._decoder = PacketDecoder(self.tcp, ports)
 
     def handler(self, linktype: int) -> PacketHandler:
@@ -65,7 +70,12 @@ class Pipeline:
 
     def open_flow(self, facts: Flow) -> HTTPFlow:
         """A connection: of the reassembler, or of a source that has ordered bytes already (TLS uprobes)."""
-        return HTTPFlow(facts, self._assembly, self._protocol, self._anomaly)
+        first, second = facts.first.rpartition(":")[0], facts.second.rpartition(":")[0]
+        holding = self.account.open(f"{min(first, second)} {max(first, second)}")
+        facts.reserve = holding.reserve
+        flow = HTTPFlow(facts, self._assembly, self._protocol, self._anomaly, holding.close)
+        holding.shed = flow.shed
+        return flow
 
     def tick(self, now_ns: int) -> None:
         """Expire what is idle; live sources call it, a replay's own packets tell the time."""

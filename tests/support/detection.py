@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmsec_analyzer.detectors.exchange_parts import text_parts
+from llmsec_analyzer.detectors.exchange_parts import text_parts, unread
 from llmsec_analyzer.detectors.exchanges import AnswerStreams, ExchangeDetector
 from llmsec_tap.model import Exchange
 
@@ -23,7 +23,7 @@ class Detecting:
         streams = self.streams.pop(exchange.exchange_id, None)
         if exchange.provider is None:
             return exchange
-        return self.detector.examine(exchange.exchange_id, list(text_parts(exchange)), streams).applied(exchange)
+        return self.detector.examine(exchange.exchange_id, list(text_parts(exchange)), streams, unread=unread(exchange)).applied(exchange)
 
 
 class _Listener:

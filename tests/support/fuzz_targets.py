@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from llmsec_tap import limits
 from llmsec_tap.capture.pcap import CaptureReader
 from llmsec_tap.errors import SourceError
 from llmsec_tap.model import Exchange, to_json
@@ -52,6 +53,13 @@ class _Ends:
     def gap(self, ts_ns: int, length: int | None) -> None:
         assert not self.ended
         assert length is None or length > 0
+
+    def other(self, ts_ns: int, data: bytes) -> None:
+        assert data
+
+    def again(self) -> None:
+        assert self.ended
+        self.ended = False
 
     def end(self, ts_ns: int, reason: str) -> None:
         assert not self.ended
@@ -240,9 +248,12 @@ def encoding(data: bytes) -> None:
     assert decoder is not None
     size = 1 + (data[0] >> 3)
     for at in range(1, len(data), size):
-        out = decoder.feed(data[at : at + size])
-        assert not (out and anomalies and len(anomalies) > 1)
-    assert len(anomalies) <= 1
+        out = b"".join(decoder.feed(data[at : at + size]))
+        assert len(out) <= 128 * limits.MIB
+        assert not (out and decoder.undecoded == data[at : at + size])
+    assert all(piece != b"" for piece in decoder.end())
+    assert anomalies.count("content_encoding_bad") + anomalies.count("content_encoding_bomb") <= 1
+    assert len(anomalies) <= 3
 
 
 def dialects(data: bytes) -> None:

@@ -305,7 +305,7 @@ def test_bodies_are_bounded_and_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     long = answer("x" * 5000)
     (exchange,), pipeline = replay(pcap(Talk().open().say(0, POST).say(1, long).close().frames))
     assert (exchange.completeness, [a.name for a in exchange.anomalies]) == ("truncated", ["http_body_limit"])
-    assert pipeline._context.body_bytes == 0
+    assert pipeline.account.held == 0
 
 
 def test_the_same_capture_gives_the_same_records() -> None:
@@ -313,3 +313,17 @@ def test_the_same_capture_gives_the_same_records() -> None:
     again, _ = replay(LIVE)
     assert [to_json(e) for e in first] == [to_json(e) for e in again]
     assert len({e.exchange_id for e in first}) == len(first)
+
+
+def test_more_pipelined_requests_than_the_limit_keep_their_answers() -> None:
+    count = 2 * limits.MAX_PIPELINED_REQUESTS
+    say = b"".join(answer(f"a{number}") for number in range(count))
+    exchanges, _ = replay(pcap(Talk(mss=60_000).open().say(0, POST * count).say(1, say).close().frames))
+    assert [e.output_text for e in exchanges] == [f"a{number}" for number in range(count)]
+    assert {e.completeness for e in exchanges} == {"complete"}
+
+
+def test_what_a_client_sends_outside_of_messages_is_on_a_record() -> None:
+    exchanges, pipeline = replay(pcap(Talk().open().say(0, POST).say(1, answer("a")).say(0, b"junk that is no head\r\n").close().frames))
+    assert [[a.name for a in e.anomalies] for e in exchanges] == [[], ["http_bad_head", "http_no_response"]]
+    assert pipeline.anomalies["http_bad_head"] == 1

@@ -28,6 +28,7 @@ class CompletenessChoice(StrEnum):
     GAPPED = "gapped"
     MIDSTREAM = "midstream"
     ABORTED = "aborted"
+    UNREADABLE = "unreadable"
 
 
 group = typer.Typer(invoke_without_command=True, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from urllib.parse import unquote_plus
 
 import msgspec
 
+from llmsec_tap.anomalies import UNREAD
 from llmsec_tap.model import AnomalyCount, Exchange, Finding, Message
 
 _RETRIEVED = frozenset(("document", "search_result", "context"))
 
 
 class TextPart(msgspec.Struct, frozen=True):
-    """`part` names the place: `request.messages[2].parts[0]`, `response.messages[0].parts[1].arguments`, `request.tools[0]`."""
+    """`part` names the place: `request.messages[2].parts[0]`, `response.messages[0].parts[1].arguments`, `request.tools[0]`, `other_texts[0]`."""
 
     part: str
     role: str
     text: str
-    kind: str  # the part's type: text, reasoning, refusal, tool_call, tool_call_response, tool_definition
+    kind: str  # the part's type: text, reasoning, refusal, tool_call, tool_call_response, tool_definition, other
     tool: str = ""
+
+    @property
+    def is_request(self) -> bool:
+        """Whether the client wrote it: also what it puts into the mouth of the model."""
+        return not self.part.startswith("response") and not (self.kind == "other" and self.role == "assistant")
 
 
 class Report(msgspec.Struct):
@@ -40,12 +47,21 @@ class Report(msgspec.Struct):
         return exchange
 
 
+def unread(exchange: Exchange) -> list[str]:
+    """Anomalies that say that something of the exchange was not read."""
+    names = [anomaly.name for anomaly in exchange.anomalies if anomaly.name in UNREAD]
+    return names or (["unreadable"] if exchange.completeness == "unreadable" else [])
+
+
 def text_parts(exchange: Exchange) -> Iterator[TextPart]:
     """In the order of the exchange: the request's messages, its tool definitions, the answer's choices."""
     yield from _of_messages("request", exchange.request.messages)
     for number, tool in enumerate(exchange.request.tools):
         if tool.description:
             yield TextPart(f"request.tools[{number}]", "tool", tool.description, "tool_definition", tool.name)
+    for number, other in enumerate(exchange.other_texts):
+        role = "tool" if other.path.startswith("$.tools") else "assistant" if other.path == "response" else "user"
+        yield TextPart(f"other_texts[{number}]", role, other.text, "other")
     yield from _of_messages("response", exchange.response.messages)
     if exchange.response.error_message:
         yield TextPart("response.error_message", "assistant", exchange.response.error_message, "error")
@@ -62,3 +78,5 @@ def _of_messages(side: str, messages: list[Message]) -> Iterator[TextPart]:
             elif part.content:
                 own = "tool" if part.type == "tool_call_response" else "document" if part.type in _RETRIEVED else role
                 yield TextPart(place, own, part.content, part.type, part.name or "")
+            elif part.uri and "?" in part.uri:
+                yield TextPart(f"{place}.uri", role, unquote_plus(part.uri), "uri")

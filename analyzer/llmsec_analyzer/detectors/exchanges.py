@@ -14,7 +14,7 @@ from llmsec_analyzer.detectors.budget import FULL, Budget
 from llmsec_analyzer.detectors.exchange_parts import Report, TextPart
 from llmsec_analyzer.detectors.matching import Match
 from llmsec_analyzer.detectors.risk import risk
-from llmsec_analyzer.detectors.scanner import Scanner, TextResult, make_finding, preview
+from llmsec_analyzer.detectors.scanner import OWN_ROLES, Scanner, TextResult, make_finding, preview
 from llmsec_analyzer.detectors.stream import StreamScanner, scan_whole
 from llmsec_analyzer.detectors.tool_policy import ToolPolicies
 from llmsec_tap.model import Finding
@@ -79,8 +79,19 @@ class ExchangeDetector:
     def streams(self) -> AnswerStreams:
         return AnswerStreams(self, lean=self.budget.lean)
 
-    def examine(self, exchange_id: str, parts: Sequence[TextPart], streams: AnswerStreams | None = None, *, pressure: int = FULL) -> Report:
-        """Never raises: a fault is counted and marked. `pressure`: the step (budget.py) that a queue of exchanges asks for."""
+    def examine(
+        self,
+        exchange_id: str,
+        parts: Sequence[TextPart],
+        streams: AnswerStreams | None = None,
+        *,
+        pressure: int = FULL,
+        unread: Sequence[str] = (),
+    ) -> Report:
+        """Never raises: a fault is counted and marked. `pressure`: the step (budget.py) that a queue of exchanges asks for.
+
+        `unread`: anomalies by which something passed unread. It is a finding of its own, and there is no score: 0 would say clean.
+        """
         started = self._clock()
         self.budget.pressure = pressure
         faults = self._faults()
@@ -91,9 +102,11 @@ class ExchangeDetector:
             found, marks = [], []
         if self._faults() > faults:
             marks.append("detection_fault")
+        if unread:
+            found = [*self._unread(exchange_id, unread), *found]
         score, reasons = risk(found)
         self.budget.spent(self._clock() - started)
-        return Report(found[:_MAX_FINDINGS], None if "detection_skipped" in marks else score, reasons, marks)
+        return Report(found[:_MAX_FINDINGS], None if unread or "detection_skipped" in marks else score, reasons, marks)
 
     def _faults(self) -> int:
         return sum(self.scanner.faults.values()) + sum(self.scanner.plan.faults.values())
@@ -110,7 +123,7 @@ class ExchangeDetector:
         found: list[Finding] = []
         attacked = False
         request_prints: set[str] = set()
-        prompt = "\n".join(part.text for part in parts if part.part.startswith("request") and part.role in _OPERATOR_ROLES)
+        prompt = "\n".join(part.text for part in parts if part.is_request and part.role in _OPERATOR_ROLES)
         for part in parts:
             result = self._scan(exchange_id, part, streams, with_model=with_model, lean=lean)
             if result.unscanned:
@@ -120,8 +133,8 @@ class ExchangeDetector:
                 if prompt and part.role not in _OPERATOR_ROLES and is_of_prompt(prompt, part.text):
                     fresh = [finding for finding in fresh if finding.rule_id != "injection.model"]
                 else:
-                    attacked = attacked or part.part.startswith("request.messages")
-            if part.part.startswith("request"):
+                    attacked = attacked or part.part.startswith(("request.messages", "other_texts"))
+            if part.is_request:
                 request_prints.update(finding.fingerprint for finding in fresh)
             else:
                 fresh = [_echo(finding) if finding.fingerprint in request_prints else finding for finding in fresh]
@@ -133,14 +146,16 @@ class ExchangeDetector:
 
     def _scan(self, exchange_id: str, part: TextPart, streams: AnswerStreams | None, *, with_model: bool, lean: bool) -> TextResult:
         stream = streams.saw(part) if streams is not None else None
-        judge = with_model and part.kind not in ("reasoning", "refusal", "error")
+        # Of the model's own words, reasoning and refusals are not judged. Its earlier turns are whatever the client says they were.
+        judge = with_model and (part.is_request or part.kind not in ("reasoning", "refusal", "error"))
+        role = "user" if part.is_request and part.role in OWN_ROLES else part.role
         if stream is not None:
             stream.close()
             return self.scanner.result(stream, part.text, part=part.part, exchange_id=exchange_id, judge=judge)
-        key = blake2b(f"{part.role}\0{judge}{lean}\0{part.text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        key = blake2b(f"{role}\0{judge}{lean}\0{part.text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
         kept = self._cache.get(key)
         if kept is None:
-            stream = scan_whole(self.scanner.lean_plan if lean else self.scanner.plan, part.text, part.role)
+            stream = scan_whole(self.scanner.lean_plan if lean else self.scanner.plan, part.text, role)
             result = self.scanner.result(stream, part.text, part=part.part, exchange_id=exchange_id, judge=judge, streamed=False)
             self._cache[key] = result
             if len(self._cache) > CACHE_TEXTS:
@@ -194,6 +209,17 @@ class ExchangeDetector:
                     )
                     break
         return found
+
+    def _unread(self, exchange_id: str, names: Sequence[str]) -> list[Finding]:
+        rule = self.scanner.rules.by_id.get("unread.body")
+        if rule is None:
+            return []
+        fingerprint = self.scanner.fingerprint(" ".join(names))
+        return [
+            make_finding(
+                rule, exchange_id=exchange_id, part="exchange", start=0, end=0, preview="", fingerprint=fingerprint, note=", ".join(names)
+            )
+        ]
 
     def _plain(self, exchange_id: str, part: TextPart, rule_id: str, start: int, end: int, note: str) -> list[Finding]:
         rule = self.scanner.rules.by_id.get(rule_id)

@@ -48,6 +48,6 @@ def redacted(exchange: Exchange) -> Exchange:
         exchange,
         **{
             name: masked(getattr(exchange, name))
-            for name in ("input_text", "output_text", "reasoning_text", "refusal_text", "tool_calls", "request", "response")
+            for name in ("input_text", "output_text", "reasoning_text", "refusal_text", "tool_calls", "request", "response", "other_texts")
         },
     )

@@ -54,7 +54,7 @@ class Worker:
         elif isinstance(message, Examine):
             assert self._detector is not None
             streams = self._streams.pop(message.stream, None)
-            report = self._detector.examine(message.exchange_id, message.parts, streams, pressure=message.pressure)
+            report = self._detector.examine(message.exchange_id, message.parts, streams, pressure=message.pressure, unread=message.unread)
             self._reply(Examined(message.number, report))
         elif isinstance(message, Forget):
             self._streams.pop(message.stream, None)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from llmsec_analyzer.detectors.exchange_parts import Report, text_parts
+from llmsec_analyzer.detectors.exchange_parts import Report, text_parts, unread
 from llmsec_analyzer.detectors.redact import redacted
 from llmsec_analyzer.detectors.risk import SEVERITIES, rank
 from llmsec_analyzer.detectors.settings import DetectionSettings
@@ -217,7 +217,7 @@ class DetectionProcess:
 
     def _question(self, entry: _Waiting, stream: int) -> Examine:
         pressure = 0 if self._may_wait else sum(self._queued >= share * MAX_QUEUED_BYTES for share in _PRESSURE)
-        return Examine(entry.number, stream, entry.exchange.exchange_id, pressure, list(text_parts(entry.exchange)))
+        return Examine(entry.number, stream, entry.exchange.exchange_id, pressure, list(text_parts(entry.exchange)), unread(entry.exchange))
 
     def _send(self, message: ToWorker) -> int:
         data = frame(message)

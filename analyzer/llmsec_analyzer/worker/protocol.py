@@ -33,13 +33,17 @@ class Increments(msgspec.Struct, tag="increments", array_like=True):
 
 
 class Examine(msgspec.Struct, tag="examine", array_like=True):
-    """A whole exchange. `stream` is the one its answer came by, 0 where none did; `pressure` the step that the queue asks for."""
+    """A whole exchange. `stream` is the one its answer came by, 0 where none did; `pressure` the step that the queue asks for.
+
+    `unread`: anomalies by which something of it was not read.
+    """
 
     number: int
     stream: int
     exchange_id: str
     pressure: int
     parts: list[TextPart]
+    unread: list[str] = []
 
 
 class Forget(msgspec.Struct, tag="forget", array_like=True):

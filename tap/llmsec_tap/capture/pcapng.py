@@ -7,14 +7,18 @@ sequence numbers. https://www.ietf.org/archive/id/draft-ietf-opsawg-pcapng-05.ht
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import os
+import stat
 import struct
 from collections import OrderedDict
 from typing import BinaryIO, Final
 
 from llmsec_tap import __version__
 from llmsec_tap.capture.ebpf import events
+from llmsec_tap.capture.masked import StreamMasker
+from llmsec_tap.capture.masked_packets import PacketMasker, checksum
 from llmsec_tap.errors import SourceError
 from llmsec_tap.model import Process
 from llmsec_tap.reassembly.flow import Flow
@@ -32,13 +36,19 @@ _Key = tuple[int, int, int]
 
 
 class PcapngWriter:
-    """Blocks to a file. Raises SourceError where the file cannot be made; a failing write stops the writing and is kept in `fault`."""
+    """Blocks to a file. Raises SourceError where the file cannot be made; a failing write stops the writing and is kept in `fault`.
 
-    def __init__(self, path: str) -> None:
+    Credentials are masked (masked.py) unless `keeps_secrets`.
+    """
+
+    def __init__(self, path: str, *, keeps_secrets: bool = False) -> None:
         try:
             self._file: BinaryIO = open(path, "wb", opener=_private)  # noqa: SIM115 - closed by close(); Path has no opener
         except OSError as fault:
+            if fault.errno == errno.ELOOP:
+                raise SourceError(f"{path} is a symbolic link", "Name the file itself.") from None
             raise SourceError(f"cannot write {path}: {fault.strerror}", "Name a file in a folder that you may write to.") from None
+        self.keeps_secrets = keeps_secrets
         self.fault: str | None = None
         self.packets = 0
         options = _option(_OPT_APPLICATION, f"llmsec-tap {__version__}".encode()) + _option(0, b"")
@@ -57,9 +67,11 @@ class PcapngWriter:
 
     def copying(self, handle: PacketHandler) -> PacketHandler:
         """`handle` with a copy of each packet (raw IP) to the file first."""
+        masker = None if self.keeps_secrets else PacketMasker()
 
         def both(ts_ns: int, buffer: bytes, start: int, end: int, on_wire: int) -> None:
-            self.packet(ts_ns, buffer[start:end], on_wire)
+            data = buffer[start:end]
+            self.packet(ts_ns, data if masker is None else masker.masked(data), on_wire)
             handle(ts_ns, buffer, start, end, on_wire)
 
         return both
@@ -71,6 +83,10 @@ class PcapngWriter:
                 self._file.write(struct.pack("<II", kind, length) + body + b"\0" * (-len(body) % 4) + struct.pack("<I", length))
             except OSError as fault:
                 self.fault = fault.strerror or "write failed"
+
+    def give_to(self, uid: int, gid: int) -> None:
+        """The file belongs to another user from now on."""
+        os.fchown(self._file.fileno(), uid, gid)
 
     def flush(self) -> None:
         if self.fault is None:
@@ -96,7 +112,7 @@ class _Half:
 
 
 class _Connection:
-    __slots__ = ("comment", "is_midstream", "local", "remote", "started")
+    __slots__ = ("comment", "is_midstream", "local", "maskers", "remote", "started")
 
     def __init__(self, facts: Flow) -> None:
         self.local, self.remote = _Half(facts.first), _Half(facts.second)
@@ -106,6 +122,7 @@ class _Connection:
         self.comment = describe(facts.process)
         self.is_midstream = facts.is_midstream
         self.started = False
+        self.maskers = (StreamMasker(), StreamMasker())  # by direction
 
 
 class FlowWriter:
@@ -127,6 +144,8 @@ class FlowWriter:
         sender, receiver = _ends(connection, direction)
         if not connection.started:
             self._start(connection, ts_ns, sender, receiver, data)
+        if not self._writer.keeps_secrets:
+            data = connection.maskers[direction == events.WRITE].feed(data)
         comment = connection.comment
         for at in range(0, len(data), _SEGMENT_BYTES):
             piece = data[at : at + _SEGMENT_BYTES]
@@ -154,6 +173,7 @@ class FlowWriter:
         if connection is not None:
             sender, receiver = _ends(connection, direction)
             connection.started = True
+            connection.maskers[direction == events.WRITE].skip(length)
             sender.seq = sender.seq + length & 0xFFFFFFFF
             self._segment(ts_ns, receiver, sender, ACK, b"")  # the receiver has them: so a reader knows they are lost, not late
 
@@ -171,11 +191,10 @@ class FlowWriter:
         addresses = source.address.packed + target.address.packed
         length = len(header) + len(data)
         pseudo = struct.pack(">HH", 6, length) if source.address.version == 4 else struct.pack(">II", length, 6)
-        checksum = _checksum(addresses + pseudo + header + data)
-        tcp = header[:16] + struct.pack(">H", checksum) + header[18:] + data
+        tcp = header[:16] + struct.pack(">H", checksum(addresses + pseudo + header + data)) + header[18:] + data
         if source.address.version == 4:
             ip = struct.pack(">BBHHHBBH", 0x45, 0, 20 + length, 0, 0x4000, 64, 6, 0) + addresses
-            ip = ip[:10] + struct.pack(">H", _checksum(ip)) + ip[12:]
+            ip = ip[:10] + struct.pack(">H", checksum(ip)) + ip[12:]
         else:
             ip = struct.pack(">IHBB", 0x60000000, length, 6, 64) + addresses
         self._writer.packet(ts_ns, ip + tcp, comment=comment)
@@ -197,18 +216,19 @@ def _ends(connection: _Connection, direction: int) -> tuple[_Half, _Half]:
     return (connection.local, connection.remote) if direction == events.WRITE else (connection.remote, connection.local)
 
 
-def _checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071): the sum of 16-bit words in ones' complement is the number modulo 65,535."""
-    if len(data) % 2:
-        data += b"\0"
-    total = int.from_bytes(data, "big") % 0xFFFF
-    return 0xFFFF - total or 0xFFFF
-
-
 def _option(code: int, value: bytes) -> bytes:
     return struct.pack("<HH", code, len(value)) + value + b"\0" * (-len(value) % 4)
 
 
 def _private(path: str, flags: int) -> int:
-    """It holds decrypted content: for its owner alone."""
-    return os.open(path, flags, 0o600)
+    """It holds decrypted content: for its owner alone, also where a file of that name was there before with another mode."""
+    descriptor = os.open(path, flags & ~os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")  # noqa: TRY301 - the descriptor is closed below
+        os.fchmod(descriptor, 0o600)
+        os.ftruncate(descriptor, 0)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor

@@ -87,6 +87,9 @@ def capture(
     write: Annotated[
         str | None, typer.Option("--write", help="Also write the decrypted traffic as an ordinary capture file.", metavar="FILE.pcapng")
     ] = None,
+    write_secrets: Annotated[
+        bool, typer.Option("--write-secrets", help="With --write: keep credentials in the file, which are masked otherwise.")
+    ] = False,
     output: Annotated[Format, typer.Option("--format", help="What is printed for each exchange.")] = Format.TABLE,
     store: Annotated[
         str, typer.Option("--store", envvar="LLMSEC_STORE", metavar="FOLDER", help="Where exchanges are kept; `none` keeps nothing.")
@@ -152,6 +155,8 @@ def capture(
         raise ConfigError("one offset is not enough", "Give both --ssl-read-offset and --ssl-write-offset.")
     if ring_size & (ring_size - 1):
         raise ConfigError(f"--ring-size {ring_size} is not a power of two", "For example 16384.")
+    if write_secrets and write is None:
+        raise ConfigError("--write-secrets needs --write", "Name the file.")
     if redact and not detect:
         raise ConfigError("--redact needs detection", "Leave out --no-detect.")
     given = None if read_offset is None or write_offset is None else (_offset(read_offset), _offset(write_offset))
@@ -172,6 +177,7 @@ def capture(
                 interfaces=tuple(iface or ()),
                 ports=frozenset(port) if port else None,
                 write=write,
+                write_secrets=write_secrets,
                 output=output.value,
                 listing=listed,
                 store=None if store == "none" else store,

@@ -71,6 +71,7 @@ class CaptureRun:
         interfaces: tuple[str, ...],
         ports: frozenset[int] | None,
         write: str | None,
+        write_secrets: bool,
         output: str,
         listing: tuple[str, Callable[[Exchange], str]] | None,
         store: str | None,
@@ -92,7 +93,9 @@ class CaptureRun:
         if write is not None:
             from llmsec_tap.capture.pcapng import PcapngWriter
 
-            self._pcapng = PcapngWriter(write)
+            self._pcapng = PcapngWriter(write, keeps_secrets=write_secrets)
+            if user is not None and "SUDO_UID" in os.environ:
+                self._pcapng.give_to(user.uid, user.gid)
         estimator = TokenEstimator(tokenizer)
         detection = None
         if start_detection is not None:

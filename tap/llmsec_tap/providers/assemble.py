@@ -8,17 +8,22 @@ A dialect that raises is a defect of ours: it is caught here, counted as `decode
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 from llmsec_tap import limits
-from llmsec_tap.model import AnomalyCount, Completeness, Exchange, Framing, Request, Response
-from llmsec_tap.providers.base import JSON, Dialect, EventHandler, NotJSON, RequestView, ResponseView, parse_json
+from llmsec_tap.anomalies import UNREAD
+from llmsec_tap.model import AnomalyCount, Completeness, Exchange, Framing, OtherText, Request, Response
+from llmsec_tap.providers.base import JSON, Dialect, EventHandler, NotJSON, RequestView, ResponseView, is_costly, is_json_lines, parse_json
 from llmsec_tap.providers.body import FRAME_PARSERS, FRAMING_BY_TYPE, Body, FrameParser, looks_like_sse
-from llmsec_tap.providers.credentials import Fingerprinter, clean_text, credential_of, mask_target
+from llmsec_tap.providers.charsets import likely_text, seen_text
+from llmsec_tap.providers.credentials import Fingerprinter, clean_text, credential_of
 from llmsec_tap.providers.draft import DeltaListener, Draft
 from llmsec_tap.providers.failures import read_failure
-from llmsec_tap.providers.registry import auxiliary, classify, classify_response, identify
+from llmsec_tap.providers.loose_json import read_loosely, texts_in
+from llmsec_tap.providers.masking import mask_method, mask_record, mask_target
+from llmsec_tap.providers.registry import auxiliary, classify_response, identify
+from llmsec_tap.providers.request_reading import fold_case, has_token_ids, needs_folding, read_body, read_left_over, settle
 from llmsec_tap.providers.timing import timings
 from llmsec_tap.reassembly.flow import Flow
 from llmsec_tap.reassembly.http1 import NO_BODY, Head
@@ -38,7 +43,7 @@ class ListenerFactory(Protocol):
 class Context:
     """What all exchanges of a run share."""
 
-    __slots__ = ("body_bytes", "fingerprint", "listener_factory", "on_defect", "on_exchange", "shield")
+    __slots__ = ("fingerprint", "listener_factory", "on_defect", "on_exchange", "shield")
 
     def __init__(
         self,
@@ -54,7 +59,6 @@ class Context:
         self.on_defect = on_defect  # told the decoder's name, inside the except block
         self.listener_factory = listener_factory
         self.shield = shield  # off in tests, so that a decoder's defect is seen
-        self.body_bytes = 0  # held by all exchanges together
 
 
 class ExchangeAssembly:
@@ -69,8 +73,10 @@ class ExchangeAssembly:
         "_frames",
         "_framing",
         "_handler",
+        "_held",
         "_last_ns",
         "_ordinal",
+        "_read_bytes",
         "_request_head",
         "_response_body_ns",
         "_response_head",
@@ -81,6 +87,7 @@ class ExchangeAssembly:
         "context",
         "draft",
         "flow",
+        "has_room",
         "request",
         "response",
         "response_view",
@@ -93,9 +100,12 @@ class ExchangeAssembly:
         self.client = client
         self.server = server
         self._ordinal = ordinal
+        self._held = 0
+        self._read_bytes = (0, 0)  # of what could not be read, and of copies that differed: looked at with the request
+        self.has_room = self.reserve(limits.EXCHANGE_COST_BYTES)
         self.request = Body(self, self._request_data)
         self.response = Body(self, self._first_response_data)
-        self.draft = Draft()
+        self.draft = Draft(reserve=self.reserve)
         self._anomalies: dict[str, int] = {}
         self._request_head: Head | None = None
         self._response_head: Head | None = None
@@ -108,7 +118,7 @@ class ExchangeAssembly:
         self._started_ns: int | None = None
         self._last_ns = 0
         self._response_body_ns: int | None = None
-        self._digest = hashlib.blake2b(digest_size=10)
+        self._digest = hashlib.blake2b(digest_size=16)
         self._truncated = False
         self._counted = False
         self._done = False
@@ -140,23 +150,38 @@ class ExchangeAssembly:
         head = self._request_head
         if head is None or self._view is not None:
             return
-        raw = self.request.take()
+        raw, undecoded, others = self.request.take(), self.request.raw_prefix, self.request.other_bytes
         view = self._view = RequestView(head.method, head.target, _joined(head), raw)
-        content_type = view.headers.get("content-type", "")
         # A gap inside a long text leaves JSON that still reads, with both sides of the text joined; elsewhere it does not read.
-        if raw and (raw[:1] in b"{[ \r\n\t" or "json" in content_type):
-            try:
-                view.body = parse_json(raw, self.draft)
-                view.body_is_json = True
-            except NotJSON:
-                if "json" in content_type and not self.request.gapped:
-                    self.anomaly("body_bad_json")
-        self._dialect = self._guarded(lambda: classify(view))
-        if self._dialect is not None:
-            dialect = self._dialect
-            self._guarded(lambda: dialect.decode_request(view, self.draft))
+        self._guarded(lambda: self._read_request(view, raw, undecoded, others))
         view.raw = b""
         view.body = _scalars(view.body)
+        self.draft.request_cost(view.body)
+
+    def _read_request(self, view: RequestView, raw: bytes, undecoded: bytes, others: bytes) -> None:
+        """`undecoded` and `others` are bytes beside the body: what could not be read of it, and copies that differed."""
+        self._read_bytes = len(undecoded), len(others)
+        reading = read_body(view, raw or undecoded, self.draft, self._body_anomaly)
+        reading.texts += [("$", likely_text(more)) for more in (undecoded if raw else b"", others) if more]
+        self._dialect = dialect = settle(view, reading, self.anomaly)
+        if dialect is not None:
+            self._guarded(lambda: dialect.decode_request(view, self.draft))
+        elif auxiliary(view, None) is None:
+            return
+        left = read_left_over(view, reading, self.draft)
+        if dialect is not None and needs_folding(view, left) and self._response_head is None and fold_case(view, reading, self.anomaly):
+            fresh = Draft(self.draft.listener, self.reserve)
+            fresh.anomalies, self.draft = self.draft.anomalies, fresh
+            self._guarded(lambda: dialect.decode_request(view, self.draft))
+            left = read_left_over(view, reading, self.draft)
+        self.draft.other_texts += left.found
+        if has_token_ids(view.body):
+            self.anomaly("prompt_token_ids")
+
+    def _body_anomaly(self, name: str) -> None:
+        """Of damage that lost bytes explain, the loss says enough."""
+        if name != "body_bad_json" or not self.request.gapped:
+            self.anomaly(name)
 
     # --- the response -------------------------------------------------------------------------------------------------
 
@@ -164,7 +189,6 @@ class ExchangeAssembly:
         self._response_head = head
         if self._started_ns is None:
             self._started_ns = head.ts_ns
-        self._digest.update(b"%d" % head.status)
         self.response.head(head)
         self.response_view = ResponseView(head.status, _joined(head))
 
@@ -174,6 +198,8 @@ class ExchangeAssembly:
         view = self.response_view
         assert view is not None
         framing = FRAMING_BY_TYPE.get(view.content_type)
+        if framing == "sse" and data.lstrip()[:1] in (b"{", b"["):
+            framing = None  # a whole answer under the type of a stream: no line of an event stream begins so
         # An answer may come before the request's last byte (a refusal): a whole one is read when the request has ended, but a
         # stream is read as it comes, with what there is of the request.
         if framing is not None or self.request.ended is not None:
@@ -181,7 +207,8 @@ class ExchangeAssembly:
         if framing is None and self._view is not None and self._dialect is not None:
             dialect, request = self._dialect, self._view
             framing = self._guarded(lambda: dialect.framing(request, view))
-        if framing is None and view.content_type in ("", "text/plain", "application/octet-stream") and looks_like_sse(data):
+        plain = view.content_type in ("", "text/plain", "application/octet-stream")
+        if framing is None and (plain or self._dialect is not None) and looks_like_sse(data):
             framing = "sse"
         if framing is None:
             self.response.on_data = self._buffered_data
@@ -191,7 +218,7 @@ class ExchangeAssembly:
         if self._dialect is not None:
             dialect = self._dialect
             self._handler = self._guarded(lambda: dialect.stream(self._view, view, self.draft))
-        self._frames = FRAME_PARSERS[framing](self._event, self.anomaly)
+        self._frames = FRAME_PARSERS[framing](self._event, self.anomaly, self.reserve)
         self._frames.feed(ts_ns, data)
         self.response.stream_into(self._frames)
 
@@ -284,6 +311,8 @@ class ExchangeAssembly:
         listener, self.draft.listener = self.draft.listener, None
         if listener is not None:
             listener.finished(exchange)
+        del self.draft, self._view
+        self.flow.reserve(-self._held)
         self.context.on_exchange(exchange)
 
     def _whole_response(self, view: ResponseView, raw: bytes) -> None:
@@ -292,13 +321,9 @@ class ExchangeAssembly:
             try:
                 body = parse_json(raw, self.draft)
             except NotJSON:
-                if (
-                    self.response.ended == "complete"
-                    and not (self.response.gapped or self._truncated)
-                    and self._dialect
-                    and "json" in view.content_type
-                ):
-                    self.anomaly("body_bad_json")
+                if self._streamed_late(view, raw):
+                    return
+                body = self._guarded(lambda: self._loose_response(view, raw))
         draft, request = self.draft, self._view
         request_is_unreadable = request is None or (self.request.bytes > 0 and not request.body_is_json)
         if self._dialect is None and body is not None and request_is_unreadable:
@@ -308,6 +333,54 @@ class ExchangeAssembly:
             self._guarded(lambda: dialect.decode_response(request, view, body, at, draft))
         elif view.status >= 400:
             self._guarded(lambda: read_failure(view, body, draft))  # of an auxiliary call, if it turns out to be one
+
+    def _streamed_late(self, view: ResponseView, raw: bytes) -> bool:
+        """A stream under the type of a whole answer: lines of JSON, or events behind white space."""
+        dialect = self._dialect
+        framing: Framing | None = "sse" if looks_like_sse(raw.lstrip()) else "ndjson" if is_json_lines(raw) else None
+        if dialect is None or framing is None or view.status >= 400:
+            return False
+        self._framing = framing
+        self._handler = self._guarded(lambda: dialect.stream(self._view, view, self.draft))
+        at = self._response_body_ns or self._last_ns
+        frames = FRAME_PARSERS[framing](self._event, self.anomaly, self.reserve)
+        frames.feed(at, raw)
+        frames.end(at)
+        return True
+
+    def _loose_response(self, view: ResponseView, raw: bytes) -> JSON:
+        """What can be had of an answer that is no JSON as it stands: its value as far as it goes, and its text for detection."""
+        content_type = view.headers.get("content-type", "")
+        is_small = len(raw) <= limits.MAX_LOOSE_BODY_BYTES and not is_costly(raw)
+        raw = raw[: limits.MAX_LOOSE_BODY_BYTES]
+        loose = read_loosely(raw, content_type) if is_small else None
+        lost = self.response.gapped or self._truncated or self.response.ended != "complete"
+        for name in loose.marks if loose is not None else ():
+            if name != "body_bad_json" or (self._dialect is not None and not lost):
+                self.anomaly(name)
+        if loose is not None:
+            self._unread_texts(loose.rest)
+            return loose.value
+        if not view.content_type.startswith(("image/", "audio/", "video/")):
+            text, is_whole = seen_text(raw, content_type)
+            self._unread_texts([text])
+            if self._dialect is not None and not lost:
+                if "json" in view.content_type:
+                    self.anomaly("body_bad_json")
+                elif not is_whole:
+                    self.anomaly("body_unreadable")
+        return None
+
+    def _late_bytes(self) -> None:
+        """What the parser gave out of the request after it had ended: bytes that it skipped, copies that differed."""
+        raw, others = self.request.raw_prefix, self.request.other_bytes
+        for data in (raw[self._read_bytes[0] :], others[self._read_bytes[1] :]):
+            if data:
+                text = likely_text(data)
+                self._unread_texts((text, *texts_in(text)), path="$")
+
+    def _unread_texts(self, texts: Iterable[str], path: str = "response") -> None:
+        self.draft.other_texts += [OtherText(path=path, text=text[: limits.MAX_OTHER_TEXT_CHARS]) for text in texts if text.strip()]
 
     def _record(self, ts_ns: int) -> Exchange:
         draft, head, response_head = self.draft, self._request_head, self._response_head
@@ -336,7 +409,7 @@ class ExchangeAssembly:
             provider=provider,
             api=api,
             operation=operation,
-            method=head.method if head else None,
+            method=mask_method(head.method, self.context.fingerprint) if head else None,
             path=mask_target(head.target, self.context.fingerprint) if head else None,
             http_version=(head or response_head).version if head or response_head else None,  # type: ignore[union-attr]
             status=response_head.status if response_head else None,
@@ -370,9 +443,19 @@ class ExchangeAssembly:
             exchange.response.error_message = draft.error_message
             exchange.response.embeddings = draft.embeddings
             exchange.response.embedding_dimensions = draft.embedding_dimensions
+            self._unread_texts(likely_text(data) for data in (*draft.unread, self.response.raw_prefix, self.response.other_bytes) if data)
+            self._late_bytes()
+            exchange.other_texts = draft.other_texts
+            mask_record(exchange, self.context.fingerprint)
             timings(exchange, draft)
             if streaming and completeness == "complete" and not draft.terminated and not any(exchange.finish_reasons):
                 self.anomaly("stream_unterminated")
+            for why in (self.request.unreadable, self.response.unreadable):
+                if why is not None and why not in self._anomalies:
+                    self.anomaly(why)
+            unread = self.request.unreadable or self.response.unreadable or not UNREAD.isdisjoint(self._anomalies)
+            if completeness == "complete" and unread:
+                exchange.completeness = "unreadable"
         if self._view is not None:
             credential = credential_of(self._view)
             exchange.api_key_fingerprint = self.context.fingerprint(credential) if credential else None
@@ -390,31 +473,43 @@ class ExchangeAssembly:
             ends.discard(self.response.ended)  # the stream's own last event came: nothing of it is missing
         if ends & {"damage"}:
             return "gapped"
-        if self._truncated or ends & {"capture_end", "expired", None}:
+        if self._truncated or ends & {"capture_end", "expired", "memory", None}:
             return "truncated"
         return "aborted" if ends & _ABORTED else "complete"
 
     def _id(self) -> str:
-        """48 bits of time, so that ids sort by it, then 80 bits of content: the same capture gives the same id."""
+        """48 bits of time, so that ids sort by it, then 80 bits of request and place: the same capture gives the same id.
+
+        Under the key of this installation: who has a record cannot try guesses of its request against its id. Nothing of the
+        answer is in it, so it can be told as soon as the request is known.
+        """
         self._digest.update(f"{self.client} {self.server} {self._started_ns} {self._ordinal}".encode())
         milliseconds = max(0, (self._started_ns or 0) // 1_000_000) & 0xFFFFFFFFFFFF
-        return f"{milliseconds:012x}{self._digest.hexdigest()}"
+        return f"{milliseconds:012x}{self.context.fingerprint('exchange ' + self._digest.hexdigest())[:20]}"
 
     # --- faults -------------------------------------------------------------------------------------------------------
 
     def anomaly(self, name: str, count: int = 1) -> None:
         self._anomalies[name] = self._anomalies.get(name, 0) + count
 
+    def unread(self, ts_ns: int, name: str, data: bytes) -> None:
+        if self._started_ns is None:
+            self._started_ns = ts_ns
+        self.request.unread(name, data)
+
+    def other(self, data: bytes, *, of_client: bool) -> None:
+        (self.request if of_client else self.response).other(data)
+
     def reserve(self, size: int) -> bool:
-        if size > 0 and self.context.body_bytes + size > limits.MAX_BODY_BYTES_TOTAL:
+        if not self.flow.reserve(size):
             return False
-        self.context.body_bytes += size
+        self._held += size
         return True
 
-    def truncate(self) -> None:
-        if not self._truncated:
-            self._truncated = True
-            self.anomaly("http_body_limit")
+    def truncate(self, why: str) -> None:
+        self._truncated = True
+        if why not in self._anomalies:
+            self.anomaly(why)
 
     def _guarded(self, call: Callable[[], _T | None]) -> _T | None:
         try:

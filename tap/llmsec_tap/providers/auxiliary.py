@@ -51,6 +51,7 @@ _UNMISTAKABLE: Final = re.compile(
     r"|moderations|fine_tuning/jobs|realtime/(sessions|client_secrets|calls)|chat/completions/batch)(/|$)"
     r"|/model/[^/]+/count-tokens$|:(countTokens|computeTokens|batchGenerateContent)$"
 )
+_THREAD_MESSAGES: Final = re.compile(r"/v1/threads/[^/]+/messages$")
 # On hosts that vouch for themselves by a header.
 _VOUCHED: Final = re.compile(r"(?i)llama\.cpp|ollama|vllm|sglang")
 
@@ -75,6 +76,8 @@ def auxiliary(request: RequestView, response: ResponseView | None) -> str | None
     if operation == "rerank" and isinstance(body.get("query"), str):
         return operation
     # Only scalars of the body may be left by now.
+    if operation == "assistant" and _THREAD_MESSAGES.search(path) and isinstance(body.get("role"), str):
+        return operation
     if operation == "tokenize" and isinstance(body.get("model"), str):
         return operation
     if operation == "classify" and isinstance(body.get("model"), str) and (isinstance(body.get("input"), str) or "text_1" in body):

@@ -7,12 +7,14 @@ A dialect never sees the HTTP version, chunking, content coding or stream framin
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
+from llmsec_tap.limits import MAX_JSON_COST_BYTES
 from llmsec_tap.model import Framing
 from llmsec_tap.providers.draft import Draft
 
@@ -23,7 +25,7 @@ EventHandler = Callable[[int, "str | None", bytes], None]
 
 
 class RequestView:
-    """A request as a dialect sees it. `path` is as on the wire, percent-encoded, without query; header names are lower case."""
+    """A request as a dialect sees it. `path` is as servers take it (`normal_path`), without query; header names are lower case."""
 
     __slots__ = ("_query", "body", "body_is_json", "headers", "host", "method", "path", "query_string", "raw")
 
@@ -31,7 +33,8 @@ class RequestView:
         self.method = method
         if "://" in target[:16]:  # absolute form, RFC 9112 3.2.2
             target = "/" + target.partition("://")[2].partition("/")[2]
-        self.path, _, self.query_string = target.partition("?")
+        path, _, self.query_string = target.partition("#")[0].partition("?")
+        self.path = normal_path(path) if _UNUSUAL_PATH.search(path) else path
         self.headers = headers
         self.host = headers.get("host", "").lower()
         self.raw = raw
@@ -53,6 +56,39 @@ class RequestView:
     def get(self, key: str) -> JSON:
         """A field of the JSON body, or None where there is no such object."""
         return self.body.get(key) if isinstance(self.body, dict) else None
+
+
+_UNUSUAL_PATH = re.compile(r"%(?!2[Ff])|//|/\.|;|\\")
+_ENCODED = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
+
+
+def normal_path(path: str) -> str:
+    """A path as a server routes it: percent-encodings undone, empty and dot segments and matrix parameters taken out (RFC 3986 6.2.2).
+
+    `%2F`, `%25`, `%3F`, `%23` and `%3B` stay: decoded they would be another path, or another character of the same one.
+    """
+    kept: list[str] = []
+    segments = path.split("/")
+    for number, segment in enumerate(segments):
+        plain = _ENCODED.sub(_decoded, segment.partition(";")[0])
+        if plain in ("", "."):
+            if number == len(segments) - 1 and kept:
+                kept.append("")
+        elif plain == "..":
+            kept[-1:] = []
+        else:
+            kept.append(plain)
+    return "/" + "/".join(kept)
+
+
+def loose_path(path: str) -> str:
+    r"""The same for servers that decode `%2F` before they route (Starlette), take `\` for `/`, or do not look at case (Express)."""
+    return normal_path(path.replace("%2F", "/").replace("%2f", "/").replace("\\", "/").replace("%5C", "/").replace("%5c", "/")).lower()
+
+
+def _decoded(found: re.Match[str]) -> str:
+    text = unquote(found[0])
+    return "".join(f"%{ord(character):02X}" if character in "/%?#;" else character for character in text)
 
 
 class ResponseView:
@@ -109,8 +145,13 @@ def parse_json(data: bytes, draft: Draft | None = None) -> JSON:
     """Decode JSON; what strict decoders refuse but real servers send is read leniently and noted on the draft.
 
     Lenient are: NaN and Infinity, control characters in strings, invalid UTF-8 and lone surrogates (both become U+FFFD
-    unless two halves of a pair meet when deltas are joined). Raises NotJSON.
+    unless two halves of a pair meet when deltas are joined). Raises NotJSON, also for what would take more memory than
+    limits.MAX_JSON_COST_BYTES (`json_limit`).
     """
+    if is_costly(data):
+        if draft is not None:
+            draft.anomaly("json_limit")
+        raise NotJSON
     try:
         return _decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -122,6 +163,52 @@ def parse_json(data: bytes, draft: Draft | None = None) -> JSON:
     if draft is not None:
         draft.anomaly("json_not_strict")
     return value
+
+
+def joined_events(data: bytes) -> list[bytes]:
+    """The data of one event as lines, where each is JSON of its own: some servers part events by one line feed only, not two."""
+    lines = [line for line in data.split(b"\n") if line.strip()]
+    if len(lines) < 2:
+        return []
+    for line in lines:
+        try:
+            parse_json(line)
+        except NotJSON:
+            if line.strip() != b"[DONE]":
+                return []
+    return lines
+
+
+def is_json_lines(data: bytes) -> bool:
+    """Whether several JSON objects stand one behind the other, each on its line."""
+    first, line_feed, rest = data.strip().partition(b"\n")
+    if not line_feed or not rest.lstrip().startswith(b"{"):
+        return False
+    try:
+        return isinstance(parse_json(first), dict)
+    except NotJSON:
+        return False
+
+
+# The least that any value takes on the wire is two bytes ("[,"), the most that it takes in memory is below 256.
+_SURELY_CHEAP = MAX_JSON_COST_BYTES // 128
+
+
+def is_costly(data: bytes) -> bool:
+    """Whether JSON would take more memory than limits.MAX_JSON_COST_BYTES when decoded."""
+    return len(data) > _SURELY_CHEAP and _cost(data) > MAX_JSON_COST_BYTES
+
+
+def _cost(data: bytes) -> int:
+    """What the decoded value of this JSON takes at most, in bytes (CPython 3.11, 64 bits)."""
+    # A character takes 1, 2 or 4 bytes, after the widest of its string (PEP 393).
+    is_wide = b"\\u" in data or any(lead in data for lead in _FOUR_BYTES)
+    width = 1 if data.isascii() and not is_wide else 4 if is_wide else 2
+    dicts, lists, strings, values = (data.count(mark) for mark in (b"{", b"[", b'"', b","))
+    return len(data) * width + 240 * dicts + 72 * lists + 26 * strings + 40 * values
+
+
+_FOUR_BYTES = [bytes([lead]) for lead in range(0xF0, 0xF5)]
 
 
 def text_of(value: JSON) -> str | None:

@@ -7,11 +7,9 @@ without the key a short or guessable one cannot be tried against it, as it could
 from __future__ import annotations
 
 import hashlib
-import hmac
 import re
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import unquote_plus
 
 import msgspec
 
@@ -35,16 +33,22 @@ _KEY_HEADERS = (
     "proxy-authorization",
 )
 _SIGV4 = re.compile(r"AWS4-[A-Z0-9-]+ +Credential=([A-Za-z0-9]{8,128})/")
-# Query names that carry keys, tokens or signatures: exact names, and parts that mark one.
-_SECRET_NAMES = frozenset(("key", "sig", "code", "auth", "jwt", "sas", "session", "awsaccesskeyid", "x-amz-credential"))
-_SECRET_PARTS = ("api_key", "apikey", "api-key", "token", "secret", "signature", "password", "credential", "authorization")
+# Query names that say who calls; more names than these carry secrets (secret_shapes.py).
+_CALLER_NAMES = frozenset(("key", "sig", "code", "auth", "jwt", "sas", "session", "awsaccesskeyid", "x-amz-credential"))
+_CALLER_PARTS = ("api_key", "apikey", "api-key", "token", "secret", "signature", "password", "credential", "authorization")
 
 
 def fingerprinter(key: bytes) -> Fingerprinter:
     """A function from credential to fingerprint (32 hex digits) under `key`."""
+    # HMAC (RFC 2104) with both keyed states made once: several are needed for each exchange.
+    padded = (key if len(key) <= 64 else hashlib.sha256(key).digest()).ljust(64, b"\0")
+    inner, outer = hashlib.sha256(bytes(byte ^ 0x36 for byte in padded)), hashlib.sha256(bytes(byte ^ 0x5C for byte in padded))
 
     def fingerprint(credential: str) -> str:
-        return hmac.new(key, credential.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:32]
+        first, second = inner.copy(), outer.copy()
+        first.update(credential.encode("utf-8", "surrogatepass"))
+        second.update(first.digest())
+        return second.hexdigest()[:32]
 
     return fingerprint
 
@@ -65,32 +69,10 @@ def credential_of(request: RequestView) -> str | None:
             scheme, space, rest = value.partition(" ")
             return rest.strip() if space and scheme.lower() in ("bearer", "basic") else value
     for name, value in request.query.items():
-        if value and is_secret_name(name):
-            return value.partition("/")[0] if name.lower() == "x-amz-credential" else value
+        lower = name.lower()
+        if value and (lower in _CALLER_NAMES or any(part in lower for part in _CALLER_PARTS)):
+            return value.partition("/")[0] if lower == "x-amz-credential" else value
     return headers.get("cookie") or None
-
-
-def is_secret_name(name: str) -> bool:
-    """Whether a query field or body field of this name carries a credential."""
-    name = unquote_plus(name).lower()
-    return name in _SECRET_NAMES or any(part in name for part in _SECRET_PARTS)
-
-
-def mask_target(target: str, fingerprint: Fingerprinter) -> str:
-    """The request target with user information and secret query values replaced by their fingerprints."""
-    scheme, separator, rest = target.partition("://")
-    if separator and len(scheme) <= 10:
-        authority, slash, tail = rest.partition("/")
-        user, at, host = authority.rpartition("@")
-        target = f"{scheme}://{fingerprint(user) + '@' if at else ''}{host}{slash}{tail}"
-    path, mark, query = target.partition("?")
-    if not mark:
-        return target
-    fields = []
-    for field in query.split("&"):
-        name, equals, value = field.partition("=")
-        fields.append(f"{name}={fingerprint(unquote_plus(value))}" if equals and value and is_secret_name(name) else field)
-    return f"{path}?{'&'.join(fields)}"
 
 
 def clean_text(exchange: Exchange) -> Exchange:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from llmsec_tap.model import Framing
-from llmsec_tap.providers.base import JSON, EventHandler, NotJSON, RequestView, ResponseView, parse_json
+from llmsec_tap.providers.base import JSON, EventHandler, NotJSON, RequestView, ResponseView, joined_events, parse_json
 from llmsec_tap.providers.draft import Draft
 from llmsec_tap.providers.failures import read_failure
 
@@ -45,8 +45,11 @@ class BaseDialect:
             try:
                 value = parse_json(data, draft)
             except NotJSON:
-                if data.strip():
-                    draft.anomaly("event_bad_json")
+                lines = joined_events(data)
+                for line in lines:
+                    on_event(ts_ns, name, line)
+                if not lines and data.strip():
+                    draft.unread_event(data)
                 return
             if isinstance(value, dict):
                 self.event(request, response, name, value, ts_ns, draft)

@@ -7,13 +7,26 @@ A `DeltaListener` sees the same increments while the answer still streams.
 
 from __future__ import annotations
 
+import sys
 from array import array
+from collections.abc import Callable
 from typing import Protocol
 
-from llmsec_tap.limits import MAX_CHOICES, MAX_LATENCY_SAMPLES, MAX_TEXT_CHARS, MAX_TOOL_CALLS
-from llmsec_tap.model import Exchange, Message, Part, ToolCall, ToolDefinition, Usage
+from llmsec_tap.account import no_account
+from llmsec_tap.limits import (
+    MAX_CHOICES,
+    MAX_LATENCY_SAMPLES,
+    MAX_TEXT_CHARS,
+    MAX_TOOL_CALLS,
+    MAX_UNREAD_EVENT_BYTES,
+    MAX_UNREAD_EVENTS,
+)
+from llmsec_tap.model import Exchange, Message, OtherText, Part, ToolCall, ToolDefinition, Usage
 
 COMPACT_AT = 32
+_LONG = 4096  # a text that is not worth joining with others
+# What CPython takes, measured: a choice with its buffers, a tool call, a message with one part, and a time per token.
+_CHOICE_BYTES, _CALL_BYTES, _PART_BYTES, _TICK_BYTES = 1200, 600, 320, 8
 
 
 class DeltaListener(Protocol):
@@ -44,9 +57,12 @@ class TextBuffer:
         if len(self.parts) >= COMPACT_AT:
             self.fold()
 
-    def fold(self) -> None:
-        self._folded.append("".join(self.parts))
+    def fold(self) -> str:
+        """Join what came since the last time; returns that."""
+        text = "".join(self.parts)
+        self._folded.append(text)
         self.parts.clear()
+        return text
 
     def replace(self, text: str) -> None:
         self._folded.clear()
@@ -100,6 +116,8 @@ class Draft:
 
     __slots__ = (
         "_chars",
+        "_is_full",
+        "_reserve",
         "_stride",
         "_tool_count",
         "_untaken",
@@ -118,6 +136,7 @@ class Draft:
         "listener",
         "messages",
         "operation",
+        "other_texts",
         "parameters",
         "provider_hint",
         "request_model",
@@ -125,10 +144,14 @@ class Draft:
         "response_model",
         "terminated",
         "tools",
+        "unread",
         "usage",
     )
 
-    def __init__(self, listener: DeltaListener | None = None) -> None:
+    def __init__(self, listener: DeltaListener | None = None, reserve: Callable[[int], bool] = no_account) -> None:
+        """`reserve` gives room for what is kept (account.py)."""
+        self._reserve = reserve
+        self._is_full = False
         self.operation: str | None = None  # set where a dialect serves several operations
         self.provider_hint: str | None = None  # who serves it, as told by fields of the answer
         self.request_model: str | None = None
@@ -150,6 +173,8 @@ class Draft:
         self.first_text_ns: int | None = None  # the first text, reasoning or tool call
         self.gaps_ns: array[int] = array("q")
         self.anomalies: dict[str, int] = {}
+        self.other_texts: list[OtherText] = []
+        self.unread: list[bytes] = []  # data of events that no dialect could read; a few, for detection to look at
         self.listener = listener
         self.last_text_ns = 0
         self._stride = 1
@@ -203,7 +228,7 @@ class Draft:
         chosen = self.choices.get(choice) or self.choice(choice)
         call = chosen.tool_calls.get(key)
         if call is None:
-            if self._tool_count >= MAX_TOOL_CALLS:
+            if self._tool_count >= MAX_TOOL_CALLS or not self._room(_CALL_BYTES):
                 self.anomaly("choice_limit")
                 return
             self._tool_count += 1
@@ -233,7 +258,7 @@ class Draft:
     def choice(self, index: int) -> Choice:
         found = self.choices.get(index)
         if found is None:
-            if len(self.choices) >= MAX_CHOICES:
+            if len(self.choices) >= MAX_CHOICES or not self._room(_CHOICE_BYTES):
                 self.anomaly("choice_limit")
                 return Choice()  # written to, never shown
             found = self.choices[index] = Choice()
@@ -241,6 +266,12 @@ class Draft:
 
     def anomaly(self, name: str, count: int = 1) -> None:
         self.anomalies[name] = self.anomalies.get(name, 0) + count
+
+    def unread_event(self, data: bytes) -> None:
+        """An event whose data is not what its dialect promises."""
+        self.anomaly("event_bad_json")
+        if len(self.unread) < MAX_UNREAD_EVENTS:
+            self.unread.append(data[:MAX_UNREAD_EVENT_BYTES])
 
     def tool_calls(self, choice: int = 0) -> list[ToolCall]:
         """The calls the client must run; those that the server ran itself are left out."""
@@ -253,17 +284,33 @@ class Draft:
         """By choice; null for a choice that ended without one (a stream that was broken off)."""
         return [c.finish_reason for _, c in sorted(self.choices.items())]
 
+    def request_cost(self, body: object) -> None:
+        """The request is decoded: what its texts take goes into the account, `body` being what else is kept of it."""
+        size = sum(_text_bytes(value) for value in body.values()) if isinstance(body, dict) else 0
+        for message in self.messages:
+            size += _PART_BYTES + sum(_PART_BYTES + _text_bytes(part.content) + _text_bytes(part.arguments) for part in message.parts)
+        size += sum(_PART_BYTES + _text_bytes(tool.description) for tool in self.tools)
+        size += sum(_PART_BYTES + _text_bytes(other.text) for other in self.other_texts)
+        self._room(size)
+
+    def _room(self, size: int) -> bool:
+        """Room for so much more; without it the texts that come are left out."""
+        if not self._is_full and not self._reserve(size):
+            self._is_full = True
+            self.anomaly("memory_limit")
+        return not self._is_full
+
     def _part(self, ts_ns: int, choice: int, buffer: TextBuffer, kind: str, text: str) -> None:
         self._chars += len(text)
-        if self._chars > MAX_TEXT_CHARS:
-            self.anomaly("text_limit")
+        if self._chars > MAX_TEXT_CHARS or self._is_full:
+            self.anomaly("memory_limit" if self._is_full else "text_limit")
             return
         # TextBuffer.append and _tick, written out: this runs once per streamed token, and a call costs as much as its body.
         parts = buffer.parts
         parts.append(text)
         buffer.chars += len(text)
-        if len(parts) >= COMPACT_AT:
-            buffer.fold()
+        if len(parts) >= COMPACT_AT or len(text) > _LONG:
+            self._room(sys.getsizeof(buffer.fold()) + COMPACT_AT * _TICK_BYTES)
         if self.first_text_ns is None or self._stride > 1:
             self._tick(ts_ns)
         else:
@@ -295,3 +342,7 @@ class Draft:
     def _thin(self) -> None:
         self.gaps_ns = self.gaps_ns[::2]
         self._stride *= 2
+
+
+def _text_bytes(value: object) -> int:
+    return sys.getsizeof(value) if isinstance(value, str) else 0

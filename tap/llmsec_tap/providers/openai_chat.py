@@ -24,6 +24,7 @@ from llmsec_tap.providers.base import (
     ResponseView,
     dict_of,
     int_of,
+    joined_events,
     list_of,
     parse_json,
     text_of,
@@ -140,8 +141,12 @@ class OpenAIChat(BaseDialect):
             except NotJSON:
                 if data.strip() == b"[DONE]":
                     draft.terminated = True
-                elif data.strip():
-                    draft.anomaly("event_bad_json")
+                    return
+                lines = joined_events(data)
+                for line in lines:
+                    on_event(ts_ns, name, line)
+                if not lines and data.strip():
+                    draft.unread_event(data)
                 return
             if isinstance(value, dict):
                 if name == "error" and "choices" not in value:

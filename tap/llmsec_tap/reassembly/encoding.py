@@ -1,147 +1,137 @@
-"""Content codings (RFC 9110 8.4.1): gzip, deflate, br, zstd and stacks of them, decoded as the body streams.
+"""A body's content codings undone as it streams (RFC 9110 8.4.1), also stacks of them.
 
-A decoder takes coded bytes and returns what they decode to so far; it never raises. After damage or a bomb it returns nothing
-more, and says so once through `on_anomaly`. Bombs: output is bounded by limits.MAX_EXPANSION_RATIO above EXPANSION_FLOOR_BYTES,
-and input is fed in slices so that one call cannot expand far beyond that.
+A decoder takes coded bytes and gives what they decode to so far, in bounded pieces; it never raises. After damage or a bomb it
+gives nothing more, says so once through `on_anomaly`, and `fault` and `undecoded` tell what and where. The header is a hint: where
+the first bytes are not of the coding that it names (servers ignore it, so the peer reads them plain), they are taken as they are.
+
+Bombs: what each stage gives is bounded by limits.MAX_EXPANSION_RATIO times the bytes on the wire, above EXPANSION_FLOOR_BYTES.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterator
 
 from llmsec_tap import limits
+from llmsec_tap.reassembly.codings import Coding, Plain, choose
 
-# A zstd block of 4 bytes may stand for 128 KiB, so a slice of 1 KiB expands to 32 MiB at the most before it is checked.
-_SLICE = 1024
-_ZLIB_SLICE = 64 * limits.KIB
-
-
-class _Coding(Protocol):
-    def decode(self, data: bytes) -> bytes:
-        """Raises any of _ERRORS for damage."""
+_SLICE = 64 * limits.KIB
+_NAMES = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate", "br": "br", "zstd": "zstd"}
 
 
-class _Deflate:
-    """`deflate` is the zlib format (RFC 9110 8.4.1.2); some servers send raw deflate, told apart by the first two bytes."""
+class _Stage:
+    """One coding of the stack: its kind is settled by its first bytes."""
 
-    def __init__(self) -> None:
-        self._head = b""
-        self._inner: _Zlib | None = None
+    __slots__ = ("_anomaly", "_coding", "_first", "_name", "produced")
 
-    def decode(self, data: bytes) -> bytes:
-        if self._inner is None:
-            self._head += data
-            if len(self._head) < 2:
-                return b""
-            is_zlib = self._head[0] & 15 == 8 and (self._head[0] << 8 | self._head[1]) % 31 == 0
-            self._inner = _Zlib(zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
-            data, self._head = self._head, b""
-        return self._inner.decode(data)
+    def __init__(self, name: str, on_anomaly: Callable[[str], None]) -> None:
+        self._name = name
+        self._anomaly = on_anomaly
+        self._coding: Coding | None = None
+        self._first = b""
+        self.produced = 0
 
+    @property
+    def errors(self) -> tuple[type[Exception], ...]:
+        return (*self._coding.errors, MemoryError) if self._coding is not None else ()
 
-class _Zlib:
-    def __init__(self, wbits: int) -> None:
-        self._wbits = wbits
-        self._inner = zlib.decompressobj(wbits)
+    @property
+    def held(self) -> int:
+        return 0 if self._coding is None else min(self._coding.window, self.produced)
 
-    def decode(self, data: bytes) -> bytes:
-        out = []
-        while data:
-            out.append(self._inner.decompress(data))
-            data = self._inner.unused_data
-            if data:  # another gzip member (RFC 1952 2.2), or trailing bytes that are none
-                if self._wbits < 31 or not data.startswith(b"\x1f\x8b"):
-                    break
-                self._inner = zlib.decompressobj(self._wbits)
-        return b"".join(out)
+    def feed(self, data: bytes, *, is_end: bool = False) -> None:
+        if self._coding is None:
+            data = self._first + data
+            self._coding = choose(self._name, data, is_end=is_end)
+            if self._coding is None:
+                self._first = data
+                return
+            self._first = b""
+            if isinstance(self._coding, Plain) and data:
+                self._anomaly("content_encoding_absent")
+        self._coding.feed(data)
 
-
-class _Brotli:
-    def __init__(self) -> None:
-        import brotli  # type: ignore[import-untyped]  # noqa: PLC0415 - few captures hold it, and it is a shared object of its own
-
-        self._inner = brotli.Decompressor()
-        self.error = brotli.error
-
-    def decode(self, data: bytes) -> bytes:
-        result: bytes = self._inner.process(data)
-        return result
-
-
-class _Zstd:
-    def __init__(self) -> None:
-        import zstandard  # noqa: PLC0415 - as above
-
-        self._make = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj
-        self._inner = self._make()
-        self.error = zstandard.ZstdError
-
-    def decode(self, data: bytes) -> bytes:
-        out = []
-        while data:
-            if self._inner.eof:  # concatenated frames (RFC 8878 3.1)
-                self._inner = self._make()
-            out.append(self._inner.decompress(data))
-            data = self._inner.unused_data
-        return b"".join(out)
-
-
-def _make(name: str) -> _Coding | None:
-    if name in ("gzip", "x-gzip"):
-        return _Zlib(31)
-    if name == "deflate":
-        return _Deflate()
-    if name == "br":
-        return _Brotli()
-    if name == "zstd":
-        return _Zstd()
-    return None
+    def read(self) -> bytes:
+        if self._coding is None:
+            return b""
+        piece = self._coding.read()
+        self.produced += len(piece)
+        return piece
 
 
 class ContentDecoder:
     """Decodes the codings of one Content-Encoding value, the last applied first."""
 
-    __slots__ = ("_anomaly", "_codings", "_dead", "_errors", "_slice", "consumed", "produced")
+    __slots__ = ("_anomaly", "_consumed", "_stages", "fault", "undecoded")
 
-    def __init__(self, codings: list[_Coding], on_anomaly: Callable[[str], None]) -> None:
-        self._codings = codings
+    def __init__(self, names: list[str], on_anomaly: Callable[[str], None]) -> None:
+        self._stages = [_Stage(name, on_anomaly) for name in names]
         self._anomaly = on_anomaly
-        self._dead = False
-        self._slice = _SLICE if any(not isinstance(coding, _Zlib | _Deflate) for coding in codings) else _ZLIB_SLICE
-        own = tuple(coding.error for coding in codings if isinstance(coding, _Brotli | _Zstd))
-        self._errors: tuple[type[Exception], ...] = (zlib.error, MemoryError, *own)
-        self.consumed = 0
-        self.produced = 0
+        self._consumed = 0
+        self.fault: str | None = None  # why nothing more comes
+        self.undecoded = b""  # of the last piece fed: what came from the fault on
 
-    def feed(self, data: bytes) -> bytes:
-        if self._dead:
-            return b""
-        out: list[bytes] = []
-        for start in range(0, len(data), self._slice):
-            piece = data[start : start + self._slice]
-            self.consumed += len(piece)
-            for coding in self._codings:
-                try:
-                    piece = coding.decode(piece)
-                except self._errors:
-                    self._anomaly("content_encoding_bad")
-                    self._dead = True
-                    return b"".join(out)
-                if not piece:
-                    break
-            self.produced += len(piece)
-            if self.produced > limits.EXPANSION_FLOOR_BYTES and self.produced > self.consumed * limits.MAX_EXPANSION_RATIO:
-                self._anomaly("content_encoding_bomb")
-                self._dead = True
-                return b"".join(out)
-            out.append(piece)
-        return out[0] if len(out) == 1 else b"".join(out)
+    @property
+    def held(self) -> int:
+        """Bytes that the stages keep to look back at."""
+        return sum(stage.held for stage in self._stages)
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        for start in range(0, len(data), _SLICE):
+            if self.fault is not None:
+                self.undecoded = data[start:]
+                return
+            piece = data[start : start + _SLICE]
+            self._consumed += len(piece)
+            self._stages[0].feed(piece)
+            yield from self._pieces()
+            if self.fault is not None:
+                self.undecoded = data[start:]
+                return
+
+    def end(self) -> Iterator[bytes]:
+        """The body is over: too few first bytes to tell a coding by are told by what there is."""
+        for stage in list(self._stages):
+            if self.fault is None:
+                stage.feed(b"", is_end=True)
+                yield from self._pieces()
 
     def gap(self) -> None:
         """Lost input: what follows cannot be decoded."""
-        self._dead = True
+        self.stop("gap")
+
+    def stop(self, why: str) -> None:
+        self.fault = self.fault or why
+        self._stages.clear()
+
+    def _pieces(self) -> Iterator[bytes]:
+        last = len(self._stages) - 1
+        while self.fault is None:
+            piece = self._next(last)
+            if not piece:
+                return
+            yield piece
+
+    def _next(self, index: int) -> bytes:
+        """The next piece of a stage, which takes what it needs from the one below it."""
+        stage = self._stages[index]
+        try:
+            while not (piece := stage.read()):
+                below = self._next(index - 1) if index else b""
+                if not below:
+                    return b""
+                stage.feed(below)
+        except stage.errors:
+            self._fail("content_encoding_bad")
+            return b""
+        if stage.produced > limits.EXPANSION_FLOOR_BYTES and stage.produced > self._consumed * limits.MAX_EXPANSION_RATIO:
+            self._fail("content_encoding_bomb")
+            return b""
+        return piece
+
+    def _fail(self, name: str) -> None:
+        if self.fault is None:
+            self.stop(name)
+            self._anomaly(name)
 
 
 def content_decoder(value: str, on_anomaly: Callable[[str], None]) -> ContentDecoder | None:
@@ -149,9 +139,8 @@ def content_decoder(value: str, on_anomaly: Callable[[str], None]) -> ContentDec
     names = [name for name in (part.strip().lower() for part in value.split(",")) if name and name != "identity"]
     if not names:
         return None
-    codings = [_make(name) for name in reversed(names[: limits.MAX_CONTENT_CODINGS + 1])]
-    known = [coding for coding in codings if coding is not None]
-    if len(known) != len(names):
+    known = [_NAMES[name] for name in reversed(names[: limits.MAX_CONTENT_CODINGS + 1]) if name in _NAMES]
+    if len(known) != len(names) or len(names) > limits.MAX_CONTENT_CODINGS:
         on_anomaly("content_encoding_unknown")
         return None
     return ContentDecoder(known, on_anomaly)

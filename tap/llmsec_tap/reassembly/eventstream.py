@@ -13,6 +13,7 @@ import struct
 import zlib
 from collections.abc import Callable
 
+from llmsec_tap.account import Entry, no_account
 from llmsec_tap.limits import MAX_EVENTSTREAM_MESSAGE_BYTES
 from llmsec_tap.reassembly.sse import EventSink
 
@@ -26,12 +27,13 @@ _BYTES = 6
 class EventStreamParser:
     """Gives each message as an event: name is `:event-type`, or "exception:" and `:exception-type` (`:error-code`)."""
 
-    __slots__ = ("_anomaly", "_buffer", "_on_event", "fed_bytes", "unfinished")
+    __slots__ = ("_anomaly", "_buffer", "_entry", "_on_event", "fed_bytes", "unfinished")
 
-    def __init__(self, on_event: EventSink, on_anomaly: Callable[[str], None]) -> None:
+    def __init__(self, on_event: EventSink, on_anomaly: Callable[[str], None], reserve: Callable[[int], bool] = no_account) -> None:
         self._on_event = on_event
         self._anomaly = on_anomaly
         self._buffer = bytearray()
+        self._entry = Entry(reserve)
         self.fed_bytes = 0
         self.unfinished = False
 
@@ -56,6 +58,9 @@ class EventStreamParser:
             self._message(ts_ns, message, headers_length)
         if at:
             del buffer[:at]
+        if not self._entry.set(len(buffer)):
+            self._anomaly("memory_limit")
+            buffer.clear()
 
     def _resync(self, at: int) -> int:
         """The next offset at which a prelude's CRC matches, or where too few bytes are left to tell."""
@@ -85,10 +90,12 @@ class EventStreamParser:
 
     def gap(self) -> None:
         self._buffer.clear()
+        self._entry.set(0)
 
     def end(self, ts_ns: int) -> None:
         self.unfinished = bool(self._buffer)
         self._buffer.clear()
+        self._entry.set(0)
 
 
 def parse_headers(data: bytes) -> dict[str, str] | None:

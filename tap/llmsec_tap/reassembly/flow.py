@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable
 from typing import Protocol
 
+from llmsec_tap.account import no_account
 from llmsec_tap.model import Process
 
 
@@ -24,6 +25,12 @@ class StreamSink(Protocol):
 
     def gap(self, ts_ns: int, length: int | None) -> None:
         """`length` bytes were lost by the capture here; None: unknown how many."""
+
+    def other(self, ts_ns: int, data: bytes) -> None:
+        """A second copy of bytes that were given already, or will be, which differs: the receiver may have read this one."""
+
+    def again(self) -> None:
+        """The end was none: more comes."""
 
     def end(self, ts_ns: int, reason: str) -> None:
         """No more data: reason is fin, reset, expired, capture_end or closed."""
@@ -46,7 +53,7 @@ class FlowSink(Protocol):
 class Flow:
     """A connection's facts. `first` opened it where that was seen; without a SYN (`is_midstream`) content decides who is client."""
 
-    __slots__ = ("first", "is_midstream", "opened_ns", "process", "second")
+    __slots__ = ("first", "is_midstream", "opened_ns", "process", "reserve", "second")
 
     def __init__(self, first: str, second: str, opened_ns: int, *, is_midstream: bool, process: Process | None = None) -> None:
         self.first = first
@@ -54,6 +61,7 @@ class Flow:
         self.opened_ns = opened_ns
         self.is_midstream = is_midstream
         self.process = process
+        self.reserve: Callable[[int], bool] = no_account  # room in the account (account.py) for what this connection holds
 
 
 def endpoints(key: bytes) -> tuple[str, str]:

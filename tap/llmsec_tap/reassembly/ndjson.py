@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from llmsec_tap.account import Entry, no_account
 from llmsec_tap.limits import MAX_EVENT_BYTES
 from llmsec_tap.reassembly.sse import EventSink
 
@@ -18,12 +19,13 @@ _WHITE = b" \t\r\n"
 class NDJSONParser:
     """Lines that are not blank, ended by LF or CRLF (NUL too: old SGLang versions used it); `end` gives an unfinished last one."""
 
-    __slots__ = ("_anomaly", "_buffer", "_on_event", "_scanned", "_skipping", "fed_bytes", "unfinished")
+    __slots__ = ("_anomaly", "_buffer", "_entry", "_on_event", "_scanned", "_skipping", "fed_bytes", "unfinished")
 
-    def __init__(self, on_event: EventSink, on_anomaly: Callable[[str], None]) -> None:
+    def __init__(self, on_event: EventSink, on_anomaly: Callable[[str], None], reserve: Callable[[int], bool] = no_account) -> None:
         self._on_event = on_event
         self._anomaly = on_anomaly
         self._buffer = bytearray()
+        self._entry = Entry(reserve)
         self._scanned = 0
         self._skipping = False
         self.fed_bytes = 0
@@ -51,20 +53,25 @@ class NDJSONParser:
         if start:
             del buffer[:start]
         self._scanned = len(buffer)
-        if len(buffer) > MAX_EVENT_BYTES:
-            self._anomaly("event_limit")
+        over = "event_limit" if len(buffer) > MAX_EVENT_BYTES else None if self._entry.set(len(buffer)) else "memory_limit"
+        if over:
+            if not self._skipping:
+                self._anomaly(over)
             self._skipping = True
             buffer.clear()
             self._scanned = 0
+            self._entry.set(0)
 
     def gap(self) -> None:
         self._buffer.clear()
+        self._entry.set(0)
         self._scanned = 0
         self._skipping = True  # up to the next line end
 
     def end(self, ts_ns: int) -> None:
         line = bytes(self._buffer).strip(_WHITE)
         self._buffer.clear()
+        self._entry.set(0)
         if line and not self._skipping:
             self.unfinished = True
             self._on_event(ts_ns, None, line)
@@ -85,6 +92,7 @@ class JSONArrayParser:
         "_base",
         "_buffer",
         "_depth",
+        "_entry",
         "_in_string",
         "_lost",
         "_on_event",
@@ -94,10 +102,11 @@ class JSONArrayParser:
         "unfinished",
     )
 
-    def __init__(self, on_event: EventSink, on_anomaly: Callable[[str], None]) -> None:
+    def __init__(self, on_event: EventSink, on_anomaly: Callable[[str], None], reserve: Callable[[int], bool] = no_account) -> None:
         self._on_event = on_event
         self._anomaly = on_anomaly
         self._buffer = bytearray()
+        self._entry = Entry(reserve)
         self._at = 0  # scanned up to here
         self._start = 0  # where the current element begins
         self._depth = 0
@@ -122,6 +131,9 @@ class JSONArrayParser:
         self._start = 0
         if len(buffer) > MAX_EVENT_BYTES:
             self._anomaly("event_limit")
+            self.gap()
+        elif not self._entry.set(len(buffer)):
+            self._anomaly("memory_limit")
             self.gap()
 
     def _begin(self) -> bool:
@@ -190,6 +202,7 @@ class JSONArrayParser:
     def gap(self) -> None:
         """Nesting and strings are unknown after lost bytes: go on at the next element that begins a line."""
         self._buffer.clear()
+        self._entry.set(0)
         self._at = self._start = 0
         self._in_string = False
         self._started = self._lost = True
@@ -198,6 +211,7 @@ class JSONArrayParser:
     def end(self, ts_ns: int) -> None:
         value = bytes(self._buffer[self._start :]).strip(_WHITE)
         self._buffer.clear()
+        self._entry.set(0)
         if value and not self._lost:
             self.unfinished = self._depth > self._base
             self._on_event(ts_ns, None, value)

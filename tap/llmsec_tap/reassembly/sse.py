@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from llmsec_tap.account import Entry, no_account
 from llmsec_tap.limits import MAX_EVENT_BYTES
 
 EventSink = Callable[[int, "str | None", bytes], None]
@@ -26,24 +27,26 @@ class SSEParser:
         "_at_start",
         "_between",
         "_buffer",
-        "_data",
+        "_entry",
+        "_has_data",
+        "_joined",
         "_name",
         "_on_event",
         "_scanned",
-        "_size",
         "_skip_lf",
         "_skipping",
         "fed_bytes",
         "unfinished",
     )
 
-    def __init__(self, on_event: EventSink, on_anomaly: Callable[[str], None]) -> None:
+    def __init__(self, on_event: EventSink, on_anomaly: Callable[[str], None], reserve: Callable[[int], bool] = no_account) -> None:
         self._on_event = on_event
         self._anomaly = on_anomaly
         self._buffer = bytearray()
         self._scanned = 0
-        self._data: list[bytes] = []
-        self._size = 0
+        self._joined = bytearray()  # the data lines of the event so far, each with a line end
+        self._has_data = False
+        self._entry = Entry(reserve)
         self._name: str | None = None
         self._skip_lf = False  # the last line ended with CR at the end of a feed: an LF may belong to it
         self._skipping = False  # the current event is over the limit, or damaged
@@ -73,55 +76,59 @@ class SSEParser:
                 buffer.clear()
         buffer += data
         self._lines(ts_ns)
-        self._between = not (buffer or self._data or self._name or self._skip_lf or self._skipping)
+        if not self._entry.set(len(buffer) + len(self._joined)):
+            self._over_limit("memory_limit")
+            buffer.clear()
+            self._scanned = 0
+        self._between = not (buffer or self._has_data or self._name or self._skip_lf or self._skipping)
 
     def _lines(self, ts_ns: int) -> None:
         buffer = self._buffer
         start, size = 0, len(buffer)
-        has_cr = buffer.find(b"\r", self._scanned) >= 0
         search = self._scanned
-        while True:
-            end = buffer.find(b"\n", search)
-            if has_cr:
-                cr = buffer.find(b"\r", search, end if end >= 0 else size)
-                if cr >= 0:
-                    end = cr
-            if end < 0:
-                break
+        cr = buffer.find(b"\r", search)  # the next one, as long as there is one
+        lf = buffer.find(b"\n", search)
+        while cr >= 0 or lf >= 0:
+            end = cr if lf < 0 or 0 <= cr < lf else lf
             line = bytes(buffer[start:end])
             start = end + 1
-            if buffer[end] == 13:
+            if end == cr:
                 if start == size:
                     self._skip_lf = True
                 elif buffer[start] == 10:
                     start += 1
-            search = start
+            if 0 <= cr < start:
+                cr = buffer.find(b"\r", start)
+            if 0 <= lf < start:
+                lf = buffer.find(b"\n", start)
             self._line(ts_ns, line)
         if start:
             del buffer[:start]
         self._scanned = len(buffer)
         if len(buffer) > MAX_EVENT_BYTES:
-            self._over_limit()
-            del buffer[:]
+            self._over_limit("event_limit")
+            buffer.clear()
             self._scanned = 0
 
-    def _over_limit(self) -> None:
+    def _over_limit(self, why: str) -> None:
         if not self._skipping:
             self._skipping = True
-            self._anomaly("event_limit")
-        self._data.clear()
-        self._size = 0
+            self._anomaly(why)
+        self._forget_data()
+
+    def _forget_data(self) -> None:
+        self._joined = bytearray()
+        self._has_data = False
 
     def _line(self, ts_ns: int, line: bytes) -> None:
         if not line:
-            data, name = self._data, self._name
-            self._name = None
+            name, self._name = self._name, None
             if self._skipping:
                 self._skipping = False
-            elif data:
-                self._on_event(ts_ns, name, data[0] if len(data) == 1 else b"\n".join(data))
-            self._data = []
-            self._size = 0
+            elif self._has_data:
+                self._on_event(ts_ns, name, bytes(self._joined[:-1]))
+            if self._has_data:
+                self._forget_data()
             return
         if self._skipping:
             return
@@ -129,11 +136,12 @@ class SSEParser:
         if value[:1] == b" ":
             value = value[1:]
         if field == b"data":
-            self._size += len(value) + 1
-            if self._size > MAX_EVENT_BYTES:
-                self._over_limit()
+            if len(self._joined) + len(value) >= MAX_EVENT_BYTES:
+                self._over_limit("event_limit")
             else:
-                self._data.append(value)
+                self._joined += value
+                self._joined += b"\n"
+                self._has_data = True
         elif field == b"event":
             self._name = value.decode("utf-8", "replace") or None
         # `id` and `retry` steer reconnection only; a field with no name is a comment; others are ignored by the specification.
@@ -142,8 +150,8 @@ class SSEParser:
         """Lost bytes: the event they were in is dropped. What is left of a torn line names no known field and is ignored."""
         self._buffer.clear()
         self._scanned = 0
-        self._data = []
-        self._size = 0
+        self._forget_data()
+        self._entry.set(0)
         self._name = None
         self._skip_lf = self._skipping = self._at_start = self._between = False
 
@@ -152,6 +160,7 @@ class SSEParser:
             line = bytes(self._buffer)
             self._buffer.clear()
             self._line(ts_ns, line)
-        if self._data and not self._skipping:
+        if self._has_data and not self._skipping:
             self.unfinished = True
             self._line(ts_ns, b"")
+        self._entry.set(0)

@@ -16,6 +16,10 @@ def _first(root: Path) -> None:
     (root / "exchanges").mkdir(mode=0o700, exist_ok=True)
 
 
+def _columns_only(root: Path) -> None:
+    """New columns: the views and the schema part, which are renewed anyway."""
+
+
 @dataclass(frozen=True)
 class Migration:
     version: int
@@ -23,7 +27,7 @@ class Migration:
     apply: Callable[[Path], None]
 
 
-MIGRATIONS: tuple[Migration, ...] = (Migration(1, "exchanges", _first),)
+MIGRATIONS: tuple[Migration, ...] = (Migration(1, "exchanges", _first), Migration(2, "other_texts", _columns_only))
 
 
 def pending(applied: list[str]) -> list[Migration]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 TEXT = "VARCHAR"
 INT = "BIGINT"
@@ -47,6 +47,7 @@ REQUEST = struct(
 )
 RESPONSE = struct(messages=ListOf(MESSAGE), error_message=TEXT, embeddings=INT, embedding_dimensions=INT, body_bytes=INT, events=INT)
 PROCESS = struct(pid=INT, comm=TEXT, exe=TEXT, container_id=TEXT, pod=TEXT, namespace=TEXT, labels=ListOf(struct(name=TEXT, value=TEXT)))
+OTHER_TEXT = struct(path=TEXT, text=TEXT)
 ANOMALY = struct(name=TEXT, count=INT)
 FINDING = struct(
     finding_id=TEXT,
@@ -105,6 +106,7 @@ EXCHANGE_COLUMNS: tuple[tuple[str, ColumnType], ...] = (
     ("anomalies", ListOf(ANOMALY)),
     ("request", REQUEST),
     ("response", RESPONSE),
+    ("other_texts", ListOf(OTHER_TEXT)),
     ("risk_score", INT),
     ("risk_reasons", ListOf(TEXT)),
     ("findings", ListOf(FINDING)),

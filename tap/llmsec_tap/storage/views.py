@@ -55,7 +55,7 @@ class View:
 
 
 _COMMENTS = {
-    "exchange_id": "Derived from content and time: the same capture gives the same id",
+    "exchange_id": "Derived from request, place and time under the installation's key: the same capture gives the same id on one host",
     "client": "ip:port of the side that asks; IPv6 in brackets",
     "server": "ip:port of the side that answers; IPv6 in brackets",
     "started_ns": "Capture time of the first request byte, epoch nanoseconds",
@@ -70,7 +70,7 @@ _COMMENTS = {
     "api": "Wire dialect (openai.chat, anthropic.messages, bedrock.converse, …)",
     "operation": "OpenTelemetry operation: chat, text_completion, embeddings, generate_content, …",
     "method": "HTTP method as on the wire",
-    "path": "Request target as on the wire; query values that carry keys are masked",
+    "path": "Request target as on the wire; credentials and query values of unlisted names are masked",
     "http_version": "HTTP version as on the wire",
     "status": "HTTP status as on the wire; null when no answer was seen",
     "streaming": "Whether the answer came as a stream",
@@ -90,11 +90,12 @@ _COMMENTS = {
     "tenant": "Tenant, from configuration",
     "api_key_fingerprint": "Keyed HMAC of the credential, never the credential",
     "process": "The observed process: pid, comm, exe, container_id, pod, namespace, labels; live capture only",
-    "completeness": "complete, truncated, gapped, midstream or aborted",
+    "completeness": "complete, truncated, gapped, midstream, aborted or unreadable (a body, part or head came whole and could not be read)",
     "anomalies": "Named oddities of the wire, with counts",
     "request": "Normalised request: messages (role, parts), tools, parameters (JSON text), body_bytes",
     "response": "Normalised answer: messages (one per choice), error_message, embeddings, body_bytes, events",
-    "risk_score": "0 to 100 when detection ran, else null",
+    "other_texts": "Text in places that the dialect does not name, by JSON path into the body; scanned like the rest",
+    "risk_score": "0 to 100 when detection ran and nothing passed unread, else null",
     "risk_reasons": "What the score is made of: `rule: +points`, the heaviest first",
     "findings": "What detection found, when it ran",
 }

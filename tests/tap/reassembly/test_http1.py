@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsec_tap import limits
+from llmsec_tap.reassembly.http1 import NO_BODY, RequestParser
 from support.http_recorder import Recorder
 from support.streams import feed_every_way
 
@@ -48,8 +49,8 @@ REQUESTS = [
     ("same lengths repeated", b"POST / HTTP/1.1\r\nContent-Length: 2, 2\r\nContent-Length: 2\r\n\r\nab", [message("POST /", b"ab")], {}),
     (
         "lengths that disagree",
-        b"POST / HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n",
-        [message("POST /", b"")],
+        b"POST / HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nab",
+        [message("POST /", b"ab")],
         {"http_bad_length": 1},
     ),
     ("length that is no number", b"POST / HTTP/1.1\r\nContent-Length: -5\r\n\r\n", [message("POST /", b"")], {"http_bad_length": 1}),
@@ -301,3 +302,41 @@ def test_how_bytes_are_cut_never_matters(kind: str, parts: list[bytes]) -> None:
     whole = Recorder(kind).run([data])
     assert Recorder(kind).run([data[i : i + 1] for i in range(len(data))]) == whole
     assert Recorder(kind).run(list(parts)) == whole
+
+
+# --- what servers accept --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "anomalies"),
+    [
+        (b"POST / HTTP/1.1\r\nContent-Length: 00000000000000000000002\r\n\r\nab", {}),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n00000000000000000000002\r\nab\r\n000000000000000000000\r\n\r\n", {}),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2;" + b"e" * 40_000 + b"\r\nab\r\n0\r\n\r\n", {}),
+        (b"POST / HTTP/1.1\r\nX: " + b"y" * 1_000_000 + b"\r\nContent-Length: 2\r\n\r\nab", {}),
+        (b"POST /" + b"p" * 900_000 + b" HTTP/1.1\r\nContent-Length: 2\r\n\r\nab", {}),
+        (b"POST / HTTP/1.1\r\n" + b"X: y\r\n" * 100_000 + b"Content-Length: 2\r\n\r\nab", {"http_header_limit": 1}),
+        (
+            b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n",
+            {"http_framing_unclear": 1},
+        ),
+        (b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n", {"http_framing_unclear": 1}),
+    ],
+    ids=["length zeros", "size zeros", "extension", "long head", "long line", "many headers", "two codings", "chunked in 1.0"],
+)
+@pytest.mark.parametrize("size", [1, 1448, 65536, 1 << 30])
+def test_what_servers_accept_is_read(request_bytes: bytes, anomalies: dict[str, int], size: int) -> None:
+    follow = b"GET /next HTTP/1.1\r\n\r\n"
+    data = request_bytes + follow
+    messages, seen = Recorder("request").run([data[at : at + size] for at in range(0, len(data), size)])
+    assert [(m["body"], m["end"]) for m in messages] == [(b"ab", "complete"), (b"", "complete")]
+    assert seen == anomalies
+
+
+def test_bytes_outside_of_messages_are_given_out() -> None:
+    skipped: list[bytes] = []
+    parser = RequestParser(lambda _head: NO_BODY, lambda _name: None, on_skipped=skipped.append)
+    for piece in (b"GET / HTTP/1.1\r\n\r\n", b'{"messages":', b' "lost"}\n', b"GET / HTTP/1.1\r\n\r\nPOST / HTTP/1.1\r\nX"):
+        parser.data(0, piece)
+    parser.end(0, "fin")
+    assert b"".join(skipped) == b'{"messages": "lost"}\n'

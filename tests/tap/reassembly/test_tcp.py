@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from llmsec_tap import limits
 from llmsec_tap.reassembly.flow import Flow
-from llmsec_tap.reassembly.tcp import ACK, FIN, RST, SYN, TCPReassembler
+from llmsec_tap.reassembly.tcp import ACK, BAD_CHECKSUM, FIN, GOOD_CHECKSUM, RST, SYN, TCPReassembler
 
 C = bytes([10, 0, 0, 1]) + bytes([10, 0, 0, 2]) + struct.pack(">HH", 40000, 80)
 S = bytes([10, 0, 0, 2]) + bytes([10, 0, 0, 1]) + struct.pack(">HH", 80, 40000)
+OTHER = bytes([10, 9, 9, 9]) + bytes([10, 0, 0, 2]) + struct.pack(">HH", 1, 80)
 MS = 1_000_000
 
 
@@ -23,6 +24,7 @@ class Stream:
     def __init__(self) -> None:
         self.text = b""
         self.times: list[int] = []
+        self.others: list[bytes] = []
         self.ended: str | None = None
         self.data: Callable[[int, bytes], None] = self._data
 
@@ -39,6 +41,14 @@ class Stream:
     def end(self, ts_ns: int, reason: str) -> None:
         assert self.ended is None
         self.ended = reason
+
+    def other(self, ts_ns: int, data: bytes) -> None:
+        self.others.append(data)
+
+    def again(self) -> None:
+        assert self.ended is not None
+        self.ended = None
+        self.text += b"<again>"
 
 
 class Sink:
@@ -122,6 +132,7 @@ def test_a_differing_copy_is_an_anomaly_and_the_first_wins() -> None:
     cap = Capture().handshake()(C, 1001, b"abc")(C, 1001, b"aXc")(C, 1004, b"def")
     assert cap.flows[0].first.text == b"abcdef"
     assert cap.flows[0].anomalies == ["tcp_overlap_differs"]
+    assert cap.flows[0].first.others == [b"aXc"]
 
 
 def test_differing_copies_ahead_of_a_hole() -> None:
@@ -175,6 +186,7 @@ def test_bare_acknowledgements_and_ends_of_unseen_connections_open_nothing() -> 
 
 def test_reset_closes_both_sides() -> None:
     cap = Capture().handshake()(C, 1001, b"abc")(S, 5001, flags=RST | ACK)
+    cap(OTHER, 1, b"x", after_ms=9000)  # silence follows
     flow = cap.flows[0]
     assert (flow.first.ended, flow.second.ended, flow.closed, flow.anomalies) == ("reset", "reset", "reset", ["tcp_reset"])
 
@@ -194,15 +206,87 @@ def test_a_fin_before_missing_bytes_waits_for_them() -> None:
 
 
 def test_late_segments_of_a_closed_connection_are_ignored() -> None:
-    cap = Capture().handshake()(C, 1001, flags=FIN | ACK)(S, 5001, flags=FIN | ACK)(C, 1002, ack=5002)(S, 5001, b"late")
+    cap = Capture().handshake()(C, 1001, flags=FIN | ACK)(S, 5001, flags=FIN | ACK)(C, 1002, ack=5002)(C, 1000, b"?")
     assert len(cap.flows) == 1
+
+
+# --- who ends a connection (RFC 5961) -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", [RST, RST | ACK])
+@pytest.mark.parametrize(
+    ("sequence", "anomalies"),
+    [
+        (1001 + 3, ["tcp_reset", "tcp_data_after_reset"]),
+        (1001 + 3 + 5000, ["tcp_reset", "tcp_data_after_reset"]),
+        (1001 - 700, ["tcp_reset", "tcp_data_after_reset"]),
+        (900_000_000, ["tcp_out_of_window"]),
+        (3_000_000_000, ["tcp_out_of_window"]),
+    ],
+)
+def test_a_reset_that_bytes_follow_was_none(flags: int, sequence: int, anomalies: list[str]) -> None:
+    cap = Capture().handshake()(C, 1001, b"abc", ack=5001)(C, sequence, flags=flags, ack=5001)
+    cap(C, 1004, b"def", after_ms=3000)(S, 5001, b"answer", ack=1007).close()
+    (flow,) = cap.flows
+    assert (flow.first.text, flow.second.text, flow.closed, flow.anomalies) == (b"abcdef", b"answer", "capture_end", anomalies)
+
+
+def test_a_refused_connection_is_reset() -> None:
+    cap = Capture()(C, 1000, flags=SYN)(S, 0, flags=RST | ACK, ack=1001).close()
+    assert cap.flows[0].closed == "reset"
+    cap = Capture()(C, 1000, flags=SYN)(S, 0, flags=RST | ACK, ack=77)(S, 5000, flags=SYN | ACK, ack=1001)(C, 1001, b"a").close()
+    assert (cap.flows[0].closed, cap.flows[0].first.text) == ("capture_end", b"a")
+
+
+def test_a_syn_inside_that_nobody_answers_changes_nothing() -> None:
+    cap = Capture().handshake()(C, 1001, b"abc")(C, 777_777, flags=SYN)(S, 888_888, flags=SYN)(C, 1004, b"def")(S, 5001, b"x").close()
+    (flow,) = cap.flows
+    assert (flow.first.text, flow.second.text) == (b"abcdef", b"x")
+    assert set(flow.anomalies) == {"tcp_syn_inside"}
+
+
+@pytest.mark.parametrize("sequence", [1001, 500, 1001 + 3 + 4000])
+def test_a_forged_fin_ends_nothing(sequence: int) -> None:
+    cap = Capture().handshake()(C, 1001, b"abc")(C, sequence, flags=FIN | ACK)(C, 1004, b"d" * 5000).close()
+    assert cap.flows[0].first.text == b"abc" + b"d" * 5000
+
+
+def test_bytes_behind_an_end_are_read() -> None:
+    cap = Capture().handshake()(C, 1001, b"abc", flags=FIN | ACK)(C, 1004, b"more")(S, 5001, b"ans")
+    flow = cap.flows[0]
+    assert (flow.first.text, flow.first.ended, flow.second.text, flow.anomalies) == (b"abc<again>more", None, b"ans", ["tcp_reopened"])
+    cap = Capture().handshake()(C, 1001, flags=FIN | ACK)(S, 5001, flags=FIN | ACK)(C, 1001, b"more")
+    assert [flow.first.text for flow in cap.flows] == [b"", b"more"]
+    assert (cap.flows[1].facts.is_midstream, cap.anomalies) == (True, ["tcp_reopened"])
+
+
+def test_what_the_receiver_never_acknowledges_is_not_read() -> None:
+    cap = Capture().handshake()(C, 1001, b"abc", ack=5001)(C, 900_001_001, b"forged")
+    for number in range(40):
+        cap(C, 1004 + number, b"d", ack=5001 + number)(S, 5001 + number, b"a", ack=1005 + number, after_ms=2000)
+    cap.close()
+    (flow,) = cap.flows
+    assert (flow.first.text, flow.second.text) == (b"abc" + b"d" * 40, b"a" * 40)
+
+
+def test_wrong_checksums_are_left_out_where_there_are_right_ones() -> None:
+    cap = Capture()(C, 1000, flags=SYN | GOOD_CHECKSUM)(S, 5000, flags=SYN | ACK, ack=1001)(C, 1001, b"a")
+    cap(C, 1002, flags=RST | BAD_CHECKSUM)(S, 5001, flags=RST | BAD_CHECKSUM)
+    assert cap.flows[0].anomalies == ["tcp_bad_checksum", "tcp_reset"]
 
 
 def test_reused_ports_are_a_new_connection() -> None:
     cap = Capture().handshake()(C, 1001, b"a")
     cap.handshake(client=90000, server=7000)(C, 90001, b"b")
     assert [flow.first.text for flow in cap.flows] == [b"a", b"b"]
-    assert cap.flows[0].anomalies == ["tcp_port_reuse"]
+    assert cap.flows[0].anomalies == ["tcp_syn_inside", "tcp_port_reuse"]
+    (flow,) = cap.handshake(client=200_000)(C, 200_001, b"c").flows[2:]
+    assert flow.first.text == b"c"
+
+
+def test_reused_ports_of_which_only_one_direction_is_captured() -> None:
+    cap = Capture()(C, 1000, flags=SYN)(C, 1001, b"a")(C, 90000, flags=SYN)(C, 90001, b"b")
+    assert [flow.first.text for flow in cap.flows] == [b"a", b"b"]
 
 
 def test_a_repeated_syn_is_not_a_new_connection() -> None:
@@ -317,7 +401,7 @@ def test_reordering_duplicates_overlaps_and_wrap_change_nothing(case: tuple[byte
     (flow,) = cap.flows
     assert flow.first.text == text
     assert flow.first.ended == "fin"
-    assert flow.anomalies == []
+    assert set(flow.anomalies) <= {"tcp_overlap_unchecked"}
 
 
 def holes(text: bytes) -> Iterator[bytes]:

@@ -42,7 +42,7 @@ def test_a_newer_store_is_refused_by_name(root, make_exchange):
     path = root / "store.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 99}))
     for opened in (open_store, create_store, StoreWriter.open):
-        with pytest.raises(StorageError, match=r"newer version .store schema 99, this version knows 1") as caught:
+        with pytest.raises(StorageError, match=rf"newer version .store schema 99, this version knows {SCHEMA_VERSION}") as caught:
             opened(root)
         assert "upgrade" in caught.value.hint
 
