@@ -114,7 +114,7 @@ class DetectionProcess:
         fail_on: Severity | None = None,
         start: StartDetector = ChildDetector,
     ) -> None:
-        self._start = Start(settings, key)
+        self._start = Start(settings, key, redact)
         self._start_detector = start
         self._deliver = deliver
         self._may_wait = may_wait
@@ -322,7 +322,7 @@ class DetectionProcess:
                     self._findings[finding.severity] += 1
                     self.failed = self.failed or (self._fail_on is not None and rank(finding.severity) >= rank(self._fail_on))
                 if self._redact and exchange.findings:
-                    exchange = redacted(exchange)
+                    exchange = redacted(exchange, entry.report.masks)
             self._deliver(exchange)
 
     # --- its life -----------------------------------------------------------------------------------------------------
