@@ -132,6 +132,8 @@ class Replay:
             for known in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(known, signal.SIG_DFL)
             self._reader.stop()
+            if self._detection is not None:
+                self._detection.hurry()
 
         earlier = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
