@@ -81,6 +81,10 @@ class Pipeline:
         """Expire what is idle; live sources call it, a replay's own packets tell the time."""
         self.tcp.sweep(now_ns)
 
+    def shed(self) -> None:
+        """Hand on all that is under way as far as it came, to free its memory."""
+        self.account.shed_all()
+
     def close(self) -> None:
         self.tcp.close()
 

@@ -73,6 +73,7 @@ class CaptureRun:
             ports=ports,
             on_defect=self._outlet.defect,
             listener_factory=self._outlet.listener_factory,
+            memory_cap_bytes=memory_cap_bytes,
         )
         self._live = LiveCapture(self._pipeline, self._queue, memory_cap_bytes=memory_cap_bytes)
         self._flows: TLSFlows | None = None
@@ -116,7 +117,7 @@ class CaptureRun:
         if self._tls is not None:
             loader, observed = self._tls
             recorder = FlowWriter(self._pcapng) if self._pcapng is not None else None
-            self._flows = TLSFlows(self._pipeline.open_flow, ProcessTable(find_pods()), recorder)
+            self._flows = TLSFlows(self._pipeline.open_flow, ProcessTable(find_pods()), recorder, self._pipeline.account)
             self._live.add_tls(loader, observed, self._flows)
         report("capturing; Ctrl-C stops")
 
@@ -186,6 +187,8 @@ class CaptureRun:
         )
         if live.shed_connections:
             lines.append(f"gave up {live.shed_connections:,} quiet connections to stay under the memory cap")
+        if live.memory_faults:
+            lines.append(f"out of memory {live.memory_faults:,} times: what was under way then was cut")
         if seen["anomalies"]:
             lines.append("anomalies: " + ", ".join(f"{name} {count:,}" for name, count in seen["anomalies"].items()))
         if seen["other_protocols"]:

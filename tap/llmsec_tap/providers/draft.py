@@ -275,6 +275,13 @@ class Draft:
         size += sum(_PART_BYTES + _text_bytes(tool.description) for tool in self.tools)
         self._room(size)
 
+    def has_room(self, size: int) -> bool:
+        """Whether so much could be kept now, for a moment."""
+        has_room = self._reserve(size)
+        if has_room:
+            self._reserve(-size)
+        return has_room
+
     def _room(self, size: int) -> bool:
         """Room for so much more; without it the texts that come are left out."""
         if not self._is_full and not self._reserve(size):
