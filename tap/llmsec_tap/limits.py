@@ -25,6 +25,11 @@ MAX_JSON_COST_BYTES = MEMORY_CAP_BYTES // 4
 # --- packets -----------------------------------------------------------------------------------------------------------
 # libpcap's own MAXIMUM_SNAPLEN is 256 KiB; Linux cooked captures of offloaded segments stay under it.
 MAX_PACKET_BYTES = 256 * KIB
+# IP fragments that wait for the rest: Linux waits 30 s and holds 4 MiB (ipfrag_time, ipfrag_high_thresh).
+MAX_FRAGMENT_DATAGRAMS = 4096
+MAX_FRAGMENT_BYTES = 4 * MIB
+FRAGMENT_AGE_NS = 30_000_000_000
+MAX_DATAGRAM_BYTES = 65_535
 # pcapng blocks carry one packet and its options; anything longer is damage.
 MAX_PCAPNG_BLOCK_BYTES = 16 * MIB
 MAX_PCAPNG_INTERFACES = 4096

@@ -57,7 +57,7 @@ class Pipeline:
         self.exchanges = 0
         self.llm_exchanges = 0
         self.tcp = TCPReassembler(self.open_flow, self._anomaly, self.account)
-        self._decoder = PacketDecoder(self.tcp, ports)
+        self._decoder = PacketDecoder(self.tcp, ports, self.account)
 
     def handler(self, linktype: int) -> PacketHandler:
         return self._decoder.handler(linktype)
@@ -87,6 +87,7 @@ class Pipeline:
 
     def close(self) -> None:
         self.tcp.close()
+        self._decoder.close()
 
     def summary(self, packets: int) -> Summary:
         return Summary(

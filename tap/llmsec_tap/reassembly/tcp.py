@@ -23,6 +23,7 @@ from collections.abc import Callable
 from llmsec_tap import limits
 from llmsec_tap.account import Account
 from llmsec_tap.reassembly.flow import Flow, FlowSink, StreamSink, endpoints
+from llmsec_tap.reassembly.packet import BAD_CHECKSUM, GOOD_CHECKSUM
 
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 _MASK = 0xFFFFFFFF
@@ -33,8 +34,6 @@ _SEGMENT_COST = 4 * limits.PIECE_COST_BYTES  # of a held segment, beyond its pay
 _EVICT_COUNT = 8
 _RECENT = 16  # delivered segments still compared with their retransmissions
 _SPECIAL = FIN | SYN | RST
-# Above the wire's flags: what the checksum of a segment with one of those flags says, where it was looked at (packet.py).
-GOOD_CHECKSUM, BAD_CHECKSUM = 0x100, 0x200
 
 
 class _Ended:
