@@ -132,6 +132,7 @@ class CaptureRun:
             ports=ports,
             on_defect=self._outlet.defect,
             listener_factory=self._outlet.listener_factory,
+            memory_cap_bytes=memory_cap_bytes,
         )
         self._live = LiveCapture(self._pipeline, self._queue, memory_cap_bytes=memory_cap_bytes)
         self._flows: TLSFlows | None = None
@@ -173,7 +174,9 @@ class CaptureRun:
                 from llmsec_tap.capture.pcapng import FlowWriter
 
                 recorder = FlowWriter(self._pcapng)
-            self._flows = TLSFlows(self._pipeline.open_flow, ProcessTable(self._pods, facts=self._warden.facts), recorder)
+            self._flows = TLSFlows(
+                self._pipeline.open_flow, ProcessTable(self._pods, facts=self._warden.facts), recorder, self._pipeline.account
+            )
             self._live.add_tls(self._warden, self._flows)
         report("capturing; Ctrl-C stops")
 
@@ -238,6 +241,8 @@ class CaptureRun:
         )
         if live.shed_connections:
             lines.append(f"gave up {live.shed_connections:,} quiet connections to stay under the memory cap")
+        if live.memory_faults:
+            lines.append(f"out of memory {live.memory_faults:,} times: what was under way then was cut")
         if seen["anomalies"]:
             lines.append("anomalies: " + ", ".join(f"{name} {count:,}" for name, count in seen["anomalies"].items()))
         if seen["other_protocols"]:
