@@ -41,20 +41,7 @@ if TYPE_CHECKING:
 # Makes the detection of a run: given where exchanges go from there, and the key of the fingerprints.
 StartDetection = Callable[[Deliver, bytes], Detection]
 
-_ENCODINGS: Final = (
-    "utf_8_sig",
-    "utf_16",
-    "utf_16_le",
-    "utf_16_be",
-    "utf_32",
-    "utf_32_le",
-    "utf_32_be",
-    "latin_1",
-    "cp1252",
-    "idna",
-    "punycode",
-)
-_LATE: Final = ("brotli", "zstandard", "llmsec_tap.storage.parquet", *(f"encodings.{name}" for name in _ENCODINGS))
+_LATE: Final = ("brotli", "zstandard", "llmsec_tap.storage.parquet")
 
 
 class CaptureRun:
@@ -258,5 +245,6 @@ class CaptureRun:
 
 def _load_late_parts() -> None:
     """What decoding and storing load at the first use, for a user who may not read where it lies."""
+    privileges.load_encodings()
     for name in _LATE:
         importlib.import_module(name)
