@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from llmsec_tap.limits import MAX_LOOSE_BODY_BYTES
+from llmsec_tap.providers.auxiliary import auxiliary
 from llmsec_tap.providers.base import Dialect, NotJSON, RequestView, is_costly, loose_path, parse_json
 from llmsec_tap.providers.charsets import declared_charset, seen_text, text_of_bytes
 from llmsec_tap.providers.draft import Draft
@@ -173,7 +174,8 @@ def settle(view: RequestView, reading: BodyReading, mark: Callable[[str], None])
         other = classify(view) if surest < _SURE else None
         if other is not None and other.claims(view) > surest:
             return other
-        view.path = path
+        if dialect is not None or auxiliary(view, None) is None:
+            view.path = path
     return dialect
 
 
