@@ -18,6 +18,7 @@ struct sock;
 #include "state.h"
 
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
+BPF_RINGBUF_OUTPUT(processes, TAP_PROCESS_RING_BYTES / 4096);
 BPF_TABLE("hash", __u32, __u32, targets, TAP_MAX_TARGETS);
 BPF_TABLE("hash", struct comm_key, __u32, comms, TAP_MAX_COMMS);
 BPF_TABLE("lru_hash", __u64, struct thread, threads, TAP_MAX_THREADS);
@@ -42,6 +43,8 @@ static __always_inline void connections_delete(const struct connection_key *key)
 static __always_inline __u64 *totals_lookup(__u32 *key) { return totals.lookup(key); }
 
 static __always_inline void *ring_reserve(__u64 size) { return events.ringbuf_reserve(size); }
+static __always_inline void *process_ring_reserve(__u64 size) { return processes.ringbuf_reserve(size); }
+static __always_inline void process_ring_submit(void *record) { processes.ringbuf_submit(record, BPF_RB_FORCE_WAKEUP); }
 static __always_inline void ring_submit(void *record, __u64 flags) { events.ringbuf_submit(record, flags); }
 static __always_inline __u64 ring_query(__u64 what) { return 0; } /* bcc has no such call: never woken for data */
 static __always_inline void ring_discard(void *record) { events.ringbuf_discard(record, BPF_RB_NO_WAKEUP); }

@@ -17,12 +17,19 @@ const volatile struct tap_config config = {};
 #define FOLLOW_FORKS config.follow_forks
 #define WATCH_ALL config.watch_all
 #define OWN_PID config.own_pid
+#define HELPER_PID config.helper_pid
 #define SELECT_COMM config.select_comm
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 16 * 1024 * 1024); /* the loader may set another size */
 } events SEC(".maps");
+
+/* Processes only, for the side that attaches: it holds no parser of traffic, so traffic does not go through its ring. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, TAP_PROCESS_RING_BYTES);
+} processes SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -98,6 +105,16 @@ static __always_inline __u64 *totals_lookup(const __u32 *key)
 static __always_inline void *ring_reserve(__u64 size)
 {
 	return bpf_ringbuf_reserve(&events, size, 0);
+}
+
+static __always_inline void *process_ring_reserve(__u64 size)
+{
+	return bpf_ringbuf_reserve(&processes, size, 0);
+}
+
+static __always_inline void process_ring_submit(void *record)
+{
+	bpf_ringbuf_submit(record, BPF_RB_FORCE_WAKEUP);
 }
 
 static __always_inline void ring_submit(void *record, __u64 flags)

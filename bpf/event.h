@@ -72,7 +72,8 @@ enum tap_total {
 	TAP_LOST_CALLS = 4,    /* calls of which any part was lost */
 	TAP_UNREADABLE_CALLS = 5,
 	TAP_CUT_CALLS = 6,
-	TAP_TOTALS = 7,
+	TAP_LOST_PROCESSES = 7, /* starts, forks, ends and loads that the attaching side was not told of */
+	TAP_TOTALS = 8,
 };
 
 #endif

@@ -1,9 +1,26 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
-/* Processes as they fork, start programs, load libraries and end. User space is woken at once: it may have probes to attach. */
+/*
+ * Processes as they fork, start programs, load libraries and end, in a ring of their own, whose reader is woken at once: it may
+ * have probes to attach. The end of a process is told in both rings: it ends connections, too.
+ */
 #ifndef LLMSEC_PROCESSES_H
 #define LLMSEC_PROCESSES_H
 
 static __always_inline void tell_process(__u8 type, __u32 pid, __u32 other)
+{
+	struct tap_event *event = process_ring_reserve(sizeof(*event));
+
+	if (!event) {
+		count(TAP_LOST_PROCESSES, 1);
+		return;
+	}
+	event_head(event, type, pid, bpf_ktime_get_ns());
+	event->other = other;
+	process_name(event->comm);
+	process_ring_submit(event);
+}
+
+static __always_inline void tell_end(__u32 pid)
 {
 	struct tap_event *event = ring_reserve(sizeof(*event) + TAP_CLASS_SMALL);
 
@@ -11,10 +28,9 @@ static __always_inline void tell_process(__u8 type, __u32 pid, __u32 other)
 		count(TAP_LOST_RECORDS, 1);
 		return;
 	}
-	event_head(event, type, pid, bpf_ktime_get_ns());
-	event->other = other;
+	event_head(event, TAP_EXIT, pid, bpf_ktime_get_ns());
 	process_name(event->comm);
-	ring_submit(event, BPF_RB_FORCE_WAKEUP);
+	ring_submit(event, BPF_RB_NO_WAKEUP);
 }
 
 static __always_inline int process_forked(void *parent, void *child)
@@ -23,7 +39,7 @@ static __always_inline int process_forked(void *parent, void *child)
 
 	KERNEL_READ(pid, parent, task_struct, tgid);
 	KERNEL_READ(child_pid, child, task_struct, tgid);
-	if (pid == child_pid || pid == OWN_PID || !FOLLOW_FORKS || !targets_lookup(&pid))
+	if (pid == child_pid || is_own(pid) || !FOLLOW_FORKS || !targets_lookup(&pid))
 		return 0;
 	targets_update(&child_pid, &one);
 	tell_process(TAP_FORK, pid, child_pid);
@@ -35,7 +51,7 @@ static __always_inline int process_started(void *task)
 	__u32 pid = bpf_get_current_pid_tgid() >> 32, one = 1;
 	struct comm_key name = {};
 
-	if (pid == OWN_PID)
+	if (is_own(pid))
 		return 0;
 	if (SELECT_COMM) {
 		KERNEL_READ_COMM(name.comm, task);
@@ -62,6 +78,7 @@ static __always_inline int process_ended(void *task)
 	if (live > 0)
 		return 0;
 	targets_delete(&pid);
+	tell_end(pid);
 	tell_process(TAP_EXIT, pid, 0);
 	return 0;
 }

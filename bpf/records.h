@@ -10,9 +10,15 @@
 #define TAP_CLASS_16K 16384
 #define TAP_CLASS_64K TAP_PART_BYTES
 
+/* The tap's own processes that use a TLS library or start others: the one that attaches, and the one that asks for pods. */
+static __always_inline bool is_own(__u32 pid)
+{
+	return pid == OWN_PID || pid == HELPER_PID;
+}
+
 static __always_inline bool is_watched(__u32 pid)
 {
-	if (pid == OWN_PID)
+	if (is_own(pid))
 		return false;
 	return !ONLY_TARGETS || targets_lookup(&pid);
 }

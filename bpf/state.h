@@ -7,12 +7,14 @@
 #define TAP_MAX_COMMS 64	  /* names given by --comm */
 #define TAP_MAX_THREADS 16384	  /* threads (or goroutines) inside a TLS call or between its parts */
 #define TAP_MAX_CONNECTIONS 65536 /* TLS connections open at once */
+#define TAP_PROCESS_RING_BYTES (1024 * 1024) /* 7,700 processes that start or end before their reader comes */
 
 struct tap_config {
 	__u32 only_targets; /* watch the processes in `targets` only; else every one */
 	__u32 follow_forks; /* children of a target are targets */
 	__u32 watch_all;    /* report every program start, so that user space can look for libraries */
-	__u32 own_pid;	    /* never watched */
+	__u32 own_pid;	    /* never watched, and nor is the next */
+	__u32 helper_pid;
 	__u32 select_comm;  /* processes whose name is in `comms` become targets as they start */
 };
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llmsec_analyzer.config import load_config
+from llmsec_analyzer.worker.child import ChildDetector, RemoteDetector, StartDetector
 from llmsec_analyzer.worker.client import DetectionProcess
 from llmsec_tap.model import Exchange, Severity
 
@@ -18,10 +19,15 @@ def start_detection(
     report: Callable[[str], None],
     redact: bool = False,
     fail_on: Severity | None = None,
+    remote: tuple[Callable[[], tuple[int, int]], Callable[[], None]] | None = None,
 ) -> DetectionProcess:
-    """Raises ConfigError for a configuration, rule or model that is wrong. `key` makes the fingerprints. `may_wait`: the source can (a file), or cannot (live)."""
+    """Raises ConfigError for a configuration, rule or model that is wrong. `key` makes the fingerprints. `may_wait`: the source can (a file), or cannot (live).
+
+    `remote` starts and ends the process where this one may start none (worker/child.py).
+    """
+    start: StartDetector = ChildDetector if remote is None else lambda: RemoteDetector(*remote)
     settings = load_config(config).security
-    process = DetectionProcess(settings, key, deliver, may_wait=may_wait, report=report, redact=redact, fail_on=fail_on)
+    process = DetectionProcess(settings, key, deliver, may_wait=may_wait, report=report, redact=redact, fail_on=fail_on, start=start)
     if config is not None:  # what ships is known to load, and need not be waited for
         process.await_ready()
     return process

@@ -6,21 +6,24 @@ them. The connection can reach the store's parts and nothing else: no other file
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import duckdb
 
 from llmsec_analyzer.read_only import check_read_only
 from llmsec_analyzer.sql_errors import sql_error
-from llmsec_tap.errors import ConfigError
+from llmsec_tap.cli.text import report
+from llmsec_tap.errors import ConfigError, StorageError
 from llmsec_tap.storage import Store, open_store
-from llmsec_tap.storage.views import create_views
+from llmsec_tap.storage.damage import parts, set_aside_damaged
+from llmsec_tap.storage.faults import storage_error
+from llmsec_tap.storage.views import create_views, these_parts
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import polars as pl
     import pyarrow as pa  # type: ignore[import-untyped]
 
@@ -40,6 +43,13 @@ _SETTINGS = (
 )
 
 
+# What no state of a store explains.
+_ABOUT_THE_QUESTION = (
+    *(duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException, duckdb.ConversionException, duckdb.OutOfRangeException),
+    *(duckdb.PermissionException, duckdb.InterruptException, duckdb.OutOfMemoryException, duckdb.NotImplementedException),
+)
+
+
 @dataclass(frozen=True)
 class Result:
     """Column names, their types as DuckDB prints them, and the rows as they come: nothing is held but one batch."""
@@ -47,35 +57,79 @@ class Result:
     names: tuple[str, ...]
     types: tuple[str, ...]
     cursor: duckdb.DuckDBPyConnection
+    first: list[tuple[Any, ...]]
+    is_damage: Callable[[duckdb.Error | RuntimeError], bool]
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
-        while True:
+        batch = self.first
+        while batch:
+            yield from batch
             try:
                 batch = self.cursor.fetchmany(BATCH_ROWS)
             except (duckdb.Error, RuntimeError) as fault:
+                if self.is_damage(fault):
+                    raise StorageError(
+                        "a part of the store is damaged, and this answer ends before its end", "Ask again: the part is left out by now."
+                    ) from None
                 raise _translated(fault) from None
-            if not batch:
-                return
-            yield from batch
 
 
 class QuerySession:
-    """A locked connection to one store. Use as a context manager."""
+    """A locked connection to one store. Use as a context manager. `report` is told of damaged parts, which are set aside."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, report: Callable[[str], None] = report) -> None:
         self.store = store
-        self._connection = duckdb.connect()
-        folder = str(store.exchanges.resolve()).replace("'", "''")
+        self._report = report
+        try:
+            self._folder = os.open(store.exchanges, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as fault:
+            raise storage_error("cannot read", store.exchanges, fault) from None
+        try:
+            self._left_out = set_aside_damaged(store.exchanges, report)
+            self._connection = self._connect()
+        except BaseException:
+            os.close(self._folder)
+            raise
+
+    def _connect(self) -> duckdb.DuckDBPyConnection:
+        try:
+            return self._locked()
+        except duckdb.Error as fault:
+            if not self._look_for_damage():
+                raise sql_error(fault) from None
+        try:
+            return self._locked()
+        except duckdb.Error as fault:
+            raise sql_error(fault) from None
+
+    def _locked(self) -> duckdb.DuckDBPyConnection:
+        connection = duckdb.connect()
+        # By a descriptor: DuckDB takes some characters of a path for a pattern or a separator, and these names have none of them.
+        exchanges = f"/proc/self/fd/{self._folder}"
+        files = f"'{exchanges}/*/part-*.parquet'"
+        if self._left_out:
+            kept = [path.relative_to(self.store.exchanges) for path in parts(self.store.exchanges) if path not in self._left_out]
+            files = these_parts([Path(exchanges, path) for path in kept])
         try:
             for setting in _SETTINGS:
-                self._connection.execute(setting)
-            self._connection.execute(f"SET allowed_directories = ['{folder}/']")
-            self._connection.execute("SET enable_external_access = false")
-            create_views(self._connection, store.root)
-            self._connection.execute("SET lock_configuration = true")
-        except duckdb.Error as fault:
-            self._connection.close()
-            raise sql_error(fault) from None
+                connection.execute(setting)
+            connection.execute(f"SET allowed_directories = ['{exchanges}/']")
+            connection.execute("SET enable_external_access = false")
+            create_views(connection, files)
+            connection.execute("SET lock_configuration = true")
+        except duckdb.Error:
+            connection.close()
+            raise
+        return connection
+
+    def _is_damage(self, fault: duckdb.Error | RuntimeError) -> bool:
+        return not isinstance(fault, _ABOUT_THE_QUESTION) and isinstance(fault, duckdb.Error) and self._look_for_damage()
+
+    def _look_for_damage(self) -> bool:
+        """Read every part; True where one was damaged, and is set aside or left out from now on."""
+        before = len(list(parts(self.store.exchanges))) - len(self._left_out)
+        self._left_out = set_aside_damaged(self.store.exchanges, self._report, thoroughly=True)
+        return len(list(parts(self.store.exchanges))) - len(self._left_out) != before
 
     @classmethod
     def open(cls, location: str | Path) -> QuerySession:
@@ -89,6 +143,9 @@ class QuerySession:
 
     def close(self) -> None:
         self._connection.close()
+        if self._folder >= 0:
+            os.close(self._folder)
+            self._folder = -1
 
     def run(self, sql: str) -> Result:
         """Run one statement of a user's. ConfigError where it is wrong or does more than read."""
@@ -99,10 +156,17 @@ class QuerySession:
         """Run a statement of our own; user input belongs in `parameters`."""
         try:
             cursor = self._connection.execute(sql, parameters or [])
-            description = cursor.description or []
+            first = cursor.fetchmany(BATCH_ROWS) if cursor.description else []
         except (duckdb.Error, RuntimeError) as fault:
-            raise _translated(fault) from None
-        return Result(tuple(column[0] for column in description), tuple(str(column[1]) for column in description), cursor)
+            # A damaged page shows only when it is read.
+            if not self._is_damage(fault):
+                raise _translated(fault) from None
+            self._connection.close()
+            self._connection = self._connect()
+            return self.select(sql, parameters)
+        description = cursor.description or []
+        names, types = tuple(column[0] for column in description), tuple(str(column[1]) for column in description)
+        return Result(names, types, cursor, first, self._is_damage)
 
     def batches(self, sql: str) -> pa.RecordBatchReader:
         """As `run`, but Arrow record batches, as they come."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.machinery
 import importlib.util
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -37,8 +38,14 @@ class TokenEstimator:
     def __init__(self, tokenizer_file: str | None = None) -> None:
         self._counters: dict[str, Counter | None] = {}
         self._file: tuple[str, Counter] | None = None
+        self._library: tuple[Path, str] | None = None  # where it lies, and how it can be opened
         if tokenizer_file is not None:
             self._file = (Path(tokenizer_file).name, _from_file(tokenizer_file))
+
+    def keep_open(self) -> None:
+        """Open the vocabularies' library now: later this process may have another user, who may not look where it lies."""
+        if self._library is None and (file := _library()) is not None:
+            self._library = (file, f"/proc/self/fd/{os.open(file, os.O_RDONLY | os.O_CLOEXEC)}")
 
     def estimate(self, exchange: Exchange) -> None:
         usage = exchange.usage
@@ -81,33 +88,36 @@ class TokenEstimator:
         for pattern, name in _FAMILIES:
             if pattern.search(model):
                 if name not in self._counters:
-                    self._counters[name] = _openai(name)
+                    if self._library is None and (file := _library()) is not None:
+                        self._library = (file, str(file))
+                    self._counters[name] = _openai(name, *self._library) if self._library is not None else None
                 counter = self._counters[name]
                 return (name, counter) if counter is not None else None
         return None
 
 
-def _openai(name: str) -> Counter | None:
-    """A vocabulary of bpe-openai, or None where the package is not installed.
+def _library() -> Path | None:
+    """The native module of bpe-openai, or None where the package is not installed."""
+    package = importlib.util.find_spec("bpe_openai")
+    folders = (package.submodule_search_locations or ()) if package is not None else ()
+    return next((file for folder in folders for file in Path(folder).glob("_bindings*.so")), None)
+
+
+def _openai(name: str, file: Path, opened: str) -> Counter:
+    """A vocabulary of bpe-openai.
 
     Its native module is loaded by itself: the package's `__init__` builds every table in Python first, one second and 60 MB
     for what a count never needs.
     """
-    package = importlib.util.find_spec("bpe_openai")
-    if package is None or package.submodule_search_locations is None:
-        return None
-    for folder in package.submodule_search_locations:
-        for file in Path(folder).glob("_bindings*.so"):
-            loader = importlib.machinery.ExtensionFileLoader("bpe_openai._bindings", str(file))
-            spec = importlib.util.spec_from_loader("bpe_openai._bindings", loader)
-            assert spec is not None
-            module = importlib.util.module_from_spec(spec)
-            loader.exec_module(module)
-            counter: Counter = module.tokenizer_for_encoding(name).count
-            counter("")
-            _page_out(file)
-            return counter
-    return None
+    loader = importlib.machinery.ExtensionFileLoader("bpe_openai._bindings", opened)
+    spec = importlib.util.spec_from_loader("bpe_openai._bindings", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    counter: Counter = module.tokenizer_for_encoding(name).count
+    counter("")
+    _page_out(file)
+    return counter
 
 
 def _page_out(library: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from support.agent import Agent, environment
 from support.https_calls import Caller, ask_once, ask_together
-from support.needs import program
+from support.needs import idle_node, program
 from support.tls_front import Certificate, Nginx, children, free_port, nginx, python_server, wait_for_port
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -231,12 +231,14 @@ def test_a_stopped_tap_harms_nobody_and_says_what_it_missed(certificate: Certifi
     with echo("threads", certificate) as (pid, port), Agent("--pid", str(pid), "--ring-size", "1024") as agent:
         ask_once(port, certificate.cert, "first")
         agent.wait_for_exchanges(1)
-        agent.process.send_signal(signal.SIGSTOP)
+        for tap in (agent.process.pid, agent.decoder):
+            os.kill(tap, signal.SIGSTOP)
         begun = time.monotonic()
         for number in range(20):
             assert ask_once(port, certificate.cert, f"{number} {prompt}")[0].startswith("echo")
         assert time.monotonic() - begun < 10, "the observed process was held up"
-        agent.process.send_signal(signal.SIGCONT)
+        for tap in (agent.process.pid, agent.decoder):
+            os.kill(tap, signal.SIGCONT)
         ask_once(port, certificate.cert, "last")
         agent.wait_for(lambda: any(row["input_text"] == "last" for row in agent.exchanges()), "the tap did not recover")
     rows = agent.exchanges()
@@ -293,9 +295,10 @@ def test_offsets_for_a_program_without_symbols(certificate: Certificate) -> None
     options = ("--ssl-read-offset", hex(functions["SSL_read"].offset), "--ssl-write-offset", str(functions["SSL_write"].offset))
     with echo("threads", certificate) as (_, port):
         script = SUPPORT / "callers/node_calls.mjs"
-        command = f"sleep 1; exec {node} {script} https://127.0.0.1:{port} {certificate.cert} https"
-        client = subprocess.Popen(["sh", "-c", command], stdout=subprocess.DEVNULL)
         with Agent("--comm", "node", *options) as agent:
+            with idle_node(node):
+                agent.wait_for_probes(Path(node).resolve())
+            client = subprocess.Popen([node, script, f"https://127.0.0.1:{port}", certificate.cert, "https"], stdout=subprocess.DEVNULL)
             client.wait(30)
             rows = agent.wait_for_exchanges(13, pid=client.pid)
     assert {row["input_text"] for row in rows} == {f"call {n} by node-https" for n in range(13)}

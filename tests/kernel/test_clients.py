@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from support.agent import Agent
-from support.needs import program
+from support.needs import idle_node, program
 from support.tls_front import Certificate, Nginx
 
 CALLERS = Path(__file__).parents[1] / "support/callers"
@@ -115,6 +115,8 @@ def test_node(everything: Agent, front: Nginx, certificate: Certificate, kind: s
         if done.returncode:
             pytest.skip("the vendors' node packages cannot be installed (npm install openai @anthropic-ai/sdk)")
     env = {"NODE_EXTRA_CA_CERTS": str(certificate.cert)}
+    with idle_node(node):  # a program that no process ran before takes the tap some milliseconds to read
+        everything.wait_for_probes(Path(node).resolve())
     pid, received = run(node, CALLERS / "node_calls.mjs", front.url, certificate.cert, kind, folder, env=env)
     check(everything, front, f"node-{kind}", received, {pid}, "node")
 
@@ -149,5 +151,7 @@ def test_one_process_for_each_call(everything: Agent, front: Nginx, certificate:
 
 
 def test_go(everything: Agent, front: Nginx, certificate: Certificate, go_program: Path) -> None:
+    run(go_program, front.url, certificate.cert)  # a program that no process ran before takes the tap some milliseconds to read
+    everything.wait_for_probes(go_program)
     pid, received = run(go_program, front.url, certificate.cert)
     check(everything, front, "go", received, {pid}, "go_calls")

@@ -120,6 +120,7 @@ def test_a_container_is_captured_and_nothing_else(
         agent = Agent("--container", ID[:12])
         if is_late:
             with agent, contained(entered, tmp_path, certificate) as (inside, port):
+                agent.wait_for_probes(LIBRARY.resolve())  # the container's: the host's own is found under /lib
                 talk_and_check(agent, certificate, inside, port, outside_port)
         else:
             with contained(entered, tmp_path, certificate) as (inside, port), agent:

@@ -60,6 +60,21 @@ class Agent:
             self.process.send_signal(number)
         self.exit_code = self.process.wait(30)
 
+    @property
+    def decoder(self) -> int:
+        """The process that decodes: the child of the one that was started."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        if children.exists():
+            pids = [int(pid) for pid in children.read_text().split()]
+        else:
+            parents = {int(path.parent.name): path.read_text().rpartition(")")[2].split()[1] for path in Path("/proc").glob("[0-9]*/stat")}
+            pids = [pid for pid, parent in parents.items() if parent == str(self.process.pid)]
+        return next(pid for pid in sorted(pids) if b"capture" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+    def wait_for_probes(self, path: str | Path) -> None:
+        """Until it probes this file."""
+        self.wait_for(lambda: f" in {path}: " in self.said, f"{path} was not probed")
+
     def wait_for(self, condition: Callable[[], bool], otherwise: str, timeout_s: float = 20) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():

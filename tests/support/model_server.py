@@ -110,6 +110,9 @@ def _serve(model: str, port: int) -> None:
     params.n_parallel = 4
     params.cpuparams.n_threads = 1
     params.warmup = False
+    # Random weights would say nothing, or end, at random: the same words for the same question, and never an early end.
+    params.sampling.temp = 0.0
+    params.sampling.ignore_eos = True
     server = xllamacpp.Server(params)
     sys.stdin.read()
     del server

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -12,3 +15,13 @@ def program(name: str, package: str | None = None) -> str:
     if found is None:
         pytest.skip(f"{name} is not installed (apt-get install {package or name})")
     return found
+
+
+@contextmanager
+def idle_node(node: str) -> Iterator[None]:
+    """A node that does nothing, for a tap to find its program by."""
+    with subprocess.Popen([node, "-e", "setInterval(() => {}, 1000)"]) as process:
+        try:
+            yield
+        finally:
+            process.kill()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
+import importlib
 import os
 import signal
-import struct
 import sys
 import time
 from array import array
@@ -30,6 +29,7 @@ from llmsec_analyzer.worker.protocol import (
     ToWorker,
     frame,
 )
+from llmsec_tap import privileges
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.providers.credentials import fingerprinter
 
@@ -38,9 +38,6 @@ _EARLY_FROM = rank("high")
 _MAX_DELAYS = 100_000
 # Below the decoder: where both want a core, decoding goes first, and what cannot be scanned in time is marked.
 _NICENESS = 5
-# linux/prctl.h, linux/capability.h
-_PR_SET_NO_NEW_PRIVS = 38
-_LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
 
 class Worker:
@@ -81,6 +78,10 @@ class Worker:
         except ConfigError as fault:
             self._reply(Ready(str(fault), fault.hint))
         else:
+            # Rules, models and plug-ins are loaded; from here on comes what strangers wrote.
+            _load_late_parts()
+            privileges.become(privileges.unprivileged_user())
+            privileges.confine()
             self._reply(Ready())
 
     def _feed(self, message: Increments) -> None:
@@ -106,13 +107,10 @@ class Worker:
             data = data[os.write(self._replies, data) :]
 
 
-def _give_up_privileges() -> None:
-    """A capture has capabilities (or is root, which has them all); what reads hostile text needs none. Works from any user."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
-    if libc.capset(header, bytes(2 * 3 * 4)):  # effective, permitted and inheritable, twice 32 bits each: none
-        print("warning: the detection process keeps its capabilities", file=sys.stderr)  # noqa: T201
+def _load_late_parts() -> None:
+    """What is imported at the first use, and may lie where the user that this becomes may not read."""
+    for name in ("utf_16", "utf_32", "utf_16_le", "utf_16_be", "utf_32_le", "utf_32_be", "latin_1", "idna", "punycode", "unicode_escape"):
+        importlib.import_module(f"encodings.{name}")
 
 
 def main() -> None:
@@ -123,7 +121,7 @@ def main() -> None:
     replies = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     os.nice(_NICENESS)
-    _give_up_privileges()
+    privileges.limit_capabilities(("CAP_SETUID", "CAP_SETGID") if os.geteuid() == 0 else ())
     worker = Worker(replies)
     frames = Frames(ToWorker)
     try:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import subprocess
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -22,6 +20,7 @@ from llmsec_analyzer.detectors.exchange_parts import Report, text_parts, unread
 from llmsec_analyzer.detectors.redact import redacted
 from llmsec_analyzer.detectors.risk import SEVERITIES, rank
 from llmsec_analyzer.detectors.settings import DetectionSettings
+from llmsec_analyzer.worker.child import ChildDetector, Detector, StartDetector
 from llmsec_analyzer.worker.protocol import (
     Early,
     Examine,
@@ -113,8 +112,10 @@ class DetectionProcess:
         report: Callable[[str], None],
         redact: bool = False,
         fail_on: Severity | None = None,
+        start: StartDetector = ChildDetector,
     ) -> None:
         self._start = Start(settings, key)
+        self._start_detector = start
         self._deliver = deliver
         self._may_wait = may_wait
         self._report = report
@@ -139,7 +140,7 @@ class DetectionProcess:
         self._marks: Counter[str] = Counter()
         self._told: set[tuple[int, str]] = set()
         self._restarts = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Detector | None = None
         self._launch()
 
     # --- the pipeline's side ------------------------------------------------------------------------------------------
@@ -258,9 +259,7 @@ class DetectionProcess:
         if process is None:
             self._hand_on()
             return
-        assert process.stdin is not None
-        assert process.stdout is not None
-        to, back = process.stdin.fileno(), process.stdout.fileno()
+        to, back = process.to, process.back
         while True:
             poll = select.poll()
             poll.register(back, select.POLLIN)
@@ -329,17 +328,11 @@ class DetectionProcess:
     # --- its life -----------------------------------------------------------------------------------------------------
 
     def _launch(self) -> None:
-        # -P: nothing is imported from wherever the command was started.
-        command = [sys.executable, "-P", "-m", "llmsec_analyzer.worker"]
         try:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 - our own module
+            self._process = self._start_detector()
         except OSError as fault:
             self._report(f"warning: the detection process cannot be started ({fault.strerror}): exchanges are marked detection_skipped")
             return
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        for pipe in (self._process.stdin, self._process.stdout):
-            os.set_blocking(pipe.fileno(), False)
         self._frames = Frames(FromWorker)
         self.generation += 1
         self._progress = time.monotonic()
@@ -367,10 +360,6 @@ class DetectionProcess:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    pipe.close()
         open_entries = list(self._by_number.values())
         self._by_number.clear()
         self._queued = 0
@@ -398,20 +387,15 @@ class DetectionProcess:
         process = self._process
         if process is None:
             return
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.close()
-        os.set_blocking(process.stdout.fileno(), True)
+        process.close_input()
+        deadline = time.monotonic() + _PATIENCE_S
+        poll = select.poll()
+        poll.register(process.back, select.POLLIN)
         with contextlib.suppress(OSError):
-            while data := os.read(process.stdout.fileno(), _READ_BYTES):
+            while poll.poll(max(0.0, deadline - time.monotonic()) * 1000) and (data := os.read(process.back, _READ_BYTES)):
                 for message in self._frames.feed(data):
                     self._take(message)
-        process.stdout.close()
-        try:
-            process.wait(_PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.close(max(0.0, deadline - time.monotonic()))
         self._process = None
 
     # --- the end ------------------------------------------------------------------------------------------------------

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from llmsec_tap.capture.ebpf.ring import Ring
 
 
 class Role(Enum):
@@ -32,13 +35,17 @@ class Probe(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbePlan:
-    """The probes of one file. `identity` is its device and inode: one library may be mapped under many paths."""
+    """The probes of one file. `identity` is its device and inode: one library may be mapped under many paths.
+
+    `path` names an open descriptor of the file that was examined; `shown` is the path as the process sees it.
+    """
 
     path: str
     identity: tuple[str, int]
     library: str
     probes: tuple[Probe, ...]
     notes: tuple[str, ...] = ()
+    shown: str = ""
 
     @property
     def is_linker(self) -> bool:
@@ -54,10 +61,10 @@ class KernelSettings:
     watch_all: bool = False
     comms: tuple[str, ...] = ()
     ring_bytes: int = 16 << 20
+    helper_pid: int = 0  # a process of the tap's own that is never watched, beside the one that loads
 
 
-@dataclass(kw_only=True)
-class KernelTotals:
+class KernelTotals(NamedTuple):
     """What the kernel half counted since it was loaded."""
 
     calls: int = 0
@@ -67,6 +74,7 @@ class KernelTotals:
     lost_calls: int = 0
     unreadable_calls: int = 0
     cut_calls: int = 0
+    lost_processes: int = 0
 
 
 class ConnectionLoss(NamedTuple):
@@ -102,11 +110,19 @@ class Loader(Protocol):
     def watch(self, pid: int) -> None:
         """Make a process a target; it may already be one."""
 
-    def wait(self, timeout_s: float) -> None:
-        """Until something urgent happened (a process started, forked, loaded a library; the ring fills up) or the time has passed."""
-
     def consume(self) -> list[bytes]:
         """The records that came since the last call, oldest first, up to a bound."""
+
+    @property
+    def events_descriptor(self) -> int:
+        """The ring of those records, for a process that reads it in this one's place (`ring.Ring`)."""
+
+    @property
+    def ring_bytes(self) -> int: ...
+
+    @property
+    def processes(self) -> Ring:
+        """Starts, forks, ends and loads of the processes; its reader is woken at once."""
 
     def totals(self) -> KernelTotals: ...
 

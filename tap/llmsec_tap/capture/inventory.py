@@ -39,11 +39,12 @@ def inventory(finder: TargetFinder) -> list[Line]:
         if pid == os.getpid():
             continue
         comm, container = proc.name_of(pid), proc.container_of_pid(pid)
-        found = finder.look(pid)
+        with finder.look(pid) as found:
+            pass  # only what is said of the files, not the files
         for plan in found.plans:
             symbols = ", ".join(dict.fromkeys(probe.symbol for probe in plan.probes if "+0x" not in probe.symbol)) or "given offsets"
             notes = f" ({'; '.join(plan.notes)})" if plan.notes else ""
-            lines.append(Line(pid, comm, container, plan.library, "probe", f"{Path(plan.path).name}: {symbols}{notes}"))
+            lines.append(Line(pid, comm, container, plan.library, "probe", f"{Path(plan.shown).name}: {symbols}{notes}"))
         lines += [
             Line(pid, comm, container, "TLS", "refused", f"{Path(refusal.path).name}: {refusal.reason}")
             for refusal in (*found.refusals, *other_limits(pid))

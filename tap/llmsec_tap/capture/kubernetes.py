@@ -3,24 +3,31 @@
 In a pod, the service account's token and certificate are mounted, and NODE_NAME and NODE_IP come from the downward API. The
 kubelet's /pods (10250, authorised by nodes/proxy) is asked first: it is on this node and knows the node's pods only. Where it
 refuses, the API server is asked for the pods of this node. Outside Kubernetes there is no lookup and no request is made.
+
+The token goes to nobody who cannot show a certificate of the cluster's authority. Many kubelets have one of their own making: then
+the API server is asked, unless LLMSEC_KUBELET_INSECURE=1 says that whoever answers at the node's address may have the token.
+
+In a capture the questions are asked by a process of their own (`PodHelper`), the only one that uses the network; it tells the decoder.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import ssl
+import signal
+import socket
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from llmsec_tap import privileges
 from llmsec_tap.capture.process import Pod, PodLookup
 
 _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+INSECURE_VARIABLE: Final = "LLMSEC_KUBELET_INSECURE"
 _TIMEOUT_S = 2.0
 # A container that is not in the list yet is looked for again, but not more often than this.
 _REFRESH_S = 5.0
@@ -58,7 +65,7 @@ class ClusterPods:
             for url in self._urls:
                 try:
                     self._pods = pods_by_container(json.loads(self._fetch(url)))
-                except (OSError, ValueError, urllib.error.URLError):
+                except (OSError, ValueError):  # URLError is an OSError
                     continue
                 return
         finally:
@@ -86,27 +93,38 @@ def pods_by_container(answer: Any) -> dict[str, Pod]:
 
 def find_pods(account: Path = _ACCOUNT) -> PodLookup | None:
     """The lookup where this runs in Kubernetes, else None."""
-    try:
-        token = (account / "token").read_text().strip()
-    except OSError:
-        return None
+    urls = _urls(account)
+    return ClusterPods(urls, _fetcher(account)) if urls else None
+
+
+def _urls(account: Path) -> list[str]:
+    if not (account / "token").exists():
+        return []
     node, node_ip = os.environ.get("NODE_NAME"), os.environ.get("NODE_IP")
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
-    urls = [f"https://{node_ip}:10250/pods"] if node_ip else []
+    urls = [f"https://{_bracketed(node_ip)}:10250/pods"] if node_ip else []
     if host and node:
-        address = f"[{host}]" if ":" in host else host
-        urls.append(f"https://{address}:{port}/api/v1/pods?fieldSelector=spec.nodeName%3D{node}")
-    return ClusterPods(urls, _fetcher(token, account / "ca.crt")) if urls else None
+        urls.append(f"https://{_bracketed(host)}:{port}/api/v1/pods?fieldSelector=spec.nodeName%3D{node}")
+    return urls
 
 
-def _fetcher(token: str, authority: Path) -> Fetch:
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def _fetcher(account: Path) -> Fetch:
+    import ssl  # noqa: PLC0415 - 20 ms, and only in Kubernetes
+    import urllib.request  # noqa: PLC0415
+
+    authority = account / "ca.crt"
     context = ssl.create_default_context(cafile=str(authority) if authority.exists() else None)
-    # Kubelets serve with a certificate of their own unless the cluster signs them; only the node itself is asked, over its own address.
-    kubelet = ssl.create_default_context()
-    kubelet.check_hostname = False
-    kubelet.verify_mode = ssl.CERT_NONE
+    insecure = ssl.create_default_context()
+    insecure.check_hostname = False
+    insecure.verify_mode = ssl.CERT_NONE
+    kubelet = insecure if os.environ.get(INSECURE_VARIABLE) == "1" else context
 
     def fetch(url: str) -> bytes:
+        token = (account / "token").read_text().strip()  # read each time: it is exchanged about every hour
         request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})  # noqa: S310 - https, made above
         chosen = kubelet if ":10250/" in url else context
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=chosen) as answer:  # noqa: S310
@@ -114,3 +132,85 @@ def _fetcher(token: str, authority: Path) -> Fetch:
             return content
 
     return fetch
+
+
+class PodHelper:
+    """The process that asks, and the socket over which the decoder hears. A byte there asks for a fresh table."""
+
+    def __init__(self, sock: socket.socket, pid: int) -> None:
+        self.socket = sock
+        self.pid = pid
+
+    @classmethod
+    def start(cls, report: Callable[[str], None], account: Path = _ACCOUNT) -> PodHelper | None:
+        """None outside Kubernetes. It ends when the decoder does. Call it while there are no threads."""
+        urls = _urls(account)
+        if not urls:
+            return None
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid:
+            theirs.close()
+            return cls(ours, pid)
+        try:
+            ours.close()
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            fetch = _fetcher(account)
+            privileges.become(privileges.unprivileged_user())
+            privileges.confine(network=True)
+            _tell_pods(theirs, urls, fetch, report)
+        except OSError as fault:
+            report(f"warning: pods stay unnamed: {fault}")
+        finally:
+            os._exit(0)
+
+
+def _tell_pods(sock: socket.socket, urls: list[str], fetch: Fetch, report: Callable[[str], None]) -> None:
+    told = ""
+    while True:
+        table: dict[str, Pod] | None = None
+        fault: Exception | None = None
+        for url in urls:
+            try:
+                table = pods_by_container(json.loads(fetch(url)))
+                break
+            except (OSError, ValueError) as raised:
+                fault = raised
+        if table is not None:
+            text = json.dumps(table).encode()
+            sock.sendall(len(text).to_bytes(4, "big") + text)
+        elif str(fault) != told:
+            told = str(fault)
+            report(f"warning: pods are not known: {told}")
+        if not sock.recv(1):
+            return
+
+
+class RemotePods:
+    """What the helper told last: a `PodLookup` for the decoder."""
+
+    def __init__(self, sock: socket.socket, *, refresh_s: float = _REFRESH_S) -> None:
+        self._socket = sock
+        self._refresh_s = refresh_s
+        self._asked = time.monotonic()
+        self._buffer = bytearray()
+        self._pods: dict[str, Pod] = {}
+        sock.setblocking(False)
+
+    def pod_of(self, container_id: str) -> Pod | None:
+        self._read()
+        known = self._pods.get(container_id)
+        if known is None and time.monotonic() - self._asked >= self._refresh_s:
+            self._asked = time.monotonic()
+            with contextlib.suppress(OSError):
+                self._socket.send(b"?")
+        return known
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):
+            while data := self._socket.recv(1 << 20):
+                self._buffer += data
+        while len(self._buffer) >= 4 and len(self._buffer) >= (end := 4 + int.from_bytes(self._buffer[:4], "big")):
+            self._pods = {name: Pod(*values) for name, values in json.loads(bytes(self._buffer[4:end])).items()}
+            del self._buffer[:end]

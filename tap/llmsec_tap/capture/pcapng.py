@@ -84,6 +84,10 @@ class PcapngWriter:
             except OSError as fault:
                 self.fault = fault.strerror or "write failed"
 
+    def give_to(self, uid: int, gid: int) -> None:
+        """The file belongs to another user from now on."""
+        os.fchown(self._file.fileno(), uid, gid)
+
     def flush(self) -> None:
         if self.fault is None:
             try:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from llmsec_tap import privileges
 from llmsec_tap.capture.base import KernelSettings, Probe, ProbePlan, Role
 from llmsec_tap.capture.ebpf.core import CoreLoader, object_path, supports_uprobe_multi
 from llmsec_tap.capture.elf import ELFError, ELFFile
-from llmsec_tap.capture.targets import mapped_files
-from llmsec_tap.errors import KernelError
+from llmsec_tap.capture.mapped import mapped_files
+from llmsec_tap.errors import ConfigError, KernelError
 
 Verdict = Literal["ok", "warn", "fail"]
 _INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC
@@ -36,7 +37,7 @@ def check_host() -> list[Finding]:
     findings = [_kernel(), _btf(), _libbpf(), _object(), _capabilities(), _lockdown(), _seccomp(), _pid_namespace()]
     if all(finding.verdict != "fail" for finding in findings):
         findings.append(_attach())
-    findings += [_packets(), _bcc()]
+    findings += [_decoder(), _packets(), _bcc()]
     return findings
 
 
@@ -78,15 +79,8 @@ def _object() -> Finding:
         return Finding("eBPF object", "fail", str(fault), fault.hint)
 
 
-def effective_capabilities() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            return int(line.split()[1], 16)
-    return 0
-
-
 def _capabilities() -> Finding:
-    held = effective_capabilities()
+    held = privileges.effective_capabilities()
     missing = [name for name, bit in _CAPABILITIES if not held >> bit & 1]
     is_admin = bool(held >> _CAP_SYS_ADMIN & 1)
     if is_admin:  # before Linux 5.8 it was all of them, and it still implies BPF and PERFMON
@@ -102,6 +96,26 @@ def _capabilities() -> Finding:
         "missing " + ", ".join(missing),
         "Run as root, or give them: systemd AmbientCapabilities=, Kubernetes securityContext.capabilities.add.",
     )
+
+
+def _decoder() -> Finding:
+    """What reads traffic: tried in a child, and told by the kernel."""
+    try:
+        user, found = privileges.unprivileged_user(), privileges.trial()
+    except ConfigError as fault:
+        return Finding("decoder", "fail", str(fault), fault.hint)
+    except OSError as fault:
+        return Finding("decoder", "fail", f"cannot be confined ({fault})", "Use a kernel with seccomp filters (CONFIG_SECCOMP_FILTER).")
+    name = user.name if user is not None and user.name != str(user.uid) else ""
+    facts = f"user {found.uid}{f' ({name})' if name else ''}, capabilities {found.capabilities:#x}, "
+    facts += f"no new privileges: {'yes' if found.no_new_privileges else 'NO'}, seccomp filter: {'yes' if found.is_filtered else 'NO'}"
+    if found.capabilities or not found.no_new_privileges or not found.is_filtered:
+        return Finding("decoder", "fail", facts, "Decoding would keep rights that it must not have; please report this.")
+    if found.uid == 0:
+        return Finding(
+            "decoder", "warn", facts, "It runs as root without capabilities: give CAP_SETUID and CAP_SETGID, or run as another user."
+        )
+    return Finding("decoder", "ok", facts)
 
 
 def _lockdown() -> Finding:
@@ -158,13 +172,13 @@ def _attach() -> Finding:
 def _probe_of_own() -> ProbePlan:
     for mapped in mapped_files(os.getpid()):
         try:
-            with ELFFile(mapped.opened) as file:
+            with ELFFile(mapped.path) as file:
                 found = file.functions(("bpf_object__open_file",))
         except (ELFError, OSError):
             continue
         for name, function in found.items():
             return ProbePlan(
-                path=mapped.opened, identity=mapped.identity, library="libbpf", probes=(Probe(Role.FREE, function.offset, name),)
+                path=mapped.path, identity=mapped.identity, library="libbpf", probes=(Probe(Role.FREE, function.offset, name),)
             )
     raise LookupError("libbpf's own functions were not found")
 

@@ -6,26 +6,46 @@ The probes stand before anything heavier is imported, and this is what choosing 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-# A container inside a container: the innermost is the process's own, which is the last in the path.
 _CONTAINER_ID: Final = re.compile(r"(?:^|[/:-])([0-9a-f]{64})(?:\.scope)?(?:$|/)")
 
 
-def container_of(cgroup: str) -> str | None:
+def container_of(cgroup: str, is_trusted: Callable[[str, str], bool] | None = None) -> str | None:
     """The container id in a /proc/PID/cgroup text: docker, containerd, cri-o and podman, cgroup v1 and v2, systemd and cgroupfs.
 
     Every runtime ends the path with the 64 hexadecimal digits, after a prefix of its own (docker-, cri-containerd-, crio-,
     libpod-) where systemd manages the group. Helper groups such as libpod's /container below it are passed over.
+
+    Of a container inside a container, the innermost is the process's own: the last in the path. But who was given a group to manage
+    may name groups in it like another's container, so only those that `is_trusted` (controllers, path) says count; where none
+    does (a rootless runtime), the outermost.
     """
     for line in cgroup.splitlines():
-        path = line.split(":", 2)[-1]
-        found = _CONTAINER_ID.findall(path)
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        found = list(_CONTAINER_ID.finditer(path))
         if found:
-            return str(found[-1])
+            own = [one for one in found if is_trusted is None or is_trusted(controllers, _up_to(path, one.end(1)))]
+            return str((own[-1] if own else found[0])[1])
     return None
+
+
+def _up_to(path: str, at: int) -> str:
+    """The path up to the component that holds this place."""
+    end = path.find("/", at)
+    return path if end < 0 else path[:end]
+
+
+def made_by_root(controllers: str, path: str) -> bool:
+    """Whether root made this group (of cgroup v1 with its controllers, or v2) and the runtime's name for it can be believed."""
+    folder = Path("/sys/fs/cgroup", *([controllers.removeprefix("name=")] if controllers else []), path.lstrip("/"))
+    try:
+        return folder.stat().st_uid == 0
+    except OSError:
+        return False
 
 
 def name_of(pid: int) -> str:
@@ -33,7 +53,7 @@ def name_of(pid: int) -> str:
 
 
 def container_of_pid(pid: int) -> str | None:
-    return container_of(text_of(Path(f"/proc/{pid}/cgroup")))
+    return container_of(text_of(Path(f"/proc/{pid}/cgroup")), made_by_root)
 
 
 def all_pids() -> list[int]:

@@ -6,11 +6,14 @@ A process may be gone before its first record is read; what the record itself ca
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from llmsec_tap.capture.proc import container_of, text_of
-from llmsec_tap.model import Label, Process
+from llmsec_tap.capture.proc import container_of, made_by_root, text_of
+
+if TYPE_CHECKING:
+    from llmsec_tap.model import Process
 
 _MAX_KNOWN = 16_384
 
@@ -29,12 +32,29 @@ class PodLookup(Protocol):
     def pod_of(self, container_id: str) -> Pod | None: ...
 
 
-class ProcessTable:
-    """`Process` records by pid. `forget` when the process ends or runs another program."""
+class Facts(NamedTuple):
+    """What /proc tells of a process; None is unknown."""
 
-    def __init__(self, pods: PodLookup | None = None, proc: Path = Path("/proc")) -> None:
+    comm: str | None
+    exe: str | None
+    container: str | None
+
+
+def facts_of(pid: int, proc: Path = Path("/proc")) -> Facts:
+    folder = proc / str(pid)
+    try:
+        exe: str | None = str((folder / "exe").readlink())
+    except OSError:
+        exe = None
+    return Facts(text_of(folder / "comm").strip() or None, exe, container_of(text_of(folder / "cgroup"), made_by_root))
+
+
+class ProcessTable:
+    """`Process` records by pid, of what `facts` tells (without: what `proc` holds). `forget` when the process ends or runs another program."""
+
+    def __init__(self, pods: PodLookup | None = None, proc: Path = Path("/proc"), facts: Callable[[int], Facts] | None = None) -> None:
         self._pods = pods
-        self._proc = proc
+        self._facts = facts or (lambda pid: facts_of(pid, proc))
         self._known: OrderedDict[int, Process] = OrderedDict()
 
     def get(self, pid: int, comm: str | None = None) -> Process:
@@ -52,17 +72,15 @@ class ProcessTable:
         self._known.pop(pid, None)
 
     def _read(self, pid: int, comm: str | None) -> Process:
-        folder = self._proc / str(pid)
-        try:
-            exe: str | None = str((folder / "exe").readlink())
-        except OSError:
-            exe = None
-        container = container_of(text_of(folder / "cgroup"))
+        from llmsec_tap.model import Label, Process  # noqa: PLC0415 - the warden, which uses facts_of alone, needs no records
+
+        facts = self._facts(pid)
+        container = facts.container
         pod = self._pods.pod_of(container) if self._pods is not None and container is not None else None
         return Process(
             pid=pid,
-            comm=comm or text_of(folder / "comm").strip() or None,
-            exe=exe,
+            comm=comm or facts.comm,
+            exe=facts.exe,
             container_id=container,
             pod=pod.name if pod else None,
             namespace=pod.namespace if pod else None,

@@ -1,31 +1,46 @@
-"""The thread that empties the ring between kernel and tap, and places probes in processes as they come."""
+"""The thread that empties the ring between kernel and tap."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
-from llmsec_tap.capture.base import ConnectionLoss, Loader
-from llmsec_tap.capture.ebpf import events
+from llmsec_tap.capture.base import ConnectionLoss, KernelTotals
 from llmsec_tap.capture.queue import BatchQueue
-from llmsec_tap.capture.selection import Observed
 
 # Data does not wake the reader (an interrupt for each record would cost the observed process 4 us): it comes by itself, and the
 # kernel half wakes it where the ring fills sooner. Seldom enough that an idle tap costs next to nothing and a busy one reads in
 # batches, often enough that what is shown is fresh.
 _PAUSE_S = 0.02
 _CHECK_LOSS_S = 0.5
-_PROCESS_EVENTS = frozenset((events.EXEC, events.FORK, events.EXIT, events.MAP))
+
+
+class Records(Protocol):
+    """The kernel half as this side sees it (warden_client.WardenClient). No method raises."""
+
+    def wait(self, timeout_s: float) -> None:
+        """Until the ring fills up or the time has passed."""
+
+    def consume(self) -> list[bytes]:
+        """The records that came since the last call, oldest first, up to a bound."""
+
+    def totals(self) -> KernelTotals: ...
+
+    def losses(self) -> list[ConnectionLoss]: ...
+
+    def detach_all(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Reader(threading.Thread):
     """Runs until `stop`, then empties the ring a last time. A defect here must not end the capture silently: see `fault`."""
 
-    def __init__(self, loader: Loader, observed: Observed, queue: BatchQueue, on_loss: Callable[[list[ConnectionLoss]], None]) -> None:
+    def __init__(self, records: Records, queue: BatchQueue, on_loss: Callable[[list[ConnectionLoss]], None]) -> None:
         super().__init__(name="llmsec-reader", daemon=True)
-        self._loader = loader
-        self._observed = observed
+        self._records = records
         self._queue = queue
         self._on_loss = on_loss
         self._lost = 0
@@ -44,10 +59,8 @@ class Reader(threading.Thread):
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            due = self._observed.next_due_s()
-            self._loader.wait(_PAUSE_S if due is None else max(0.0, min(_PAUSE_S, due)))
+            self._records.wait(_PAUSE_S)
             self._drain()
-            self._observed.look_at_due()
             if time.monotonic() >= self._next_check:
                 self._check_loss()
         # Calls that had begun when the probes were taken out are over by now.
@@ -57,16 +70,13 @@ class Reader(threading.Thread):
     def _check_loss(self) -> None:
         """Losses are read before the ring is emptied and told after its records: so no record still on its way counts as lost."""
         self._next_check = time.monotonic() + _CHECK_LOSS_S
-        lost = self._loader.totals().lost_records
+        lost = self._records.totals().lost_records
         if lost != self._lost:
             self._lost = lost
-            losses = self._loader.losses()
+            losses = self._records.losses()
             self._drain()
             self._queue.put_call(lambda: self._on_loss(losses), 0)
 
     def _drain(self) -> None:
-        while records := self._loader.consume():
-            for record in records:
-                if record[events.TYPE_AT] in _PROCESS_EVENTS:
-                    self._observed.on_event(events.decode(record))
+        while records := self._records.consume():
             self._queue.put(records)

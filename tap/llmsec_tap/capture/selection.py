@@ -18,7 +18,7 @@ from llmsec_tap.capture import proc
 from llmsec_tap.capture.base import Attachment, KernelSettings, Loader, ProbePlan
 from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.ebpf.events import Event
-from llmsec_tap.capture.targets import Refusal, TargetFinder, installed_libraries
+from llmsec_tap.capture.targets import Findings, Refusal, TargetFinder, installed_libraries
 from llmsec_tap.errors import KernelError, SourceError
 
 # A process that started is looked at again after these seconds: the event comes before its libraries are mapped, and the dynamic
@@ -89,9 +89,9 @@ class Observed:
             if not proc.is_alive(pid):
                 raise SourceError(f"there is no process {pid}", "`llmsec-tap targets` lists those that can be observed.")
         if not chosen.is_by_pid:
-            for mapped in installed_libraries():
-                for plan in self._finder.look_at_file(mapped).plans:
-                    self._attach(plan, None, must=True)
+            with self._finder.look_at(installed_libraries()) as found:
+                for plan in found.plans:
+                    self._attach(found, plan, None, must=True)
         pids = list(chosen.pids)
         if not chosen.is_by_pid:
             pids += [pid for pid in proc.all_pids() if self._is_chosen(pid)]
@@ -155,15 +155,16 @@ class Observed:
     def _is_worker(self, pid: int) -> None:
         """The parent's libraries are probed for every process from now on. Its own probes stay: a call seen by two is told once."""
         _, parent = self._young.pop(pid)
-        plans = [attachment.plan for (_, owner), attachment in self._attached.items() if owner == parent]
-        for plan in plans:
-            if (plan.identity, None) in self._attached or (plan.identity, None) in self._failed:
-                continue
-            self._attach(plan, None)
-            if not plan.is_linker:
-                self._report(
-                    f"process {parent} forks workers: {plan.library} is probed for every process that maps it, others are left out"
-                )
+        probed = {identity for identity, owner in self._attached if owner == parent}
+        with self._finder.look(parent) as found:
+            for plan in [plan for plan in (*found.plans, *found.linkers) if plan.identity in probed]:
+                if (plan.identity, None) in self._attached or (plan.identity, None) in self._failed:
+                    continue
+                self._attach(found, plan, None)
+                if not plan.is_linker:
+                    self._report(
+                        f"process {parent} forks workers: {plan.library} is probed for every process that maps it, others are left out"
+                    )
 
     def next_due_s(self) -> float | None:
         return min(due for due, _ in self._due) - time.monotonic() if self._due else None
@@ -186,12 +187,12 @@ class Observed:
             self._due += [(now + delay, pid) for delay in _LOOK_AGAIN_S]
 
     def _look(self, pid: int, *, must: bool = False) -> None:
-        found = self._finder.look(pid)
         owner = pid if self._one_by_one else None
-        for plan in found.plans:
-            self._attach(plan, owner, must=must)
-        for plan in found.linkers:
-            self._attach(plan, owner)
+        with self._finder.look(pid) as found:
+            for plan in found.plans:
+                self._attach(found, plan, owner, must=must)
+            for plan in found.linkers:
+                self._attach(found, plan, owner)
         for refusal in found.refusals:
             self._refuse(pid, refusal)
 
@@ -200,24 +201,28 @@ class Observed:
             self._refused.add(refusal.path)
             self._report(f"cannot probe {refusal.path} (process {pid}, {proc.name_of(pid)}): {refusal.reason}")
 
-    def _attach(self, plan: ProbePlan, pid: int | None, *, must: bool = False) -> None:
+    def _attach(self, found: Findings, plan: ProbePlan, pid: int | None, *, must: bool = False) -> None:
         key = (plan.identity, pid)
         if key in self._attached or key in self._failed or (plan.identity, None) in self._attached:
             return
         try:
-            self._attached[key] = self._loader.attach(plan, pid)
+            attachment = self._loader.attach(plan, pid)
         except KernelError as fault:
             if pid is not None and not proc.is_alive(pid):
                 return
             if must:
                 raise
             self._failed.add(key)
-            self._report(f"cannot probe {plan.path}: {fault}")
+            self._report(f"cannot probe {plan.shown}: {fault}")
             return
+        if not found.is_unchanged(plan):
+            # Written to since it was examined: the probes may stand in other code by now.
+            self._loader.detach(attachment)
+            self._report(f"not probing {plan.shown}: the file was changed while it was examined")
+            return
+        self._attached[key] = attachment
         if plan.identity not in self._announced and not plan.is_linker:
             self._announced.add(plan.identity)
-            where = plan.path.partition("/root/")
-            path = "/" + where[2] if plan.path.startswith("/proc/") and where[1] else plan.path
             symbols = ", ".join(dict.fromkeys(probe.symbol for probe in plan.probes if "+0x" not in probe.symbol)) or "given offsets"
             notes = f" ({'; '.join(plan.notes)})" if plan.notes else ""
-            self._report(f"probing {plan.library} in {path}: {symbols}{notes}")
+            self._report(f"probing {plan.library} in {plan.shown}: {symbols}{notes}")

@@ -1,20 +1,23 @@
-"""Where in a process TLS plaintext can be probed, and where it cannot, by name: never silently nothing.
+"""Where in a process TLS plaintext can be probed. Anything that cannot be probed is reported with the reason.
 
-A file is looked at once (device, inode, size and time are its key): a library that fifty processes map costs one look.
+A file is examined once (device, inode, size and times are its key): a library that fifty processes map costs one look. Plans name
+the descriptor that was examined, so that the probes go into that file and no other, whatever happens to its path meanwhile.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Self
 
 from llmsec_tap.capture import x86
 from llmsec_tap.capture.base import Probe, ProbePlan, Role
 from llmsec_tap.capture.build_ids import KNOWN_BUILD_IDS, Offsets
 from llmsec_tap.capture.elf import ELFError, ELFFile, Function
+from llmsec_tap.capture.mapped import CannotOpen, MappedFile, OpenFile, device_of, mapped_files, open_mapped
 
 _OPENSSL: Final[dict[str, Role]] = {
     "SSL_read": Role.READ,
@@ -32,18 +35,17 @@ _GNUTLS: Final[dict[str, Role]] = {
 }
 _GO_READ, _GO_WRITE, _GO_CLOSE = "crypto/tls.(*Conn).Read", "crypto/tls.(*Conn).Write", "crypto/tls.(*Conn).Close"
 _MOVES_BYTES: Final = frozenset((Role.READ, Role.WRITE, Role.READ_EX, Role.WRITE_EX, Role.GO_READ, Role.GO_WRITE))
-# Libraries that every process maps and that hold no TLS: not worth a look.
-_NEVER_TLS: Final = re.compile(r"/(?:libc|libm|libdl|libpthread|librt|libz|libgcc_s|libstdc\+\+|libcrypto|libresolv|libutil)[.-][^/]*$")
 # The dynamic loader, and the empty function that it calls for debuggers whenever it has mapped or unmapped something.
 _LINKER: Final = re.compile(r"/ld-(?:linux|musl|\d)[^/]*\.so")
 _LINKER_TELLS: Final = "_dl_debug_state"
 _LIBSSL_NAME: Final = re.compile(r"/lib(?:ssl|boringssl)[^/]*\.so")
 _GNUTLS_NAME: Final = re.compile(r"/libgnutls\.so")
-_MAP_LINE: Final = re.compile(r"^([0-9a-f]+-[0-9a-f]+) (\S{4}) \S+ (\S+) (\d+)\s+(/.*)$", re.MULTILINE)
 # Go's registers carry arguments since 1.17; before, they are on the stack.
 _GO_VERSION: Final = re.compile(rb"\xff Go buildinf:.{18}([\x04-\x20])(go1\.\d+[^\x00-\x1f]*)", re.DOTALL)
 _MIN_GO = (1, 17)
 _MAX_GO_FUNCTION = 65_536
+# Files that are remembered: a node runs some hundreds of programs and libraries.
+_MAX_FILES_KNOWN = 4096
 
 # Text that the code of a TLS implementation carries even where its symbols are stripped.
 _TRACES: Final[tuple[tuple[bytes, str], ...]] = (
@@ -58,13 +60,6 @@ QUIC_REFUSED: Final = "QUIC (HTTP/3): its streams do not pass TLS functions; not
 KERNEL_TLS: Final = Path("/proc/net/tls_stat")
 
 
-class MappedFile(NamedTuple):
-    path: str  # as the process sees it
-    identity: tuple[str, int]
-    opened: str  # where we can open it
-    is_exe: bool
-
-
 @dataclass(frozen=True)
 class Refusal:
     """TLS that is there and cannot be probed: which file, what it is, why not and what helps."""
@@ -75,9 +70,33 @@ class Refusal:
 
 @dataclass
 class Findings:
+    """What was found. Its files are open for the plans' sake: use it as a context manager, or `close` it."""
+
     plans: list[ProbePlan] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     linkers: list[ProbePlan] = field(default_factory=list)  # where it shows that a library was loaded
+    files: dict[str, OpenFile] = field(default_factory=dict)  # by the path that plans name
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for file in self.files.values():
+            file.close()
+        self.files.clear()
+
+    def is_unchanged(self, plan: ProbePlan) -> bool:
+        """Whether the plan's file is what it was when it was examined."""
+        return self.files[plan.path].is_unchanged
+
+    def add(self, other: Findings) -> None:
+        self.plans += other.plans
+        self.refusals += other.refusals
+        self.linkers += other.linkers
+        self.files |= other.files
 
 
 class TargetFinder:
@@ -87,38 +106,49 @@ class TargetFinder:
         self._offsets = offsets
         self._known = {**KNOWN_BUILD_IDS, **(known or {})}
         self._fast = fast
-        self._files: dict[tuple[object, ...], Findings] = {}
+        self._files: OrderedDict[tuple[object, ...], Findings] = OrderedDict()
 
     def look(self, pid: int) -> Findings:
         """What a process maps now. Empty for one that is gone or may not be looked at."""
+        return self.look_at(mapped_files(pid))
+
+    def look_at(self, files: Iterable[MappedFile]) -> Findings:
         found = Findings()
-        for mapped in mapped_files(pid):
-            per_file = self.look_at_file(mapped)
-            found.plans += per_file.plans
-            found.refusals += per_file.refusals
-            found.linkers += per_file.linkers
+        for mapped in files:
+            found.add(self.look_at_file(mapped))
         return found
 
     def look_at_file(self, mapped: MappedFile) -> Findings:
         try:
-            status = Path(mapped.opened).stat()
-        except OSError:
+            file = open_mapped(mapped)
+        except CannotOpen as reason:
+            named = _LIBSSL_NAME.search(mapped.path) or _GNUTLS_NAME.search(mapped.path) or mapped.is_exe
+            return Findings(refusals=[Refusal(mapped.path, str(reason))] if named else [])
+        if file is None:
             return Findings()
-        key = (mapped.identity, status.st_size, status.st_mtime_ns, mapped.is_exe)
+        key = (file.key, mapped.is_exe, _LINKER.search(mapped.path) is not None)
         known = self._files.get(key)
         if known is None:
-            known = self._files[key] = self._examine(mapped)
-        # The path that opens it is that of a living process: the one of an earlier look may be gone.
-        return Findings(
-            [_at(plan, mapped.opened) for plan in known.plans], known.refusals, [_at(plan, mapped.opened) for plan in known.linkers]
-        )
+            known = self._files[key] = self._examine(mapped._replace(opened=file.path))
+            if len(self._files) > _MAX_FILES_KNOWN:
+                self._files.popitem(last=False)
+        self._files.move_to_end(key)
+        found = Findings([_at(plan, file, mapped) for plan in known.plans], list(known.refusals))
+        found.linkers = [_at(plan, file, mapped) for plan in known.linkers]
+        if found.plans or found.linkers:
+            found.files[file.path] = file
+        else:
+            file.close()
+        return found
 
     def _examine(self, mapped: MappedFile) -> Findings:
         found = Findings()
         try:
             with ELFFile(mapped.opened) as file:
                 self._examine_elf(file, mapped, found)
-        except (ELFError, OSError, ValueError):
+        except ELFError as reason:
+            return Findings(refusals=[Refusal(mapped.path, f"not examined: {reason}")] if reason.is_trap else [])
+        except (OSError, ValueError):
             return Findings()
         return found
 
@@ -144,14 +174,14 @@ class TargetFinder:
         if build_id in self._known:
             self._take_offsets(file, mapped, self._known[build_id], found)
             return
-        trace = next((name for text, name in _TRACES if file.contains(text)), None)
+        trace = file.which([text for text, _ in _TRACES])
         if trace is not None:
-            found.refusals.append(Refusal(mapped.path, _no_symbols(trace, build_id)))
+            found.refusals.append(Refusal(mapped.path, _no_symbols(dict(_TRACES)[trace], build_id)))
 
     def _take_offsets(self, file: ELFFile, mapped: MappedFile, offsets: Offsets, found: Findings) -> None:
         """A probe in the middle of an instruction would damage the process, so a given offset must look like a function's beginning."""
         given = (offsets.read, offsets.write, offsets.new)
-        wrong = [hex(offset) for offset in given if offset is not None and not file.may_be_function(offset)]
+        wrong = [hex(offset) for offset in given if offset is not None and not file.is_function(offset)]
         if wrong:
             found.refusals.append(Refusal(mapped.path, f"no function can begin at offset {' or '.join(wrong)}; nothing was probed"))
         else:
@@ -176,7 +206,7 @@ class TargetFinder:
         version = go_version(file)
         functions = file.functions((_GO_READ, _GO_WRITE, _GO_CLOSE))
         if _GO_READ not in functions or _GO_WRITE not in functions:
-            if file.contains(b"crypto/tls.(*Conn).Write"):
+            if file.which([b"crypto/tls.(*Conn).Write"]):
                 found.refusals.append(Refusal(mapped.path, "Go crypto/tls without a symbol table (-ldflags -s); build it without -s"))
             return
         if version is not None and version < _MIN_GO:
@@ -204,25 +234,6 @@ class TargetFinder:
         found.plans.append(ProbePlan(path=mapped.opened, identity=mapped.identity, library="Go crypto/tls", probes=tuple(probes)))
 
 
-def mapped_files(pid: int) -> list[MappedFile]:
-    """The files that a process maps executable, each once, as they can be opened from here (its own mount namespace)."""
-    try:
-        maps = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape")
-        exe = str(Path(f"/proc/{pid}/exe").readlink())
-    except OSError:
-        return []
-    found: dict[tuple[str, int], MappedFile] = {}
-    for addresses, mode, device, inode, path in _MAP_LINE.findall(maps):
-        identity = (device, int(inode))
-        if "x" not in mode or identity in found or _NEVER_TLS.search(path):
-            continue
-        opened = f"/proc/{pid}/root{path}"
-        if path.endswith(" (deleted)") or not _same(opened, int(inode)):
-            opened = f"/proc/{pid}/map_files/{addresses}"  # replaced on disk by an upgrade; the process still runs the old one
-        found[identity] = MappedFile(path, identity, opened, path == exe)
-    return list(found.values())
-
-
 def installed_libraries() -> list[MappedFile]:
     """The host's own TLS libraries: processes that start later most likely map these."""
     found = []
@@ -235,7 +246,7 @@ def installed_libraries() -> list[MappedFile]:
                     status = path.stat()
                 except OSError:
                     continue
-                identity = (f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}", status.st_ino)
+                identity = (device_of(status), status.st_ino)
                 if identity not in seen:
                     seen.add(identity)
                     found.append(MappedFile(str(path), identity, str(path), is_exe=False))
@@ -255,7 +266,7 @@ def other_limits(pid: int) -> list[Refusal]:
 
 
 def go_version(file: ELFFile) -> tuple[int, int] | None:
-    match = _GO_VERSION.search(file.data)
+    match = _GO_VERSION.search(file.section(".go.buildinfo"))
     if match is None:
         return None
     major, minor = re.findall(rb"\d+", match[2])[:2]
@@ -271,15 +282,8 @@ def kernel_tls_in_use(statistics: Path = KERNEL_TLS) -> bool:
     return any(counters.get(name, "0") != "0" for name in ("TlsCurrTxSw", "TlsCurrRxSw", "TlsCurrTxDevice", "TlsCurrRxDevice"))
 
 
-def _at(plan: ProbePlan, path: str) -> ProbePlan:
-    return ProbePlan(path=path, identity=plan.identity, library=plan.library, probes=plan.probes, notes=plan.notes)
-
-
-def _same(path: str, inode: int) -> bool:
-    try:
-        return Path(path).stat().st_ino == inode
-    except OSError:
-        return False
+def _at(plan: ProbePlan, file: OpenFile, mapped: MappedFile) -> ProbePlan:
+    return replace(plan, path=file.path, identity=mapped.identity, shown=mapped.path)
 
 
 def _offset_plan(mapped: MappedFile, offsets: Offsets) -> ProbePlan:
@@ -295,10 +299,11 @@ def _no_symbols(trace: str, build_id: str | None) -> str:
 
 def _flavour(file: ELFFile, mapped: MappedFile, functions: dict[str, Function]) -> str:
     if "SSL_read_ex" not in functions:
-        return "BoringSSL" if file.contains(b"BoringSSL") or not _LIBSSL_NAME.search(mapped.path) else "OpenSSL 1.0"
-    for text, name in ((b"OpenSSL 3.", "OpenSSL 3"), (b"OpenSSL 1.1", "OpenSSL 1.1")):
-        if file.contains(text):
-            return name
+        return "BoringSSL" if not _LIBSSL_NAME.search(mapped.path) or file.which([b"BoringSSL"]) else "OpenSSL 1.0"
+    versions = {b"OpenSSL 3.": "OpenSSL 3", b"OpenSSL 1.1": "OpenSSL 1.1"}
+    version = file.which(list(versions))
+    if version is not None:
+        return versions[version]
     return "OpenSSL 3" if ".so.3" in mapped.path else "OpenSSL 1.1" if ".so.1.1" in mapped.path else "OpenSSL"
 
 
@@ -316,7 +321,7 @@ def _fast_probes(file: ELFFile, functions: dict[str, Function], probes: list[Pro
         target = _first_call(file, functions[plain])
         if target is None or target != _first_call(file, functions[extended]):
             return probes, f"fast probes: not possible ({plain} and {extended} do not share one internal function)"
-        if not x86.is_push(file.data[target : target + 2]):
+        if not file.is_function(target) or not x86.is_push(file.read(target, 2)):
             return probes, f"fast probes: not possible (the function inside {plain} does not begin with a push)"
         fast.append(Probe(role, target, f"{plain}'s internal function"))
     return [*fast, *(probe for probe in probes if probe.role not in _MOVES_BYTES)], "fast probes"

@@ -71,12 +71,46 @@ def first_call(code: bytes) -> int | None:
     return None
 
 
+def begins(code: bytes) -> bool:
+    """Whether code may begin here: some instructions that are understood, or a return or jump before them."""
+    try:
+        for count, found in enumerate(instructions(code)):
+            if found.opcode in _LEAVES or count >= _ENOUGH:
+                return True
+    except UnknownInstruction:
+        return False
+    return False
+
+
+def falls_on(before: bytes, code: bytes) -> bool:
+    """Whether the walks through the bytes before reach the first byte of `code`, rather than pass over it.
+
+    Wherever a walk begins, x86 code falls into step after a few instructions: most of those that begin early enough agree.
+    """
+    both, mark = before + code, len(before)
+    on = over = 0
+    for start in range(max(0, mark // 2)):
+        at = start
+        try:
+            while at < mark:
+                at += _length(both, at)[0]
+        except UnknownInstruction:
+            continue
+        if at == mark:
+            on += 1
+        else:
+            over += 1
+    return on >= over
+
+
 def is_push(code: bytes) -> bool:
     """Whether the first instruction is a push of a register, which the kernel emulates: probes on it are an order cheaper."""
     return code[:1] in _PUSHES or (code[:1] == b"\x41" and code[1:2] in _PUSHES)
 
 
 _PUSHES: Final = frozenset(bytes([value]) for value in range(0x50, 0x58))
+_LEAVES: Final = frozenset((0xC2, 0xC3, 0xE9, 0xEB))  # ret, jmp
+_ENOUGH: Final = 4
 
 
 def _length(code: bytes, start: int) -> tuple[int, int]:

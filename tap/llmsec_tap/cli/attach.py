@@ -6,6 +6,7 @@ What the processes say meanwhile waits in the ring.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 _MAX_OFFSETS_FILE = 1 << 20
 
 
-def attach(selection: Selection, finder: TargetFinder, backend: str, ring_bytes: int) -> tuple[Loader, Observed]:
+def attach(selection: Selection, finder: TargetFinder, backend: str, ring_bytes: int, helper_pid: int = 0) -> tuple[Loader, Observed]:
     """Load, and place the probes. Raises KernelError or SourceError, with nothing left behind."""
     begun = time.monotonic()
-    loader = open_loader(backend, selection.kernel_settings(ring_bytes), report)
+    loader = open_loader(backend, replace(selection.kernel_settings(ring_bytes), helper_pid=helper_pid), report)
     observed = Observed(loader, finder, selection, report)
     try:
         observed.start()

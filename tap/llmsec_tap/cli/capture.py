@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from llmsec_tap.capture.warden_client import WardenClient
     from llmsec_tap.cli.capture_run import StartDetection
     from llmsec_tap.cli.outlet import Deliver, Detection
     from llmsec_tap.model import Exchange
@@ -47,13 +49,21 @@ def _listing() -> tuple[str, Callable[[Exchange], str]]:
     return listing_header(), exchange_row
 
 
-def _detection(config: str | None, *, redact: bool) -> StartDetection:
+def _detection(config: str | None, warden: WardenClient, *, redact: bool) -> StartDetection:
     """The analyzer's detection, in a process of its own: a live capture never waits for it."""
     from llmsec_analyzer.detecting import start_detection
     from llmsec_tap.cli.text import report
 
     def start(deliver: Deliver, key: bytes) -> Detection:
-        return start_detection(deliver, key=key, config=config, may_wait=False, report=report, redact=redact)
+        return start_detection(
+            deliver,
+            key=key,
+            config=config,
+            may_wait=False,
+            report=report,
+            redact=redact,
+            remote=(warden.start_detector, warden.kill_detector),
+        )
 
     return start
 
@@ -127,8 +137,13 @@ def capture(
 
     Example: llmsec-tap capture --pid 4242 --format jsonl
     """
+    from llmsec_tap.capture.kubernetes import PodHelper
+    from llmsec_tap.capture.packet_socket import open_packet_socket
     from llmsec_tap.capture.selection import Selection
+    from llmsec_tap.capture.warden import Warden
+    from llmsec_tap.capture.warden_client import WardenClient
     from llmsec_tap.cli.attach import attach, read_offsets
+    from llmsec_tap.cli.text import leave, report
     from llmsec_tap.errors import ConfigError
 
     selection = Selection(
@@ -146,25 +161,38 @@ def capture(
         raise ConfigError("--redact needs detection", "Leave out --no-detect.")
     given = None if read_offset is None or write_offset is None else (_offset(read_offset), _offset(write_offset))
     finder = read_offsets(given, offsets_file, fast=fast_probes)
-    tls = None if selection.is_empty else attach(selection, finder, backend.value, ring_size * 1024)
-    try:
-        from llmsec_tap.cli.capture_run import CaptureRun
+    pods = None if selection.is_empty else PodHelper.start(report)
+    warden = Warden(report, (sys.executable, "-P", "-m", "llmsec_analyzer.worker"))
+    if warden.fork():
 
-        run = CaptureRun(
-            tls=tls,
-            interfaces=tuple(iface or ()),
-            ports=frozenset(port) if port else None,
-            write=write,
-            write_secrets=write_secrets,
-            output=output.value,
-            listing=_listing() if output is Format.TABLE else None,
-            store=None if store == "none" else store,
-            content=content,
-            tokenizer=tokenizer,
-            memory_cap_bytes=memory_cap << 20,
-            start_detection=_detection(config, redact=redact) if detect else None,
-        )
-        run.run(duration)
-    finally:
-        if tls is not None:
-            tls[0].close()
+        def decode() -> None:
+            from llmsec_tap.cli.capture_run import CaptureRun
+
+            client = WardenClient(warden.client_socket, warden.stop_pipe)
+            listed = _listing() if output is Format.TABLE else None
+            client.await_attached()
+            run = CaptureRun(
+                warden=client,
+                pods=pods.socket if pods is not None else None,
+                interfaces=tuple(iface or ()),
+                ports=frozenset(port) if port else None,
+                write=write,
+                write_secrets=write_secrets,
+                output=output.value,
+                listing=listed,
+                store=None if store == "none" else store,
+                content=content,
+                tokenizer=tokenizer,
+                memory_cap_bytes=memory_cap << 20,
+                start_detection=_detection(config, client, redact=redact) if detect else None,
+            )
+            run.run(duration)
+
+        leave(decode)
+    chosen_ports = frozenset(port) if port else None
+    helper_pid = pods.pid if pods is not None else 0
+    code = warden.run(
+        lambda: None if selection.is_empty else attach(selection, finder, backend.value, ring_size * 1024, helper_pid),
+        lambda: [open_packet_socket(name, chosen_ports) for name in iface or ()],
+    )
+    raise typer.Exit(code)

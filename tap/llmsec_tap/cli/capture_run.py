@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import gc
-import signal
+import importlib
+import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 import typer
 
-from llmsec_tap import limits
-from llmsec_tap.capture.kubernetes import find_pods
+from llmsec_tap import limits, privileges
+from llmsec_tap.capture.kubernetes import RemotePods
 from llmsec_tap.capture.live import LiveCapture
 from llmsec_tap.capture.process import ProcessTable
 from llmsec_tap.capture.queue import BatchQueue
@@ -25,24 +25,49 @@ from llmsec_tap.install_key import install_key
 from llmsec_tap.model import Exchange
 from llmsec_tap.pipeline import Pipeline
 from llmsec_tap.providers.credentials import fingerprinter
+from llmsec_tap.storage.handover import enter, owner_of
+from llmsec_tap.storage.store import create_store
+from llmsec_tap.storage.writer import StoreWriter
+from llmsec_tap.tokens import TokenEstimator
 
 if TYPE_CHECKING:
+    import socket
+
     from llmsec_tap.capture.afpacket import PacketSource
-    from llmsec_tap.capture.base import Loader
     from llmsec_tap.capture.pcapng import PcapngWriter
-    from llmsec_tap.capture.selection import Observed
+    from llmsec_tap.capture.warden_client import WardenClient
+    from llmsec_tap.storage.store import Store
 
 # Makes the detection of a run: given where exchanges go from there, and the key of the fingerprints.
 StartDetection = Callable[[Deliver, bytes], Detection]
 
+_ENCODINGS: Final = (
+    "utf_8_sig",
+    "utf_16",
+    "utf_16_le",
+    "utf_16_be",
+    "utf_32",
+    "utf_32_le",
+    "utf_32_be",
+    "latin_1",
+    "cp1252",
+    "idna",
+    "punycode",
+)
+_LATE: Final = ("brotli", "zstandard", "llmsec_tap.storage.parquet", *(f"encodings.{name}" for name in _ENCODINGS))
+
 
 class CaptureRun:
-    """Faults of the store do not stop the capture; they decide the exit code. `run` returns normally when it was stopped."""
+    """Made in the decoder's process, it gives up every right before the first byte of traffic.
+
+    Faults of the store do not stop the capture; they decide the exit code. `run` returns normally when it was stopped.
+    """
 
     def __init__(
         self,
         *,
-        tls: tuple[Loader, Observed] | None,
+        warden: WardenClient,
+        pods: socket.socket | None,
         interfaces: tuple[str, ...],
         ports: frozenset[int] | None,
         write: str | None,
@@ -55,17 +80,49 @@ class CaptureRun:
         memory_cap_bytes: int,
         start_detection: StartDetection | None = None,
     ) -> None:
-        self._tls = tls
+        self._warden = warden
         self._interfaces = interfaces
-        self._ports = ports
         self._write = write
-        self._write_secrets = write_secrets
-        self._outlet = Outlet(
-            output=output, listing=listing, store=store, content=content, tokenizer=tokenizer, prompt=True, on_reader_gone=self._stop
-        )
+        self._gapped = 0
+        # With the caller's rights: key, files that options name, the store's folder.
         key = install_key()
+        user = privileges.unprivileged_user()
+        if user is not None and store is not None and privileges.USER_VARIABLE not in os.environ:
+            user = owner_of(store) or user
+        self._pcapng: PcapngWriter | None = None
+        if write is not None:
+            from llmsec_tap.capture.pcapng import PcapngWriter
+
+            self._pcapng = PcapngWriter(write, keeps_secrets=write_secrets)
+            if user is not None and "SUDO_UID" in os.environ:
+                self._pcapng.give_to(user.uid, user.gid)
+        estimator = TokenEstimator(tokenizer)
+        detection = None
         if start_detection is not None:
-            self._outlet.detection = start_detection(self._outlet.deliver, key)
+            detection = start_detection(lambda exchange: self._outlet.deliver(exchange), key)  # noqa: PLW0108 - the outlet is made below
+        if user is not None and not privileges.may_read_programs(user):
+            estimator.keep_open()
+            _load_late_parts()
+        if store is not None:
+            enter(store, user)
+        privileges.become(user)
+        privileges.confine()
+        # From here on: another user, no capabilities, no new files but the store's.
+        writer = None
+        if store is not None:
+            opened = create_store(".", views=False)
+            writer = StoreWriter(replace(opened, name=store), compact_by=self._compact)
+        self._outlet = Outlet(
+            output=output,
+            listing=listing,
+            store=store,
+            content=content,
+            tokenizer=estimator,
+            prompt=True,
+            on_reader_gone=self._stop,
+            writer=writer,
+        )
+        self._outlet.detection = detection
         # A share of the cap: it holds bodies and text as well.
         queued = min(limits.MAX_QUEUE_BYTES, memory_cap_bytes // 8)
         self._queue = BatchQueue(queued, min(limits.QUEUE_SHED_BYTES, queued // 2))
@@ -75,32 +132,32 @@ class CaptureRun:
             ports=ports,
             on_defect=self._outlet.defect,
             listener_factory=self._outlet.listener_factory,
+            memory_cap_bytes=memory_cap_bytes,
         )
         self._live = LiveCapture(self._pipeline, self._queue, memory_cap_bytes=memory_cap_bytes)
         self._flows: TLSFlows | None = None
-        self._pcapng: PcapngWriter | None = None
         self._sources: list[PacketSource] = []
-        self._gapped = 0
+        self._pods = RemotePods(pods) if pods is not None else None
 
     def run(self, duration_s: float | None) -> None:
         """Capture until a signal or for so long. Exits as docs/cli.md says: 0, 3 a source failed, 4 the store could not be written."""
         started = time.monotonic()
         fault: SourceError | None = None
-        with self._signals():
-            try:
-                self._open_sources()
-                self._outlet.begin()
-                gc.freeze()
-                gc.set_threshold(50_000, 50, 100)
-                self._live.on_tick = self._tick
-                self._live.on_step = self._outlet.step
-                self._live.run(duration_s)
-            except SourceError as raised:
-                fault = raised
-            finally:
-                self._outlet.close()
-                if self._pcapng is not None:
-                    self._pcapng.close()
+        self._warden.on_stop(self._live.stop)
+        try:
+            self._open_sources()
+            self._outlet.begin()
+            gc.freeze()
+            gc.set_threshold(50_000, 50, 100)
+            self._live.on_tick = self._tick
+            self._live.on_step = self._outlet.step
+            self._live.run(duration_s)
+        except SourceError as raised:
+            fault = raised
+        finally:
+            self._outlet.close()
+            if self._pcapng is not None:
+                self._pcapng.close()
         if fault is None or self._live.records:
             self._summary(time.monotonic() - started)
         if fault is not None:
@@ -109,17 +166,18 @@ class CaptureRun:
             raise typer.Exit(StorageError.exit_code)
 
     def _open_sources(self) -> None:
-        if self._write is not None:
-            from llmsec_tap.capture.pcapng import FlowWriter, PcapngWriter
-
-            self._pcapng = PcapngWriter(self._write, keeps_secrets=self._write_secrets)
         if self._interfaces:
             self._open_interfaces()
-        if self._tls is not None:
-            loader, observed = self._tls
-            recorder = FlowWriter(self._pcapng) if self._pcapng is not None else None
-            self._flows = TLSFlows(self._pipeline.open_flow, ProcessTable(find_pods()), recorder)
-            self._live.add_tls(loader, observed, self._flows)
+        if self._warden.ring is not None:
+            recorder = None
+            if self._pcapng is not None:
+                from llmsec_tap.capture.pcapng import FlowWriter
+
+                recorder = FlowWriter(self._pcapng)
+            self._flows = TLSFlows(
+                self._pipeline.open_flow, ProcessTable(self._pods, facts=self._warden.facts), recorder, self._pipeline.account
+            )
+            self._live.add_tls(self._warden, self._flows)
         report("capturing; Ctrl-C stops")
 
     def _tick(self) -> None:
@@ -134,7 +192,10 @@ class CaptureRun:
         handle = self._pipeline.handler(LINKTYPE_RAW)
         if self._pcapng is not None:
             handle = self._pcapng.copying(handle)
-        self._sources = [PacketSource(interface, self._ports, self._queue, handle) for interface in self._interfaces]
+        self._sources = [
+            PacketSource(interface, sock, self._queue, handle)
+            for interface, sock in zip(self._interfaces, self._warden.sockets, strict=True)
+        ]
         self._live.add_packets(self._sources)
         for source in self._sources:
             report(f"reading plain HTTP from {source.interface}")
@@ -147,21 +208,13 @@ class CaptureRun:
     def _stop(self) -> None:
         self._live.stop()
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the capture in order; a second one ends the process, and the kernel takes the probes out."""
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            for known in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(known, signal.SIG_DFL)
-            self._live.stop()
-
-        earlier = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    def _compact(self, store: Store, now_ns: int) -> None:
+        """The warden has it done: this process may start no other."""
+        folder = os.open(store.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            yield
+            self._warden.compact(folder)
         finally:
-            for number, handler in earlier.items():
-                signal.signal(number, handler)
+            os.close(folder)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -188,6 +241,8 @@ class CaptureRun:
         )
         if live.shed_connections:
             lines.append(f"gave up {live.shed_connections:,} quiet connections to stay under the memory cap")
+        if live.memory_faults:
+            lines.append(f"out of memory {live.memory_faults:,} times: what was under way then was cut")
         if seen["anomalies"]:
             lines.append("anomalies: " + ", ".join(f"{name} {count:,}" for name, count in seen["anomalies"].items()))
         if seen["other_protocols"]:
@@ -199,3 +254,9 @@ class CaptureRun:
             )
         for line in lines:
             report(line)
+
+
+def _load_late_parts() -> None:
+    """What decoding and storing load at the first use, for a user who may not read where it lies."""
+    for name in _LATE:
+        importlib.import_module(name)

@@ -40,7 +40,7 @@ class Detection(Protocol):
 class Outlet:
     """`take` exchanges, `step` and `tick`, `close`; `store_fault` is then what went wrong with the store, if something did.
 
-    `listing`: of the table, its header and a row for each exchange. `prompt`: every line is flushed, for somebody who watches.
+    `listing`: of the table, its header and a row for each exchange. `prompt`: every line is flushed, for somebody who watches. `writer`: that of `store`, where it is open already.
     """
 
     def __init__(
@@ -50,18 +50,19 @@ class Outlet:
         listing: tuple[str, Callable[[Exchange], str]] | None,
         store: str | None,
         content: bool,
-        tokenizer: str | None,
+        tokenizer: TokenEstimator | str | None,
         prompt: bool,
         on_reader_gone: Callable[[], None],
+        writer: StoreWriter | None = None,
     ) -> None:
         self._output = output
         self._listing = listing
         self._content = content
         self._prompt = prompt
         self._on_reader_gone = on_reader_gone
-        self._estimator = TokenEstimator(tokenizer)
+        self._estimator = tokenizer if isinstance(tokenizer, TokenEstimator) else TokenEstimator(tokenizer)
         self._location = store
-        self._writer = StoreWriter.open(store) if store is not None else None
+        self._writer = StoreWriter.open(store) if store is not None and writer is None else writer
         self._reader_gone = False
         self._defects: Counter[str] = Counter()
         self.store_fault: StorageError | None = None

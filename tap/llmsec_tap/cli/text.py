@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
 
 from llmsec_tap.errors import LLMSecError
 
@@ -20,3 +24,23 @@ def report(line: str) -> None:
 
 def error_line(fault: LLMSecError) -> str:
     return printable(f"error: {fault}" + (f" ({fault.hint})" if fault.hint else ""))
+
+
+def leave(run: Callable[[], None]) -> NoReturn:
+    """Run a forked process to its end and leave by its exit code: what the parent set up for its own exit is not run twice."""
+    code = 1
+    try:
+        run()
+        code = 0
+    except LLMSecError as fault:
+        report(error_line(fault))
+        code = fault.exit_code
+    except BaseException as raised:  # noqa: BLE001 - typer.Exit carries the code; anything else is a defect of ours
+        code = getattr(raised, "exit_code", 1)
+        if not hasattr(raised, "exit_code"):
+            traceback.print_exc()
+    finally:
+        try:
+            sys.stdout.flush()
+        finally:
+            os._exit(code)

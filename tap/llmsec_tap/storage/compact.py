@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmsec_tap.errors import StorageError
+from llmsec_tap.storage.damage import is_framed, is_readable, set_aside
 from llmsec_tap.storage.faults import storage_error
 from llmsec_tap.storage.publish import publishing
 from llmsec_tap.storage.store import Store
@@ -51,12 +53,11 @@ def compact(store: Store, now_ns: int, *, min_parts: int = MIN_PARTS, grace_ns: 
         if not is_alone:
             return Compacted()
         try:
-            for folder in sorted(store.exchanges.glob("day=*")):
+            for folder in sorted(path for path in store.exchanges.glob("day=*") if path.is_dir() and not path.is_symlink()):
                 replaced = _replaced(folder)
                 removed += _remove(folder, replaced, now_ns - grace_ns)
                 for group in _groups(folder, set(replaced), now_ns - settled_ns, min_parts):
-                    _merge(folder, group)
-                    merged += len(group)
+                    merged += _merge(folder, group)
         except OSError as fault:
             raise storage_error("cannot write", store.exchanges, fault) from None
     return Compacted(merged, removed)
@@ -64,20 +65,14 @@ def compact(store: Store, now_ns: int, *, min_parts: int = MIN_PARTS, grace_ns: 
 
 def compact_apart(store: Store, now_ns: int) -> subprocess.Popen[bytes]:
     """`compact` in a process of its own, at the lowest priority, so that a capture goes on; it says nothing if it fails."""
-    script = (
-        "import os, sys; sys.path.insert(0, sys.argv[1]); os.nice(19)\n"
-        "from llmsec_tap.errors import StorageError\n"
-        "from llmsec_tap.storage import compact, open_store\n"
-        "try: compact.compact(open_store(sys.argv[2]), int(sys.argv[3]))\n"
-        "except StorageError: sys.exit(4)\n"
-    )
     return subprocess.Popen(  # noqa: S603 - this interpreter, our own module
-        [sys.executable, "-P", "-c", script, str(Path(__file__).parents[2]), str(store.root), str(now_ns)],
+        [sys.executable, "-P", "-m", "llmsec_tap.storage.compact_here", str(now_ns)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        env={**os.environ, "POLARS_MAX_THREADS": "1"},
+        cwd=store.root,
+        env={**os.environ, "POLARS_MAX_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
     )
 
 
@@ -132,7 +127,7 @@ def _remove(folder: Path, replaced: dict[str, int], before_ns: int) -> int:
 def _groups(folder: Path, replaced: set[str], before_ns: int, min_parts: int) -> list[list[Path]]:
     """Small, settled parts in order of their seq, in groups for one merged part each."""
     parts = [path for path in folder.glob("part-*.parquet") if path.name not in replaced]
-    small = [path for path in parts if path.stat().st_size < SMALL_BYTES and seq_of(path) < before_ns and _is_whole(path)]
+    small = [path for path in parts if path.stat().st_size < SMALL_BYTES and seq_of(path) < before_ns and is_framed(path)]
     if len(small) < min_parts:
         return []
     small.sort(key=seq_of)
@@ -148,17 +143,21 @@ def _groups(folder: Path, replaced: set[str], before_ns: int, min_parts: int) ->
     return [group for group in groups if len(group) > 1]
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether the file ends as Parquet does. Reading a damaged one fails and says so; merging must not stop at it."""
-    with path.open("rb") as file:
-        file.seek(-4, os.SEEK_END)
-        return file.read() == b"PAR1"
-
-
-def _merge(folder: Path, group: list[Path]) -> None:
+def _merge(folder: Path, group: list[Path]) -> int:
+    """Merge a group; what in it cannot be read is set aside, and the rest is merged. How many parts were."""
     from llmsec_tap.storage import merge  # noqa: PLC0415
 
     # A name of its own even where the last of the group is a merged part: that one is removed under its name later.
     target = folder / f"part-{seq_of(group[-1]):019d}-{secrets.token_hex(4)}{MERGED_SUFFIX}"
-    with publishing(target) as descriptor:
-        merge.merge(group, {REPLACES_KEY: json.dumps([path.name for path in group])}, descriptor)
+    try:
+        with publishing(target) as descriptor:
+            merge.merge(group, {REPLACES_KEY: json.dumps([path.name for path in group])}, descriptor)
+    except StorageError:
+        sound = [path for path in group if is_readable(path)]
+        if len(sound) == len(group):
+            raise
+        for path in group:
+            if path not in sound:
+                set_aside(path, lambda _: None)  # whoever reads the store next is told of nothing new: its rows were lost before
+        return _merge(folder, sound) if len(sound) > 1 else 0
+    return len(group)

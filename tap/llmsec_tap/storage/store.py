@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from llmsec_tap.errors import ConfigError, StorageError
+from llmsec_tap.storage.damage import parts, say, set_aside_damaged
 from llmsec_tap.storage.faults import storage_error
 from llmsec_tap.storage.migrations import MIGRATIONS, pending
 from llmsec_tap.storage.publish import TMP_SUFFIX, publishing, remove_stale, write_all
@@ -39,8 +40,15 @@ class StoreInfo(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True)
 class Store:
+    """`name`: how the user calls it, where that is not the path by which this process reaches it."""
+
     root: Path
     info: StoreInfo
+    name: str = ""
+
+    @property
+    def shown(self) -> Path:
+        return Path(self.name) if self.name else self.root
 
     @property
     def exchanges(self) -> Path:
@@ -62,8 +70,11 @@ def open_store(location: str | Path) -> Store:
     return Store(root, info)
 
 
-def create_store(location: str | Path) -> Store:
-    """Open for writing, making the folder if it does not exist. Removes what dead writers left half-written."""
+def create_store(location: str | Path, *, views: bool = True) -> Store:
+    """Open for writing, making the folder if it does not exist. Removes what dead writers left half-written.
+
+    Without `views`, llmsec.duckdb is left as it is: its path is not open to a writer that was handed the folder (handover.py).
+    """
     root = folder_of(location)
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -78,7 +89,7 @@ def create_store(location: str | Path) -> Store:
                 raise StorageError(f"{root} is neither empty nor a store", "give a new or an empty folder with --store")
             info = StoreInfo(schema_version=SCHEMA_VERSION, created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), migrations=[])
         if _is_behind(root, info):
-            info = _bring_up_to_date(root, info)
+            info = _bring_up_to_date(root, info, views=views)
         remove_stale(root)
     except OSError as fault:
         raise storage_error("cannot write", root, fault) from None
@@ -116,13 +127,15 @@ def _is_behind(root: Path, info: StoreInfo) -> bool:
     return bool(pending(info.migrations)) or info.views_root != str(root.resolve()) or info.layout != layout()
 
 
-def _bring_up_to_date(root: Path, info: StoreInfo) -> StoreInfo:
+def _bring_up_to_date(root: Path, info: StoreInfo, *, views: bool = True) -> StoreInfo:
     """Apply what is missing. Every step may be repeated, and two processes doing it at once end with the same files."""
     try:
         for step in pending(info.migrations):
             step.apply(root)
         _write_schema_part(root)
-        write_database_apart(root)
+        if not views:
+            return info
+        _write_views(root)
         info = StoreInfo(
             schema_version=SCHEMA_VERSION,
             created=info.created,
@@ -135,6 +148,21 @@ def _bring_up_to_date(root: Path, info: StoreInfo) -> StoreInfo:
     except OSError as fault:
         raise storage_error("cannot write", root, fault) from None
     return info
+
+
+def _write_views(root: Path) -> None:
+    if "\\" in str(root.resolve()):
+        say(f"warning: DuckDB cannot read a path with a backslash, so {root} has no llmsec.duckdb; llmsec-analyze reads it all the same")
+        return
+    set_aside_damaged(root / "exchanges")
+    try:
+        write_database_apart(root)
+    except StorageError:
+        before = sum(1 for _ in parts(root / "exchanges"))
+        set_aside_damaged(root / "exchanges", thoroughly=True)
+        if sum(1 for _ in parts(root / "exchanges")) == before:
+            raise
+        write_database_apart(root)
 
 
 def _write_schema_part(root: Path) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -212,19 +213,32 @@ VIEWS: tuple[View, ...] = (
 )  # fmt: skip
 
 
+def literal(path: Path) -> str:
+    """A path as a DuckDB glob that matches it alone."""
+    return "".join(f"[{char}]" if char in "*?[" else char for char in str(path))
+
+
 def parts_pattern(root: Path) -> str:
     """The glob of all parts, with the folder's own name protected from being read as a pattern."""
-    folder = "".join(f"[{char}]" if char in "*?[" else char for char in str(root.resolve()))
-    return f"{folder}/exchanges/*/part-*.parquet"
+    return f"{literal(root.resolve())}/exchanges/*/part-*.parquet"
 
 
 def _quote(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def view_statements(root: Path) -> list[str]:
-    """CREATE VIEW statements, to be run in order in an empty database."""
-    parts = f"read_parquet({_quote(parts_pattern(root))}, union_by_name=true, hive_partitioning=false)"
+def all_parts(root: Path) -> str:
+    """The parts that are there when one asks, as the argument of read_parquet."""
+    return _quote(parts_pattern(root))
+
+
+def these_parts(files: Sequence[Path]) -> str:
+    return f"[{', '.join(_quote(literal(path)) for path in files)}]"
+
+
+def view_statements(files: str) -> list[str]:
+    """CREATE VIEW statements over `files` (an argument of read_parquet), to be run in order in an empty database."""
+    parts = f"read_parquet({files}, union_by_name=true, hive_partitioning=false)"
     # One row per exchange: where an exchange was stored again, the row of the newest part counts. Repeats are found by the
     # 64-bit row_key alone: two exchanges of ten million share one with a chance of 3 in a million, and comparing ids as
     # well would double the cost of every query (docs/formats/store.md has the figures).
@@ -248,14 +262,16 @@ def comment_statements() -> list[str]:
     return statements
 
 
-def create_views(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
-    for statement in (*view_statements(root), *comment_statements()):
+def create_views(connection: duckdb.DuckDBPyConnection, files: str) -> None:
+    for statement in (*view_statements(files), *comment_statements()):
         connection.execute(statement)
 
 
 def layout() -> str:
     """Changes whenever a stored column or a view does; a store made with another one gets its views anew."""
-    text = "\n".join((*view_statements(Path("/")), *comment_statements(), *(f"{name} {sql_type(kind)}" for name, kind in STORED_COLUMNS)))
+    text = "\n".join(
+        (*view_statements(all_parts(Path("/"))), *comment_statements(), *(f"{name} {sql_type(kind)}" for name, kind in STORED_COLUMNS))
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -270,7 +286,7 @@ def write_database(root: Path) -> None:
             fresh = Path(scratch) / DATABASE_NAME
             connection = duckdb.connect(str(fresh), config={"threads": 1})
             try:
-                create_views(connection, root)
+                create_views(connection, all_parts(root))
             finally:
                 connection.close()
             with publishing(target) as descriptor:

@@ -7,10 +7,12 @@ before its name appears, so a reader sees all of it or nothing, whenever the wri
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -66,8 +68,11 @@ class StoreWriter:
         flush_bytes: int = FLUSH_BYTES,
         flush_age_ns: int = FLUSH_AGE_NS,
         max_waiting_bytes: int = MAX_WAITING_BYTES,
+        compact_by: Callable[[Store, int], subprocess.Popen[bytes] | None] = compact_apart,
     ) -> None:
+        """`compact_by` has parts merged aside; it gives the process that does it, if that is a child of this one."""
         self.store = store
+        self._compact_by = compact_by
         self.stats = WriterStats()
         self._flush_rows = flush_rows
         self._flush_bytes = flush_bytes
@@ -143,7 +148,7 @@ class StoreWriter:
             self._compaction = None
         if self._compaction is None and self.stats.parts >= self._compact_at_parts:
             self._compact_at_parts = self.stats.parts + COMPACT_EVERY_PARTS
-            self._compaction = compact_apart(self.store, time.time_ns())
+            self._compaction = self._compact_by(self.store, time.time_ns())
 
     def close(self) -> None:
         """Write what waits, and tidy up after a long run; what cannot be written now is lost and counted."""
@@ -156,7 +161,7 @@ class StoreWriter:
             len(os.listdir(self.store.exchanges / day)) >= MIN_PARTS  # noqa: PTH208 - counted, not walked
             for day in self._days_written
         ):
-            self._compaction = compact_apart(self.store, time.time_ns())
+            self._compaction = self._compact_by(self.store, time.time_ns())
         if self._compaction is not None:
             # It goes on by itself, and may be killed, so a long one does not hold up the end of a command.
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -181,10 +186,12 @@ class StoreWriter:
             written = data.size
             try:
                 folder.mkdir(mode=0o700, exist_ok=True)
+                if folder.is_symlink():
+                    raise NotADirectoryError(errno.ENOTDIR, "a link stands in the place of a day's folder")
                 with publishing(target) as descriptor:
                     write_all(descriptor, data)
             except OSError as fault:
-                raise storage_error("cannot write", folder, fault) from None
+                raise storage_error("cannot write", self.store.shown / "exchanges" / day, fault) from None
         del self._days[day]
         self._days_written.add(day)
         self._rows -= len(rows)

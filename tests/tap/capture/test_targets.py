@@ -17,7 +17,8 @@ from llmsec_tap.capture import x86
 from llmsec_tap.capture.base import Role
 from llmsec_tap.capture.build_ids import Offsets
 from llmsec_tap.capture.elf import ELFError, ELFFile
-from llmsec_tap.capture.targets import MappedFile, TargetFinder, installed_libraries, kernel_tls_in_use
+from llmsec_tap.capture.mapped import MappedFile
+from llmsec_tap.capture.targets import TargetFinder, installed_libraries, kernel_tls_in_use
 from support.agent import ROOT, environment
 
 
@@ -61,19 +62,20 @@ def test_an_importing_library_is_not_a_target(tmp_path: Path) -> None:
 
 
 def test_stripped_tls_is_refused_by_name_and_taken_by_build_id_or_offsets(tmp_path: Path) -> None:
-    source = 'const char *note = "BoringSSL"; int main(void) { return note[0] == 0; }'
-    path = compiled(tmp_path, source, "-s", "-Wl,--build-id=0xabcdef0123456789")
+    source = 'const char *note = "BoringSSL"; int get(void) { return note[1]; } int put(void) { return note[0] == 0; } int main(void) { return get() + put(); }'
+    path = compiled(tmp_path, source, "-O0", "-Wl,--build-id=0xabcdef0123456789")
+    with ELFFile(path) as file:
+        get, put = (file.functions((name,))[name].offset for name in ("get", "put"))
+    subprocess.run(["strip", path], check=True)
     (refusal,) = TargetFinder().look_at_file(mapped(path)).refusals
     assert "stripped BoringSSL (build id abcdef0123456789)" in refusal.reason
     assert "--ssl-read-offset" in refusal.reason
-    with ELFFile(path) as file:
-        start = file.sections[".text"][0]
-    (plan,) = TargetFinder(known={"abcdef0123456789": Offsets(start, start + 16)}).look_at_file(mapped(path)).plans
-    assert [(probe.role, probe.offset) for probe in plan.probes] == [(Role.READ, start), (Role.WRITE, start + 16)]
-    (plan,) = TargetFinder(offsets=Offsets(start + 16, start)).look_at_file(mapped(path, is_exe=True)).plans
-    assert [probe.offset for probe in plan.probes] == [start + 16, start]
-    for wrong in (16, start + 5, 1 << 40):
-        found = TargetFinder(offsets=Offsets(start, wrong)).look_at_file(mapped(path, is_exe=True))
+    (plan,) = TargetFinder(known={"abcdef0123456789": Offsets(get, put)}).look_at_file(mapped(path)).plans
+    assert [(probe.role, probe.offset) for probe in plan.probes] == [(Role.READ, get), (Role.WRITE, put)]
+    (plan,) = TargetFinder(offsets=Offsets(put, get)).look_at_file(mapped(path, is_exe=True)).plans
+    assert [probe.offset for probe in plan.probes] == [put, get]
+    for wrong in (16, get + 1, get + 4, put + 2, 1 << 40):
+        found = TargetFinder(offsets=Offsets(get, wrong)).look_at_file(mapped(path, is_exe=True))
         assert found.plans == []
         assert found.refusals[0].reason.startswith(f"no function can begin at offset {wrong:#x}")
 

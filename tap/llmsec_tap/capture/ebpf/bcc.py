@@ -111,7 +111,7 @@ class BCCLoader(KernelHalf):
                     f"bcc cannot compile or load the programs ({str(fault).splitlines()[0] if str(fault) else fault})",
                     "See what the compiler said above, or use --backend core.",
                 ) from None
-        self._maps = KernelMaps(LibBPF(), lambda name: int(self._bpf[name.encode()].map_fd))
+        self._maps = KernelMaps(LibBPF(), lambda name: int(self._bpf[name.encode()].map_fd), settings.ring_bytes)
         for comm in settings.comms:
             self._maps.select_comm(comm)
 
@@ -164,6 +164,7 @@ def _settings(settings: KernelSettings) -> dict[str, int]:
         "FOLLOW_FORKS": settings.follow_forks,
         "WATCH_ALL": settings.watch_all,
         "OWN_PID": os.getpid(),
+        "HELPER_PID": settings.helper_pid,
         "SELECT_COMM": bool(settings.comms),
         "RING_PAGES": max(1, settings.ring_bytes // os.sysconf("SC_PAGE_SIZE")),
     }

@@ -50,7 +50,7 @@ _TRACEPOINTS: Final = ("on_fork", "on_exec", "on_exit")
 _BY_SOCKETS: Final = ("on_send", "on_receive")
 _BY_SYSTEM_CALLS: Final = ("on_sys_enter",)
 _CLOSE_AT_ONCE: Final = 16
-_CONFIG: Final = struct.Struct("=IIIII")  # struct tap_config
+_CONFIG: Final = struct.Struct("=IIIIII")  # struct tap_config
 
 
 def object_path() -> Path:
@@ -117,7 +117,7 @@ class CoreLoader(KernelHalf):
         fault = library.bpf_object__load(self._object)
         if fault:
             raise explain(-fault, library.log)
-        self._maps = KernelMaps(library, self._fd)
+        self._maps = KernelMaps(library, self._fd, settings.ring_bytes)
         for comm in settings.comms:
             self._maps.select_comm(comm)
         for name in self._tracepoints:
@@ -129,7 +129,9 @@ class CoreLoader(KernelHalf):
     def _configure(self, settings: KernelSettings) -> None:
         library = self._library
         assert self._object is not None
-        values = _CONFIG.pack(settings.only_targets, settings.follow_forks, settings.watch_all, os.getpid(), bool(settings.comms))
+        values = _CONFIG.pack(
+            settings.only_targets, settings.follow_forks, settings.watch_all, os.getpid(), settings.helper_pid, bool(settings.comms)
+        )
         found = None
         while (found := library.bpf_object__next_map(self._object, found)) is not None:
             if library.bpf_map__name(found).endswith(b".rodata"):

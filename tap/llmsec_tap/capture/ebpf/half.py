@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 from llmsec_tap.capture.base import Attachment, ConnectionLoss, KernelTotals, ProbePlan
 from llmsec_tap.capture.ebpf.maps import KernelMaps
+from llmsec_tap.capture.ebpf.ring import Ring
 from llmsec_tap.errors import KernelError
 
 
@@ -45,11 +46,20 @@ class KernelHalf(ABC):
     def watch(self, pid: int) -> None:
         self._maps.watch(pid)
 
-    def wait(self, timeout_s: float) -> None:
-        self._maps.wait(timeout_s)
-
     def consume(self) -> list[bytes]:
-        return self._maps.consume()
+        return self._maps.events.consume()
+
+    @property
+    def events_descriptor(self) -> int:
+        return self._maps.events_descriptor
+
+    @property
+    def ring_bytes(self) -> int:
+        return self._maps.ring_bytes
+
+    @property
+    def processes(self) -> Ring:
+        return self._maps.processes
 
     def totals(self) -> KernelTotals:
         return self._maps.totals()

@@ -18,7 +18,6 @@ _UPROBE_MULTI_RETURN: Final = 1
 TRACE_UPROBE_MULTI: Final = 48  # enum bpf_attach_type
 _STRICT_DIRECT_ERRORS: Final = 0  # libbpf 1.x always returns NULL with errno
 
-SampleCallback = ct.CFUNCTYPE(ct.c_int, ct.c_void_p, ct.c_void_p, ct.c_size_t)
 _PrintCallback = ct.CFUNCTYPE(ct.c_int, ct.c_int, ct.c_char_p, ct.c_void_p)
 
 
@@ -74,9 +73,6 @@ _FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "bpf_map_lookup_elem": (ct.c_int, (ct.c_int, ct.c_void_p, ct.c_void_p)),
     "bpf_map_delete_elem": (ct.c_int, (ct.c_int, ct.c_void_p)),
     "bpf_map_get_next_key": (ct.c_int, (ct.c_int, ct.c_void_p, ct.c_void_p)),
-    "ring_buffer__new": (ct.c_void_p, (ct.c_int, SampleCallback, ct.c_void_p, ct.c_void_p)),
-    "ring_buffer__free": (None, (ct.c_void_p,)),
-    "ring_buffer__consume": (ct.c_int, (ct.c_void_p,)),
     "libbpf_num_possible_cpus": (ct.c_int, ()),
     "libbpf_set_print": (ct.c_void_p, (_PrintCallback,)),
 }
@@ -87,8 +83,8 @@ class LibBPF:
 
     def __init__(self) -> None:
         try:
-            # PyDLL keeps the interpreter's lock: consuming a ring calls back into Python for each record, and taking the lock
-            # anew each time costs up to a switch interval (5 ms) while another thread works. Nothing here blocks for long.
+            # PyDLL keeps the interpreter's lock: taking it anew costs up to a switch interval while another thread works, and nothing
+            # here blocks for long.
             library = ct.PyDLL("libbpf.so.1")
         except OSError:
             raise KernelError("libbpf.so.1 is not installed", "Install it (Debian and Ubuntu: apt-get install libbpf1).") from None

@@ -1,0 +1,266 @@
+"""The warden: the one process of a capture that keeps capabilities. It selects, examines and attaches, and opens packet sockets.
+
+It holds no parser of traffic: what processes say goes from the kernel's ring to the decoder, a process of another user without
+capabilities, which holds the ring's descriptor (warden_client.py). The warden's own ring carries starts and ends of processes only.
+
+Whichever of the two dies, by whatever signal, the probes go: the links are the warden's descriptors, and it ends with its decoder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Final
+
+from llmsec_tap import privileges
+from llmsec_tap.capture import warden_protocol as protocol
+from llmsec_tap.capture.ebpf import events
+from llmsec_tap.capture.process import facts_of
+from llmsec_tap.capture.warden_protocol import Ask
+
+if TYPE_CHECKING:
+    from llmsec_tap.capture.base import ConnectionLoss, Loader
+    from llmsec_tap.capture.selection import Observed
+
+# What the warden keeps: to load and attach, to look into other users' processes and files, to open packet sockets, and to start
+# helpers as other users.
+_KEPT: Final = tuple(privileges.CAPABILITIES)
+_LOOK_S = 0.5
+_MOST_BYTES_OF_NAME = 4096
+_COMPACTOR: Final = (sys.executable, "-P", "-m", "llmsec_tap.storage.compact_here")
+
+
+class Warden:
+    """`decoder`: one end of the socket that the decoder asks by, and its process. `run` returns the exit code of the capture."""
+
+    def __init__(self, report: Callable[[str], None], detector: Sequence[str]) -> None:
+        """`detector`: the command of a detection process."""
+        self._report = report
+        self._detector_command = detector
+        self._asked, self.client_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.stop_pipe, self._stop = os.pipe()
+        self._child = 0
+        self._loader: Loader | None = None
+        self._observed: Observed | None = None
+        self._sockets: Sequence[socket.socket] = ()
+        self._attached = threading.Event()
+        self._detached = False
+        self._lock = threading.Lock()
+        self._losses: list[ConnectionLoss] = []
+        self._detector: subprocess.Popen[bytes] | None = None
+        self._compactor: subprocess.Popen[bytes] | None = None
+        self._signals = 0
+
+    def fork(self) -> bool:
+        """Make the decoder's process; True in it. Call it before there are threads and before anything is loaded or attached."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._child = os.fork()
+        if self._child == 0:
+            # The terminal sends Ctrl-C to the whole group; the warden tells when to stop.
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            self._asked.close()
+            os.close(self._stop)
+            return True
+        self.client_socket.close()
+        os.close(self.stop_pipe)
+        return False
+
+    def run(self, attach: Callable[[], tuple[Loader, Observed] | None], open_sockets: Callable[[], Sequence[socket.socket]]) -> int:
+        """Attach, and serve until the decoder ends. Raises what `attach` and `open_sockets` raise, the decoder ended before."""
+        threading.Thread(target=self._serve, name="llmsec-serve", daemon=True).start()
+        try:
+            self._sockets = open_sockets()
+            tls = attach()
+            if tls is not None:
+                self._loader, self._observed = tls
+            privileges.limit_capabilities(_KEPT)
+            ctypes.CDLL(None).malloc_trim(0)  # the kernel's types, which loading has read, are 30 MB
+            self._attached.set()
+            with self._stopping() as wake:
+                return self._watch(wake)
+        finally:
+            self._end()
+
+    def _watch(self, wake: int) -> int:
+        """Until the decoder has ended; its exit code."""
+        child = os.pidfd_open(self._child)
+        poll = select.poll()
+        poll.register(child, select.POLLIN)
+        poll.register(wake, select.POLLIN)
+        ring = self._loader.processes if self._loader is not None else None
+        if ring is not None:
+            poll.register(ring.fileno(), select.POLLIN)
+        while True:
+            due = self._observed.next_due_s() if self._observed is not None else None
+            ready = dict(poll.poll(max(0.0, min(_LOOK_S, _LOOK_S if due is None else due)) * 1000))
+            if wake in ready:
+                os.read(wake, 64)
+                self._stop_decoder()
+            if ring is not None:
+                if ring.fileno() in ready:
+                    ring.wait(0.0)  # take the edge, before the records that it announces
+                self._look()
+            if child in ready:
+                os.close(child)
+                return self._reap()
+
+    def _look(self) -> None:
+        assert self._observed is not None
+        assert self._loader is not None
+        with self._lock:
+            if self._detached:
+                return
+            while records := self._loader.processes.consume():
+                for record in records:
+                    self._observed.on_event(events.decode(record))
+            self._observed.look_at_due()
+
+    # --- the decoder's questions --------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                data, descriptors, _, _ = socket.recv_fds(self._asked, protocol.MAX_MESSAGE, 1)
+            except OSError:
+                return
+            try:
+                if len(data) < protocol.HEAD.size:
+                    return
+                kind, number, argument = protocol.HEAD.unpack_from(data)
+                payload, out = self._answer(kind, argument, descriptors)
+                with contextlib.suppress(OSError):
+                    socket.send_fds(self._asked, [protocol.HEAD.pack(kind, number, 0) + payload], out)
+                if kind == Ask.DETECTOR:
+                    for descriptor in out:
+                        os.close(descriptor)
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+
+    def _answer(self, kind: int, argument: int, descriptors: list[int]) -> tuple[bytes, list[int]]:
+        loader = self._loader
+        if kind == Ask.ATTACHED:
+            self._attached.wait()
+            loader = self._loader
+            sockets = [sock.fileno() for sock in self._sockets]
+            if loader is None:
+                return protocol.ATTACHED.pack(0), sockets
+            return protocol.ATTACHED.pack(loader.ring_bytes), [loader.events_descriptor, *sockets]
+        if kind == Ask.FACTS:
+            return b"\0".join((text or "").encode(errors="surrogateescape")[:_MOST_BYTES_OF_NAME] for text in facts_of(argument)), []
+        if kind == Ask.TOTALS and loader is not None:
+            return protocol.TOTALS.pack(*loader.totals()), []
+        if kind == Ask.LOSSES and loader is not None:
+            if argument == 0:
+                self._losses = loader.losses()
+            some = self._losses[argument : argument + protocol.LOSSES_A_MESSAGE]
+            return b"".join(protocol.LOSS.pack(*loss) for loss in some), []
+        if kind == Ask.DETACH:
+            self._detach()
+        elif kind == Ask.DETECTOR:
+            return b"", self._start_detector()
+        elif kind == Ask.KILL_DETECTOR:
+            self._end_detector()
+        elif kind == Ask.COMPACT and descriptors:
+            self._compact(descriptors[0])
+        return b"", []
+
+    def _detach(self) -> None:
+        with self._lock:
+            if self._loader is not None and not self._detached:
+                self._detached = True
+                self._loader.detach_all()
+
+    def _start_detector(self) -> list[int]:
+        self._end_detector()
+        try:
+            process = subprocess.Popen(self._detector_command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 - our own module
+        except OSError as fault:
+            self._report(f"warning: the detection process cannot be started ({fault.strerror})")
+            return []
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._detector = process
+        with process.stdin, process.stdout:
+            return [os.dup(process.stdin.fileno()), os.dup(process.stdout.fileno())]
+
+    def _end_detector(self) -> None:
+        if self._detector is not None:
+            self._detector.kill()
+            self._detector.wait()
+            self._detector = None
+
+    def _compact(self, folder: int) -> None:
+        if self._compactor is None or self._compactor.poll() is not None:
+            with contextlib.suppress(OSError):
+                self._compactor = subprocess.Popen(  # noqa: S603 - our own module
+                    _COMPACTOR,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                    cwd=f"/proc/{os.getpid()}/fd/{folder}",
+                    env={**os.environ, "POLARS_MAX_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+                )
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _stopping(self) -> Iterator[int]:
+        """SIGINT, SIGTERM and SIGHUP stop the capture in order; a second one ends both processes at once."""
+        read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            self._signals += 1
+            if self._signals > 1:
+                os.kill(self._child, signal.SIGKILL)
+
+        earlier = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        try:
+            yield read
+        finally:
+            signal.set_wakeup_fd(-1)
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+            os.close(read)
+            os.close(write)
+
+    def _stop_decoder(self) -> None:
+        """The probes first, whatever the decoder does then."""
+        self._detach()
+        with contextlib.suppress(OSError):
+            os.write(self._stop, b"s")
+
+    def _reap(self) -> int:
+        _, status = os.waitpid(self._child, 0)
+        self._child = 0
+        code = os.waitstatus_to_exitcode(status)
+        if code < 0 and not self._signals:
+            self._report(f"error: the decoding process was ended by signal {-code}: what it had in hand is lost (please report this)")
+        return 128 - code if code < 0 else code
+
+    def _end(self) -> None:
+        if self._child:
+            with contextlib.suppress(OSError):
+                os.kill(self._child, signal.SIGKILL)
+                os.waitpid(self._child, 0)
+        if self._loader is not None:
+            self._detach()
+            self._loader.close()
+        self._end_detector()
+        for sock in (*self._sockets, self._asked):
+            sock.close()
+        os.close(self._stop)

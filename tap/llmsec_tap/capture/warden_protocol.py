@@ -1,0 +1,30 @@
+"""What the decoder asks of the warden, over one socket that keeps messages whole (SOCK_SEQPACKET, unix(7)).
+
+A message is `HEAD` and a payload of fixed layout; descriptors travel beside it (SCM_RIGHTS). The warden reads nothing but these
+heads, so a decoder that an attacker has taken over can ask for what is listed here and for nothing else. Answers carry the
+number of their question. Another direction needs no messages: a byte on the stop pipe, or its end, tells the decoder to stop.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import Final
+
+HEAD: Final = struct.Struct("=BxxxII")  # question, its number, its argument
+ATTACHED: Final = struct.Struct("=Q")  # bytes of the ring, 0 where there is none
+TOTALS: Final = struct.Struct("=8Q")
+LOSS: Final = struct.Struct("=IxxxxQQIxxxxQQ")
+LOSSES_A_MESSAGE: Final = 1000
+MAX_MESSAGE: Final = 65_536
+
+
+class Ask(IntEnum):
+    ATTACHED = 1  # -> ATTACHED; ring and packet sockets. Waits until the probes stand.
+    FACTS = 2  # argument: a process id -> name NUL executable NUL container id, each empty where unknown
+    TOTALS = 3  # -> TOTALS
+    LOSSES = 4  # argument: from which on -> LOSS, repeated
+    DETACH = 5  # all probes out -> nothing
+    DETECTOR = 6  # start a detection process -> its input, its output
+    KILL_DETECTOR = 7  # -> nothing
+    COMPACT = 8  # beside it: the store's folder -> nothing; parts are merged by a process of the folder's owner
