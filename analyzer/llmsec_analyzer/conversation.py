@@ -25,6 +25,10 @@ def _lines(exchange: Exchange) -> Iterator[str]:
     if exchange.request.tools:
         yield ""
         yield f"tools offered: {', '.join(_one(tool.name) for tool in exchange.request.tools)}"
+    for other in exchange.other_texts:
+        yield ""
+        yield f"--- elsewhere: {_one(other.path)}"
+        yield from _block(other.text)
     several = len(exchange.response.messages) > 1
     for choice, message in enumerate(exchange.response.messages):
         yield from _message(message, f" (choice {choice})" if several else "")
@@ -85,6 +89,8 @@ def _facts(exchange: Exchange) -> Iterator[str]:
         yield "finish: " + ", ".join(_one(reason or "not said") for reason in exchange.finish_reasons)
     if exchange.risk_score is not None:
         yield f"risk score: {exchange.risk_score}"
+    elif exchange.completeness == "unreadable":
+        yield "risk score: none, something passed unread"
 
 
 def _tokens(exchange: Exchange) -> Iterator[str]:

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 import typer
 
 from llmsec_analyzer.listing import exchange_row, listing_header
+from llmsec_tap import limits
 from llmsec_tap.capture.pcap import CaptureReader
 from llmsec_tap.cli.outlet import Outlet
 from llmsec_tap.cli.text import error_line, report
 from llmsec_tap.errors import SourceError, StorageError
 from llmsec_tap.install_key import install_key
+from llmsec_tap.memory import MemoryWatch, limit_address_space, peak_bytes
 from llmsec_tap.model import Exchange, Severity
 from llmsec_tap.pipeline import Pipeline
 from llmsec_tap.providers.credentials import fingerprinter
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
     from llmsec_analyzer.worker.client import DetectionProcess
 
+# Above this share of the memory cap all that is under way is handed on as far as it came.
+_SHED_AT = 0.85
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
@@ -48,6 +52,7 @@ class Replay:
         fail_on: Severity | None = None,
         redact: bool = False,
         follow: bool = False,
+        memory_cap_bytes: int = limits.MEMORY_CAP_BYTES,
     ) -> None:
         """`follow`: the source may be a live capture (standard input), so what is known is shown and stored soon."""
         key = install_key()
@@ -75,8 +80,12 @@ class Replay:
             ports=ports,
             on_defect=self._outlet.defect,
             listener_factory=self._outlet.listener_factory,
+            memory_cap_bytes=memory_cap_bytes,
         )
+        self._memory_cap = memory_cap_bytes
         self._reader = CaptureReader(self._pipeline)
+        self._watch = MemoryWatch(memory_cap_bytes)
+        self._reader.on_chunk = self._look
         self._interrupted = False
 
     def run(self, files: list[str]) -> None:
@@ -89,10 +98,18 @@ class Replay:
         with self._signals():
             try:
                 self._outlet.begin()
+                limit_address_space(self._memory_cap)
                 with _progress(files, self._reader):
                     for name in files:
                         try:
                             self._reader.read(name)
+                        except MemoryError:
+                            self._pipeline.shed()
+                            source_fault = SourceError(
+                                f"{name}: out of memory under a cap of {self._memory_cap >> 20} MiB",
+                                "What was read until then is kept; try a larger --memory-cap.",
+                            )
+                            report(error_line(source_fault))
                         except SourceError as fault:
                             source_fault = fault
                             report(error_line(fault))
@@ -117,6 +134,10 @@ class Replay:
             if self._detection is not None:
                 self._detection.drain()
             self._outlet.tick()
+
+    def _look(self) -> None:
+        if self._watch.look() > _SHED_AT:
+            self._pipeline.shed()
 
     def _stop(self) -> None:
         self._reader.stop()
@@ -148,7 +169,9 @@ class Replay:
         seen = self._pipeline.summary(self._reader.packets)
         exchanges = f"{seen['exchanges']:,} exchanges ({seen['llm_exchanges']:,} with a language model)"
         gaps = f"{seen['gaps']:,} gaps ({seen['gap_bytes']:,} bytes)"
-        lines = [f"{seen['packets']:,} packets, {seen['connections']:,} connections, {exchanges}, {gaps}, {elapsed:.1f} s"]
+        lines = [
+            f"{seen['packets']:,} packets, {seen['connections']:,} connections, {exchanges}, {gaps}, {elapsed:.1f} s, {peak_bytes() / 1e6:.0f} MB at most"
+        ]
         if seen["anomalies"]:
             lines.append("anomalies: " + ", ".join(f"{name} {count:,}" for name, count in seen["anomalies"].items()))
         if seen["other_protocols"]:

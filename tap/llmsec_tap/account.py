@@ -142,6 +142,18 @@ class Account:
         self._level_until = self.held + self.limit // 64
         return False
 
+    def shed_all(self) -> None:
+        """Give up everything that can be."""
+        self._is_shedding = True
+        try:
+            for share in list(self._shares.values()):
+                for holding in list(share.holdings):
+                    if holding.shed is not None and holding.held:
+                        self.cut += 1
+                        holding.shed()
+        finally:
+            self._is_shedding = False
+
     def _shed(self, share: _Share, level: float, asker: Holding) -> None:
         for holding in sorted(share.holdings, key=_BY_SIZE, reverse=True):
             if share.held <= level or not holding.held:

@@ -11,7 +11,9 @@ ANOMALIES: Final[dict[str, str]] = {
     # packets
     "packet_cut": "A packet was captured shorter than it was sent (snap length).",
     "packet_malformed": "A frame, IP or TCP header with impossible lengths was skipped.",
-    "ip_fragment": "An IP fragment was met; fragments are counted, not reassembled.",
+    "ip_fragment": "An IP fragment was met; fragments are put together within bounds.",
+    "ip_fragment_overlap": "IP fragments overlapped, or did not fit together; their datagram was dropped (RFC 5722).",
+    "ip_fragment_lost": "IP fragments were given up: the rest of their datagram did not come in time, or too many waited.",
     "linktype_unknown": "Packets of a link type that is not decoded were skipped.",
     # TCP
     "tcp_gap": "Bytes were lost by the capture: acknowledged or never sent again, and not in the file.",

@@ -11,6 +11,8 @@ MEMORY_CAP_BYTES = 512 * MIB
 # All that is held for traffic (account.py): three eighths of the cap. The rest is for the interpreter and its libraries (50 to
 # 110 MiB), the queues of capture (an eighth) and detection, rows that wait, and one body that is being decoded.
 ACCOUNT_BYTES = MEMORY_CAP_BYTES * 3 // 8
+# Behind all bounds stands a limit of the address space: what is mapped at the start, twice the cap, and so much for libraries.
+ADDRESS_SPACE_SLACK_BYTES = 1024 * MIB
 # What CPython takes for a connection with nothing in it (measured: 4.1 kB), and a little that is not worth an entry of its own.
 CONNECTION_COST_BYTES = 6 * KIB
 # For an exchange under way beyond its texts (measured: 5.6 kB, 8.1 kB while it streams).
@@ -23,6 +25,11 @@ MAX_JSON_COST_BYTES = MEMORY_CAP_BYTES // 4
 # --- packets -----------------------------------------------------------------------------------------------------------
 # libpcap's own MAXIMUM_SNAPLEN is 256 KiB; Linux cooked captures of offloaded segments stay under it.
 MAX_PACKET_BYTES = 256 * KIB
+# IP fragments that wait for the rest: Linux waits 30 s and holds 4 MiB (ipfrag_time, ipfrag_high_thresh).
+MAX_FRAGMENT_DATAGRAMS = 4096
+MAX_FRAGMENT_BYTES = 4 * MIB
+FRAGMENT_AGE_NS = 30_000_000_000
+MAX_DATAGRAM_BYTES = 65_535
 # pcapng blocks carry one packet and its options; anything longer is damage.
 MAX_PCAPNG_BLOCK_BYTES = 16 * MIB
 MAX_PCAPNG_INTERFACES = 4096

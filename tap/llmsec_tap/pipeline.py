@@ -57,7 +57,7 @@ class Pipeline:
         self.exchanges = 0
         self.llm_exchanges = 0
         self.tcp = TCPReassembler(self.open_flow, self._anomaly, self.account)
-        self._decoder = PacketDecoder(self.tcp, ports)
+        self._decoder = PacketDecoder(self.tcp, ports, self.account)
 
     def handler(self, linktype: int) -> PacketHandler:
         return self._decoder.handler(linktype)
@@ -81,8 +81,13 @@ class Pipeline:
         """Expire what is idle; live sources call it, a replay's own packets tell the time."""
         self.tcp.sweep(now_ns)
 
+    def shed(self) -> None:
+        """Hand on all that is under way as far as it came, to free its memory."""
+        self.account.shed_all()
+
     def close(self) -> None:
         self.tcp.close()
+        self._decoder.close()
 
     def summary(self, packets: int) -> Summary:
         return Summary(

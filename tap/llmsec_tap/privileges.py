@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import encodings
+import importlib
 import os
+import pkgutil
 import pwd
 import struct
 import sys
@@ -191,6 +194,13 @@ def may_read_programs(user: User) -> bool:
             for path in {*sys.path[1:], str(Path(__file__).parent)}
             if path.startswith("/") and not path.endswith(".zip")
         )
+
+
+def load_encodings() -> None:
+    """Every text encoding, which Python loads when it is first asked for: later this process may not be able to read where they lie."""
+    for module in pkgutil.iter_modules(encodings.__path__):
+        if module.name not in ("mbcs", "oem"):  # of Windows
+            importlib.import_module(f"encodings.{module.name}")
 
 
 def become_owner_of(folder: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from llmsec_analyzer.exchanges import parse_time
 from llmsec_tap.errors import ConfigError
-from llmsec_tap.model import AnomalyCount, Message, Part, Request, Response, to_json
+from llmsec_tap.model import AnomalyCount, Message, OtherText, Part, Request, Response, to_json
 
 HOSTILE = "red \x1b[31m title \x1b]0;owned\x07 \x9b2J back\x08space cr\rover \u202egnp.exe \u2066x\u2069 tag\U000e0041 zero\u200bwidth"
 
@@ -103,6 +103,8 @@ def test_show_prints_the_conversation(run, store):
         "  [blob image image/png 1234 bytes]",
         "anomalies: tcp_gap x2, sse_bad_json x1",
         "tools offered: get_weather, x",
+        "--- elsewhere: $.documents[0].text",
+        "  A document about Malmö.",
     ):
         assert line in done.stdout.splitlines()
 
@@ -129,6 +131,7 @@ def test_content_cannot_steer_the_terminal(run, fill, make_exchange, build_findi
             finish_reasons=[HOSTILE],
             anomalies=[AnomalyCount(name=HOSTILE, count=1)],
             findings=[build_finding(rule_id=HOSTILE, preview=HOSTILE)],
+            other_texts=[OtherText(path=HOSTILE, text=HOSTILE)],
             request=Request(messages=[message], parameters={HOSTILE: HOSTILE}),
             response=Response(messages=[message], error_message=HOSTILE),
         )

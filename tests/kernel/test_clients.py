@@ -15,7 +15,7 @@ import pytest
 
 from support.agent import Agent
 from support.needs import idle_node, program
-from support.tls_front import Certificate, Nginx
+from support.tls_front import Certificate, Nginx, free_port
 
 CALLERS = Path(__file__).parents[1] / "support/callers"
 CALLS = 13
@@ -151,7 +151,9 @@ def test_one_process_for_each_call(everything: Agent, front: Nginx, certificate:
 
 
 def test_go(everything: Agent, front: Nginx, certificate: Certificate, go_program: Path) -> None:
-    run(go_program, front.url, certificate.cert)  # a program that no process ran before takes the tap some milliseconds to read
-    everything.wait_for_probes(go_program)
+    # A program that no process ran before takes the tap some milliseconds to read.
+    with subprocess.Popen([go_program, "serve", f"127.0.0.1:{free_port()}", certificate.cert, certificate.key]) as idle:
+        everything.wait_for_probes(go_program)
+        idle.kill()
     pid, received = run(go_program, front.url, certificate.cert)
     check(everything, front, "go", received, {pid}, "go_calls")

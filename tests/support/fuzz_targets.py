@@ -30,6 +30,7 @@ from llmsec_tap.reassembly.packet import PacketDecoder
 from llmsec_tap.reassembly.sse import SSEParser
 from llmsec_tap.reassembly.tcp import TCPReassembler
 from support.aws import message
+from support.fuzz_elf import elf_file, elf_seeds
 from support.http_recorder import Recorder
 from support.replay import KEY
 from support.wire import Talk, pcap, pcapng
@@ -199,6 +200,23 @@ def conversation(data: bytes) -> None:
             assert b"HTTP/1" in data
 
 
+def capture_to_records(data: bytes) -> None:
+    """Bytes of a capture to records: no exception, what is held stays within the account, and nothing is held at the end."""
+    exchanges: list[Exchange] = []
+    pipeline = Pipeline(exchanges.append, fingerprinter(KEY), shield=False, memory_cap_bytes=4 * limits.MIB)
+    account = pipeline.account
+    reader = CaptureReader(pipeline)
+    with contextlib.suppress(SourceError):
+        reader.read_stream(io.BytesIO(data), "fuzz")
+    assert account.held <= account.limit
+    pipeline.close()
+    assert account.held == account.fixed == 0
+    assert pipeline.tcp.holes == 0
+    for exchange in exchanges:
+        line = to_json(exchange)
+        assert to_json(msgspec.json.decode(line, type=Exchange)) == line
+
+
 def _framed(make: Callable[..., Any], data: bytes) -> None:
     """Never raises, and how the bytes are cut makes no difference; a gap may lose events, never invent longer ones."""
 
@@ -284,7 +302,22 @@ def dialects(data: bytes) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    f.__name__: f for f in (packet, capture_file, tcp, http_message, conversation, sse, ndjson, json_array, eventstream, encoding, dialects)
+    f.__name__: f
+    for f in (
+        packet,
+        capture_file,
+        capture_to_records,
+        tcp,
+        http_message,
+        conversation,
+        sse,
+        ndjson,
+        json_array,
+        eventstream,
+        encoding,
+        dialects,
+        elf_file,
+    )
 }
 
 
@@ -313,6 +346,8 @@ def seeds(name: str) -> list[bytes]:
     return {
         "packet": [bytes([0]) + frame for frame in frames[:5]],
         "capture_file": [pcap(talk.frames), pcapng(talk.frames)],
+        "elf_file": elf_seeds(),
+        "capture_to_records": [pcap(talk.frames), pcapng(talk.frames), pcap(talk.frames[::-1])],
         "tcp": [bytes([1, 8, 2, 0, 0, 8, 18, 0, 1, 9, 16, 3]) + b"abc" + bytes([1, 14, 16, 2]) + b"yz" + bytes([1, 12, 17, 2]) + b"wx"],
         "http_message": [request, answer, answer.replace(b"\r\ndata", b"\xfa\r\n\xf9data")],
         "conversation": [request + b"\xfb\xfc" + answer, b"\xfc" + answer, request + b"\xfb\xfc" + answer[:180] + b"\xf9" + answer[200:]],

@@ -42,6 +42,9 @@ def replay(
     fail_on: FailOnOption = None,
     redact: Annotated[bool, typer.Option("--redact", help="Mask secrets and personal data in what is printed and stored.")] = False,
     config: ConfigOption = None,
+    memory_cap: Annotated[
+        int, typer.Option("--memory-cap", min=128, help="Resident memory at most, in MiB; the detection process is apart.")
+    ] = 512,
 ) -> None:
     """Rebuild the exchanges with language models that captures hold, print them and store them.
 
@@ -66,4 +69,5 @@ def replay(
         fail_on=fail_on.value if fail_on else None,
         redact=redact,
         follow="-" in files,
+        memory_cap_bytes=memory_cap << 20,
     ).run(files)

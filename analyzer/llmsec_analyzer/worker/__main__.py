@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import sys
@@ -83,8 +82,10 @@ class Worker:
             self._reply(Ready(str(fault), fault.hint))
         else:
             # Rules, models and plug-ins are loaded; from here on comes what strangers wrote.
-            _load_late_parts()
-            privileges.become(privileges.unprivileged_user())
+            user = privileges.unprivileged_user()
+            if user is not None and not privileges.may_read_programs(user):
+                privileges.load_encodings()
+            privileges.become(user)
             privileges.confine()
             self._reply(Ready())
 
@@ -109,12 +110,6 @@ class Worker:
         data = memoryview(frame(message))
         while data:
             data = data[os.write(self._replies, data) :]
-
-
-def _load_late_parts() -> None:
-    """What is imported at the first use, and may lie where the user that this becomes may not read."""
-    for name in ("utf_16", "utf_32", "utf_16_le", "utf_16_be", "utf_32_le", "utf_32_be", "latin_1", "idna", "punycode", "unicode_escape"):
-        importlib.import_module(f"encodings.{name}")
 
 
 def main() -> None:

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import sys
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from pathlib import Path
 from typing import Protocol
 
 from llmsec_tap import limits
@@ -24,6 +22,7 @@ from llmsec_tap.capture.queue import BatchQueue
 from llmsec_tap.capture.reader import Reader, Records
 from llmsec_tap.capture.tls_flows import TLSFlows
 from llmsec_tap.errors import SourceError
+from llmsec_tap.memory import limit_address_space, peak_bytes, resident_bytes
 from llmsec_tap.pipeline import Pipeline
 
 _TICK_S = 0.5
@@ -33,7 +32,6 @@ _WATCH_BYTES = 1 << 20
 # How soon the reading thread gets its turn while this one decodes: the ring fills meanwhile.
 _SWITCH_S = 0.001
 _WAIT_S = 0.05
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 # Above this share of the cap no connection is begun; above the second, the quietest ones are given up, so many at a time.
 # The rest is for what comes between two looks, and for a large buffer that is copied as it grows.
 _SHED_NEW, _SHED_OLD, _SHED_COUNT = 0.75, 0.85, 256
@@ -72,7 +70,8 @@ class LiveCapture:
         self.on_step: Callable[[], None] = lambda: None  # whenever something was decoded, or nothing came for a while
         self.totals = KernelTotals()
         self.records = 0
-        self.peak_rss_bytes = 0
+        self.peak_rss_bytes = 0  # the kernel's, known at the end
+        self.memory_faults = 0
         self.shed_connections = 0
 
     def add_tls(self, kernel: Records, flows: TLSFlows) -> None:
@@ -90,6 +89,7 @@ class LiveCapture:
         """Until stopped, or for so long. Raises SourceError where a source failed; everything before it is delivered."""
         sys.setswitchinterval(_SWITCH_S)
         deadline = None if duration_s is None else time.monotonic() + duration_s
+        limit_address_space(self._memory_cap)
         threads = [*([self._reader] if self._reader is not None else []), *self._packets]
         try:
             for thread in threads:
@@ -97,7 +97,11 @@ class LiveCapture:
             while not self._stopping and not any(thread.fault for thread in threads):
                 if deadline is not None and time.monotonic() >= deadline:
                     break
-                self._step(_WAIT_S)
+                try:
+                    self._step(_WAIT_S)
+                except MemoryError:  # what was being read is lost, the rest is given up to go on
+                    self.memory_faults += 1
+                    self._pipeline.shed()
         finally:
             self._finish()
         for thread in threads:
@@ -162,14 +166,16 @@ class LiveCapture:
 
     def _watch_memory(self, now_ns: int) -> None:
         used = resident_bytes()
-        self.peak_rss_bytes = max(self.peak_rss_bytes, used)
         if used > self._memory_cap * _SHED_NEW:  # it may be free already, but not given back
             ctypes.CDLL(None).malloc_trim(0)
             used = resident_bytes()
-        if used > self._memory_cap * _SHED_OLD and self._flows is not None:
-            given_up = self._flows.shed(_SHED_COUNT, now_ns)
-            self._queue.leave_out(given_up)
-            self.shed_connections += len(given_up)
+        if used > self._memory_cap * _SHED_OLD:
+            if self._flows is not None:
+                given_up = self._flows.shed(_SHED_COUNT, now_ns)
+                self._queue.leave_out(given_up)
+                self.shed_connections += len(given_up)
+            else:
+                self._pipeline.shed()
             gc.collect()
             ctypes.CDLL(None).malloc_trim(0)
             used = resident_bytes()
@@ -194,7 +200,4 @@ class LiveCapture:
         if self._flows is not None:
             self._flows.close(time.time_ns())
         self._pipeline.close()
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE
+        self.peak_rss_bytes = peak_bytes()

@@ -16,7 +16,7 @@ import re
 from typing import Final
 
 from llmsec_tap.plain_names import QUERY, folded_name
-from llmsec_tap.providers.secret_shapes import VENDOR_BYTES, is_secret_name, is_token
+from llmsec_tap.providers.secret_shapes import VENDOR_PATTERN, is_secret_name, is_token
 
 # Headers that say how a message is read, and whom it is for; their values hold no credential (words of a key's form are masked all the same).
 _PLAIN_HEADERS: Final = frozenset(
@@ -35,9 +35,11 @@ _MAX_REQUEST_LINE = 8192  # what is beyond is masked
 _START_LINE: Final = re.compile(rb"(?:[A-Za-z-]{1,24} [^\r\n]|HTTP/1\.)")
 _NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}[ \t]*:")
 _FIELD: Final = re.compile(rb'"((?:[^"\\]|\\.){1,128})"\s{0,8}:\s{0,8}"|(?:^|[&?\n])([A-Za-z0-9_.%-]{1,64})=')
+_TARGET_PART: Final = re.compile(rb"//[^/?#]*@|//[^/?#]*$|[^/?#&;]+")
 _PART_NAME: Final = re.compile(rb'(?i)^content-disposition:[^\r\n]*\bname="?([^";\r\n]{1,64})')
 _FORM_END: Final = re.compile(rb"[&\s]")
 _JSON_END: Final = re.compile(rb'(?:\\.|[^"\\])*')
+_KEYS: Final = re.compile(VENDOR_PATTERN.encode())
 _STAR: Final = b"*"
 _UNKNOWN: Final = -1  # where such a body ends is seen by the next start line
 _CHUNKED: Final = -2
@@ -153,13 +155,11 @@ class StreamMasker:
         if not target.startswith((b"/", b"http")):
             return
         start = len(method) + 1
-        for found in re.finditer(rb"//[^/?#]*@|[^/?#&;]+", target):
+        for found in _TARGET_PART.finditer(target):
             a, b = found.span()
             word = found[0]
-            if word.endswith(b"@"):
-                a, b = a + 2, b - 1
-            elif word.startswith(b"//"):
-                continue
+            if word.startswith(b"//"):  # an authority that has user information, or may have it yet
+                a, b = a + 2, b - word.endswith(b"@")
             elif a and target[a - 1 : a] != b"/":
                 name, equals, _ = word.partition(b"=")
                 if equals and folded_name(name.decode("latin-1")) in QUERY and not is_token(word.decode("latin-1")):
@@ -186,7 +186,7 @@ class StreamMasker:
             self._value, self._escaped = (b'"' if found[1] is not None else b"&"), False
             end = self._rest_of_value(data, out, search - shift)
             search = shift + max(end, search - shift)
-        for found in VENDOR_BYTES.finditer(text):
+        for found in _KEYS.finditer(text):
             if found.end() > shift:
                 self._stars(out, max(0, found.start() - shift), found.end() - shift)
 

@@ -44,13 +44,14 @@ class PacketConsumer(Protocol):
 class CaptureReader:
     """Reads one capture after the other into a consumer. `packets` may be looked at meanwhile.
 
-    `on_progress(bytes)`, where set, is told the bytes of the file that were read since the last call. `stop` may be called
-    from a signal handler: reading ends after the packets in hand, also when it waits for more on a pipe.
+    `on_progress(bytes)`, where set, is told the bytes of the file that were read since the last call; `on_chunk` is called for each
+    megabyte of packets. `stop` may be called from a signal handler: reading ends after the packets in hand, also when it waits for more on a pipe.
     """
 
     def __init__(self, consumer: PacketConsumer) -> None:
         self._consumer = consumer
         self.on_progress: Callable[[int], None] | None = None
+        self.on_chunk: Callable[[], None] = lambda: None
         self.packets = 0
         self.stopped = False
         self._waiting = False
@@ -132,6 +133,7 @@ class CaptureReader:
         second, base_ns = -1, 0
         is_first = True
         while chunk := read(_CHUNK):
+            self.on_chunk()
             offset += at
             buffer = buffer[at:] + chunk
             at, size, count = 0, len(buffer), 0
@@ -179,6 +181,7 @@ class _PcapngReader:
             chunk = self._read(_CHUNK)
             if not chunk:
                 break
+            self._reader.on_chunk()
             self._offset += at
             buffer = buffer[at:] + chunk
             at = 0

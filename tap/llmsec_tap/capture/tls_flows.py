@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from llmsec_tap import limits
+from llmsec_tap.account import Account
 from llmsec_tap.capture.base import ConnectionLoss
 from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.ebpf.events import Event
@@ -23,6 +24,8 @@ from llmsec_tap.capture.process import ProcessTable
 from llmsec_tap.reassembly.flow import Flow, FlowSink
 from llmsec_tap.reassembly.http_flow import classify_start
 
+# A record that waits keeps its event and a tuple, beside its bytes.
+_HELD_COST = 8 * limits.PIECE_COST_BYTES
 _UNKNOWN = "0.0.0.0:0"
 _Key = tuple[int, int, int]
 
@@ -55,7 +58,14 @@ class _Connection:
 class TLSFlows:
     """Feed it records in order (`feed`), tell it the time now and then (`tick`), close it. `opener` is `Pipeline.open_flow`."""
 
-    def __init__(self, opener: Callable[[Flow], FlowSink], processes: ProcessTable, recorder: FlowRecorder | None = None) -> None:
+    def __init__(
+        self,
+        opener: Callable[[Flow], FlowSink],
+        processes: ProcessTable,
+        recorder: FlowRecorder | None = None,
+        account: Account | None = None,
+    ) -> None:
+        self._account = account or Account()
         self._opener = opener
         self._processes = processes
         self._recorder = recorder
@@ -63,6 +73,7 @@ class TLSFlows:
         self._connections: OrderedDict[_Key, _Connection] = OrderedDict()
         self._waiting: dict[_Key, _Connection] = {}
         self._by_object: dict[tuple[int, int], int] = {}  # (pid, TLS object) -> its epoch
+        self._held_bytes = 0  # of connections that wait for their socket
         self.opened = 0
         self.bytes = 0  # of plaintext that came this far
         self.gaps = 0
@@ -98,8 +109,11 @@ class TLSFlows:
         self.bytes += len(data)
         if connection.flow is None:
             connection.held.append((event, data))
-            connection.held_bytes += len(data)
-            if event.inode or connection.held_bytes > limits.SOCKET_WAIT_BYTES:
+            size = len(data) + _HELD_COST
+            connection.held_bytes += size
+            self._held_bytes += size
+            self._account.fix(size)
+            if event.inode or connection.held_bytes > limits.SOCKET_WAIT_BYTES or self._held_bytes > self._account.limit // 8:
                 self._open(key, connection, event)
             return
         self._deliver(key, connection, event, data)
@@ -111,7 +125,8 @@ class TLSFlows:
             self._close((pid, pointer, earlier), ts_ns, "closed")
         connection = self._connections[key] = self._waiting[key] = _Connection(ts_ns)
         self._by_object[pid, pointer] = epoch
-        if len(self._connections) > limits.MAX_TLS_CONNECTIONS:
+        self._account.fix(limits.CONNECTION_COST_BYTES)
+        if len(self._connections) > min(limits.MAX_TLS_CONNECTIONS, self._account.max_connections):
             oldest, held = next(iter(self._connections.items()))
             if held.flow is not None:
                 held.flow.anomaly("ebpf_connection_limit")
@@ -134,11 +149,17 @@ class TLSFlows:
         self._waiting.pop(key, None)
         if self._recorder is not None:
             self._recorder.opened(key, facts)
-        held, connection.held, connection.held_bytes = connection.held, [], 0
+        self._let_go(connection)
+        held, connection.held = connection.held, []
         for earlier, bytes_ in held:
             self._deliver(key, connection, earlier, bytes_)
         if found is None and connection.flow is not None:
             connection.flow.anomaly("ebpf_no_socket")  # now that its exchange has begun and can carry it
+
+    def _let_go(self, connection: _Connection) -> None:
+        self._held_bytes -= connection.held_bytes
+        self._account.fix(-connection.held_bytes)
+        connection.held_bytes = 0
 
     def _deliver(self, key: _Key, connection: _Connection, event: Event, data: bytes) -> None:
         flow = connection.flow
@@ -213,11 +234,13 @@ class TLSFlows:
         connection = self._connections.pop(key, None)
         if connection is None:
             return
+        self._account.fix(-limits.CONNECTION_COST_BYTES)
         if self._by_object.get(key[:2]) == key[2]:
             del self._by_object[key[0], key[1]]
         if connection.flow is None and connection.held:
             self._open(key, connection, connection.held[-1][0])
         self._waiting.pop(key, None)
+        self._let_go(connection)
         if connection.flow is not None:
             connection.flow.first.end(ts_ns, reason)
             connection.flow.second.end(ts_ns, reason)

@@ -41,20 +41,7 @@ if TYPE_CHECKING:
 # Makes the detection of a run: given where exchanges go from there, and the key of the fingerprints.
 StartDetection = Callable[[Deliver, bytes], Detection]
 
-_ENCODINGS: Final = (
-    "utf_8_sig",
-    "utf_16",
-    "utf_16_le",
-    "utf_16_be",
-    "utf_32",
-    "utf_32_le",
-    "utf_32_be",
-    "latin_1",
-    "cp1252",
-    "idna",
-    "punycode",
-)
-_LATE: Final = ("brotli", "zstandard", "llmsec_tap.storage.parquet", *(f"encodings.{name}" for name in _ENCODINGS))
+_LATE: Final = ("brotli", "zstandard", "llmsec_tap.storage.parquet")
 
 
 class CaptureRun:
@@ -132,6 +119,7 @@ class CaptureRun:
             ports=ports,
             on_defect=self._outlet.defect,
             listener_factory=self._outlet.listener_factory,
+            memory_cap_bytes=memory_cap_bytes,
         )
         self._live = LiveCapture(self._pipeline, self._queue, memory_cap_bytes=memory_cap_bytes)
         self._flows: TLSFlows | None = None
@@ -173,7 +161,9 @@ class CaptureRun:
                 from llmsec_tap.capture.pcapng import FlowWriter
 
                 recorder = FlowWriter(self._pcapng)
-            self._flows = TLSFlows(self._pipeline.open_flow, ProcessTable(self._pods, facts=self._warden.facts), recorder)
+            self._flows = TLSFlows(
+                self._pipeline.open_flow, ProcessTable(self._pods, facts=self._warden.facts), recorder, self._pipeline.account
+            )
             self._live.add_tls(self._warden, self._flows)
         report("capturing; Ctrl-C stops")
 
@@ -238,6 +228,8 @@ class CaptureRun:
         )
         if live.shed_connections:
             lines.append(f"gave up {live.shed_connections:,} quiet connections to stay under the memory cap")
+        if live.memory_faults:
+            lines.append(f"out of memory {live.memory_faults:,} times: what was under way then was cut")
         if seen["anomalies"]:
             lines.append("anomalies: " + ", ".join(f"{name} {count:,}" for name, count in seen["anomalies"].items()))
         if seen["other_protocols"]:
@@ -253,5 +245,6 @@ class CaptureRun:
 
 def _load_late_parts() -> None:
     """What decoding and storing load at the first use, for a user who may not read where it lies."""
+    privileges.load_encodings()
     for name in _LATE:
         importlib.import_module(name)

@@ -443,8 +443,12 @@ class ExchangeAssembly:
             exchange.response.error_message = draft.error_message
             exchange.response.embeddings = draft.embeddings
             exchange.response.embedding_dimensions = draft.embedding_dimensions
-            self._unread_texts(likely_text(data) for data in (*draft.unread, self.response.raw_prefix, self.response.other_bytes) if data)
-            self._late_bytes()
+            if draft.unread or self.response.unreadable or self.response.other_bytes:
+                self._unread_texts(
+                    likely_text(data) for data in (*draft.unread, self.response.raw_prefix, self.response.other_bytes) if data
+                )
+            if self.request.unreadable or self.request.other_bytes:
+                self._late_bytes()
             exchange.other_texts = draft.other_texts
             mask_record(exchange, self.context.fingerprint)
             timings(exchange, draft)

@@ -146,9 +146,9 @@ def parse_json(data: bytes, draft: Draft | None = None) -> JSON:
 
     Lenient are: NaN and Infinity, control characters in strings, invalid UTF-8 and lone surrogates (both become U+FFFD
     unless two halves of a pair meet when deltas are joined). Raises NotJSON, also for what would take more memory than
-    limits.MAX_JSON_COST_BYTES (`json_limit`).
+    limits.MAX_JSON_COST_BYTES, or than the draft has room for (`json_limit`).
     """
-    if is_costly(data):
+    if len(data) > _SURELY_CHEAP and ((cost := _cost(data)) > MAX_JSON_COST_BYTES or not (draft is None or draft.has_room(cost))):
         if draft is not None:
             draft.anomaly("json_limit")
         raise NotJSON

@@ -293,6 +293,13 @@ class Draft:
         size += sum(_PART_BYTES + _text_bytes(other.text) for other in self.other_texts)
         self._room(size)
 
+    def has_room(self, size: int) -> bool:
+        """Whether so much could be kept now, for a moment."""
+        has_room = self._reserve(size)
+        if has_room:
+            self._reserve(-size)
+        return has_room
+
     def _room(self, size: int) -> bool:
         """Room for so much more; without it the texts that come are left out."""
         if not self._is_full and not self._reserve(size):
@@ -301,15 +308,16 @@ class Draft:
         return not self._is_full
 
     def _part(self, ts_ns: int, choice: int, buffer: TextBuffer, kind: str, text: str) -> None:
-        self._chars += len(text)
+        size = len(text)
+        self._chars += size
         if self._chars > MAX_TEXT_CHARS or self._is_full:
             self.anomaly("memory_limit" if self._is_full else "text_limit")
             return
         # TextBuffer.append and _tick, written out: this runs once per streamed token, and a call costs as much as its body.
         parts = buffer.parts
         parts.append(text)
-        buffer.chars += len(text)
-        if len(parts) >= COMPACT_AT or len(text) > _LONG:
+        buffer.chars += size
+        if len(parts) >= COMPACT_AT or size > _LONG:
             self._room(sys.getsizeof(buffer.fold()) + COMPACT_AT * _TICK_BYTES)
         if self.first_text_ns is None or self._stride > 1:
             self._tick(ts_ns)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from llmsec_tap.limits import MAX_JSON_DEPTH
-from llmsec_tap.providers.charsets import charset_of, text_of_bytes
+from llmsec_tap.providers.charsets import charset_of, declared_charset, text_of_bytes
 
 JSON = Any
 
@@ -50,12 +50,12 @@ class Loose:
 
 def read_loosely(raw: bytes, content_type: str = "", *, fold: Callable[[str], str] | None = None) -> Loose | None:
     """`raw` as JSON by any of the readings above, or None where it does not even begin as an object or array."""
-    charset = charset_of(raw, content_type)
-    text = text_of_bytes(raw, charset)
-    found = _read(text, fold)
-    if found is None and charset not in ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
-        text = text_of_bytes(raw, charset := "utf-8")
-        found = _read(text, fold)
+    charset = charset_of(raw)
+    found = _read(text_of_bytes(raw, charset), fold)
+    declared = declared_charset(content_type) if found is None else None
+    if declared is not None:
+        charset = declared
+        found = _read(text_of_bytes(raw, charset), fold)
     if found is not None and charset != "utf-8":
         found.marks.append("charset_not_utf8")
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Final
-from urllib.parse import unquote, unquote_plus
+from urllib.parse import quote_plus, unquote, unquote_plus
 
 from llmsec_tap.model import Exchange, OtherText
 from llmsec_tap.plain_names import PARAMETERS, QUERY, folded_name
@@ -91,8 +91,11 @@ def _mask_field(field: str, fingerprint: Fingerprinter) -> str:
         return field if is_harmless or (is_secret_name(plain_name) and not is_token(plain_name)) else fingerprint(plain_name)
     if len(plain_name) > _MAX_NAME_CHARS or is_token(plain_name):
         name = fingerprint(plain_name)
-    if value and (not is_harmless or is_token(plain_value)):
+    if value and not is_harmless:
         value = fingerprint(plain_value)
+    elif value and is_token(plain_value):
+        rest = mask_tokens(plain_value, fingerprint)
+        value = quote_plus(rest) if rest != plain_value else fingerprint(plain_value)
     return f"{name}={value}"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from llmsec_tap.limits import MAX_LOOSE_BODY_BYTES
+from llmsec_tap.providers.auxiliary import auxiliary
 from llmsec_tap.providers.base import Dialect, NotJSON, RequestView, is_costly, loose_path, parse_json
 from llmsec_tap.providers.charsets import declared_charset, seen_text, text_of_bytes
 from llmsec_tap.providers.draft import Draft
@@ -115,7 +116,7 @@ def read_left_over(view: RequestView, reading: BodyReading, draft: Draft) -> Lef
 
 def has_token_ids(body: JSON) -> bool:
     """Whether the prompt is numbers: a list of token ids, or a list of such lists."""
-    if not isinstance(body, dict):
+    if not isinstance(body, dict) or "messages" in body:
         return False
     for name in _PROMPTS:
         value = body.get(name)
@@ -166,14 +167,17 @@ def settle(view: RequestView, reading: BodyReading, mark: Callable[[str], None])
     dialect = classify(view)
     if dialect is None and needs_folding(view) and fold_case(view, reading, mark):
         dialect = classify(view)
-    loose = loose_path(view.path) if view.body is not None else view.path
+    path = view.path
+    is_plain = path.islower() and "%" not in path and "\\" not in path  # as nearly all are
+    loose = path if is_plain or view.body is None else loose_path(path)
     if loose != view.path:
         surest = dialect.claims(view) if dialect is not None else 0
-        path, view.path = view.path, loose
+        view.path = loose
         other = classify(view) if surest < _SURE else None
         if other is not None and other.claims(view) > surest:
             return other
-        view.path = path
+        if dialect is not None or auxiliary(view, None) is None:
+            view.path = path
     return dialect
 
 

@@ -80,7 +80,7 @@ _VENDOR: Final = re.compile(
     r"|hvs\.[\w-]{12,}|dckr_pat_[\w-]{10,}|AGE-SECRET-KEY-\w+|ATATT[\w=-]{16,}|\d{6,12}:[A-Za-z0-9_-]{30,}"
     r")"
 )
-VENDOR_BYTES: Final = re.compile(_VENDOR.pattern.encode())
+VENDOR_PATTERN: Final = _VENDOR.pattern
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 # Ids that servers give to what they keep: public by design, and needed to follow a conversation.
 _SERVER_ID: Final = re.compile(

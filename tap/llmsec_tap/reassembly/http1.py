@@ -209,6 +209,10 @@ class MessageParser:
             return False
         return self._wants == _LINE_END or _HEAD_END.search(self._held[-3:] + data) is not None
 
+    def _wait_for_start(self, data: bytes, keep: int) -> int:
+        """A long line that may be a start line is searched again when it is whole; a short rest costs nothing."""
+        return self._wait(keep, self._start_wants if len(data) - keep > _SHORT_TAIL else _ANYTHING, 2 * _LONGEST_START)
+
     def _wait(self, at: int, wants: int = _ANYTHING, most: int = 0) -> int:
         self._wants, self._wants_at = wants, most
         return ~at
@@ -353,7 +357,7 @@ class MessageParser:
         if keep > at:
             self._on_skipped(data[at:keep])
         if found is None:
-            return self._wait(keep, self._start_wants, 2 * _LONGEST_START)
+            return self._wait_for_start(data, keep)
         self._anomaly("http_resync")
         self._state = self._at_start
         return keep
@@ -469,7 +473,7 @@ class MessageParser:
         if keep > at:
             self._sink.data(self._ts_ns, data[at:keep])
             self._at_boundary = False
-        return self._wait(keep, self._start_wants, 2 * _LONGEST_START)
+        return self._wait_for_start(data, keep)
 
     def _seek_chunk(self) -> None:
         self._at_boundary = True

@@ -5,7 +5,8 @@ Rules
   everything else takes the general path below it.
 - A frame is a region `buf[start:end]` of a larger buffer; only the TCP payload is copied out.
 - A length field that contradicts another is damage: the packet is counted (`packet_malformed`) and skipped.
-- Fragments are counted and skipped: no LLM server sends fragmented TCP, and a reassembler is a way to hide bytes.
+- Fragments are put together (fragments.py); no LLM server sends fragmented TCP, but an attacker may.
+- Of segments that open or end a connection the checksum is looked at (RFC 9293 3.1); `flags` then say what it is.
 
 Link types: https://www.tcpdump.org/linktypes.html. IPv6 extension headers: RFC 8200 section 4.
 """
@@ -15,6 +16,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from typing import Protocol
+
+from llmsec_tap.account import Account
+from llmsec_tap.reassembly.fragments import Fragments, Key
 
 LINKTYPE_NULL = 0
 LINKTYPE_ETHERNET = 1
@@ -29,6 +33,7 @@ _DLT_RAW = (12, 14)
 
 PROTO_TCP = 6
 _ACK = 0x10
+_SPECIAL = 0x07  # FIN, SYN, RST
 _ETHERTYPE_IPV4 = 0x0800
 _ETHERTYPE_IPV6 = 0x86DD
 # 802.1Q, 802.1ad (QinQ) and the older QinQ type.
@@ -39,6 +44,9 @@ _MAX_EXTENSION_HEADERS = 12
 _IPV6_EXTENSIONS = frozenset((0, 43, 60, 135, 139, 140))
 _IPV6_FRAGMENT = 44
 _IPV6_AUTH = 51
+
+# What `flags` say above the wire's own bits.
+GOOD_CHECKSUM, BAD_CHECKSUM = 0x100, 0x200
 
 PacketHandler = Callable[[int, bytes, int, int, int], None]
 """(capture time in ns, buffer, start, end, length on the wire)"""
@@ -60,9 +68,10 @@ class SegmentSink(Protocol):
 class PacketDecoder:
     """Frames in, TCP segments out to a `SegmentSink`. `ports`, where given, keeps only segments from or to one of them."""
 
-    __slots__ = ("_anomaly", "_cut_segment", "_segment", "_sink", "non_tcp")
+    __slots__ = ("_anomaly", "_cut_segment", "_fragments", "_segment", "_sink", "non_tcp")
 
-    def __init__(self, sink: SegmentSink, ports: frozenset[int] | None = None) -> None:
+    def __init__(self, sink: SegmentSink, ports: frozenset[int] | None = None, account: Account | None = None) -> None:
+        self._fragments = Fragments(account or Account())
         self._segment = sink.segment if ports is None else _only_ports(sink.segment, ports)
         self._cut_segment = sink.cut_segment if ports is None else _only_ports(sink.cut_segment, ports)
         self._anomaly = sink.anomaly
@@ -103,7 +112,7 @@ class PacketDecoder:
             if ethertype == _ETHERTYPE_IPV4 and version_ihl == 0x45 and protocol == PROTO_TCP and not fragment & 0x3FFF:
                 stop = start + 14 + total
                 data = start + 34 + (offset >> 4) * 4
-                if data <= stop <= end and offset >= 0x50:
+                if data <= stop <= end and offset >= 0x50 and not flags & _SPECIAL:
                     if data == stop and flags == _ACK and not self._sink.holes:
                         return  # a third of all packets
                     self._segment(ts_ns, key, seq, ack, flags, buf[data:stop])
@@ -157,8 +166,11 @@ class PacketDecoder:
         if end - start < 20 or buf[start] >> 4 != 4 or (header := (buf[start] & 15) * 4) < 20 or start + header > end:
             self._anomaly("packet_malformed")
             return
-        if (buf[start + 6] << 8 | buf[start + 7]) & 0x3FFF:  # more fragments, or an offset
-            self._anomaly("ip_fragment")
+        fragment = buf[start + 6] << 8 | buf[start + 7]
+        if fragment & 0x3FFF:  # more fragments, or an offset
+            stop = start + (buf[start + 2] << 8 | buf[start + 3])
+            key = buf[start + 12 : start + 20], buf[start + 4] << 8 | buf[start + 5], buf[start + 9]
+            self._fragment(ts_ns, key, fragment, buf, start + header, end, stop)
             return
         if buf[start + 9] != PROTO_TCP:
             self.non_tcp += 1
@@ -180,9 +192,12 @@ class PacketDecoder:
                 self._tcp(ts_ns, buf[start + 8 : start + 40], buf, at, end, stop)
                 return
             if kind == _IPV6_FRAGMENT:
-                # An "atomic" fragment is whole (RFC 8200 4.5); any other is counted.
-                if at + 8 > end or (buf[at + 2] << 8 | buf[at + 3]) & 0xFFF9:
-                    self._anomaly("ip_fragment")
+                if at + 8 > end:
+                    break
+                word = buf[at + 2] << 8 | buf[at + 3]
+                if word & 0xFFF9:  # an "atomic" fragment is whole (RFC 8200 4.5)
+                    key = buf[start + 8 : start + 40], int.from_bytes(buf[at + 4 : at + 8], "big"), buf[at]
+                    self._fragment(ts_ns, key, word >> 3 | (word & 1) << 13, buf, at + 8, end, stop)
                     return
                 kind, at = buf[at], at + 8
             elif kind in _IPV6_EXTENSIONS and at + 2 <= end:
@@ -195,6 +210,27 @@ class PacketDecoder:
             if at > end:
                 break
         self._anomaly("packet_malformed")
+
+    def _fragment(self, ts_ns: int, key: Key, fragment: int, buf: bytes, start: int, end: int, stop: int) -> None:
+        """`fragment` as in IPv4: the offset in 8 octets, and the bit that says that more follow."""
+        self._anomaly("ip_fragment")
+        more = bool(fragment & 0x2000)
+        if key[2] != PROTO_TCP or stop > end or stop <= start or (more and (stop - start) % 8):
+            if key[2] == PROTO_TCP:
+                self._anomaly("packet_malformed")
+            return
+        fragments = self._fragments
+        before = fragments.overlaps, fragments.given_up
+        whole = fragments.add(ts_ns, key, (fragment & 0x1FFF) * 8, buf[start:stop], more=more)
+        if fragments.overlaps > before[0]:
+            self._anomaly("ip_fragment_overlap")
+        if fragments.given_up > before[1]:
+            self._anomaly("ip_fragment_lost")
+        if whole is not None:
+            self._tcp(ts_ns, key[0], whole, 0, len(whole), len(whole))
+
+    def close(self) -> None:
+        self._fragments.close()
 
     def _tcp(self, ts_ns: int, addresses: bytes, buf: bytes, start: int, end: int, stop: int) -> None:
         if end - start < 20 or (header := (buf[start + 12] >> 4) * 4) < 20 or start + header > stop:
@@ -212,7 +248,17 @@ class PacketDecoder:
         if missing:
             self._cut_segment(ts_ns, key, seq, ack, buf[start + 13], buf[data:stop], missing)
         else:
-            self._segment(ts_ns, key, seq, ack, buf[start + 13], buf[data:stop])
+            flags = buf[start + 13]
+            if flags & _SPECIAL:
+                flags |= GOOD_CHECKSUM if _checksum(addresses, buf[start:stop]) == 0 else BAD_CHECKSUM
+            self._segment(ts_ns, key, seq, ack, flags, buf[data:stop])
+
+
+def _checksum(addresses: bytes, segment: bytes) -> int:
+    """0 where the checksum of a TCP segment is right (RFC 9293 3.1, RFC 1071)."""
+    data = addresses + struct.pack(">HH", PROTO_TCP, len(segment)) + segment + b"\0" * (len(segment) & 1)
+    # The one's complement sum of 16-bit words is the number's remainder by 65535: that of a right one is 0.
+    return int.from_bytes(data, "big") % 0xFFFF
 
 
 def _only_ports(forward: Callable[..., None], ports: frozenset[int]) -> Callable[..., None]:

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from llmsec_tap import limits
 from llmsec_tap.account import Account
 from llmsec_tap.reassembly.flow import Flow, FlowSink, StreamSink, endpoints
+from llmsec_tap.reassembly.packet import BAD_CHECKSUM, GOOD_CHECKSUM
 
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 _MASK = 0xFFFFFFFF
@@ -31,10 +32,8 @@ _UNACKED_HOLE_NS = 30_000_000_000
 _MAX_WINDOW = 1 << 30  # RFC 7323 2.3: no retransmission is older
 _SEGMENT_COST = 4 * limits.PIECE_COST_BYTES  # of a held segment, beyond its payload
 _EVICT_COUNT = 8
-_RECENT = 16  # delivered segments still compared with their retransmissions
+_RECENT = 4  # delivered segments still compared with their retransmissions
 _SPECIAL = FIN | SYN | RST
-# Above the wire's flags: what the checksum of a segment with one of those flags says, where it was looked at (packet.py).
-GOOD_CHECKSUM, BAD_CHECKSUM = 0x100, 0x200
 
 
 class _Ended:
@@ -171,16 +170,17 @@ class TCPReassembler:
                 self._acknowledge(half.peer, ts_ns, ack, flags, sends_data=bool(payload))
             if payload:
                 if seq == half.next and half.pending is None:
-                    half.next = seq + len(payload) & _MASK
+                    size = len(payload)
+                    half.next = seq + size & _MASK
                     half.recent.append(payload)
-                    self._recent_bytes += len(payload)
+                    self._recent_bytes += size
                     half.sink.data(ts_ns, payload)
                 else:
                     self._out_of_order(half, ts_ns, seq, payload, 0)
-        if ts_ns >= self._next_sweep_ns:
+        if ts_ns >= self._next_sweep_ns or self._recent_bytes > self._max_recent_bytes:
+            if self._recent_bytes > self._max_recent_bytes:
+                self._forget_recent()
             self.sweep(ts_ns)
-        if self._recent_bytes > self._max_recent_bytes:
-            self._forget_recent()
 
     def cut_segment(self, ts_ns: int, key: bytes, seq: int, ack: int, flags: int, payload: bytes, missing: int) -> None:
         """A segment of which `missing` bytes after `payload` were on the wire but not captured (snap length)."""

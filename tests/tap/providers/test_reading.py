@@ -106,6 +106,18 @@ def test_ollama_however_it_is_asked(path: str, body: str | bytes, method: str) -
     assert (exchange.api, exchange.input_text) == ("ollama.chat", SAID)
 
 
+def test_paths_of_side_calls_too() -> None:
+    exchange = exchange_of(MULTIPART, path="%2Fv1%2Fimages%2Fedits", content_type="multipart/form-data; boundary=B")
+    assert (exchange.operation, [other.text for other in exchange.other_texts]) == ("image", [SAID])
+
+
+def test_a_charset_that_the_body_is_not_in_hides_nothing() -> None:
+    raw = GO.replace("MESSAGES", "me\u017f\u017fages").encode().replace(b"hello", b"hel\xed\xa0\x80lo") + b"\0"
+    for content_type in ("application/json; charset=latin1", "application/json; charset=utf-16le", "application/json"):
+        exchange = exchange_of(raw, content_type=content_type)
+        assert "HIDDEN" in (exchange.input_text or "")
+
+
 def test_paths_keep_what_is_encoded_for_a_reason() -> None:
     assert normal_path("/model/arn%3Aaws%3Abedrock%2Fx/converse") == "/model/arn:aws:bedrock%2Fx/converse"
     assert normal_path("/a/%2e%2e/b") == "/b"

@@ -6,11 +6,12 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmsec_tap.reassembly.packet import PacketDecoder
-from support.wire import ACK, ethernet, ipv4, ipv6, tcp
+from llmsec_tap.account import Account
+from llmsec_tap.reassembly.packet import BAD_CHECKSUM, GOOD_CHECKSUM, PacketDecoder
+from support.wire import ACK, RST, ethernet, ipv4, ipv6, tcp
 
 A, B = "10.0.0.1", "10.0.0.2"
 A6, B6 = "fd00::1", "fd00::2"
@@ -84,14 +85,79 @@ def test_frames(frame: bytes, linktype: int, key: bytes) -> None:
     assert sink.anomalies == []
 
 
-@pytest.mark.parametrize("fragment", [0x2000, 0x0001, 0x2001])
-def test_fragments_are_counted(fragment: int) -> None:
-    assert decode(ethernet(ipv4(A, B, TCP, fragment=fragment), 0x0800)).anomalies == ["ip_fragment"]
+def pieces(payload: bytes, size: int) -> list[tuple[int, bytes]]:
+    """Offset with the bit for more, and bytes, of fragments of so many bytes."""
+    return [(at // 8 | (0x2000 if at + size < len(payload) else 0), payload[at : at + size]) for at in range(0, len(payload), size)]
 
 
-def test_ipv6_fragments_are_counted() -> None:
-    frame = ethernet(ipv6(A6, B6, bytes([6, 0, 0, 8, 0, 0, 0, 1]) + TCP, next_header=44), 0x86DD)
-    assert decode(frame).anomalies == ["ip_fragment"]
+def fragments4(parts: list[tuple[int, bytes]]) -> list[bytes]:
+    return [ethernet(ipv4(A, B, data, fragment=word), 0x0800) for word, data in parts]
+
+
+def fragments6(parts: list[tuple[int, bytes]]) -> list[bytes]:
+    return [
+        ethernet(ipv6(A6, B6, struct.pack(">BBHI", 6, 0, (word & 0x1FFF) << 3 | word >> 13, 7) + data, next_header=44), 0x86DD)
+        for word, data in parts
+    ]
+
+
+def decode_all(frames: list[bytes], account: Account | None = None) -> Sink:
+    sink = Sink()
+    account = account or Account()
+    decoder = PacketDecoder(sink, account=account)
+    for number, frame in enumerate(frames):
+        decoder.handler(1)(number, frame, 0, len(frame), len(frame))
+    decoder.close()
+    assert account.held == 0
+    return sink
+
+
+LONG = tcp(40000, 8000, 7, 9, ACK, bytes(range(256)) * 10)
+
+
+@pytest.mark.parametrize(("make", "key"), [(fragments4, KEY4), (fragments6, KEY6)])
+@given(st.integers(1, 40), st.randoms(), st.booleans())
+@settings(max_examples=50)
+def test_fragments_in_any_order_and_repeated_are_put_together(make: Any, key: bytes, eighths: int, rng: Any, again: bool) -> None:
+    frames = make(pieces(LONG, 8 * eighths))
+    frames += frames[:-1] if again and len(frames) > 1 else []
+    rng.shuffle(frames)
+    sink = decode_all(frames)
+    assert sink.segments[:1] == [(key, 7, 9, ACK, LONG[20:])]
+    assert set(sink.anomalies) == {"ip_fragment"}
+
+
+@pytest.mark.parametrize("make", [fragments4, fragments6])
+def test_overlapping_fragments_are_dropped_with_their_datagram(make: Any) -> None:
+    frames = make(pieces(LONG, 800))
+    forged = make([(50 | 0x2000, b"x" * 800)])
+    sink = decode_all([frames[0], *forged, *frames[1:]])
+    assert (sink.segments, sink.anomalies.count("ip_fragment_overlap")) == ([], 1)
+
+
+def test_fragments_that_do_not_fit_or_never_end_are_bounded() -> None:
+    account = Account()
+    flood = [ethernet(ipv4(A, f"10.9.{n >> 8}.{n & 255}", b"z" * 4000, fragment=0x2000 | n % 1000), 0x0800) for n in range(5000)]
+    sink = decode_all(flood, account)
+    assert sink.segments == []
+    assert sink.anomalies.count("ip_fragment_lost") > 3000
+    assert decode_all(fragments4([(0x2000, b"x" * 7)])).anomalies == ["ip_fragment", "packet_malformed"]
+    assert "ip_fragment_overlap" in decode_all(fragments4([(0x1FFF, b"x" * 80)])).anomalies
+
+
+def test_checksums_of_what_opens_and_ends_a_connection() -> None:
+    def flags(frame: bytes) -> int:
+        ((_, _, _, flags, _),) = decode(frame).segments
+        return int(flags)
+
+    plain = tcp(40000, 8000, 7, 9, RST, b"odd")
+    pseudo = KEY4[:8] + struct.pack(">HH", 6, len(plain))
+    total = sum(struct.unpack(">17H", (pseudo + plain)[:34])) + (plain[-1] << 8)
+    right = 0xFFFF - (total % 0xFFFF)
+    good = plain[:16] + struct.pack(">H", right) + plain[18:]
+    assert flags(ethernet(ipv4(A, B, good), 0x0800)) == RST | GOOD_CHECKSUM
+    assert flags(ethernet(ipv4(A, B, plain), 0x0800)) == RST | BAD_CHECKSUM
+    assert flags(ethernet(ipv4(A, B, TCP), 0x0800)) == ACK
 
 
 def test_other_protocols_are_no_anomaly() -> None:
