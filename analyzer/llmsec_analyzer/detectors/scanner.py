@@ -20,8 +20,9 @@ import msgspec
 from llmsec_analyzer.detectors import places
 from llmsec_analyzer.detectors.build import make_plan
 from llmsec_analyzer.detectors.excess import MAX_FINDINGS, Excess, severest
+from llmsec_analyzer.detectors.hidden import hidden_secrets
 from llmsec_analyzer.detectors.injection.model import InjectionModel, Verdict
-from llmsec_analyzer.detectors.injection.prepare import Preparer
+from llmsec_analyzer.detectors.injection.prepare import MAX_CHARS, Preparer
 from llmsec_analyzer.detectors.matching import Match, Recognizer
 from llmsec_analyzer.detectors.overlap import resolve
 from llmsec_analyzer.detectors.plugins import Plugins
@@ -87,6 +88,12 @@ class Scanner:
         rules = [rule for rule in self.rules.matching if rule.category == "secret" or not rule.id.startswith("pii.")]
         return make_plan(rules, trusted=self.rules.trusted, engine=self.plan.engine, on_fault=self._recognizer_fault)
 
+    @cached_property
+    def secrets_plan(self) -> Plan:
+        """For texts whose hiding was undone."""
+        rules = [rule for rule in self.rules.matching if rule.category == "secret"]
+        return make_plan(rules, trusted=self.rules.trusted, engine=self.plan.engine, on_fault=self._recognizer_fault)
+
     # --- texts ----------------------------------------------------------------------------------------------------------
 
     def scan(self, text: str, role: str = "user", *, part: str = "text", exchange_id: str = "", judge: bool = True) -> TextResult:
@@ -103,7 +110,10 @@ class Scanner:
     ) -> TextResult:
         """Findings of a closed stream, with the verdict of the model and of plug-ins on the whole text."""
         role = stream.view.role
-        matches = resolve(stream.matches)
+        found = stream.matches
+        if text:
+            found = [*found, *hidden_secrets(self.secrets_plan, text, role, found)]
+        matches = resolve(found)
         excess = stream.excess
         near = Neighbours(matches, excess)
         kept, left = severest(matches, MAX_FINDINGS, lambda match: (match.severity, match.rule.id, match.confidence))
@@ -133,7 +143,7 @@ class Scanner:
         result.verdict = verdict
         result.injection_score = verdict.score
         if not verdict.complete:
-            result.unscanned = max(0, len(text) - 200_000)
+            result.unscanned = max(0, len(text) - MAX_CHARS)
         assert self.threshold is not None
         if verdict.score < self.threshold:
             return
