@@ -5,10 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import yaml
 
 from llmsec_analyzer.detectors.settings import (
     BudgetSettings,
@@ -23,6 +21,7 @@ from llmsec_analyzer.detectors.settings import (
     SecretSettings,
     ToolPolicy,
 )
+from llmsec_analyzer.yaml_files import read_yaml, shown
 from llmsec_tap.errors import ConfigError
 
 
@@ -39,7 +38,6 @@ _KNOWN = sorted({name for part in _PARTS for name in part.__struct_fields__})
 _SECTIONS = ("security", "storage", "alerting", "capture", "tenants", "routing", "server", "observability", "logging", "backends", "routes")
 # Sections of `security` that another part of the program reads.
 _ELSEWHERE = ("anomaly_detection", "rate_limiting")
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def load_config(path: str | None) -> Config:
@@ -47,21 +45,14 @@ def load_config(path: str | None) -> Config:
     if path is None:
         return Config()
     file = Path(path)
-    try:
-        value = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - one of the safe loaders
-    except (OSError, UnicodeDecodeError) as fault:
-        raise ConfigError(f"{path}: cannot be read: {getattr(fault, 'strerror', None) or 'not UTF-8'}") from None
-    except yaml.YAMLError as fault:
-        mark = getattr(fault, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark is not None else path
-        raise ConfigError(f"{where}: not YAML: {getattr(fault, 'problem', None) or 'cannot be parsed'}") from None
+    value, _ = read_yaml(file)
     if value is None:
         return Config()
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: the file holds no settings", "it begins with `security:`")
     for section in value:
         if section not in _SECTIONS:
-            raise ConfigError(f"{path}: unknown section `{section}`", _hint(str(section), list(_SECTIONS)))
+            raise ConfigError(f"{path}: unknown section `{shown(section)}`", _hint(str(section), list(_SECTIONS)))
     security = value.get("security") or {}
     if isinstance(security, dict):
         security = {name: item for name, item in security.items() if name not in _ELSEWHERE}
@@ -92,10 +83,12 @@ def _explained(path: str, message: str) -> ConfigError:
     text = message.split(" - at ", maxsplit=1)[0]
     unknown = re.search(r"unknown field `([^`]+)`", text)
     if unknown is not None:
-        return ConfigError(f"{path}: {where}: unknown key `{unknown[1]}`", _hint(unknown[1], _KNOWN))
+        return ConfigError(f"{path}: {where}: unknown key `{shown(unknown[1])}`", _hint(unknown[1], _KNOWN))
     return ConfigError(f"{path}: {where}: {text}")
 
 
 def _hint(word: str, known: list[str]) -> str:
+    if word in known:
+        return "there is a key of this name, in another section: docs/detection.md shows where"
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else "known: " + ", ".join(known)

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from llmsec_analyzer.detectors.risk import SEVERITIES, rank
 from llmsec_analyzer.query import QuerySession
+from llmsec_analyzer.terminal import json_visible
 from llmsec_tap import __version__
 from llmsec_tap.storage.schema import FINDING
 
@@ -97,8 +98,8 @@ def write_sarif(rows: Iterator[dict[str, Any]], out: TextIO) -> None:
         "results": [_sarif_result(row, numbers) for row in found],
     }
     document = {"$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": [run]}
-    json.dump(document, out, ensure_ascii=True, indent=1)
-    out.write("\n")
+    text = json.dumps(document, ensure_ascii=True, indent=1)
+    out.write((text.replace("\x7f", "\\u007f") if out.isatty() else text) + "\n")
 
 
 def _sarif_result(row: dict[str, Any], numbers: dict[str, int]) -> dict[str, Any]:
@@ -171,4 +172,7 @@ def ocsf(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_lines(rows: Sequence[dict[str, Any]] | Iterator[dict[str, Any]], out: TextIO) -> None:
-    out.writelines(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
+    on_terminal = out.isatty()
+    for row in rows:
+        line = json.dumps(row, ensure_ascii=True)
+        out.write((json_visible(line) if on_terminal else line) + "\n")

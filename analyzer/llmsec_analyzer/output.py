@@ -63,14 +63,23 @@ def write_json(result: Result, out: TextIO) -> None:
         out.write((json_visible(line) if on_terminal else line) + "\n")
 
 
-def write_csv(result: Result, out: TextIO) -> None:
-    """RFC 4180 with a header; null is an empty cell; lists and structs are JSON."""
+# What a spreadsheet takes for the beginning of a formula (OWASP, CSV Injection).
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
+
+def write_csv(result: Result, out: TextIO, *, safe: bool = False) -> None:
+    """RFC 4180 with a header; null is an empty cell; lists and structs are JSON. `safe`: no text begins as a formula does."""
     on_terminal = out.isatty()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(result.names)
+    names = [_no_formula(name) for name in result.names] if safe else result.names
+    writer.writerow([visible(name) for name in names] if on_terminal else names)
     for row in result.rows():
-        cells = [_csv_cell(value) for value in row]
+        cells = [_no_formula(_csv_cell(value)) if safe and isinstance(value, str) else _csv_cell(value) for value in row]
         writer.writerow([visible(cell) for cell in cells] if on_terminal else cells)
+
+
+def _no_formula(text: str) -> str:
+    return "'" + text if text.startswith(_FORMULA) else text
 
 
 def _csv_cell(value: Any) -> str:

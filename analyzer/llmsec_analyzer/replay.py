@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from llmsec_analyzer.config import load_config
 from llmsec_analyzer.listing import exchange_row, listing_header
 from llmsec_tap import limits
 from llmsec_tap.capture.pcap import CaptureReader
@@ -74,6 +75,8 @@ class Replay:
                 self._outlet.deliver, key=key, config=config, may_wait=True, report=report, redact=redact, fail_on=fail_on
             )
             self._outlet.detection = self._detection
+        else:
+            load_config(config)  # what is wrong there is an error, whether it counts or not
         self._pipeline = Pipeline(
             self._exchange,
             fingerprinter(key),
@@ -153,6 +156,8 @@ class Replay:
             for known in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(known, signal.SIG_DFL)
             self._reader.stop()
+            if self._detection is not None:
+                self._detection.hurry()
 
         earlier = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

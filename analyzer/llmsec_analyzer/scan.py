@@ -26,6 +26,7 @@ class Result(msgspec.Struct):
     findings: list[Finding]
     error: str | msgspec.UnsetType = msgspec.UNSET
     unscanned: int | msgspec.UnsetType = msgspec.UNSET
+    findings_dropped: dict[str, int] | msgspec.UnsetType = msgspec.UNSET  # beyond those kept, by rule
 
 
 class Input(msgspec.Struct):
@@ -112,6 +113,7 @@ def results(scanner: Scanner, texts: Iterator[Input]) -> Iterator[Result]:
             None if found.injection_score is None else round(found.injection_score, 6),
             found.findings,
             unscanned=missed or msgspec.UNSET,
+            findings_dropped=dict(found.excess.counts) if found.excess is not None else msgspec.UNSET,
         )
 
 

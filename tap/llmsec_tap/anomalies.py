@@ -86,8 +86,9 @@ ANOMALIES: Final[dict[str, str]] = {
     # detection
     "detection_fault": "A detector failed on this exchange (a defect of ours, or of a plug-in); the others went on.",
     "detection_incomplete": "A text was too long to be judged whole for prompt injection; its beginning and end were.",
+    "findings_limit": "More findings than a record keeps: the gravest of each rule were kept, the count says how many were not; all are masked by --redact.",
     "detection_without_model": "Over its budget, detection ran without the injection model.",
-    "detection_skipped": "Over its budget, detection looked at one exchange in four; this one was left out.",
+    "detection_skipped": "Detection could not keep up, or its process had ended; this exchange was not looked at.",
     "detection_secrets_only": "Over its budget, detection looked for secrets and unsafe output only.",
 }
 

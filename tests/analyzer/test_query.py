@@ -214,3 +214,11 @@ def test_frame_is_a_polars_frame(store):
 def test_not_a_store_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError):
         QuerySession.open(tmp_path)
+
+
+def test_csv_for_a_spreadsheet_holds_no_formula(run, store):
+    sql = "SELECT '=1+1' AS \"@name\", '-2+3' AS b, -5 AS c, 'plain' AS d, chr(9) || '=x' AS e"
+    safe = run("query", sql, "--store", store, "--format", "csv", "--csv-safe").stdout
+    assert list(csv.reader(io.StringIO(safe))) == [["'@name", "b", "c", "d", "e"], ["'=1+1", "'-2+3", "-5", "plain", "'\t=x"]]
+    plain = run("query", sql, "--store", store, "--format", "csv").stdout
+    assert list(csv.reader(io.StringIO(plain)))[1] == ["=1+1", "-2+3", "-5", "plain", "\t=x"]

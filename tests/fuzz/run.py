@@ -34,7 +34,7 @@ def fuzz(name: str, seconds: int) -> tuple[str, int, str]:
 def one(name: str, corpus: str, options: list[str]) -> None:
     import atheris
 
-    with atheris.instrument_imports(include=["llmsec_tap"]):
+    with atheris.instrument_imports(include=["llmsec_tap", "llmsec_analyzer"]):
         from support.fuzz_targets import TARGETS, seeds
     for number, seed in enumerate(seeds(name)):
         (Path(corpus) / f"seed{number}").write_bytes(seed)

@@ -29,6 +29,9 @@ def query(
     sql: Annotated[str, typer.Argument(help="One statement that only reads; - reads it from standard input.", metavar="SQL")],
     store: StoreOption = DEFAULT_STORE,
     output: Annotated[Format, typer.Option("--format", help="json is one object per line; all but table stream.")] = Format.TABLE,
+    csv_safe: Annotated[
+        bool, typer.Option("--csv-safe", help="CSV for a spreadsheet: ' before texts that it would take for formulas.")
+    ] = False,
     max_rows: Annotated[int, typer.Option("--max-rows", min=1, help="Rows that a table shows at most.")] = 200,
 ) -> None:
     """Run one read-only SQL statement over the store.
@@ -52,6 +55,6 @@ def query(
         if output is Format.JSON:
             outputs.write_json(result, sys.stdout)
         elif output is Format.CSV:
-            outputs.write_csv(result, sys.stdout)
+            outputs.write_csv(result, sys.stdout, safe=csv_safe)
         else:
             outputs.write_table(result, sys.stdout, max_rows=max_rows)

@@ -37,7 +37,7 @@ def list_rules(
 
     from llmsec_analyzer.cli.streams import results
     from llmsec_analyzer.rules.load import load_builtin, load_paths
-    from llmsec_analyzer.terminal import cut, pad, visible
+    from llmsec_analyzer.terminal import cut, json_visible, pad, visible
 
     rules = load_paths(paths) if paths else load_builtin()
     with results():
@@ -45,7 +45,8 @@ def list_rules(
             if category is not None and rule.category != category:
                 continue
             if output is RulesFormat.JSON:
-                sys.stdout.buffer.write(msgspec.json.encode(rule) + b"\n")
+                line = msgspec.json.encode(rule)
+                sys.stdout.buffer.write((json_visible(line.decode()).encode() if sys.stdout.isatty() else line) + b"\n")
             else:
                 print(f"{pad(cut(rule.id, 34), 34)}  {pad(rule.severity, 8)}  {pad(rule.category, 18)}  {cut(visible(rule.name), 60)}")  # noqa: T201 - the result
 

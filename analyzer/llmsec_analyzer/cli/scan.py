@@ -57,6 +57,7 @@ def scan(
     from llmsec_analyzer.config import load_config
     from llmsec_analyzer.detectors.scanner import Scanner, report_fault
     from llmsec_analyzer.finding_rows import scan_rows
+    from llmsec_analyzer.terminal import json_visible
     from llmsec_tap.install_key import install_key
     from llmsec_tap.providers.credentials import fingerprinter
 
@@ -67,7 +68,8 @@ def scan(
         )
         settings = msgspec.structs.replace(settings, prompt_injection=injection)
     scanner = Scanner(settings, fingerprinter(install_key()), on_fault=report_fault)
-    as_table = output is ScanFormat.TABLE or (output is None and sys.stdout.isatty())
+    on_terminal = sys.stdout.isatty()
+    as_table = output is ScanFormat.TABLE or (output is None and on_terminal)
     failed = broken = False
     with results():
         for result in scanning.results(scanner, scanning.inputs(file, whole=whole)):
@@ -75,7 +77,8 @@ def scan(
                 for row in scan_rows(result):
                     print(row)  # noqa: T201 - the result
             else:
-                sys.stdout.buffer.write(scanning.line_of(result) + b"\n")
+                line = scanning.line_of(result)
+                sys.stdout.buffer.write((json_visible(line.decode()).encode() if on_terminal else line) + b"\n")
                 if file == "-":
                     sys.stdout.buffer.flush()  # who writes a line may be waiting for its answer
             failed = failed or (fail_on is not None and scanning.reaches(result.findings, fail_on.value))

@@ -7,6 +7,7 @@ from urllib.parse import unquote_plus
 
 import msgspec
 
+from llmsec_analyzer.detectors.excess import Mask
 from llmsec_tap.anomalies import UNREAD
 from llmsec_tap.model import AnomalyCount, Exchange, Finding, Message
 
@@ -29,12 +30,17 @@ class TextPart(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct):
-    """What an exchange holds. `marks` are the names of anomalies: what was not scanned, or not as it should have been."""
+    """What an exchange holds. `marks` are the names of anomalies: what was not scanned, or not as it should have been.
+
+    `dropped`: findings beyond those kept, by rule; `masks`: where they are, for redaction.
+    """
 
     findings: list[Finding]
     risk_score: int | None = 0
     risk_reasons: list[str] = []
     marks: list[str] = []
+    dropped: dict[str, int] = {}
+    masks: list[Mask] = []
 
     def applied(self, exchange: Exchange) -> Exchange:
         """The exchange with this report in it."""
@@ -44,6 +50,12 @@ class Report(msgspec.Struct):
         exchange.anomalies = [
             *exchange.anomalies, *(AnomalyCount(name=name, count=self.marks.count(name)) for name in sorted(set(self.marks))),
         ]  # fmt: skip
+        if self.dropped:
+            exchange.anomalies.append(AnomalyCount(name="findings_limit", count=sum(self.dropped.values())))
+            exchange.risk_reasons = [
+                *self.risk_reasons,
+                *(f"{rule}: {count:,} more, not kept" for rule, count in sorted(self.dropped.items())),
+            ]
         return exchange
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 
@@ -11,17 +11,19 @@ import msgspec
 
 from llmsec_analyzer.detectors.answers import is_consent, is_of_prompt, is_refusal, leaked
 from llmsec_analyzer.detectors.budget import FULL, Budget
+from llmsec_analyzer.detectors.excess import MAX_FINDINGS, Excess, Mask, severest
 from llmsec_analyzer.detectors.exchange_parts import Report, TextPart
 from llmsec_analyzer.detectors.matching import Match
 from llmsec_analyzer.detectors.risk import risk
-from llmsec_analyzer.detectors.scanner import OWN_ROLES, Scanner, TextResult, make_finding, preview
+from llmsec_analyzer.detectors.scanner import OWN_ROLES, Neighbours, Scanner, TextResult, make_finding, preview
 from llmsec_analyzer.detectors.stream import StreamScanner, scan_whole
 from llmsec_analyzer.detectors.tool_policy import ToolPolicies
 from llmsec_tap.model import Finding
 
 # Conversations send their earlier turns again with every request; what was found in one is kept for so many texts.
 CACHE_TEXTS = 4096
-_MAX_FINDINGS = 1000
+# Texts with more findings, or more than are kept, are looked at anew: results of hostile texts would fill the memory.
+_CACHED_FINDINGS = 100
 _OPERATOR_ROLES = ("system", "developer")
 
 
@@ -95,32 +97,34 @@ class ExchangeDetector:
         started = self._clock()
         self.budget.pressure = pressure
         faults = self._faults()
+        gathered = _Gathered()
         try:
-            found, marks = self._findings(exchange_id, parts, streams)
+            marks = self._findings(exchange_id, parts, streams, gathered)
         except Exception as fault:  # noqa: BLE001 - see above
             self.scanner.count_fault("exchange", fault)
-            found, marks = [], []
+            marks = []
         if self._faults() > faults:
             marks.append("detection_fault")
         if unread:
-            found = [*self._unread(exchange_id, unread), *found]
-        score, reasons = risk(found)
+            gathered.found[:0] = self._unread(exchange_id, unread)
+        gathered.prune()
+        score, reasons = risk(gathered.found)
         self.budget.spent(self._clock() - started)
-        return Report(found[:_MAX_FINDINGS], None if unread or "detection_skipped" in marks else score, reasons, marks)
+        dropped, masks = gathered.left_out()
+        return Report(gathered.found, None if unread or "detection_skipped" in marks else score, reasons, marks, dropped, masks)
 
     def _faults(self) -> int:
         return sum(self.scanner.faults.values()) + sum(self.scanner.plan.faults.values())
 
-    def _findings(self, exchange_id: str, parts: Sequence[TextPart], streams: AnswerStreams | None) -> tuple[list[Finding], list[str]]:
+    def _findings(self, exchange_id: str, parts: Sequence[TextPart], streams: AnswerStreams | None, gathered: _Gathered) -> list[str]:
         marks: list[str] = []
-        if self.budget.skips():
-            return [], ["detection_skipped"]
-        with_model, lean = not self.budget.without_model, self.budget.lean
+        # What is left out is looked at for secrets all the same: that is cheap, and a flood must not hide them.
+        lean = self.budget.skips() or self.budget.lean
+        with_model = not self.budget.without_model
         if not with_model and self.scanner.model is not None:
             marks.append("detection_without_model")
         if lean:
             marks.append("detection_secrets_only")
-        found: list[Finding] = []
         attacked = False
         request_prints: set[str] = set()
         prompt = "\n".join(part.text for part in parts if part.is_request and part.role in _OPERATOR_ROLES)
@@ -138,11 +142,11 @@ class ExchangeDetector:
                 request_prints.update(finding.fingerprint for finding in fresh)
             else:
                 fresh = [_echo(finding) if finding.fingerprint in request_prints else finding for finding in fresh]
-            found += fresh
+            gathered.add(fresh, part.part, result.excess)
             if part.kind == "tool_call" and part.part.startswith("response"):
-                found += self._sensitive_tool(exchange_id, part)
-        found += self._compared(exchange_id, parts, prompt, attacked=attacked)
-        return found, marks
+                gathered.add(self._sensitive_tool(exchange_id, part))
+        gathered.add(self._compared(exchange_id, parts, prompt, attacked=attacked))
+        return marks
 
     def _scan(self, exchange_id: str, part: TextPart, streams: AnswerStreams | None, *, with_model: bool, lean: bool) -> TextResult:
         stream = streams.saw(part) if streams is not None else None
@@ -157,7 +161,8 @@ class ExchangeDetector:
         if kept is None:
             stream = scan_whole(self.scanner.lean_plan if lean else self.scanner.plan, part.text, role)
             result = self.scanner.result(stream, part.text, part=part.part, exchange_id=exchange_id, judge=judge, streamed=False)
-            self._cache[key] = result
+            if len(result.findings) <= _CACHED_FINDINGS and result.excess is None:
+                self._cache[key] = result
             if len(self._cache) > CACHE_TEXTS:
                 self._cache.popitem(last=False)
             return result
@@ -228,10 +233,40 @@ class ExchangeDetector:
         match = Match(rule=rule, start=start, end=end, severity=rule.severity, confidence=rule.confidence)
         return [
             make_finding(
-                rule, exchange_id=exchange_id, part=part.part, start=start, end=end, preview=preview(part.text, match, ()) if rule.category == "system_prompt_leak" else "",
+                rule, exchange_id=exchange_id, part=part.part, start=start, end=end, preview=preview(part.text, match, Neighbours()) if rule.category == "system_prompt_leak" else "",
                 fingerprint=self.scanner.fingerprint(part.text[start:end]), note=note,
             )
         ]  # fmt: skip
+
+
+class _Gathered:
+    """The findings of one exchange as they come, the gravest of them kept (excess.py)."""
+
+    def __init__(self) -> None:
+        self.found: list[Finding] = []
+        self._excess: dict[str, Excess] = {}
+
+    def add(self, findings: Sequence[Finding], part: str = "", excess: Excess | None = None) -> None:
+        self.found += findings
+        if excess is not None:
+            self._excess[part] = excess
+        if len(self.found) > 4 * MAX_FINDINGS:
+            self.prune()
+
+    def prune(self) -> None:
+        kept, left = severest(self.found, MAX_FINDINGS, lambda finding: (finding.severity, finding.rule_id, finding.confidence))
+        for finding in left:
+            place = finding.location
+            excess = self._excess.setdefault(place.part, Excess())
+            excess.add(finding.rule_id, finding.category, finding.type, place.start, place.end)
+        self.found = list(kept)
+
+    def left_out(self) -> tuple[dict[str, int], list[Mask]]:
+        """How many by rule, and where in each part."""
+        counts: Counter[str] = Counter()
+        for excess in self._excess.values():
+            counts.update(excess.counts)
+        return dict(counts), [excess.mask(part) for part, excess in self._excess.items()]
 
 
 def _echo(finding: Finding) -> Finding:

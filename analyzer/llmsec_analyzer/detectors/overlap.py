@@ -7,6 +7,7 @@ texts are no spans of this kind and overlap nothing.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable
 
 from llmsec_analyzer.detectors.matching import Match
@@ -21,10 +22,11 @@ def resolve(matches: Iterable[Match]) -> list[Match]:
     for match in matches:
         (spans if match.rule.category in SPANS else kept).append(match)
     spans.sort(key=lambda m: (m.severity == "info", -m.confidence, m.start - m.end, m.start, m.rule.id))
-    taken: list[tuple[int, int]] = []
+    taken: list[tuple[int, int]] = []  # (end, start), in order; they do not overlap
     for match in spans:
-        if not any(match.start < end and start < match.end for start, end in taken):
-            taken.append((match.start, match.end))
+        at = bisect_left(taken, (match.start + 1, -1))  # the first that ends behind the match's beginning
+        if at == len(taken) or taken[at][1] >= match.end:
+            insort(taken, (match.end, match.start))
             kept.append(match)
     kept.sort(key=lambda m: (m.start, m.end, m.rule.id))
     return kept

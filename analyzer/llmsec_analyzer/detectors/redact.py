@@ -1,41 +1,52 @@
 """Masking: what was found to be secret or personal is replaced by its type, wherever it stands in the exchange.
 
-Texts repeat within an exchange (the last user message is also `input_text`, an answer also `output_text`), so values are
-masked, not places. Offsets of findings go on meaning the text as it was sent.
+Texts repeat within an exchange (the last user message is also `input_text`, an answer also `output_text`), so the values of
+findings are masked, not only their places. Matches beyond the findings (excess.py) are masked by place, in their text and in
+the copies of it: there may be millions. Offsets of findings go on meaning the text as it was sent.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
+from ahocorasick_rs import BytesAhoCorasick, MatchKind
 
+from llmsec_analyzer.detectors.excess import Mask, is_masked
 from llmsec_analyzer.detectors.exchange_parts import text_parts
 from llmsec_tap.model import Exchange
 
 _SHORTEST = 4
 
 
-def redacted(exchange: Exchange) -> Exchange:
-    """The exchange with secrets and personal data of its findings masked; those that are information only stay."""
+def redacted(exchange: Exchange, masks: Sequence[Mask] = ()) -> Exchange:
+    """The exchange with secrets and personal data masked: those of its findings, and of `masks`. Names of addresses stay."""
     places: dict[str, list[tuple[int, int, str]]] = {}
     for finding in exchange.findings:
-        if finding.category in ("secret", "pii") and finding.type not in ("URL", "DOMAIN_NAME"):
+        if is_masked(finding.category, finding.type):
             places.setdefault(finding.location.part, []).append((finding.location.start, finding.location.end, finding.type))
-    values: dict[str, str] = {}
+    beyond = {mask.part: mask for mask in masks if mask.places}
+    values: dict[bytes, bytes] = {}
+    whole: dict[str, str] = {}
     for part in text_parts(exchange):
-        for start, end, kind in places.get(part.part, ()):
+        known = places.get(part.part, ())
+        for start, end, kind in known:
             value = part.text[start:end]
             if len(value) >= _SHORTEST:
-                values.setdefault(value, f"[{kind}]")
-    if not values:
+                values.setdefault(_bytes(value), _bytes(f"[{kind}]"))
+        mask = beyond.get(part.part)
+        if mask is not None:
+            whole[part.text] = _without(part.text, [*known, *mask.spans()])
+    if not values and not whole:
         return exchange
-    pattern = re.compile("|".join(re.escape(value) for value in sorted(values, key=lambda value: (-len(value), value))))
+    _add_joined(exchange, whole)
+    replaced = _replacer(values)
 
     def masked(value: Any) -> Any:
         if isinstance(value, str):
-            return pattern.sub(lambda found: values[found[0]], value)
+            return replaced(whole.get(value, value))
         if isinstance(value, list):
             return [masked(item) for item in value]
         if isinstance(value, dict):
@@ -51,3 +62,53 @@ def redacted(exchange: Exchange) -> Exchange:
             for name in ("input_text", "output_text", "reasoning_text", "refusal_text", "tool_calls", "request", "response", "other_texts")
         },
     )
+
+
+def _without(text: str, spans: list[tuple[int, int, str]]) -> str:
+    pieces: list[str] = []
+    at = 0
+    for start, end, kind in sorted(spans):
+        if end <= at:
+            continue
+        pieces += (text[at:start], f"[{kind}]")
+        at = end
+    pieces.append(text[at:])
+    return "".join(pieces)
+
+
+def _add_joined(exchange: Exchange, whole: dict[str, str]) -> None:
+    """The texts of a message joined, as `input_text` and its like hold them."""
+    if not whole:
+        return
+    for message in chain(exchange.request.messages, exchange.response.messages):
+        texts = [part.content for part in message.parts if part.type == "text" and part.content is not None]
+        if len(texts) > 1 and any(text in whole for text in texts):
+            for joint in ("\n", ""):
+                whole[joint.join(texts)] = joint.join(whole.get(text, text) for text in texts)
+
+
+def _replacer(values: dict[bytes, bytes]) -> Callable[[str], str]:
+    """All values at once, in time that does not grow with their number; of two at one place the longer."""
+    if not values:
+        return lambda text: text
+    masks = list(values.values())
+    find = BytesAhoCorasick(list(values), matchkind=MatchKind.LeftmostLongest).find_matches_as_indexes
+
+    def replaced(text: str) -> str:
+        data = _bytes(text)
+        found = find(data)
+        if not found:
+            return text
+        pieces: list[bytes] = []
+        at = 0
+        for number, start, end in found:
+            pieces += (data[at:start], masks[number])
+            at = end
+        pieces.append(data[at:])
+        return b"".join(pieces).decode("utf-8", "surrogatepass")
+
+    return replaced
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -18,8 +19,10 @@ import msgspec
 
 from llmsec_analyzer.detectors import places
 from llmsec_analyzer.detectors.build import make_plan
+from llmsec_analyzer.detectors.excess import MAX_FINDINGS, Excess, severest
+from llmsec_analyzer.detectors.hidden import hidden_secrets
 from llmsec_analyzer.detectors.injection.model import InjectionModel, Verdict
-from llmsec_analyzer.detectors.injection.prepare import Preparer
+from llmsec_analyzer.detectors.injection.prepare import MAX_CHARS, Preparer
 from llmsec_analyzer.detectors.matching import Match, Recognizer
 from llmsec_analyzer.detectors.overlap import resolve
 from llmsec_analyzer.detectors.plugins import Plugins
@@ -46,6 +49,7 @@ class TextResult(msgspec.Struct):
     injection_score: float | None = None
     unscanned: int = 0
     verdict: Verdict | None = None
+    excess: Excess | None = None  # matches beyond those that are findings
 
 
 class Scanner:
@@ -84,6 +88,12 @@ class Scanner:
         rules = [rule for rule in self.rules.matching if rule.category == "secret" or not rule.id.startswith("pii.")]
         return make_plan(rules, trusted=self.rules.trusted, engine=self.plan.engine, on_fault=self._recognizer_fault)
 
+    @cached_property
+    def secrets_plan(self) -> Plan:
+        """For texts whose hiding was undone."""
+        rules = [rule for rule in self.rules.matching if rule.category == "secret"]
+        return make_plan(rules, trusted=self.rules.trusted, engine=self.plan.engine, on_fault=self._recognizer_fault)
+
     # --- texts ----------------------------------------------------------------------------------------------------------
 
     def scan(self, text: str, role: str = "user", *, part: str = "text", exchange_id: str = "", judge: bool = True) -> TextResult:
@@ -100,19 +110,30 @@ class Scanner:
     ) -> TextResult:
         """Findings of a closed stream, with the verdict of the model and of plug-ins on the whole text."""
         role = stream.view.role
-        matches = resolve(stream.matches)
+        found = stream.matches
+        if text:
+            found = [*found, *hidden_secrets(self.secrets_plan, text, role, found)]
+        matches = resolve(found)
+        excess = stream.excess
+        near = Neighbours(matches, excess)
+        kept, left = severest(matches, MAX_FINDINGS, lambda match: (match.severity, match.rule.id, match.confidence))
+        if left and excess is None:
+            excess = Excess()
+        for match in left:
+            assert excess is not None
+            excess.add(match.rule.id, match.rule.category, match.kind, match.start, match.end)
         known = {id(match): at for match, at in zip(stream.matches, stream.known_at, strict=True)} if streamed else {}
-        findings = [self._finding(match, text, matches, part=part, exchange_id=exchange_id, at=known.get(id(match))) for match in matches]
-        result = TextResult(findings)
+        findings = [self._finding(match, text, near, part=part, exchange_id=exchange_id, at=known.get(id(match))) for match in kept]
+        result = TextResult(findings, excess=excess)
         if judge and self.model is not None and role not in OWN_ROLES and text:
-            self._judge(self.model, text, role, result, matches, part=part, exchange_id=exchange_id)
+            self._judge(self.model, text, role, result, near, part=part, exchange_id=exchange_id)
         findings += [
-            self._finding(match, text, matches, part=part, exchange_id=exchange_id, at=None) for match in self.plugins.scan(text, role)
+            self._finding(match, text, near, part=part, exchange_id=exchange_id, at=None) for match in self.plugins.scan(text, role)
         ]
         return result
 
     def _judge(
-        self, model: InjectionModel, text: str, role: str, result: TextResult, matches: Sequence[Match], *, part: str, exchange_id: str
+        self, model: InjectionModel, text: str, role: str, result: TextResult, near: Neighbours, *, part: str, exchange_id: str
     ) -> None:
         try:
             verdict = model.judge(text, role)
@@ -122,16 +143,16 @@ class Scanner:
         result.verdict = verdict
         result.injection_score = verdict.score
         if not verdict.complete:
-            result.unscanned = max(0, len(text) - 200_000)
+            result.unscanned = max(0, len(text) - MAX_CHARS)
         assert self.threshold is not None
         if verdict.score < self.threshold:
             return
         rule = self.rules.by_id.get("injection.model")
         if rule is not None:
-            result.findings.append(self._verdict_finding(rule, verdict, text, role, matches, part=part, exchange_id=exchange_id))
+            result.findings.append(self._verdict_finding(rule, verdict, text, role, near, part=part, exchange_id=exchange_id))
 
     def _verdict_finding(
-        self, rule: Rule, verdict: Verdict, text: str, role: str, matches: Sequence[Match], *, part: str, exchange_id: str
+        self, rule: Rule, verdict: Verdict, text: str, role: str, near: Neighbours, *, part: str, exchange_id: str
     ) -> Finding:
         jailbreak = sum(self.rules.by_id[sign].category == "jailbreak" for sign in verdict.signs if sign in self.rules.by_id)
         category: Category = "prompt_injection"
@@ -157,12 +178,12 @@ class Scanner:
             note="; ".join(reasons),
             type=kind,
         )
-        found = self._finding(match, text, matches, part=part, exchange_id=exchange_id, at=None)
+        found = self._finding(match, text, near, part=part, exchange_id=exchange_id, at=None)
         return msgspec.structs.replace(found, category=category, taxonomy=taxonomy)
 
     # --- findings -------------------------------------------------------------------------------------------------------
 
-    def _finding(self, match: Match, text: str, others: Sequence[Match], *, part: str, exchange_id: str, at: int | None) -> Finding:
+    def _finding(self, match: Match, text: str, near: Neighbours, *, part: str, exchange_id: str, at: int | None) -> Finding:
         rule = match.rule
         return make_finding(
             rule,
@@ -173,7 +194,7 @@ class Scanner:
             kind=match.kind,
             severity=match.severity,
             confidence=match.confidence,
-            preview=preview(text, match, others),
+            preview=preview(text, match, near),
             fingerprint=self._fingerprint(text[match.start : match.end].encode("utf-8", "replace").decode()),
             note=match.note,
             at=at,
@@ -233,16 +254,45 @@ def make_finding(
     )
 
 
-def preview(text: str, match: Match, others: Sequence[Match]) -> str:
+class Neighbours:
+    """The sensitive places of a text, in order and joined where they overlap, so that those around a match are found at once."""
+
+    __slots__ = ("_ends", "_spans")
+
+    def __init__(self, matches: Iterable[Match] = (), excess: Excess | None = None) -> None:
+        spans = [
+            (match.start, match.end, match.kind)
+            for match in matches
+            if match.rule.category in ("pii", "secret") and match.severity != "info"
+        ]
+        if excess is not None:
+            spans += excess.spans()
+        self._spans: list[tuple[int, int, str]] = []
+        for start, end, kind in sorted(spans):
+            if self._spans and start < self._spans[-1][1]:
+                first, last, known = self._spans[-1]
+                self._spans[-1] = (first, max(last, end), known)
+            else:
+                self._spans.append((start, end, kind))
+        self._ends = [end for _, end, _ in self._spans]
+
+    def between(self, first: int, last: int) -> list[tuple[int, int, str]]:
+        found: list[tuple[int, int, str]] = []
+        for index in range(bisect_right(self._ends, first), len(self._spans)):
+            if self._spans[index][0] >= last:
+                break
+            found.append(self._spans[index])
+        return found
+
+
+def preview(text: str, match: Match, near: Neighbours) -> str:
     """A few characters on either side; the match itself and all other sensitive spans there as `[TYPE]`."""
-    spans = [
-        (other.start, other.end, other.kind) for other in others if other.rule.category in ("pii", "secret") and other.severity != "info"
-    ]
     if match.rule.category in ("pii", "secret", "system_prompt_leak"):
         first, last = max(0, match.start - _CONTEXT_SHOWN), min(len(text), match.end + _CONTEXT_SHOWN)
-        spans.append((match.start, match.end, match.kind))
+        spans = [*near.between(first, last), (match.start, match.end, match.kind)]
     else:
         first, last = match.start, min(match.end, match.start + 160, len(text))
+        spans = near.between(first, last)
     pieces: list[str] = []
     at = first
     for start, end, kind in sorted(set(spans)):

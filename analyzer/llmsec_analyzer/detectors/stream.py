@@ -1,7 +1,8 @@
 """Scanning a text as it arrives, or whole: the same matches either way.
 
 A `Plan` is made once for a set of rules; a `StreamScanner` is the state of one text. Memory is bounded: of a long stream
-only the last few thousand characters are held (more while a candidate is open), and matches are capped and counted.
+only the last few thousand characters are held (more while a candidate is open), and matches that are alike are capped;
+those beyond the cap are counted and their places kept (excess.py).
 """
 
 from __future__ import annotations
@@ -11,14 +12,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
+import msgspec
+
+from llmsec_analyzer.detectors.excess import Excess
 from llmsec_analyzer.detectors.matching import Match, Recognizer, View
+from llmsec_analyzer.detectors.repeats import shortened
 from llmsec_analyzer.detectors.triggers import CARRY, CLASSES, RUN_STEP, TriggerIndex
 
 # What is kept of a stream behind its end: recognizers look back a few hundred characters at most.
 KEEP_CHARS = 1024
 TRIM_AT_CHARS = 4096
-# Findings of one text beyond this say nothing new; the excess is counted.
-MAX_MATCHES = 2000
+# Matches of one rule, severity and about the same confidence: more of them in one text say nothing new.
+MAX_ALIKE = 500
+_SEEN_AT_LEAST = 8192
 _CONTEXT_REACH = 256
 # The class of rules with `near`: their keywords are everyday words, so they are asked only once such a run follows.
 NEAR = "long_token"
@@ -95,6 +101,7 @@ class StreamScanner:
     """One text. `feed` and `close` return what became known just then; `matches` is all of it."""
 
     __slots__ = (
+        "_alike",
         "_carry",
         "_due",
         "_ends",
@@ -104,8 +111,9 @@ class StreamScanner:
         "_pending",
         "_runs",
         "_seen",
+        "_seen_limit",
         "deltas",
-        "dropped",
+        "excess",
         "known_at",
         "matches",
         "plan",
@@ -117,7 +125,7 @@ class StreamScanner:
         self.view = View(role)
         self.matches: list[Match] = []
         self.known_at: list[int] = []  # for each match, after how many deltas it was known
-        self.dropped = 0
+        self.excess: Excess | None = None
         self.deltas = 0
         self._hits = plan.index.hits
         self._carry = b""
@@ -128,6 +136,8 @@ class StreamScanner:
         self._parts: list[str] = []  # arrived, and not yet part of the view's text
         self._runs: dict[int, tuple[int, int]] = {}  # class: (end of its last hit, of the last one kept)
         self._seen: set[tuple[str, int, int]] = set()
+        self._seen_limit = _SEEN_AT_LEAST
+        self._alike: Counter[tuple[str, str, float]] = Counter()
 
     def feed(self, delta: str) -> Sequence[Match]:
         """The next increment."""
@@ -279,10 +289,14 @@ class StreamScanner:
             key = (match.rule.id + match.kind, match.start, match.end)
             if key in self._seen:
                 continue
-            if len(self.matches) >= MAX_MATCHES:
-                self.dropped += 1
-                continue
             self._seen.add(key)
+            alike = (match.rule.id, match.severity, round(match.confidence, 1))
+            if self._alike[alike] >= MAX_ALIKE:
+                if self.excess is None:
+                    self.excess = Excess()
+                self.excess.add(match.rule.id, match.rule.category, match.kind, match.start, match.end)
+                continue
+            self._alike[alike] += 1
             self.matches.append(match)
             self.known_at.append(known_at)
             fresh.append(match)
@@ -305,6 +319,9 @@ class StreamScanner:
         floor = start - _CONTEXT_REACH
         if view.contexts and view.contexts[0][0] < floor:
             view.contexts = [context for context in view.contexts if context[0] >= floor]
+        if len(self._seen) > self._seen_limit:  # what is not held any more is not met again
+            self._seen = {key for key in self._seen if key[2] >= view.base}
+            self._seen_limit = max(_SEEN_AT_LEAST, 2 * len(self._seen))
 
 
 def _begins_word(view: View, start: int) -> bool:
@@ -319,9 +336,18 @@ def _begins_word(view: View, start: int) -> bool:
 
 
 def scan_whole(plan: Plan, text: str, role: str = "user") -> StreamScanner:
-    """The whole text at once, in blocks that keep memory flat."""
+    """The whole text at once, in blocks that keep memory flat; of stretches that repeat themselves, the ends (repeats.py)."""
     scanner = StreamScanner(plan, role)
+    less = shortened(text)
+    if less is not None:
+        text = less.text
     for at in range(0, len(text), 65_536):
         scanner.feed(text[at : at + 65_536])
     scanner.close()
+    if less is not None:
+        scanner.matches = [
+            msgspec.structs.replace(match, start=less.place(match.start), end=less.place(match.end - 1) + 1) for match in scanner.matches
+        ]
+        if scanner.excess is not None:
+            scanner.excess.moved(less.place)
     return scanner

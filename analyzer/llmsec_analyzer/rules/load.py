@@ -18,10 +18,10 @@ from llmsec_analyzer.detectors.recognizers import RECOGNIZERS
 from llmsec_analyzer.detectors.stream import MAX_NEAR
 from llmsec_analyzer.detectors.triggers import MAX_KEYWORD_BYTES
 from llmsec_analyzer.rules.schema import Rule, RuleFile
+from llmsec_analyzer.yaml_files import read_yaml, shown
 from llmsec_tap.errors import ConfigError
 
 BUILTIN = Path(__file__).parent / "builtin"
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _ID = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 _UNKNOWN = re.compile(r"unknown field `([^`]+)`")
 _PATH = re.compile(r"`\$([^`]*)`")
@@ -50,39 +50,25 @@ def load_paths(paths: Iterable[str]) -> list[Rule]:
 
 
 def load_file(path: Path) -> list[Rule]:
-    rules, text = _read(path)
+    rules, node = _read(path)
     for number, rule in enumerate(rules):
         try:
             check_form(rule)
         except ConfigError as fault:
-            line = _line(_node(text), f".rules[{number}]")
+            line = _line(node, f".rules[{number}]") if node is not None else 1
             raise RuleError(f"{path}:{line}: rule {rule.id}: {fault}", fault.hint) from None
     return rules
 
 
-def _read(path: Path) -> tuple[list[Rule], str]:
-    """The rules of a file, typed but not checked, and its text."""
+def _read(path: Path) -> tuple[list[Rule], yaml.Node | None]:
+    """The rules of a file, typed but not checked, and its tree, which says where something is."""
+    value, node = read_yaml(path, RuleError)
+    if value is None or node is None:
+        return [], None
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as fault:
-        raise RuleError(f"{path}: cannot be read: {fault}") from None
-    try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - one of the safe loaders
-    except yaml.YAMLError as fault:
-        mark = getattr(fault, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
-        raise RuleError(f"{where}: not YAML: {getattr(fault, 'problem', None) or fault}") from None
-    if value is None:
-        return [], text
-    try:
-        return list(msgspec.convert(_texts(value), RuleFile).rules), text
+        return list(msgspec.convert(_texts(value), RuleFile).rules), node
     except msgspec.ValidationError as fault:
-        raise _explained(path, _node(text), str(fault)) from None
-
-
-def _node(text: str) -> Any:
-    """The tree with its lines; only for saying where something is wrong."""
-    return yaml.compose(text, Loader=_Loader)
+        raise _explained(path, node, str(fault)) from None
 
 
 def check_form(rule: Rule) -> None:
@@ -148,6 +134,7 @@ def _explained(path: Path, node: yaml.Node, message: str) -> RuleError:
         if wrong is not None:
             field = at.rpartition(".")[2]
             hint = _nearest(wrong[1], _ENUMS.get(field, []))
+    plain = re.sub(r"(?<=[`'])[^`']+(?=[`'])", lambda word: shown(word[0]), plain)
     return RuleError(f"{path}:{line}: {plain}", hint)
 
 

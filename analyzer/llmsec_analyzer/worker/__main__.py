@@ -43,6 +43,7 @@ class Worker:
     def __init__(self, replies: int) -> None:
         self._replies = replies
         self._detector: ExchangeDetector | None = None
+        self._redact = False
         self._streams: dict[int, AnswerStreams] = {}
         self._delays_ns = array("q")
         self._increments = 0
@@ -54,6 +55,8 @@ class Worker:
             assert self._detector is not None
             streams = self._streams.pop(message.stream, None)
             report = self._detector.examine(message.exchange_id, message.parts, streams, pressure=message.pressure, unread=message.unread)
+            if not self._redact:
+                report.masks = []
             self._reply(Examined(message.number, report))
         elif isinstance(message, Forget):
             self._streams.pop(message.stream, None)
@@ -72,6 +75,7 @@ class Worker:
         self._reply(totals)
 
     def _start(self, message: Start) -> None:
+        self._redact = message.redact
         try:
             self._detector = ExchangeDetector(Scanner(message.settings, fingerprinter(message.key), on_fault=report_fault))
         except ConfigError as fault:

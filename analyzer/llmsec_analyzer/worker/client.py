@@ -1,26 +1,27 @@
 """The decoder's end of the detection process: increments and exchanges out, reports in, exchanges on in the order they came.
 
-A live capture never waits here: what does not fit the queue, or is not answered in time, goes on unscanned and says so
-(`detection_skipped`). A replay's source can wait, so it does. If the process dies, what it had in hand is marked
-`detection_fault` and a new one goes on with the rest.
+A live capture never waits here: what does not fit the queue (fair.py), or is not answered in time, goes on unscanned and says so
+(`detection_skipped`). A replay's source can wait, so it does, but not for ever: a process that makes no progress is ended. If the
+process dies, what it had in hand is marked `detection_fault` and a new one goes on with the rest.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
-
-import msgspec
+from hashlib import blake2b
 
 from llmsec_analyzer.detectors.exchange_parts import Report, text_parts, unread
 from llmsec_analyzer.detectors.redact import redacted
 from llmsec_analyzer.detectors.risk import SEVERITIES, rank
 from llmsec_analyzer.detectors.settings import DetectionSettings
 from llmsec_analyzer.worker.child import ChildDetector, Detector, StartDetector
+from llmsec_analyzer.worker.fair import COST_BYTES, FairQueue, Waiting
 from llmsec_analyzer.worker.protocol import (
     Early,
     Examine,
@@ -39,20 +40,31 @@ from llmsec_tap.errors import ConfigError
 from llmsec_tap.model import Exchange, Severity
 from llmsec_tap.providers.assemble import ExchangeAssembly
 
-# What waits for the detection process: bytes of messages and exchanges without a report. Above the shares the process is asked
-# to leave out more and more (budget.py); at the whole, a live capture goes on without.
+# What waits for the detection process: bytes of messages and exchanges without a report.
 MAX_QUEUED_BYTES = 32 << 20
-_PRESSURE = (0.25, 0.5, 0.75)
+# Of a live capture, so much is under way to the process; the rest waits in its lines, so that nobody waits behind a flood.
+_UNDER_WAY_BYTES = 256 << 10
 # Increments held back to go together, over all streams (256 characters of one count as another); a tick sends what there is.
 _MAX_HELD = 16_384
 _MAX_HELD_LIVE = 32  # somebody waits for what they hold, and another core can scan while this one decodes on
 _SEND_AT_BYTES = 64 << 10
 _READ_BYTES = 1 << 20
-# A live capture gives an exchange up after so long, and takes the process for stuck: some seconds, and more for a long text.
+# An exchange is given up after so long, and the process taken for stuck: some seconds, and more for a long text. A replay's machine
+# may be busy with more than us.
 _PATIENCE_S = 10.0
+_PATIENCE_OF_REPLAY_S = 30.0
 _SLOWEST_BYTES_PER_S = 250_000
+# At its end, a live capture waits so long for all that is still out; a command that was interrupted, so long.
+_DRAIN_S = 10.0
+_HURRY_S = 3.0
+# Deaths of the process in an hour after which a new one begins at once; after that it begins later and later.
 _RESTARTS = 3
+_RESTARTS_IN_S = 3600.0
+_BACK_OFF_S = (30.0, 120.0, 600.0)
 _START_S = 60.0
+# Texts that were in hand when a process died, by hash: what was so twice is set aside.
+_MAX_SUSPECTS = 1024
+_MAX_TOLD = 10_000
 
 
 class AnswerListener:
@@ -88,17 +100,6 @@ class AnswerListener:
         return pieces
 
 
-class _Waiting(msgspec.Struct):
-    """An exchange in line. `size`: of its message; `report` once there is one."""
-
-    number: int
-    exchange: Exchange
-    size: int
-    since: float
-    report: Report | None = None
-    is_llm: bool = True
-
-
 class DetectionProcess:
     """For replay and capture alike: `listener` goes to the pipeline, `add` takes exchanges, `deliver` gets them back in order."""
 
@@ -114,7 +115,7 @@ class DetectionProcess:
         fail_on: Severity | None = None,
         start: StartDetector = ChildDetector,
     ) -> None:
-        self._start = Start(settings, key)
+        self._start = Start(settings, key, redact)
         self._start_detector = start
         self._deliver = deliver
         self._may_wait = may_wait
@@ -129,17 +130,21 @@ class DetectionProcess:
         self._streams = 0
         self._numbers = 0
         self._stream_of: dict[str, int] = {}
-        self._waiting: deque[_Waiting] = deque()
-        self._by_number: dict[int, _Waiting] = {}
-        self._queued = 0
+        self._waiting: deque[Waiting] = deque()  # all that are not delivered, in their order
+        self._queue = FairQueue(MAX_QUEUED_BYTES)
+        self._sent: dict[int, Waiting] = {}  # to the process, without an answer, in the order they were sent
+        self._sent_bytes = 0
+        self._deadline = math.inf  # of all waiting
         self._out = bytearray()
         self._progress = time.monotonic()
         self._ready: Ready | None = None
         self._totals = Totals({}, 0)
         self._findings: Counter[str] = Counter()
         self._marks: Counter[str] = Counter()
-        self._told: set[tuple[int, str]] = set()
-        self._restarts = 0
+        self._told: OrderedDict[tuple[int, str], None] = OrderedDict()
+        self._suspects: OrderedDict[bytes, int] = OrderedDict()
+        self._deaths: deque[float] = deque()
+        self._retry_at = math.inf
         self._process: Detector | None = None
         self._launch()
 
@@ -169,19 +174,19 @@ class DetectionProcess:
     def add(self, exchange: Exchange) -> None:
         """Take an exchange; it is delivered, now or later, after all that came before it."""
         self._numbers += 1
-        entry = _Waiting(self._numbers, exchange, 0, time.monotonic())
-        stream = self._stream_of.pop(exchange.exchange_id, 0)
+        entry = Waiting(self._numbers, exchange, 0, time.monotonic(), stream=self._stream_of.pop(exchange.exchange_id, 0))
+        self._waiting.append(entry)
+        self._start_again()
         if exchange.provider is None:
             entry.is_llm, entry.report = False, Report([])
-        elif self._process is None or (not self._may_wait and self._queued >= MAX_QUEUED_BYTES):
+        elif self._process is None:
             entry.report = _skipped()
-            if stream:
-                self._send(Forget(stream))
         else:
-            entry.size = self._send(self._question(entry, stream))
-            self._queued += entry.size
-            self._by_number[entry.number] = entry
-        self._waiting.append(entry)
+            entry.parts = list(text_parts(exchange))
+            if self._is_set_aside(entry):
+                self._leave_out(entry, _fault())
+            else:
+                self._queue_up(entry)
         if len(self._out) >= _SEND_AT_BYTES:
             self._pump()
             self._wait_for_room()
@@ -190,20 +195,27 @@ class DetectionProcess:
 
     def tick(self) -> None:
         """Send what is held back and take what is answered; never waits."""
+        self._start_again()
         self._send_increments()
         self._pump()
-        if not self._may_wait and self._waiting and time.monotonic() - max(self._progress, self._waiting[0].since) > self._patience_s:
-            self._lost("took too long")
+        if not self._may_wait:
+            self._end_if_stuck()
 
     def drain(self) -> None:
-        """Wait until everything that was added is delivered; a process that makes no progress is given up, unless its source can wait."""
+        """Wait until everything that was added is delivered, but not for ever; what has no answer then is marked `detection_skipped`."""
         self._send_increments()
         self._progress = time.monotonic()
-        while self._process is not None and self._by_number:
+        ends = self._progress + _DRAIN_S if not self._may_wait else math.inf
+        while self._process is not None and self._is_busy:
             self._pump(0.2)
-            if time.monotonic() - self._progress > self._patience_s and not self._may_wait:
-                self._lost("took too long")
+            self._end_if_stuck()
+            if time.monotonic() > min(ends, self._deadline):
+                self._give_up()
         self._hand_on()
+
+    def hurry(self) -> None:
+        """Somebody wants this to end: nothing waits longer than a few seconds from now on. May be called from a signal handler."""
+        self._deadline = min(self._deadline, time.monotonic() + _HURRY_S)
 
     def close(self) -> None:
         """Wait for what is still out, deliver it, and end the process."""
@@ -215,9 +227,52 @@ class DetectionProcess:
 
     # --- what is sent -------------------------------------------------------------------------------------------------
 
-    def _question(self, entry: _Waiting, stream: int) -> Examine:
-        pressure = 0 if self._may_wait else sum(self._queued >= share * MAX_QUEUED_BYTES for share in _PRESSURE)
-        return Examine(entry.number, stream, entry.exchange.exchange_id, pressure, list(text_parts(entry.exchange)), unread(entry.exchange))
+    @property
+    def _is_busy(self) -> bool:
+        return bool(self._sent or len(self._queue))
+
+    def _queue_up(self, entry: Waiting) -> None:
+        """A replay's exchange goes out at once, its source waits for room. Of a live capture, what there is no room for goes without."""
+        if self._may_wait:
+            self._send_entry(entry, 0)
+            return
+        entry.size = COST_BYTES + sum(len(part.text) for part in entry.parts)
+        for other in self._queue.add(entry):
+            self._leave_out(other, _skipped())
+        self._send_queued()
+
+    def _send_queued(self) -> None:
+        while self._sent_bytes < _UNDER_WAY_BYTES and (entry := self._queue.next()) is not None:
+            self._send_entry(entry, self._queue.pressure(entry))
+
+    def _send_entry(self, entry: Waiting, pressure: int) -> None:
+        exchange = entry.exchange
+        size = self._send(Examine(entry.number, entry.stream, exchange.exchange_id, pressure, entry.parts, unread(exchange)))
+        if self._may_wait:
+            entry.size = size
+        if not self._sent:
+            self._progress = time.monotonic()
+        self._sent[entry.number] = entry
+        self._sent_bytes += entry.size
+
+    def _answered(self, entry: Waiting, report: Report) -> None:
+        """It was sent, and is not waited for any more."""
+        entry.report, entry.parts = report, []
+        self._sent_bytes -= entry.size
+        if not self._may_wait:
+            self._queue.done(entry)
+
+    def _leave_out(self, entry: Waiting, report: Report) -> None:
+        entry.report, entry.parts = report, []
+        if entry.stream:
+            self._send(Forget(entry.stream))
+
+    def _longest_text(self, entry: Waiting) -> bytes:
+        text = max((part.text for part in entry.parts), key=len, default="")
+        return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+    def _is_set_aside(self, entry: Waiting) -> bool:
+        return bool(self._suspects) and self._suspects.get(self._longest_text(entry), 0) > 1
 
     def _send(self, message: ToWorker) -> int:
         data = frame(message)
@@ -248,8 +303,11 @@ class DetectionProcess:
             self._send(piece)
 
     def _wait_for_room(self) -> None:
-        while self._may_wait and self._process is not None and self._queued + len(self._out) >= MAX_QUEUED_BYTES:
+        while self._may_wait and self._process is not None and self._sent_bytes + len(self._out) >= MAX_QUEUED_BYTES:
             self._pump(0.2)
+            self._end_if_stuck()
+            if time.monotonic() > self._deadline:
+                self._give_up()
 
     # --- what comes back ----------------------------------------------------------------------------------------------
 
@@ -291,10 +349,10 @@ class DetectionProcess:
     def _take(self, message: FromWorker) -> None:
         self._progress = time.monotonic()
         if isinstance(message, Examined):
-            entry = self._by_number.pop(message.number, None)
+            entry = self._sent.pop(message.number, None)
             if entry is not None:
-                entry.report = message.report
-                self._queued -= entry.size
+                self._answered(entry, message.report)
+                self._send_queued()
         elif isinstance(message, Early):
             self._tell(message)
         elif isinstance(message, Ready):
@@ -303,9 +361,11 @@ class DetectionProcess:
             self._totals = message
 
     def _tell(self, early: Early) -> None:
-        if self._may_wait or (early.stream, early.rule_id) in self._told or len(self._told) > 10_000:
+        if self._may_wait or (early.stream, early.rule_id) in self._told:
             return
-        self._told.add((early.stream, early.rule_id))
+        self._told[early.stream, early.rule_id] = None
+        if len(self._told) > _MAX_TOLD:
+            self._told.popitem(last=False)
         self._report(
             f"found in an answer that still streams: {early.severity} {early.rule_id} ({early.kind}), with increment {early.at_output_token}"
         )
@@ -322,7 +382,7 @@ class DetectionProcess:
                     self._findings[finding.severity] += 1
                     self.failed = self.failed or (self._fail_on is not None and rank(finding.severity) >= rank(self._fail_on))
                 if self._redact and exchange.findings:
-                    exchange = redacted(exchange)
+                    exchange = redacted(exchange, entry.report.masks)
             self._deliver(exchange)
 
     # --- its life -----------------------------------------------------------------------------------------------------
@@ -340,11 +400,22 @@ class DetectionProcess:
         self._out.clear()
         self._send(self._start)
 
-    @property
-    def _patience_s(self) -> float:
+    def _end_if_stuck(self) -> None:
+        """There is something to do, and for too long nothing was done."""
+        if self._process is None or not self._sent:
+            return
         if self._ready is None:
-            return _START_S
-        return _PATIENCE_S + (self._waiting[0].size / _SLOWEST_BYTES_PER_S if self._waiting else 0.0)
+            patience = _START_S
+        else:
+            patience = _PATIENCE_OF_REPLAY_S if self._may_wait else _PATIENCE_S
+            patience += next(iter(self._sent.values())).size / _SLOWEST_BYTES_PER_S
+        if time.monotonic() - self._progress > patience:
+            self._lost("took too long")
+
+    def _start_again(self) -> None:
+        if self._process is None and time.monotonic() >= self._retry_at:
+            self._retry_at = math.inf
+            self._launch()
 
     def await_ready(self) -> None:
         """Until the rules and the model are loaded. Raises ConfigError for what is wrong with them."""
@@ -360,27 +431,56 @@ class DetectionProcess:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
-        open_entries = list(self._by_number.values())
-        self._by_number.clear()
-        self._queued = 0
-        if open_entries:
-            open_entries[0].report = Report([], None, [], ["detection_fault"])
-        self._restarts += 1
-        goes_on = self._restarts <= _RESTARTS
-        after = "a new one goes on" if goes_on else "detection stays off for the rest of this run"
-        self._report(f"warning: the detection process {why}: the exchange it had in hand is marked detection_fault; {after}")
-        if goes_on:
+        sent, self._sent = list(self._sent.values()), {}
+        for entry in sent:
+            self._sent_bytes -= entry.size
+            entry.stream = 0
+            if not self._may_wait:
+                self._queue.done(entry)
+        if sent:
+            if self._ready is not None:  # else it died of itself
+                self._suspect(sent[0])
+            sent[0].report, sent[0].parts = _fault(), []
+        now = time.monotonic()
+        self._deaths.append(now)
+        while self._deaths[0] < now - _RESTARTS_IN_S:
+            self._deaths.popleft()
+        beyond = len(self._deaths) - _RESTARTS
+        self._out.clear()
+        if beyond <= 0:
+            after = "a new one goes on"
             self._launch()
         else:
-            self._out.clear()
-        for entry in open_entries[1:]:
-            if goes_on:
-                entry.size = self._send(self._question(entry, 0))
-                entry.since = time.monotonic()
-                self._queued += entry.size
-                self._by_number[entry.number] = entry
+            pause = _BACK_OFF_S[min(beyond, len(_BACK_OFF_S)) - 1]
+            after = f"detection stays off for {pause:.0f} s, what comes meanwhile is marked detection_skipped"
+            self._retry_at = now + pause
+        self._report(f"warning: the detection process {why}: the exchange it had in hand is marked detection_fault; {after}")
+        for entry in [*sent[1:], *self._queue.clear()]:
+            entry.stream = 0
+            if self._process is None:
+                entry.report, entry.parts = _skipped(), []
+            elif self._is_set_aside(entry):
+                entry.report, entry.parts = _fault(), []
             else:
-                entry.report = _skipped()
+                self._queue_up(entry)
+
+    def _suspect(self, entry: Waiting) -> None:
+        text = self._longest_text(entry)
+        self._suspects[text] = self._suspects.pop(text, 0) + 1
+        if len(self._suspects) > _MAX_SUSPECTS:
+            self._suspects.popitem(last=False)
+
+    def _give_up(self) -> None:
+        """Nobody waits any longer: the process ends, and what it has not answered goes without."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+        for entry in [*self._sent.values(), *self._queue.clear()]:
+            entry.report, entry.parts = _skipped(), []
+        self._sent.clear()
+        self._sent_bytes = 0
+        self._out.clear()
+        self._hand_on()
 
     def _end(self) -> None:
         """Close its input, take its totals, and see it off."""
@@ -388,7 +488,7 @@ class DetectionProcess:
         if process is None:
             return
         process.close_input()
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = min(time.monotonic() + _PATIENCE_S, max(self._deadline, time.monotonic() + 0.2))
         poll = select.poll()
         poll.register(process.back, select.POLLIN)
         with contextlib.suppress(OSError):
@@ -419,3 +519,7 @@ class DetectionProcess:
 
 def _skipped() -> Report:
     return Report([], None, [], ["detection_skipped"])
+
+
+def _fault() -> Report:
+    return Report([], None, [], ["detection_fault"])

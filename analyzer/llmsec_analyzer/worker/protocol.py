@@ -20,6 +20,7 @@ class Start(msgspec.Struct, tag="start", array_like=True):
 
     settings: DetectionSettings
     key: bytes
+    redact: bool = False  # reports then say where everything is that is masked
 
 
 class Increments(msgspec.Struct, tag="increments", array_like=True):

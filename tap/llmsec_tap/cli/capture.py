@@ -159,6 +159,10 @@ def capture(
         raise ConfigError("--write-secrets needs --write", "Name the file.")
     if redact and not detect:
         raise ConfigError("--redact needs detection", "Leave out --no-detect.")
+    if config is not None and not detect:
+        from llmsec_analyzer.config import load_config
+
+        load_config(config)  # what is wrong there is an error, whether it counts or not
     given = None if read_offset is None or write_offset is None else (_offset(read_offset), _offset(write_offset))
     finder = read_offsets(given, offsets_file, fast=fast_probes)
     pods = None if selection.is_empty else PodHelper.start(report)

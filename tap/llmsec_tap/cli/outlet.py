@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from llmsec_tap.cli.text import error_line, report
+from llmsec_tap.cli.visible import json_visible
 from llmsec_tap.errors import StorageError
 from llmsec_tap.model import Exchange, to_json
 from llmsec_tap.providers.assemble import ExchangeAssembly, ListenerFactory
@@ -56,6 +57,7 @@ class Outlet:
         writer: StoreWriter | None = None,
     ) -> None:
         self._output = output
+        self._on_terminal = sys.stdout.isatty()
         self._listing = listing
         self._content = content
         self._prompt = prompt
@@ -88,7 +90,8 @@ class Outlet:
         if not self._content:
             exchange = exchange.without_content()
         if self._output == "jsonl":
-            self._emit(to_json(exchange))
+            line = to_json(exchange)
+            self._emit(json_visible(line.decode()).encode() if self._on_terminal else line)
         elif self._listing is not None:
             self._emit(self._listing[1](exchange).encode("utf-8", "replace"))
         if self._writer is not None:

@@ -8,12 +8,13 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from llmsec_tap.cli.visible import visible
 from llmsec_tap.errors import LLMSecError
 
 
 def printable(text: str) -> str:
-    """Control characters and lone surrogates as escapes."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in text)
+    """Control characters, lone surrogates and what shows as nothing as escapes."""
+    return visible("".join(char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in text))
 
 
 def report(line: str) -> None:

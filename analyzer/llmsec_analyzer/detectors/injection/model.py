@@ -70,7 +70,8 @@ class InjectionModel:
                 best, worst = window, logit
         if role in ("system", "developer"):
             worst -= self.file.system_offset  # orders are what system prompts are for
-        start, end = prepared.normalised.span(best.start, best.end, prepared.size)
+        start, end = prepared.normalised.span(best.start, best.end, prepared.judged)
+        start, end = prepared.place(start), prepared.place(max(start, end - 1)) + (end > start)
         score = self.calibrated(worst)
         return Verdict(score, start, end, tuple(best.signs), tuple(prepared.normalised.kinds), prepared.scanned == prepared.size)
 

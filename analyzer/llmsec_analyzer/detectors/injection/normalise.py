@@ -18,11 +18,15 @@ from collections.abc import Callable
 from itertools import repeat
 from urllib.parse import unquote
 
-_INVISIBLE = re.compile(
+INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff\U000e0100-\U000e01ef]"
 )
+# A letter under each of which marks are heaped; a byte in each selector of a variation (16 in one block, 240 in the other).
+_MARKS = re.compile("(?<=[^\\W\\d_])[\u0300-\u036f]+")
+_SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]{4,}")
+_MARK = re.compile("[\u0300-\u036f]")
 _TAGS = re.compile("[\U000e0000-\U000e007f]+")
-_COMPATIBLE = re.compile("[\u2100-\u214f\u2460-\u24ff\uff00-\uffef\U0001d400-\U0001d7ff\U0001f110-\U0001f189]")
+COMPATIBLE = re.compile("[\u2100-\u214f\u2460-\u24ff\uff00-\uffef\U0001d400-\U0001d7ff\U0001f110-\U0001f189]")
 # Each pair: a letter of another script, and the Latin one it looks like.
 _LOOKALIKES = {
     ord(pair[0]): pair[1]
@@ -129,7 +133,7 @@ _OTHER_LETTER = re.compile("[\u0250-\u02af\u0370-\u058f\u1d00-\u1d7f]")
 _SPACED = re.compile(
     r"(?<![^\W_])(?:[^\W_]([ .\-_*|])(?=[^\W_](?:\1|[^\w]|$))){4,}[^\W_](?:(?:\1|[,.!?:;'\"])*(?:  ?| ?\1{2,3} ?)(?:[^\W_]\1?(?=[^\w]|$)[,.!?:;'\"]?)+)*"
 )
-_BASE64 = re.compile(r"(?<![A-Za-z0-9+/_=-])[A-Za-z0-9+/_-]{20,}={0,2}(?![A-Za-z0-9+/])")
+BASE64 = re.compile(r"(?<![A-Za-z0-9+/_=-])[A-Za-z0-9+/_-]{20,}={0,2}(?![A-Za-z0-9+/])")
 _HEX = re.compile(r"(?<![0-9A-Za-z])(?:(?:\\x|0x|%)?[0-9a-fA-F]{2}[ ,:]?){10,}(?![0-9A-Za-z])")
 _BINARY = re.compile(r"(?<!\d)(?:[01]{8} ?){5,}(?!\d)")
 _ESCAPES = re.compile(r"(?:\\u[0-9a-fA-F]{4}){3,}|(?:&#x?[0-9a-fA-F]{2,5};){3,}|(?:%[0-9a-fA-F]{2}){4,}|(?:[A-Za-z]*%20){3,}[^\s]*")
@@ -371,6 +375,19 @@ class Normalised:
         first = min(first, size)
         return first, min(max(last + 1, first), size)
 
+    def outer(self, start: int, end: int) -> tuple[int, int, bool]:
+        """All of the text as sent that characters start to end came from, changed pieces whole, and whether anything there was changed."""
+        first, last, changed = start, max(end - 1, start), False
+        for begins, pieces in reversed(self._steps):
+            low, high = bisect_right(begins, first) - 1, bisect_right(begins, last) - 1
+            if low < 0:
+                break
+            (before, size, now), (tail, tail_size, tail_now) = pieces[low], pieces[high]
+            changed = changed or low != high or size != now
+            first = before + (first - begins[low] if size == now else 0)
+            last = tail + (last - begins[high] if tail_size == tail_now else max(tail_size - 1, 0))
+        return first, last + 1, changed
+
     def replace(self, kind: str, pattern: re.Pattern[str], change: Callable[[str], str | None]) -> None:
         """Replace each match by what `change` makes of it; None leaves it."""
         parts: list[str] = []
@@ -436,7 +453,7 @@ def normalise(text: str) -> Normalised:
     if alone or max(map(raw.count, (b".", b"-", b"_", b"*", b"|"))) * 4 > size:
         result.replace("spaced", _SPACED, _unspaced)
     if longest >= 20:
-        result.replace("base64", _BASE64, _unbase64)
+        result.replace("base64", BASE64, _unbase64)
     if digits * 5 > size or (longest >= 20 and digits >= 6):
         result.replace("hex", _HEX, _unhex)
         result.replace("binary", _BINARY, _unbinary)
@@ -462,10 +479,14 @@ _CIPHER_HINTS = ("rot13", "rot-13", "rot 13", "revers", "backward", "decod", "de
 def _undo_characters(result: Normalised) -> None:
     if _TAGS.search(result.text):
         result.replace("tags", _TAGS, lambda run: " " + "".join(chr(ord(c) - 0xE0000) for c in run if 0xE0020 <= ord(c) < 0xE007F) + " ")
-    if len(_INVISIBLE.findall(result.text)) >= 3:
-        result.replace("invisible", _INVISIBLE, lambda _: "")
-    if _COMPATIBLE.search(result.text):
-        result.replace("compatible", _COMPATIBLE, lambda char: unicodedata.normalize("NFKC", char))
+    if _SELECTORS.search(result.text):
+        result.replace("selectors", _SELECTORS, _unselected)
+    if 3 * len(_MARK.findall(result.text)) > len(result.text):
+        result.replace("marks", _MARKS, lambda _: "")
+    if len(INVISIBLE.findall(result.text)) >= 3:
+        result.replace("invisible", INVISIBLE, lambda _: "")
+    if COMPATIBLE.search(result.text):
+        result.replace("compatible", COMPATIBLE, lambda char: unicodedata.normalize("NFKC", char))
     if _OTHER_LETTER.search(result.text) and _MIXED_WORD.search(result.text):
         result.replace("lookalikes", _MIXED_WORD, lambda word: word.translate(_LOOKALIKES))
 
@@ -502,11 +523,20 @@ def _readable(data: bytes) -> str | None:
     return f" {text} " if letters >= 0.8 * len(text) and " " in text.strip() else None
 
 
-def _unbase64(run: str) -> str | None:
+def _unselected(run: str) -> str | None:
+    data = bytes(ord(char) - 0xFE00 if ord(char) < 0xFE10 else ord(char) - 0xE0100 + 16 for char in run)
+    return _readable(data)
+
+
+def _unbase64(run: str, layers: int = 3) -> str | None:
     body = run.rstrip("=").replace("-", "+").replace("_", "/")
     for size in (len(body), len(body) // 4 * 4):
         try:
-            return _readable(base64.b64decode(body[:size] + "=" * (-size % 4)))
+            data = base64.b64decode(body[:size] + "=" * (-size % 4))
+            inner = data.decode("ascii").strip() if layers > 1 and data.isascii() else ""
+            if inner and BASE64.fullmatch(inner):
+                return _unbase64(inner, layers - 1)
+            return _readable(data)
         except (ValueError, binascii.Error):
             continue
     return None

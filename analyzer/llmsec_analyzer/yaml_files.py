@@ -1,0 +1,105 @@
+"""YAML files that people write, configuration and rules: read within bounds, and faults told without the file's own text.
+
+A kilobyte of YAML can stand for gigabytes (aliases of aliases) or for something without end (an anchor inside itself), and a name
+may be that of a device. What a file says that is no YAML may be a secret of somebody else's: `rules check` under sudo must not
+print it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmsec_tap.errors import ConfigError
+
+# All rules that ship are 0.3 MB in 1,200 nodes a file at most. Nodes are counted as often as aliases repeat them.
+MAX_FILE_BYTES = 4 << 20
+MAX_NODES = 500_000
+MAX_DEPTH = 100
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Fault = Callable[[str], ConfigError]
+_QUOTED = re.compile(r"'[^']{3,}'|\"[^\"]{3,}\"|`[^`]{3,}`")
+
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,40}")
+
+
+def shown(word: object) -> str:
+    """A key or word of a file as an error may show it: a name as it is, nothing else."""
+    text = str(word)
+    return text if _NAME.fullmatch(text) else "…"
+
+
+def read_yaml(path: Path, fault: _Fault = ConfigError) -> tuple[Any, yaml.Node | None]:
+    """The value of a file and its tree with lines; None and None where it is empty. Raises what `fault` makes of a sentence."""
+    text = _read(path, fault)
+    where = str(path)
+    try:
+        # One loader to look at, one to construct with: a tree of nodes is small before aliases are followed.
+        node = yaml.compose(text, Loader=_Loader)
+        if node is None:
+            return None, None
+        _measure(node, where, fault)
+        return yaml.load(text, Loader=_Loader), node  # noqa: S506 - one of the safe loaders
+    except yaml.YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        kind = _QUOTED.sub("…", str(getattr(problem, "problem", None) or "cannot be parsed")).splitlines()[0]
+        raise fault(f"{where}:{mark.line + 1}: not YAML: {kind}" if mark is not None else f"{where}: not YAML: {kind}") from None
+    except RecursionError:
+        raise fault(f"{where}: nested too deep") from None
+    except ValueError:  # such as a date that is none
+        raise fault(f"{where}: not YAML: a value that is none") from None
+
+
+def _read(path: Path, fault: _Fault) -> str:
+    try:
+        # Not to be kept waiting by a pipe that nobody writes to.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise fault(f"{path}: cannot be read: not a regular file")
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as problem:
+        raise fault(f"{path}: cannot be read: {problem.strerror}") from None
+    except ValueError:
+        raise fault(f"{path}: cannot be read: no name of a file") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise fault(f"{path}: cannot be read: larger than {MAX_FILE_BYTES >> 20} MiB")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise fault(f"{path}: cannot be read: not UTF-8") from None
+
+
+def _measure(node: yaml.Node, where: str, fault: _Fault) -> None:
+    """Refuse what is too large once aliases are followed, nested too deep, or inside itself."""
+    sizes: dict[int, int] = {}
+    inside: set[int] = set()
+
+    def size(node: yaml.Node, depth: int) -> int:
+        known = sizes.get(id(node))
+        if known is not None:
+            return known
+        line = node.start_mark.line + 1
+        if id(node) in inside:
+            raise fault(f"{where}:{line}: an anchor that stands inside itself")
+        if depth > MAX_DEPTH:
+            raise fault(f"{where}:{line}: nested deeper than {MAX_DEPTH}")
+        total = 1
+        if not isinstance(node, yaml.ScalarNode):
+            inside.add(id(node))
+            for child in node.value:
+                total += sum(size(part, depth + 1) for part in (child if isinstance(child, tuple) else (child,)))
+            inside.discard(id(node))
+        if total > MAX_NODES:
+            raise fault(f"{where}:{line}: more than {MAX_NODES:,} values, as its aliases are counted as often as they are used")
+        sizes[id(node)] = total
+        return total
+
+    size(node, 0)
