@@ -145,6 +145,7 @@ def capture(
     from llmsec_tap.cli.attach import attach, read_offsets
     from llmsec_tap.cli.text import leave, report
     from llmsec_tap.errors import ConfigError
+    from llmsec_tap.privileges import unprivileged_user
 
     selection = Selection(
         pids=tuple(pid or ()), comms=tuple(comm or ()), containers=tuple(container or ()), everything=everything, follow_forks=follow
@@ -164,6 +165,7 @@ def capture(
 
         load_config(config)  # what is wrong there is an error, whether it counts or not
     given = None if read_offset is None or write_offset is None else (_offset(read_offset), _offset(write_offset))
+    unprivileged_user()  # a wrong name ends the command before anything is attached
     finder = read_offsets(given, offsets_file, fast=fast_probes)
     pods = None if selection.is_empty else PodHelper.start(report)
     warden = Warden(report, (sys.executable, "-P", "-m", "llmsec_analyzer.worker"))

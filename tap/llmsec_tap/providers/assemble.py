@@ -311,6 +311,7 @@ class ExchangeAssembly:
         listener, self.draft.listener = self.draft.listener, None
         if listener is not None:
             listener.finished(exchange)
+        self.draft.close()
         del self.draft, self._view
         self.flow.reserve(-self._held)
         self.context.on_exchange(exchange)

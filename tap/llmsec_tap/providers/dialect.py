@@ -38,21 +38,26 @@ class BaseDialect:
     def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
         """Events that are JSON objects go to `event`; whatever else comes is noted and skipped."""
 
-        def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
+        def is_read(ts_ns: int, name: str | None, data: bytes) -> bool:
             if data == b"[DONE]":
                 draft.terminated = True
-                return
+                return True
             try:
                 value = parse_json(data, draft)
             except NotJSON:
-                lines = joined_events(data)
-                for line in lines:
-                    on_event(ts_ns, name, line)
-                if not lines and data.strip():
-                    draft.unread_event(data)
-                return
+                return False
             if isinstance(value, dict):
                 self.event(request, response, name, value, ts_ns, draft)
+            return True
+
+        def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
+            # A handler that called itself would be a cycle, and keep its exchange until the garbage collector comes.
+            if not is_read(ts_ns, name, data):
+                lines = joined_events(data)
+                for line in lines:
+                    is_read(ts_ns, name, line)
+                if not lines and data.strip():
+                    draft.unread_event(data)
 
         return on_event
 

@@ -293,6 +293,10 @@ class Draft:
         size += sum(_PART_BYTES + _text_bytes(other.text) for other in self.other_texts)
         self._room(size)
 
+    def close(self) -> None:
+        """Nothing more comes. Cuts the cycle through the account of its exchange."""
+        self._reserve = no_account
+
     def has_room(self, size: int) -> bool:
         """Whether so much could be kept now, for a moment."""
         has_room = self._reserve(size)

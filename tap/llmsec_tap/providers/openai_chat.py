@@ -119,8 +119,23 @@ class OpenAIChat(BaseDialect):
         decode_chunk = _decode_chunk
         has_head = False  # the id and the model are known
 
-        def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
+        def is_read(ts_ns: int, name: str | None, data: bytes) -> bool:
             nonlocal has_head
+            try:
+                value = parse_json(data, draft)
+            except NotJSON:
+                is_end = data.strip() == b"[DONE]"
+                draft.terminated = draft.terminated or is_end
+                return is_end
+            if isinstance(value, dict):
+                if name == "error" and "choices" not in value:
+                    read_stream_failure(value, draft)
+                    return True
+                read(value, ts_ns)
+                has_head = bool(draft.response_id and draft.response_model)
+            return True
+
+        def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
             if has_head:
                 try:
                     choice = decode_chunk(data).choices[0]
@@ -135,25 +150,12 @@ class OpenAIChat(BaseDialect):
                     return
             if data == b"[DONE]":
                 draft.terminated = True
-                return
-            try:
-                value = parse_json(data, draft)
-            except NotJSON:
-                if data.strip() == b"[DONE]":
-                    draft.terminated = True
-                    return
+            elif not is_read(ts_ns, name, data):
                 lines = joined_events(data)
                 for line in lines:
-                    on_event(ts_ns, name, line)
+                    is_read(ts_ns, name, line)
                 if not lines and data.strip():
                     draft.unread_event(data)
-                return
-            if isinstance(value, dict):
-                if name == "error" and "choices" not in value:
-                    read_stream_failure(value, draft)
-                    return
-                read(value, ts_ns)
-                has_head = bool(draft.response_id and draft.response_model)
 
         return on_event
 

@@ -521,7 +521,10 @@ class MessageParser:
                 parts.append(line.strip(b" \t"))
                 continue
             if name:
-                self._header(headers, name, b" ".join(parts))
+                if len(headers) < limits.MAX_HEADERS:
+                    headers.append((name, parts[0] if len(parts) == 1 else b" ".join(parts)))
+                else:
+                    self._header(headers, name, b" ".join(parts))
             key, colon, value = line.partition(b":")
             name, parts = (key.rstrip(b" \t").lower(), [value.strip(b" \t")]) if colon else (b"", [b""])
             if line and not name:
