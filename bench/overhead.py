@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tap"), str(ROOT / "analyzer")]
 
 from support.agent import Agent  # noqa: E402
-from support.tls_front import Certificate, Nginx, free_port, make_certificate, nginx, wait_for_port  # noqa: E402
+from support.tls_front import Certificate, Nginx, children, free_port, make_certificate, nginx, wait_for_port  # noqa: E402
 
 SIZES = (256, 4096, 16384)
 MODES: dict[str, tuple[str, ...] | None] = {"off": None, "on": (), "fast": ("--fast-probes",)}
@@ -61,8 +61,12 @@ def wrk(running: Nginx, size: int, seconds: int) -> int:
 
 def detection_of(agent: Agent) -> int:
     """The process id of its detection process."""
-    children = Path(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children").read_text().split()
-    return next(int(child) for child in children if b"llmsec_analyzer.worker" in Path(f"/proc/{child}/cmdline").read_bytes())
+    return next(pid for pid in children(agent.process.pid) if b"llmsec_analyzer.worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+def tap_of(warden: int) -> tuple[int, int]:
+    """Warden and decoder: together they are the tap."""
+    return warden, next(pid for pid in children(warden) if b"\0capture\0" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
 def summary(agent: Agent) -> dict[str, int]:
@@ -191,7 +195,7 @@ def streams(folder: Path, certificate: Certificate, count: int = 100, tokens: in
                     agent = None if options is None else stack.enter_context(Agent("--pid", str(server.pid), *options))
                     if agent is not None:
                         time.sleep(0.5)
-                    own = cpu_ns(agent.process.pid) if agent is not None else 0
+                    own = sum(map(cpu_ns, tap_of(agent.process.pid))) if agent is not None else 0
                     beside = cpu_ns(detection_of(agent)) if agent is not None else 0
                     before, begun = cpu_ns(server.pid), time.monotonic()
                     ttft, gaps = asyncio.run(all_streams(port, context, count))
@@ -202,8 +206,8 @@ def streams(folder: Path, certificate: Certificate, count: int = 100, tokens: in
                         "tokens_per_s": round((len(gaps) + len(ttft)) / wall),
                     }
                     if agent is not None:
-                        sample["tap_cpu_percent"] = round((cpu_ns(agent.process.pid) - own) / wall / 1e7, 2)
-                        sample["tap_rss_mb"] = memory(agent.process.pid)
+                        sample["tap_cpu_percent"] = round((sum(map(cpu_ns, tap_of(agent.process.pid))) - own) / wall / 1e7, 2)
+                        sample["tap_rss_mb"] = [memory(pid) for pid in tap_of(agent.process.pid)]
                         sample["detection_cpu_percent"] = round((cpu_ns(detection_of(agent)) - beside) / wall / 1e7, 2)
                         sample["detection_rss_mb"] = memory(detection_of(agent))
                         rows = agent.wait_for_exchanges(count)
@@ -238,7 +242,7 @@ def loss(folder: Path, certificate: Certificate, seconds: int = 3) -> dict[str, 
 
 
 def start(folder: Path, certificate: Certificate, times: int = 7) -> dict[str, Any]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     # With compiled bytecode, as an installed package has it, whatever this shell's settings are.
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "tap", ROOT / "analyzer"))), "PYTHONPYCACHEPREFIX": str(folder)}
     env.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -256,11 +260,13 @@ def start(folder: Path, certificate: Certificate, times: int = 7) -> dict[str, A
                     raise SystemExit(f"the capture ended with {process.wait()}")
             attached = time.monotonic() - begun
             time.sleep(2)
-            row = {"attached_s": round(attached, 3), "of_which_loader": float(line.split()[-2]), "cpu_s": cpu_ns(process.pid) / 1e9}
-            row |= {"rss_mb": memory(process.pid), "anonymous_mb": memory(process.pid, "RssAnon")}
-            before = cpu_ns(process.pid)
+            row: dict[str, Any] = {"attached_s": round(attached, 3), "of_which_loader": float(line.split()[-2])}
+            tap = tap_of(process.pid)
+            row["cpu_s"] = sum(map(cpu_ns, tap)) / 1e9
+            row |= {"rss_mb": [memory(pid) for pid in tap], "anonymous_mb": [memory(pid, "RssAnon") for pid in tap]}
+            before = sum(map(cpu_ns, tap))
             time.sleep(3)
-            row["idle_cpu_percent"] = round((cpu_ns(process.pid) - before) / 3e7, 2)
+            row["idle_cpu_percent"] = round((sum(map(cpu_ns, tap)) - before) / 3e7, 2)
             if run > 0:  # the first one compiled
                 rows.append(row)
             process.send_signal(signal.SIGINT)
@@ -269,8 +275,14 @@ def start(folder: Path, certificate: Certificate, times: int = 7) -> dict[str, A
 
 
 def other_taps() -> int:
-    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-    return sum(b"llmsec_tap" in command and b"\0capture\0" in command for command in commands)
+    """Captures on this host, each counted once: the decoder is a child of its warden."""
+    taps = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            command = path.read_bytes()
+            if b"llmsec_tap" in command and b"\0capture\0" in command:
+                taps.add(int(path.parent.name))
+    return len(taps - {child for pid in taps for child in children(pid)})
 
 
 def main() -> None:

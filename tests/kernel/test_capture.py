@@ -396,7 +396,7 @@ def test_memory_stays_under_its_cap(certificate: Certificate) -> None:
         for _ in range(12):
             for caller in callers:
                 caller.connection.send(b"z" * 1_000_000)
-            peak = max(peak, int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{agent.process.pid}/status").read_text())[0]) // 1024)
+            peak = max(peak, int(re.findall(r"VmHWM:\s+(\d+)", Path(f"/proc/{agent.decoder}/status").read_text())[0]) // 1024)
         for caller in callers:
             caller.close()
         time.sleep(2)  # until it has given up, freed and noticed
