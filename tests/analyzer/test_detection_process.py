@@ -389,12 +389,28 @@ def test_detection_that_died_often_comes_back_after_a_pause(monkeypatch):
     assert run.delivered[1].findings
 
 
+def test_what_is_small_passes_its_own_flood_and_does_not_stop_it() -> None:
+    queue = FairQueue(1 << 30)
+    sizes = [1_000_000] * 10 + [2_000] * 2_000
+    for number, size in enumerate(sizes):
+        queue.add(Waiting(number, prompt("", "10.0.0.1:1"), size, 0.0))
+    taken = []
+    while (entry := queue.next()) is not None:
+        taken.append(entry)
+    assert len(taken) == len(sizes)
+    assert [entry.size for entry in taken[:500]] == [2_000] * 500, "the small ones do not wait behind the flood"
+    assert taken[500].size == 1_000_000, "nor the flood for ever behind small ones"
+    for size in (2_000, 1_000_000):
+        numbers = [entry.number for entry in taken if entry.size == size]
+        assert numbers == sorted(numbers), "each kind keeps its order"
+
+
 class FairShares(RuleBasedStateMachine):
     """Any arrivals and answers: loads are what waits, whoever makes way is no lighter than the others, nothing is lost or doubled."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.queue = FairQueue(10_000)
+        self.queue = FairQueue(10_000, small_bytes=1000)
         self.inside: dict[int, Waiting] = {}
         self.taken: list[Waiting] = []
         self.number = 0

@@ -2,13 +2,15 @@
 
 An exchange has two sources, the client's address and the fingerprint of its key: one address may try many keys, one key may be
 used from many addresses. Whoever was served least is next (start-time fair queueing). Where there is no room, the largest
-exchanges of whoever holds most go out: what is small and follows a flood still finds its place.
+exchanges of whoever holds most go out, and small ones pass large ones of their own source: what is small and follows a flood is scanned.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
+from itertools import chain
 
 import msgspec
 
@@ -20,6 +22,8 @@ _PRESSURE = (0.25, 0.5, 0.75)
 # After an overflow there is room for a while, so that not every exchange has to look for somebody to make way.
 _ROOM_SHARE = 8
 _MAX_REMEMBERED = 65_536
+# What passes the large exchanges of its own source: a prompt of ten thousand words.
+_SMALL_BYTES = 64 << 10
 # What an exchange costs besides its texts.
 COST_BYTES = 512
 
@@ -43,14 +47,49 @@ class Waiting(msgspec.Struct):
         return (address, "k" + key) if key else (address,)
 
 
+class _Line:
+    """One source's exchanges: small ones pass large ones, up to the bytes of the large one that they pass. Each kind keeps its order."""
+
+    def __init__(self, small_bytes: int, entries: Iterable[Waiting] = ()) -> None:
+        self._small_bytes = small_bytes
+        self._small: deque[Waiting] = deque()
+        self._large: deque[Waiting] = deque()
+        self._passed = 0  # bytes of small ones that went before the first large one
+        for entry in entries:
+            self.append(entry)
+
+    def __len__(self) -> int:
+        return len(self._small) + len(self._large)
+
+    def __iter__(self) -> Iterator[Waiting]:
+        return chain(self._small, self._large)
+
+    def append(self, entry: Waiting) -> None:
+        (self._small if entry.size <= self._small_bytes else self._large).append(entry)
+
+    def take(self) -> Waiting:
+        if self._small and not (self._large and self._passed >= self._large[0].size):
+            entry = self._small.popleft()
+            self._passed += entry.size
+        else:
+            entry = self._large.popleft()
+            self._passed = 0
+        return entry
+
+    @property
+    def first(self) -> Waiting:
+        return self._small[0] if self._small else self._large[0]
+
+
 class FairQueue:
     """`add` says who has to make way; `next` takes one out; `done` when it is answered: until then it counts as load of its sources."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, small_bytes: int = _SMALL_BYTES) -> None:
         self._limit = limit
+        self._small_bytes = small_bytes
         self.load = 0  # bytes that wait or are being scanned
         self._loads: Counter[str] = Counter()  # by source
-        self._lines: dict[tuple[str, ...], deque[Waiting]] = {}
+        self._lines: dict[tuple[str, ...], _Line] = {}
         self._heap: list[tuple[int, int, tuple[str, ...]]] = []
         self._served: dict[str, int] = {}
         self._floor = 0  # what whoever was next had been served
@@ -63,7 +102,7 @@ class FairQueue:
         sources = entry.sources
         line = self._lines.get(sources)
         if line is None:
-            line = self._lines[sources] = deque()
+            line = self._lines[sources] = _Line(self._small_bytes)
             for source in sources:
                 self._served[source] = max(self._served.get(source, 0), self._floor)
             heappush(self._heap, (self._turn(sources), entry.number, sources))
@@ -82,12 +121,12 @@ class FairQueue:
             if now > turn:  # served in the meantime, by way of the other source
                 heappush(self._heap, (now, number, sources))
                 continue
-            entry = line.popleft()
+            entry = line.take()
             self._floor = max(self._floor, turn)
             for source in sources:
                 self._served[source] = max(self._served.get(source, 0), self._floor) + entry.size
             if line:
-                heappush(self._heap, (self._turn(sources), line[0].number, sources))
+                heappush(self._heap, (self._turn(sources), line.first.number, sources))
             else:
                 del self._lines[sources]
                 self._forget()
@@ -155,7 +194,7 @@ class FairQueue:
                     break
             for sources, line in list(self._lines.items()):
                 if source in sources:
-                    kept = deque(entry for entry in line if entry.number not in gone)
+                    kept = _Line(self._small_bytes, [entry for entry in line if entry.number not in gone])
                     if kept:
                         self._lines[sources] = kept
                     else:
