@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from llmsec_analyzer.config import load_config
 from llmsec_analyzer.worker.child import ChildDetector, RemoteDetector, StartDetector
-from llmsec_analyzer.worker.client import DetectionProcess
+from llmsec_analyzer.worker.client import MAX_QUEUED_BYTES, DetectionProcess
 from llmsec_tap.model import Exchange, Severity
 
 
@@ -19,6 +19,7 @@ def start_detection(
     report: Callable[[str], None],
     redact: bool = False,
     fail_on: Severity | None = None,
+    queue_bytes: int = MAX_QUEUED_BYTES,
     remote: tuple[Callable[[], tuple[int, int]], Callable[[], None]] | None = None,
 ) -> DetectionProcess:
     """Raises ConfigError for a configuration, rule or model that is wrong. `key` makes the fingerprints. `may_wait`: the source can (a file), or cannot (live).
@@ -27,7 +28,9 @@ def start_detection(
     """
     start: StartDetector = ChildDetector if remote is None else lambda: RemoteDetector(*remote)
     settings = load_config(config).security
-    process = DetectionProcess(settings, key, deliver, may_wait=may_wait, report=report, redact=redact, fail_on=fail_on, start=start)
+    process = DetectionProcess(
+        settings, key, deliver, may_wait=may_wait, report=report, redact=redact, fail_on=fail_on, start=start, queue_bytes=queue_bytes
+    )
     if config is not None:  # what ships is known to load, and need not be waited for
         process.await_ready()
     return process

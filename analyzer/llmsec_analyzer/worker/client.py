@@ -114,6 +114,7 @@ class DetectionProcess:
         redact: bool = False,
         fail_on: Severity | None = None,
         start: StartDetector = ChildDetector,
+        queue_bytes: int = MAX_QUEUED_BYTES,
     ) -> None:
         self._start = Start(settings, key, redact)
         self._start_detector = start
@@ -131,7 +132,8 @@ class DetectionProcess:
         self._numbers = 0
         self._stream_of: dict[str, int] = {}
         self._waiting: deque[Waiting] = deque()  # all that are not delivered, in their order
-        self._queue = FairQueue(MAX_QUEUED_BYTES)
+        self._limit = queue_bytes
+        self._queue = FairQueue(queue_bytes)
         self._sent: dict[int, Waiting] = {}  # to the process, without an answer, in the order they were sent
         self._sent_bytes = 0
         self._deadline = math.inf  # of all waiting
@@ -289,7 +291,7 @@ class DetectionProcess:
         pieces = listener.take()
         if not pieces or listener.generation != self.generation:
             return
-        if self._process is None or (not self._may_wait and len(self._out) >= MAX_QUEUED_BYTES // 2):
+        if self._process is None or (not self._may_wait and len(self._out) >= self._limit // 2):
             # This answer is scanned when it has ended, if there is time then.
             if listener.stream:
                 self._send(Forget(listener.stream))
@@ -303,7 +305,7 @@ class DetectionProcess:
             self._send(piece)
 
     def _wait_for_room(self) -> None:
-        while self._may_wait and self._process is not None and self._sent_bytes + len(self._out) >= MAX_QUEUED_BYTES:
+        while self._may_wait and self._process is not None and self._sent_bytes + len(self._out) >= self._limit:
             self._pump(0.2)
             self._end_if_stuck()
             if time.monotonic() > self._deadline:

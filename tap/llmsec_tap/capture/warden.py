@@ -27,6 +27,7 @@ from llmsec_tap.capture import warden_protocol as protocol
 from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.process import facts_of
 from llmsec_tap.capture.warden_protocol import Ask
+from llmsec_tap.errors import LLMSecError
 
 if TYPE_CHECKING:
     from llmsec_tap.capture.base import ConnectionLoss, Loader
@@ -53,6 +54,7 @@ class Warden:
         self._loader: Loader | None = None
         self._observed: Observed | None = None
         self._sockets: Sequence[socket.socket] = ()
+        self._open_sockets: Callable[[], Sequence[socket.socket]] = tuple
         self._attached = threading.Event()
         self._detached = False
         self._lock = threading.Lock()
@@ -81,7 +83,9 @@ class Warden:
         """Attach, and serve until the decoder ends. Raises what `attach` and `open_sockets` raise, the decoder ended before."""
         threading.Thread(target=self._serve, name="llmsec-serve", daemon=True).start()
         try:
-            self._sockets = open_sockets()
+            for sock in open_sockets():
+                sock.close()  # they can be opened; the decoder has them opened when it is ready to read
+            self._open_sockets = open_sockets
             tls = attach()
             if tls is not None:
                 self._loader, self._observed = tls
@@ -130,6 +134,7 @@ class Warden:
     # --- the decoder's questions --------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
+        privileges.limit_capabilities(_KEPT)  # they are a thread's own
         while True:
             try:
                 data, descriptors, _, _ = socket.recv_fds(self._asked, protocol.MAX_MESSAGE, 1)
@@ -154,10 +159,15 @@ class Warden:
         if kind == Ask.ATTACHED:
             self._attached.wait()
             loader = self._loader
-            sockets = [sock.fileno() for sock in self._sockets]
             if loader is None:
-                return protocol.ATTACHED.pack(0), sockets
-            return protocol.ATTACHED.pack(loader.ring_bytes), [loader.events_descriptor, *sockets]
+                return protocol.ATTACHED.pack(0), []
+            return protocol.ATTACHED.pack(loader.ring_bytes), [loader.events_descriptor]
+        if kind == Ask.SOCKETS and not self._sockets:
+            try:
+                self._sockets = self._open_sockets()
+            except LLMSecError as fault:
+                self._report(f"error: {fault}")
+            return b"", [sock.fileno() for sock in self._sockets]
         if kind == Ask.FACTS:
             return b"\0".join((text or "").encode(errors="surrogateescape")[:_MOST_BYTES_OF_NAME] for text in facts_of(argument)), []
         if kind == Ask.TOTALS and loader is not None:

@@ -30,16 +30,22 @@ class WardenClient:
         self._lock = threading.Lock()
         self._totals = KernelTotals()
         self.ring: Ring | None = None
-        self.sockets: list[socket.socket] = []
 
     def await_attached(self) -> None:
-        """Until the probes stand; then `ring` and `sockets` are here. A warden that gives up ends this process."""
+        """Until the probes stand; then `ring` is here. A warden that gives up ends this process."""
         payload, descriptors = self._ask(Ask.ATTACHED, wait_s=None)
         (size,) = protocol.ATTACHED.unpack(payload)
         if size:
             self.ring = Ring(descriptors[0], size)
-            os.close(descriptors.pop(0))
-        self.sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+            os.close(descriptors[0])
+
+    def open_sockets(self) -> list[socket.socket]:
+        """The packet sockets, which receive from now on. None of them where the warden could not open all."""
+        try:
+            _, descriptors = self._ask(Ask.SOCKETS)
+        except OSError:
+            return []
+        return [socket.socket(fileno=descriptor) for descriptor in descriptors]
 
     def on_stop(self, stop: Callable[[], None]) -> None:
         """Call it when the warden says so, or is gone."""

@@ -20,11 +20,12 @@ MAX_MESSAGE: Final = 65_536
 
 
 class Ask(IntEnum):
-    ATTACHED = 1  # -> ATTACHED; ring and packet sockets. Waits until the probes stand.
+    ATTACHED = 1  # -> ATTACHED, the ring. Waits until the probes stand.
     FACTS = 2  # argument: a process id -> name NUL executable NUL container id, each empty where unknown
     TOTALS = 3  # -> TOTALS
     LOSSES = 4  # argument: from which on -> LOSS, repeated
     DETACH = 5  # all probes out -> nothing
     DETECTOR = 6  # start a detection process -> its input, its output
     KILL_DETECTOR = 7  # -> nothing
+    SOCKETS = 9  # -> packet sockets, opened now: their rings fill from here on
     COMPACT = 8  # beside it: the store's folder -> nothing; parts are merged by a process of the folder's owner

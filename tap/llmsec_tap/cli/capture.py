@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # storage.DEFAULT_STORE, without the import: it would stand between the command and its probes for 50 ms. A test compares.
 DEFAULT_STORE = "llmsec-data"
+# Texts that wait for detection, as a share of the memory cap: they are kept twice, as text and as the message that carries them.
+_DETECTION_SHARE = 16
 
 
 class Format(StrEnum):
@@ -49,7 +51,7 @@ def _listing() -> tuple[str, Callable[[Exchange], str]]:
     return listing_header(), exchange_row
 
 
-def _detection(config: str | None, warden: WardenClient, *, redact: bool) -> StartDetection:
+def _detection(config: str | None, warden: WardenClient, *, redact: bool, queue_bytes: int) -> StartDetection:
     """The analyzer's detection, in a process of its own: a live capture never waits for it."""
     from llmsec_analyzer.detecting import start_detection
     from llmsec_tap.cli.text import report
@@ -62,6 +64,7 @@ def _detection(config: str | None, warden: WardenClient, *, redact: bool) -> Sta
             may_wait=False,
             report=report,
             redact=redact,
+            queue_bytes=queue_bytes,
             remote=(warden.start_detector, warden.kill_detector),
         )
 
@@ -190,7 +193,9 @@ def capture(
                 content=content,
                 tokenizer=tokenizer,
                 memory_cap_bytes=memory_cap << 20,
-                start_detection=_detection(config, client, redact=redact) if detect else None,
+                start_detection=_detection(config, client, redact=redact, queue_bytes=(memory_cap << 20) // _DETECTION_SHARE)
+                if detect
+                else None,
             )
             run.run(duration)
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 # Makes the detection of a run: given where exchanges go from there, and the key of the fingerprints.
 StartDetection = Callable[[Deliver, bytes], Detection]
 
-_LATE: Final = ("brotli", "zstandard", "llmsec_tap.storage.parquet")
+_LATE: Final = ("brotli", "zstandard")
 
 
 class CaptureRun:
@@ -89,7 +89,7 @@ class CaptureRun:
             detection = start_detection(lambda exchange: self._outlet.deliver(exchange), key)  # noqa: PLW0108 - the outlet is made below
         if user is not None and not privileges.may_read_programs(user):
             estimator.keep_open()
-            _load_late_parts()
+            _load_late_parts(stores=store is not None)
         if store is not None:
             enter(store, user)
         privileges.become(user)
@@ -179,9 +179,11 @@ class CaptureRun:
         handle = self._pipeline.handler(LINKTYPE_RAW)
         if self._pcapng is not None:
             handle = self._pcapng.copying(handle)
+        sockets = self._warden.open_sockets()
+        if len(sockets) != len(self._interfaces):
+            raise SourceError("the interfaces cannot be read any more", "Are they up? `ip link` shows.")
         self._sources = [
-            PacketSource(interface, sock, self._queue, handle)
-            for interface, sock in zip(self._interfaces, self._warden.sockets, strict=True)
+            PacketSource(interface, sock, self._queue, handle) for interface, sock in zip(self._interfaces, sockets, strict=True)
         ]
         self._live.add_packets(self._sources)
         for source in self._sources:
@@ -243,8 +245,8 @@ class CaptureRun:
             report(line)
 
 
-def _load_late_parts() -> None:
+def _load_late_parts(*, stores: bool) -> None:
     """What decoding and storing load at the first use, for a user who may not read where it lies."""
     privileges.load_encodings()
-    for name in _LATE:
+    for name in (*_LATE, "llmsec_tap.storage.parquet") if stores else _LATE:
         importlib.import_module(name)
