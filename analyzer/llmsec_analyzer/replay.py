@@ -26,6 +26,7 @@ from llmsec_tap.memory import MemoryWatch, limit_address_space, peak_bytes
 from llmsec_tap.model import Exchange, Severity
 from llmsec_tap.pipeline import Pipeline
 from llmsec_tap.providers.credentials import fingerprinter
+from llmsec_tap.storage.handover import give_to_caller, is_callers
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -58,6 +59,7 @@ class Replay:
         """`follow`: the source may be a live capture (standard input), so what is known is shown and stored soon."""
         key = install_key()
         self._follow = follow
+        self._callers_store = store if store is not None and is_callers(store) else None
         self._outlet = Outlet(
             output=output,
             listing=(listing_header(), exchange_row) if output == "table" else None,
@@ -121,6 +123,8 @@ class Replay:
                     self._pipeline.close()
             finally:
                 self._outlet.close()
+                if self._callers_store is not None:
+                    give_to_caller(self._callers_store)
                 self._summary(time.monotonic() - started)
         if self._outlet.store_fault is not None:
             raise typer.Exit(StorageError.exit_code)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from llmsec_tap.storage import create_store
+from support.agent import ROOT, environment
 from support.fixture_captures import LIVE, live_frames
 from support.wire import Talk, pcap
 
@@ -253,3 +255,29 @@ def test_a_closed_pipe_is_quiet(state: dict[str, str]) -> None:
     assert result.stdout.count(b"\n") == 1
     assert b"Traceback" not in result.stderr
     assert b"error" not in result.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be called through sudo")
+def test_through_sudo_the_store_is_the_callers(tmp_path: Path) -> None:
+    """A new store, and one of the caller's own; a store of root's stays root's."""
+    caller, capture = 12_345, next(iter(sorted((ROOT / "fixtures/pcap").rglob("*.pcap"))))
+    for name, owner in (("new", None), ("own", caller), ("roots", 0)):
+        store = tmp_path / name
+        if owner is not None:
+            create_store(store)
+            for path in (store, *store.rglob("*")):
+                os.chown(path, owner, owner)
+        command = [
+            sys.executable,
+            "-m",
+            "llmsec_analyzer.cli.app",
+            "replay",
+            str(capture),
+            "--store",
+            str(store),
+            "--no-detect",
+            "--format",
+            "none",
+        ]
+        subprocess.run(command, env={**environment(), "SUDO_UID": str(caller)}, check=True, capture_output=True)
+        assert {path.stat().st_uid for path in (store, *store.rglob("*"))} == {0 if owner == 0 else caller}

@@ -49,6 +49,27 @@ def enter(location: str, user: User | None) -> None:
     _prepare(root, user)
 
 
+def is_callers(location: str) -> bool:
+    """Whether the store, made by sudo or about to be, is the caller's: its folder is, or there is none yet."""
+    caller = os.environ.get("SUDO_UID", "")
+    if os.geteuid() != 0 or not caller.isdecimal() or not int(caller):
+        return False
+    try:
+        return folder_of(location).stat().st_uid == int(caller)
+    except OSError:
+        return True
+
+
+def give_to_caller(location: str) -> None:
+    """What root wrote into a store that `is_callers` belongs to the caller of sudo from now on."""
+    with contextlib.suppress(OSError):
+        folder = os.open(folder_of(location), _OPEN)
+        try:
+            _give_all(folder, privileges.by_uid(int(os.environ["SUDO_UID"])))
+        finally:
+            os.close(folder)
+
+
 def _open_folder(root: Path, user: User | None) -> int:
     """Made by the user where the user may, so that a caller of sudo gets no folder that was beyond reach before."""
     if user is not None:
@@ -77,6 +98,10 @@ def _give(folder: int, root: Path, user: User, *, is_new: bool) -> None:
         raise StorageError(f"{root} belongs to root and is neither empty nor a store", "give a new or an empty folder with --store")
     if not names and not is_new and os.environ.get("SUDO_UID"):
         raise StorageError(f"{root} belongs to root, and the capture stores as user {user.name}", f"chown {user.name} {root}")
+    _give_all(folder, user)
+
+
+def _give_all(folder: int, user: User) -> None:
     for _, folders, files, at in os.fwalk(".", dir_fd=folder, follow_symlinks=False):
         os.fchown(at, user.uid, user.gid)
         for name in (*folders, *files):
