@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from llmsec_analyzer.config import load_config
 from llmsec_analyzer.worker.child import ChildDetector, RemoteDetector, StartDetector
-from llmsec_analyzer.worker.client import MAX_QUEUED_BYTES, DetectionProcess
+from llmsec_analyzer.worker.client import DetectionProcess
 from llmsec_tap.model import Exchange, Severity
 
 
@@ -19,7 +19,7 @@ def start_detection(
     report: Callable[[str], None],
     redact: bool = False,
     fail_on: Severity | None = None,
-    queue_bytes: int = MAX_QUEUED_BYTES,
+    queue_bytes: int | None = None,
     remote: tuple[Callable[[], tuple[int, int]], Callable[[], None]] | None = None,
 ) -> DetectionProcess:
     """Raises ConfigError for a configuration, rule or model that is wrong. `key` makes the fingerprints. `may_wait`: the source can (a file), or cannot (live).

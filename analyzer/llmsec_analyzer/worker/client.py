@@ -114,7 +114,7 @@ class DetectionProcess:
         redact: bool = False,
         fail_on: Severity | None = None,
         start: StartDetector = ChildDetector,
-        queue_bytes: int = MAX_QUEUED_BYTES,
+        queue_bytes: int | None = None,
     ) -> None:
         self._start = Start(settings, key, redact)
         self._start_detector = start
@@ -132,8 +132,8 @@ class DetectionProcess:
         self._numbers = 0
         self._stream_of: dict[str, int] = {}
         self._waiting: deque[Waiting] = deque()  # all that are not delivered, in their order
-        self._limit = queue_bytes
-        self._queue = FairQueue(queue_bytes)
+        self._limit = MAX_QUEUED_BYTES if queue_bytes is None else queue_bytes
+        self._queue = FairQueue(self._limit)
         self._sent: dict[int, Waiting] = {}  # to the process, without an answer, in the order they were sent
         self._sent_bytes = 0
         self._deadline = math.inf  # of all waiting
