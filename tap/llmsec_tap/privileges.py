@@ -107,7 +107,7 @@ def become(user: User | None) -> None:
     Without a user (see `unprivileged_user`) only the capabilities go; call it then before there are other threads.
     """
     if user is not None and os.geteuid() == 0:
-        os.setgroups(user.groups)
+        os.setgroups(())  # a person's groups may open devices (disk) or other services (docker)
         os.setresgid(user.gid, user.gid, user.gid)
         os.setresuid(user.uid, user.uid, user.uid)
     limit_capabilities(())

@@ -165,13 +165,15 @@ class ELFFile:
         """
         found: dict[str, Function] = {}
         wanted = [name for name in names if name]
-        for header in sorted(self.headers, key=lambda h: h[1] != _SHT_DYNSYM):
-            kind, at, size, link = header[1], header[4], header[5], header[6]
+        for kind, table in ((_SHT_DYNSYM, ".dynsym"), (_SHT_SYMTAB, ".symtab")):
+            # An object file has at most one of each kind; of more, all of which could name the same bytes, the first is read.
+            header = next((header for header in self.headers if header[1] == kind), _EMPTY_SECTION)
             missing = [name for name in wanted if name not in found]
-            if kind in (_SHT_SYMTAB, _SHT_DYNSYM) and link < len(self.headers) and missing:
-                places = self._places(missing, self.headers[link][4], self.headers[link][5])
+            if header[6] < len(self.headers) and missing:
+                strings = self.headers[header[6]]
+                places = self._places(missing, strings[4], strings[5])
                 if places:
-                    self._find(places, at, size, ".dynsym" if kind == _SHT_DYNSYM else ".symtab", found)
+                    self._find(places, header[4], header[5], table, found)
         return found
 
     def _places(self, names: Sequence[str], at: int, size: int) -> dict[int, str]:
@@ -195,6 +197,7 @@ class ELFFile:
 
     def _find(self, places: dict[int, str], at: int, size: int, table: str, found: dict[str, Function]) -> None:
         count = size // _SYM.size
+        tried = 0
         if count > _MAX_SYMBOLS:
             raise ELFError(f"its symbol table states {count:,} entries", is_trap=True)
         for first in range(0, count, _SYMBOLS_A_PIECE):
@@ -203,7 +206,12 @@ class ELFFile:
             for index in [index for index, name in enumerate(names) if name in places]:
                 place, info, _, section, value, length = _SYM.unpack_from(piece, index * _SYM.size)
                 offset = self.file_offset(value, executable=True) if section and info & 15 == _STT_FUNC else None
-                if offset is not None and places[place] not in found and self.is_function(offset, is_named=True):
+                if offset is None or places[place] in found:
+                    continue
+                tried += 1
+                if tried > _MAX_PLACES:
+                    raise ELFError(f"more than {_MAX_PLACES} of its symbols name TLS functions", is_trap=True)
+                if self.is_function(offset, is_named=True):
                     found[places[place]] = Function(offset, length, table)
 
     def code(self, function: Function) -> bytes:

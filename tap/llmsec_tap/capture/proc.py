@@ -52,6 +52,14 @@ def name_of(pid: int) -> str:
     return text_of(Path(f"/proc/{pid}/comm")).strip()
 
 
+def uid_of(pid: int) -> int | None:
+    """The effective user. (The owner of /proc/PID is root where the process may not be dumped.)"""
+    for line in text_of(Path(f"/proc/{pid}/status")).splitlines():
+        if line.startswith("Uid:"):
+            return int(line.split()[2])
+    return None
+
+
 def container_of_pid(pid: int) -> str | None:
     return container_of(text_of(Path(f"/proc/{pid}/cgroup")), made_by_root)
 

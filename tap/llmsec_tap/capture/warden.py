@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 from llmsec_tap import privileges
 from llmsec_tap.capture import warden_protocol as protocol
 from llmsec_tap.capture.ebpf import events
+from llmsec_tap.capture.proc import uid_of
 from llmsec_tap.capture.process import facts_of
 from llmsec_tap.capture.warden_protocol import Ask
 from llmsec_tap.errors import LLMSecError
@@ -183,8 +184,8 @@ class Warden:
             return b"", self._start_detector()
         elif kind == Ask.KILL_DETECTOR:
             self._end_detector()
-        elif kind == Ask.COMPACT and descriptors:
-            self._compact(descriptors[0])
+        elif kind == Ask.COMPACT and descriptors and os.fstat(descriptors[0]).st_uid == uid_of(self._child):
+            self._compact(descriptors[0])  # of the decoder's own folder only: what it holds is read with its owner's rights
         return b"", []
 
     def _detach(self) -> None:

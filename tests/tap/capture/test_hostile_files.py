@@ -83,6 +83,19 @@ def test_a_name_without_end_is_refused_by_name(tmp_path: Path) -> None:
     assert "holds SSL_read more than 256 times" in refusal(path)
 
 
+def test_symbols_without_end_that_name_no_function_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "libssl.so"
+    path.write_bytes(elf(b"\0SSL_read\0", symbol(1, TEXT_AT) * 300, text=b"\x06" * 4096))
+    assert "more than 256 of its symbols" in refusal(path)
+
+
+def more_tables(library: bytes, count: int) -> bytes:
+    """The same symbol table under many section headers."""
+    headers_at = struct.unpack_from("<Q", library, 40)[0]
+    headers = library[headers_at : headers_at + 192] + library[headers_at + 64 : headers_at + 128] * count
+    return library[:60] + struct.pack("<H", 3 + count) + library[62:headers_at] + headers
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -90,8 +103,9 @@ def test_a_name_without_end_is_refused_by_name(tmp_path: Path) -> None:
         lambda n: elf(b"\0SSL_read\0" * 200, struct.pack("<I", 1) * 6 * n),
         lambda n: elf(b"\0" + b"SSL_rea" * n, symbol(1, TEXT_AT)),
         lambda n: elf(b"\0SSL_read\0", b"".join(symbol(1, 1 << 40) for _ in range(n))),
+        lambda n: more_tables(elf(b"\0SSL_rea\0" * (n // 4), symbol(1, TEXT_AT)), n // 400),
     ],
-    ids=["far symbols", "every byte names it", "nearly the name", "all of that name"],
+    ids=["far symbols", "every byte names it", "nearly the name", "all of that name", "many tables of the same bytes"],
 )
 def test_the_work_is_linear_in_the_file(tmp_path: Path, make: object) -> None:
     def cost(count: int) -> float:

@@ -1,0 +1,55 @@
+"""What a decoder that an attacker has taken over can ask of the warden: what the protocol lists, and for its own folder only."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llmsec_tap.capture.warden import Warden
+from llmsec_tap.capture.warden_protocol import Ask
+
+STRANGER = 12_345
+
+
+@pytest.fixture
+def warden() -> Iterator[Warden]:
+    """One whose decoder is a process of another user."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can start a process of another user")
+    warden = Warden(lambda _: None, (sys.executable, "-c", ""))
+    with subprocess.Popen(["sleep", "60"], user=STRANGER, group=STRANGER, extra_groups=()) as decoder:
+        warden._child = decoder.pid
+        yield warden
+        decoder.kill()
+    warden._child = 0
+    warden.client_socket.close()
+    os.close(warden.stop_pipe)
+    warden._end()
+
+
+@pytest.mark.parametrize(("owner", "is_merged"), [(STRANGER, True), (0, False), (STRANGER + 1, False)])
+def test_parts_are_merged_in_the_decoders_own_folder_only(warden: Warden, tmp_path: Path, owner: int, is_merged: bool) -> None:
+    """The merge reads what the decoder wrote, with the rights of the folder's owner."""
+    os.chown(tmp_path, owner, owner)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        assert warden._answer(Ask.COMPACT, 0, [folder]) == (b"", [])
+    finally:
+        os.close(folder)
+    started = warden._compactor
+    assert (started is not None) == is_merged
+    if started is not None:
+        started.wait(30)
+
+
+@pytest.mark.parametrize("kind", [0, 255, *(kind for kind in Ask if kind not in (Ask.ATTACHED, Ask.DETECTOR))])
+def test_any_other_question_has_an_answer(warden: Warden, kind: int) -> None:
+    for argument in (0, 1, 0xFFFFFFFF):
+        payload, descriptors = warden._answer(kind, argument, [])
+        assert len(payload) < 65_536
+        assert descriptors == []
