@@ -45,12 +45,16 @@ class CannotOpen(Exception):  # noqa: N818 - a verdict for the user, not a fault
 
 
 class OpenFile:
-    """An open file and what it was when it was opened. Use as a context manager, or `close` it."""
+    """An open file and what it was when it was opened. Whoever has it closes it."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         self.status = os.fstat(descriptor)
         self.path = f"/proc/self/fd/{descriptor}"  # the kernel takes it for a probe, and it cannot be exchanged
+
+    @property
+    def identity(self) -> Identity:
+        return device_of(self.status), self.status.st_ino
 
     @property
     def key(self) -> tuple[int, int, int, int, int]:

@@ -283,7 +283,8 @@ def kernel_tls_in_use(statistics: Path = KERNEL_TLS) -> bool:
 
 
 def _at(plan: ProbePlan, file: OpenFile, mapped: MappedFile) -> ProbePlan:
-    return replace(plan, path=file.path, identity=mapped.identity, shown=mapped.path)
+    """`plan` for this file. Its identity is that of what was opened: what a process says it maps may be another by now."""
+    return replace(plan, path=file.path, identity=file.identity, shown=mapped.path)
 
 
 def _offset_plan(mapped: MappedFile, offsets: Offsets) -> ProbePlan:

@@ -199,3 +199,14 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path, make: object)
     make(path)  # type: ignore[operator]
     found = TargetFinder().look_at_file(MappedFile(str(path), ("00:00", 0), str(path), is_exe=True))
     assert (found.plans, found.refusals) == ([], [])
+
+
+def test_a_plan_stands_for_the_file_that_was_opened(tmp_path: Path) -> None:
+    """A process that says it maps the host's library, and has another at that place by now, must not make the real one count as probed."""
+    path = tmp_path / "libssl.so"
+    path.write_bytes(LIBRARY)
+    claimed = MappedFile("/usr/lib/libssl.so.3", ("08:01", 4711), str(path), is_exe=False)
+    with TargetFinder().look_at_file(claimed) as found:
+        (plan,) = found.plans
+        status = path.stat()
+        assert plan.identity == (f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}", status.st_ino)
