@@ -1,4 +1,4 @@
-"""The pod of a container, from the node's kubelet or the API server: one implementation of `PodLookup`.
+"""The pod of a container, from the node's kubelet or the API server.
 
 In a pod, the service account's token and certificate are mounted, and NODE_NAME and NODE_IP come from the downward API. The
 kubelet's /pods (10250, authorised by nodes/proxy) is asked first: it is on this node and knows the node's pods only. Where it
@@ -17,14 +17,13 @@ import json
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from llmsec_tap import privileges
-from llmsec_tap.capture.process import Pod, PodLookup
+from llmsec_tap.capture.process import Pod
 
 _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 INSECURE_VARIABLE: Final = "LLMSEC_KUBELET_INSECURE"
@@ -37,39 +36,24 @@ Fetch = Callable[[str], bytes]
 
 
 class ClusterPods:
-    """Keeps the pods of this node by container id. `fetch` takes a URL; a failing one leaves what is known.
+    """The pods of this node by container id, as they were at the last `refresh`. `fetch` takes a URL; a failing one leaves what is known."""
 
-    The list is fetched by a thread of its own: `pod_of` answers from what is known and never waits.
-    """
-
-    def __init__(self, urls: list[str], fetch: Fetch, *, refresh_s: float = _REFRESH_S) -> None:
+    def __init__(self, urls: list[str], fetch: Fetch) -> None:
         self._urls = urls
         self._fetch = fetch
-        self._refresh_s = refresh_s
-        self._pods: dict[str, Pod] = {}
-        self._asked = 0.0
-        self._busy = threading.Lock()
-        self.refresh()
+        self.table: dict[str, Pod] = {}
 
-    def pod_of(self, container_id: str) -> Pod | None:
-        known = self._pods.get(container_id)
-        if known is None and time.monotonic() - self._asked >= self._refresh_s:
-            threading.Thread(target=self.refresh, name="llmsec-pods", daemon=True).start()
-        return known
-
-    def refresh(self) -> None:
-        if not self._busy.acquire(blocking=False):
-            return
-        try:
-            self._asked = time.monotonic()
-            for url in self._urls:
-                try:
-                    self._pods = pods_by_container(json.loads(self._fetch(url)))
-                except (OSError, ValueError):  # URLError is an OSError
-                    continue
-                return
-        finally:
-            self._busy.release()
+    def refresh(self) -> Exception | None:
+        """Ask the first that answers. Where none does, what the last one said."""
+        fault: Exception | None = None
+        for url in self._urls:
+            try:
+                self.table = pods_by_container(json.loads(self._fetch(url)))
+            except (OSError, ValueError) as raised:  # URLError is an OSError
+                fault = raised
+            else:
+                return None
+        return fault
 
 
 def pods_by_container(answer: Any) -> dict[str, Pod]:
@@ -89,12 +73,6 @@ def pods_by_container(answer: Any) -> dict[str, Pod]:
                 if container_id:
                     found[container_id] = pod
     return found
-
-
-def find_pods(account: Path = _ACCOUNT) -> PodLookup | None:
-    """The lookup where this runs in Kubernetes, else None."""
-    urls = _urls(account)
-    return ClusterPods(urls, _fetcher(account)) if urls else None
 
 
 def _urls(account: Path) -> list[str]:
@@ -156,29 +134,23 @@ class PodHelper:
             ours.close()
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
-            fetch = _fetcher(account)
+            pods = ClusterPods(urls, _fetcher(account))
             privileges.become(privileges.unprivileged_user())
             privileges.confine(network=True)
-            _tell_pods(theirs, urls, fetch, report)
+            _tell_pods(theirs, pods, report)
         except OSError as fault:
             report(f"warning: pods stay unnamed: {fault}")
         finally:
             os._exit(0)
 
 
-def _tell_pods(sock: socket.socket, urls: list[str], fetch: Fetch, report: Callable[[str], None]) -> None:
+def _tell_pods(sock: socket.socket, pods: ClusterPods, report: Callable[[str], None]) -> None:
+    """Tell the table now and at each question, until the other side closes."""
     told = ""
     while True:
-        table: dict[str, Pod] | None = None
-        fault: Exception | None = None
-        for url in urls:
-            try:
-                table = pods_by_container(json.loads(fetch(url)))
-                break
-            except (OSError, ValueError) as raised:
-                fault = raised
-        if table is not None:
-            text = json.dumps(table).encode()
+        fault = pods.refresh()
+        if fault is None:
+            text = json.dumps(pods.table).encode()
             sock.sendall(len(text).to_bytes(4, "big") + text)
         elif str(fault) != told:
             told = str(fault)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from llmsec_tap.capture.kubernetes import INSECURE_VARIABLE, RemotePods, _fetcher, _tell_pods
+from llmsec_tap.capture.kubernetes import INSECURE_VARIABLE, ClusterPods, RemotePods, _fetcher, _tell_pods
 from llmsec_tap.capture.process import Pod
 from support.needs import program
 from support.tls_front import make_certificate
@@ -113,7 +113,7 @@ def test_the_decoder_hears_of_pods_and_asks_again_for_unknown_ones() -> None:
     ours, theirs = socket.socketpair()
     answers = [ANSWER, b"no json", ANSWER.replace(b'"chat"', b'"renamed"')]
     said: list[str] = []
-    helper = threading.Thread(target=_tell_pods, args=(theirs, ["https://x"], lambda _: answers.pop(0), said.append))
+    helper = threading.Thread(target=_tell_pods, args=(theirs, ClusterPods(["https://x"], lambda _: answers.pop(0)), said.append))
     helper.start()
     pods = RemotePods(ours, refresh_s=3600)
     while pods.pod_of(ID) is None:

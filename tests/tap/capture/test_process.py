@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llmsec_tap.capture.kubernetes import ClusterPods, find_pods, pods_by_container
+from llmsec_tap.capture.kubernetes import ClusterPods, PodHelper, RemotePods, pods_by_container
 from llmsec_tap.capture.proc import container_of
 from llmsec_tap.capture.process import Pod, ProcessTable
 
@@ -78,23 +79,34 @@ def test_the_kubelet_is_asked_first_and_the_server_where_it_refuses() -> None:
             raise PermissionError
         return json.dumps(ANSWER).encode()
 
-    pods = ClusterPods(["https://node:10250/pods", "https://server/api"], fetch, refresh_s=3600)
+    pods = ClusterPods(["https://node:10250/pods", "https://server/api"], fetch)
+    assert pods.refresh() is None
     assert asked == ["https://node:10250/pods", "https://server/api"]
-    assert pods.pod_of(ID) == CHAT
-    assert pods.pod_of("c" * 64) is None
-    assert len(asked) == 2, "an unknown container does not ask again at once"
+    assert pods.table[ID] == CHAT
+    assert "c" * 64 not in pods.table
+
+
+def test_an_unknown_container_does_not_ask_again_at_once() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        pods = RemotePods(ours, refresh_s=3600)
+        assert pods.pod_of("c" * 64) is None
+        with pytest.raises(BlockingIOError):
+            theirs.recv(1)
 
 
 def test_a_failing_refresh_keeps_what_is_known() -> None:
     answers = [json.dumps(ANSWER).encode(), b"no json", b"[]"]
-    pods = ClusterPods(["https://x"], lambda _: answers.pop(0), refresh_s=3600)
-    pods.refresh()
-    pods.refresh()
-    assert pods.pod_of(ID) == CHAT
+    pods = ClusterPods(["https://x"], lambda _: answers.pop(0))
+    assert pods.refresh() is None
+    assert isinstance(pods.refresh(), ValueError)
+    assert isinstance(pods.refresh(), ValueError)
+    assert pods.table[ID] == CHAT
 
 
 def test_outside_kubernetes_nothing_is_asked(tmp_path: Path) -> None:
-    assert find_pods(tmp_path) is None
+    assert PodHelper.start(pytest.fail, tmp_path) is None
 
 
 def test_process_facts(tmp_path: Path) -> None:
