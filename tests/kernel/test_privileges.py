@@ -143,3 +143,15 @@ def test_whoever_dies_the_probes_go_and_the_observed_process_serves(
                 assert "the decoding process was ended by signal" in agent.said
             else:
                 assert "stored 1 in" in agent.said, "what it had is kept"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("delay", [0.2, 0.4, 0.6, 0.8])
+def test_a_capture_that_is_ended_while_it_attaches_leaves_nothing(echo: tuple[int, int], number: signal.Signals, delay: float) -> None:
+    command = [sys.executable, "-m", "llmsec_tap.cli.app", "capture", "--pid", str(echo[0]), "--store", "none", "--no-detect"]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(delay)
+        process.send_signal(number)
+        assert process.stderr is not None
+        said = process.stderr.read()  # to the end: the decoder has it, too
+    assert "Traceback" not in said

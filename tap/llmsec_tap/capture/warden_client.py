@@ -31,13 +31,17 @@ class WardenClient:
         self._totals = KernelTotals()
         self.ring: Ring | None = None
 
-    def await_attached(self) -> None:
-        """Until the probes stand; then `ring` is here. A warden that gives up ends this process."""
-        payload, descriptors = self._ask(Ask.ATTACHED, wait_s=None)
+    def await_attached(self) -> bool:
+        """Until the probes stand; then `ring` is here. False: the warden ended before, and says why where there is something to say."""
+        try:
+            payload, descriptors = self._ask(Ask.ATTACHED, wait_s=None)
+        except OSError:
+            return False
         (size,) = protocol.ATTACHED.unpack(payload)
         if size:
             self.ring = Ring(descriptors[0], size)
             os.close(descriptors[0])
+        return True
 
     def open_sockets(self) -> list[socket.socket]:
         """The packet sockets, which receive from now on. None of them where the warden could not open all."""

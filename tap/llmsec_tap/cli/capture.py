@@ -179,7 +179,8 @@ def capture(
 
             client = WardenClient(warden.client_socket, warden.stop_pipe)
             listed = _listing() if output is Format.TABLE else None
-            client.await_attached()
+            if not client.await_attached():
+                return
             run = CaptureRun(
                 warden=client,
                 pods=pods.socket if pods is not None else None,
