@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from llmsec_tap.model import Framing
-from llmsec_tap.providers.base import JSON, EventHandler, NotJSON, RequestView, ResponseView, joined_events, parse_json
+from llmsec_tap.providers.base import JSON, EventHandler, NotJSON, RequestView, ResponseView, parse_json, read_joined_events
 from llmsec_tap.providers.draft import Draft
 from llmsec_tap.providers.failures import read_failure
 
@@ -53,11 +53,7 @@ class BaseDialect:
         def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
             # A handler that called itself would be a cycle, and keep its exchange until the garbage collector comes.
             if not is_read(ts_ns, name, data):
-                lines = joined_events(data)
-                for line in lines:
-                    is_read(ts_ns, name, line)
-                if not lines and data.strip():
-                    draft.unread_event(data)
+                read_joined_events(is_read, ts_ns, name, data, draft)
 
         return on_event
 

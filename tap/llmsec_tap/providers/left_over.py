@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
@@ -55,25 +55,19 @@ class LeftOver:
         waiting: list[tuple[JSON, _Place]] = [(body, place)]
         while waiting:
             value, at = waiting.pop()
-            if type(value) is dict:
+            is_object = type(value) is dict
+            if is_object:
                 self.keys += len(value)
-                for key, item in value.items():
-                    kind = type(item)
-                    if kind is str:
-                        if (" " in item or len(item) >= _LONG_WORD or not item.isascii()) and id(item) not in known:
-                            self._string(item, at, key)
-                    elif kind is dict or kind is list:
-                        waiting.append((item, (at, key)))
-                    if " " in key:
-                        self._string(key, at, key)
-            else:
-                for index, item in enumerate(value):
-                    kind = type(item)
-                    if kind is str:
-                        if (" " in item or len(item) >= _LONG_WORD or not item.isascii()) and id(item) not in known:
-                            self._string(item, at, index)
-                    elif kind is dict or kind is list:
-                        waiting.append((item, (at, index)))
+            members: Iterable[tuple[Any, JSON]] = value.items() if is_object else enumerate(value)
+            for key, item in members:
+                kind = type(item)
+                if kind is str:
+                    if (" " in item or len(item) >= _LONG_WORD or not item.isascii()) and id(item) not in known:
+                        self._string(item, at, key)
+                elif kind is dict or kind is list:
+                    waiting.append((item, (at, key)))
+                if is_object and " " in key:
+                    self._string(key, at, key)
 
     def add(self, path: str, text: str) -> None:
         """A text that stands in no JSON value, or is all there is."""

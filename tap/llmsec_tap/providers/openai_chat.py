@@ -24,9 +24,9 @@ from llmsec_tap.providers.base import (
     ResponseView,
     dict_of,
     int_of,
-    joined_events,
     list_of,
     parse_json,
+    read_joined_events,
     text_of,
 )
 from llmsec_tap.providers.dialect import BaseDialect
@@ -151,11 +151,7 @@ class OpenAIChat(BaseDialect):
             if data == b"[DONE]":
                 draft.terminated = True
             elif not is_read(ts_ns, name, data):
-                lines = joined_events(data)
-                for line in lines:
-                    is_read(ts_ns, name, line)
-                if not lines and data.strip():
-                    draft.unread_event(data)
+                read_joined_events(is_read, ts_ns, name, data, draft)
 
         return on_event
 
