@@ -31,7 +31,11 @@ check: .venv/.dev  ## formatting, lint, types and the layering of packages
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-fuzz: .venv/.dev  ## every fuzz target; FUZZ_SECONDS each
+.venv/.fuzz: .venv/.dev
+	$(UV) sync --quiet --frozen --group fuzz --inexact
+	@touch $@
+
+fuzz: .venv/.fuzz  ## every fuzz target; FUZZ_SECONDS each
 	$(BIN)/python tests/fuzz/run.py --seconds $(or $(FUZZ_SECONDS),600)
 
 bench: .venv/.dev  ## the numbers of docs/performance.md
