@@ -37,27 +37,28 @@ def bedrock(url: str) -> list[str]:
 
 
 def ollama(url: str) -> list[str]:
-    client = pytest.importorskip("ollama", reason="in the dependency group `peers`").Client(host=url)
-    seen = [
-        "".join(part.message.content for part in client.chat(model="tiny", messages=[{"role": "user", "content": PROMPT}], stream=True))
-    ]
-    seen.append("".join(part.response for part in client.generate(model="tiny", prompt=PROMPT, stream=True)))
-    assert len(client.embed(model="tiny", input=[PROMPT, "b"]).embeddings) == 2
+    with pytest.importorskip("ollama", reason="in the dependency group `peers`").Client(host=url) as client:
+        parts = client.chat(model="tiny", messages=[{"role": "user", "content": PROMPT}], stream=True)
+        seen = ["".join(part.message.content for part in parts)]
+        seen.append("".join(part.response for part in client.generate(model="tiny", prompt=PROMPT, stream=True)))
+        assert len(client.embed(model="tiny", input=[PROMPT, "b"]).embeddings) == 2
     return seen
 
 
 def tgi(url: str) -> list[str]:
-    client = pytest.importorskip("huggingface_hub", reason="in the dependency group `peers`").InferenceClient(url)
-    seen = [client.text_generation(PROMPT, max_new_tokens=6, details=True).generated_text]
-    seen.append("".join(client.text_generation(PROMPT, max_new_tokens=6, stream=True)))
+    hub = pytest.importorskip("huggingface_hub", reason="in the dependency group `peers`")
+    with hub.InferenceClient(url) as client:
+        seen = [client.text_generation(PROMPT, max_new_tokens=6, details=True).generated_text]
+        seen.append("".join(client.text_generation(PROMPT, max_new_tokens=6, stream=True)))
+    hub.close_session()  # else the connection that all its clients share ends in a later test, as a ResourceWarning there
     return seen
 
 
 def gemini(url: str) -> list[str]:
     genai = pytest.importorskip("google.genai", reason="in the dependency group `peers`")
-    client = genai.Client(api_key="AIzaSyTest-0123456789abcdefghijklmnopqrs", http_options={"base_url": url})
-    seen = [client.models.generate_content(model="gemini-x", contents=PROMPT).text]
-    seen.append("".join(part.text or "" for part in client.models.generate_content_stream(model="gemini-x", contents=PROMPT)))
+    with genai.Client(api_key="AIzaSyTest-0123456789abcdefghijklmnopqrs", http_options={"base_url": url}) as client:
+        seen = [client.models.generate_content(model="gemini-x", contents=PROMPT).text]
+        seen.append("".join(part.text or "" for part in client.models.generate_content_stream(model="gemini-x", contents=PROMPT)))
     return seen
 
 
