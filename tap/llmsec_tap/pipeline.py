@@ -11,10 +11,10 @@ from llmsec_tap.account import Account
 from llmsec_tap.model import Exchange
 from llmsec_tap.providers.assemble import Context, ExchangeAssembly, ListenerFactory
 from llmsec_tap.providers.credentials import Fingerprinter
-from llmsec_tap.reassembly.flow import Flow
-from llmsec_tap.reassembly.http_flow import HTTPFlow
-from llmsec_tap.reassembly.packet import PacketDecoder, PacketHandler
-from llmsec_tap.reassembly.tcp import TCPReassembler
+from llmsec_tap.wire.flow import Flow
+from llmsec_tap.wire.http_flow import HTTPFlow
+from llmsec_tap.wire.packet import PacketDecoder, PacketHandler
+from llmsec_tap.wire.tcp import TCPReassembler
 
 # Rotated files may overlap a little: capture threads write in turn.
 _FILE_OVERLAP_NS = 1_000_000_000

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmsec_tap.model import Exchange
-from llmsec_tap.reassembly.eventstream import EventStreamParser
+from llmsec_tap.wire.eventstream import EventStreamParser
 from support.aws import message
 from support.replay import replay
 from support.sniff import can_sniff, free_port, sniff

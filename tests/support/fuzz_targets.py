@@ -30,13 +30,13 @@ from llmsec_tap.providers.base import NotJSON, RequestView, ResponseView, parse_
 from llmsec_tap.providers.credentials import fingerprinter
 from llmsec_tap.providers.draft import Draft
 from llmsec_tap.providers.registry import DIALECTS, auxiliary, classify, classify_response, identify
-from llmsec_tap.reassembly.encoding import content_decoder
-from llmsec_tap.reassembly.eventstream import EventStreamParser
-from llmsec_tap.reassembly.flow import Flow
-from llmsec_tap.reassembly.ndjson import JSONArrayParser, NDJSONParser
-from llmsec_tap.reassembly.packet import PacketDecoder
-from llmsec_tap.reassembly.sse import SSEParser
-from llmsec_tap.reassembly.tcp import TCPReassembler
+from llmsec_tap.wire.encoding import content_decoder
+from llmsec_tap.wire.eventstream import EventStreamParser
+from llmsec_tap.wire.flow import Flow
+from llmsec_tap.wire.ndjson import JSONArrayParser, NDJSONParser
+from llmsec_tap.wire.packet import PacketDecoder
+from llmsec_tap.wire.sse import SSEParser
+from llmsec_tap.wire.tcp import TCPReassembler
 from support.aws import message
 from support.fuzz_elf import elf_file, elf_seeds
 from support.http_recorder import Recorder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llmsec_tap.reassembly.http1 import Head, RequestParser, ResponseParser
+from llmsec_tap.wire.http1 import Head, RequestParser, ResponseParser
 
 
 class Body:

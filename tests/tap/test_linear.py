@@ -16,14 +16,14 @@ import pytest
 
 from llmsec_tap import limits
 from llmsec_tap.account import Account
-from llmsec_tap.reassembly.encoding import content_decoder
-from llmsec_tap.reassembly.eventstream import EventStreamParser
-from llmsec_tap.reassembly.flow import Flow
-from llmsec_tap.reassembly.http1 import NO_BODY, RequestParser, ResponseParser
-from llmsec_tap.reassembly.http_flow import HTTPFlow
-from llmsec_tap.reassembly.ndjson import JSONArrayParser, NDJSONParser
-from llmsec_tap.reassembly.sse import SSEParser
-from llmsec_tap.reassembly.tcp import ACK, FIN, RST, SYN, TCPReassembler
+from llmsec_tap.wire.encoding import content_decoder
+from llmsec_tap.wire.eventstream import EventStreamParser
+from llmsec_tap.wire.flow import Flow
+from llmsec_tap.wire.http1 import NO_BODY, RequestParser, ResponseParser
+from llmsec_tap.wire.http_flow import HTTPFlow
+from llmsec_tap.wire.ndjson import JSONArrayParser, NDJSONParser
+from llmsec_tap.wire.sse import SSEParser
+from llmsec_tap.wire.tcp import ACK, FIN, RST, SYN, TCPReassembler
 from support.aws import message
 
 RATIO = 2.5  # for one doubling

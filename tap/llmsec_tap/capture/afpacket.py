@@ -20,7 +20,7 @@ from typing import Final
 
 from llmsec_tap.capture.packet_socket import PACKET_STATISTICS, RING_BLOCK_BYTES, RING_BLOCKS, SOL_PACKET, is_loopback, loopback_index
 from llmsec_tap.capture.queue import BatchQueue
-from llmsec_tap.reassembly.packet import PacketHandler
+from llmsec_tap.wire.packet import PacketHandler
 
 _ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
 _PACKET_OUTGOING = 4

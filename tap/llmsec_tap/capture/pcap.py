@@ -18,7 +18,7 @@ from typing import BinaryIO, Protocol
 
 from llmsec_tap import limits
 from llmsec_tap.errors import SourceError
-from llmsec_tap.reassembly.packet import PacketHandler
+from llmsec_tap.wire.packet import PacketHandler
 
 _CHUNK = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"

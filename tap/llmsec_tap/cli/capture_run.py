@@ -174,7 +174,7 @@ class CaptureRun:
 
     def _open_interfaces(self) -> None:
         from llmsec_tap.capture.afpacket import PacketSource
-        from llmsec_tap.reassembly.packet import LINKTYPE_RAW
+        from llmsec_tap.wire.packet import LINKTYPE_RAW
 
         handle = self._pipeline.handler(LINKTYPE_RAW)
         if self._pcapng is not None:

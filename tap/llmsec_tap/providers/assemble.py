@@ -25,8 +25,8 @@ from llmsec_tap.providers.masking import mask_method, mask_record, mask_target
 from llmsec_tap.providers.registry import auxiliary, classify_response, identify
 from llmsec_tap.providers.request_reading import fold_case, has_token_ids, needs_folding, read_body, read_left_over, settle
 from llmsec_tap.providers.timing import timings
-from llmsec_tap.reassembly.flow import Flow
-from llmsec_tap.reassembly.http1 import NO_BODY, Head
+from llmsec_tap.wire.flow import Flow
+from llmsec_tap.wire.http1 import NO_BODY, Head
 
 _T = TypeVar("_T")
 
@@ -62,7 +62,7 @@ class Context:
 
 
 class ExchangeAssembly:
-    """An `ExchangeSink` of reassembly/http_flow.py."""
+    """An `ExchangeSink` of wire/http_flow.py."""
 
     __slots__ = (
         "_anomalies",

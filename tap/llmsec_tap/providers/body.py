@@ -8,11 +8,11 @@ from typing import Protocol
 from llmsec_tap import limits
 from llmsec_tap.account import Entry
 from llmsec_tap.model import Framing
-from llmsec_tap.reassembly.encoding import ContentDecoder, content_decoder
-from llmsec_tap.reassembly.eventstream import EventStreamParser
-from llmsec_tap.reassembly.http1 import Head
-from llmsec_tap.reassembly.ndjson import JSONArrayParser, NDJSONParser
-from llmsec_tap.reassembly.sse import EventSink, SSEParser
+from llmsec_tap.wire.encoding import ContentDecoder, content_decoder
+from llmsec_tap.wire.eventstream import EventStreamParser
+from llmsec_tap.wire.http1 import Head
+from llmsec_tap.wire.ndjson import JSONArrayParser, NDJSONParser
+from llmsec_tap.wire.sse import EventSink, SSEParser
 
 FRAMING_BY_TYPE: dict[str, Framing] = {
     "text/event-stream": "sse",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmsec_tap.reassembly.eventstream import EventStreamParser, parse_headers
+from llmsec_tap.wire.eventstream import EventStreamParser, parse_headers
 from support.aws import message
 from support.streams import feed_every_way
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from llmsec_tap.account import Entry, no_account
 from llmsec_tap.limits import MAX_EVENT_BYTES
-from llmsec_tap.reassembly.sse import EventSink
+from llmsec_tap.wire.sse import EventSink
 
 _WHITE = b" \t\r\n"
 

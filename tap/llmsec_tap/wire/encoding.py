@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from llmsec_tap import limits
-from llmsec_tap.reassembly.codings import Coding, Plain, choose
+from llmsec_tap.wire.codings import Coding, Plain, choose
 
 _SLICE = 64 * limits.KIB
 _NAMES = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate", "br": "br", "zstd": "zstd"}

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsec_tap import limits
-from llmsec_tap.reassembly.flow import Flow
-from llmsec_tap.reassembly.packet import BAD_CHECKSUM, GOOD_CHECKSUM
-from llmsec_tap.reassembly.tcp import ACK, FIN, RST, SYN, TCPReassembler
+from llmsec_tap.wire.flow import Flow
+from llmsec_tap.wire.packet import BAD_CHECKSUM, GOOD_CHECKSUM
+from llmsec_tap.wire.tcp import ACK, FIN, RST, SYN, TCPReassembler
 
 C = bytes([10, 0, 0, 1]) + bytes([10, 0, 0, 2]) + struct.pack(">HH", 40000, 80)
 S = bytes([10, 0, 0, 2]) + bytes([10, 0, 0, 1]) + struct.pack(">HH", 80, 40000)

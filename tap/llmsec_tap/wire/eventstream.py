@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from llmsec_tap.account import Entry, no_account
 from llmsec_tap.limits import MAX_EVENTSTREAM_MESSAGE_BYTES
-from llmsec_tap.reassembly.sse import EventSink
+from llmsec_tap.wire.sse import EventSink
 
 _PRELUDE = struct.Struct(">III")
 _OVERHEAD = 16

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsec_tap.account import Account
-from llmsec_tap.reassembly.packet import BAD_CHECKSUM, GOOD_CHECKSUM, PacketDecoder
+from llmsec_tap.wire.packet import BAD_CHECKSUM, GOOD_CHECKSUM, PacketDecoder
 from support.wire import ACK, RST, ethernet, ipv4, ipv6, tcp
 
 A, B = "10.0.0.1", "10.0.0.2"

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from llmsec_tap.account import Account
-from llmsec_tap.reassembly.fragments import Fragments, Key
+from llmsec_tap.wire.fragments import Fragments, Key
 
 LINKTYPE_NULL = 0
 LINKTYPE_ETHERNET = 1

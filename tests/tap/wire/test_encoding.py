@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmsec_tap import limits
-from llmsec_tap.reassembly.encoding import content_decoder
+from llmsec_tap.wire.encoding import content_decoder
 from support.streams import feed_every_way
 
 TEXT = b'data: {"choices":[{"delta":{"content":"Gr\xc3\xbc\xc3\x9fe"}}]}\n\n' * 5

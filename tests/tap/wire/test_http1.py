@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsec_tap import limits
-from llmsec_tap.reassembly.http1 import NO_BODY, RequestParser
+from llmsec_tap.wire.http1 import NO_BODY, RequestParser
 from support.http_recorder import Recorder
 from support.streams import feed_every_way
 

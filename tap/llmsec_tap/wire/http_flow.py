@@ -13,8 +13,8 @@ from typing import Protocol
 
 from llmsec_tap import limits
 from llmsec_tap.account import Entry
-from llmsec_tap.reassembly.flow import Flow, StreamSink
-from llmsec_tap.reassembly.http1 import NO_BODY, REQUEST_LINE, BodySink, Head, MessageParser, RequestParser, ResponseParser, find_message
+from llmsec_tap.wire.flow import Flow, StreamSink
+from llmsec_tap.wire.http1 import NO_BODY, REQUEST_LINE, BodySink, Head, MessageParser, RequestParser, ResponseParser, find_message
 
 _REQUEST_PREFIX = re.compile(rb"[A-Z]{0,16}\Z|[A-Z]{2,16} ")
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113 section 3.4

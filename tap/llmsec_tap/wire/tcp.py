@@ -22,8 +22,8 @@ from collections.abc import Callable
 
 from llmsec_tap import limits
 from llmsec_tap.account import Account
-from llmsec_tap.reassembly.flow import Flow, FlowSink, StreamSink, endpoints
-from llmsec_tap.reassembly.packet import BAD_CHECKSUM, GOOD_CHECKSUM
+from llmsec_tap.wire.flow import Flow, FlowSink, StreamSink, endpoints
+from llmsec_tap.wire.packet import BAD_CHECKSUM, GOOD_CHECKSUM
 
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 _MASK = 0xFFFFFFFF

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmsec_tap.reassembly.ndjson import JSONArrayParser, NDJSONParser
+from llmsec_tap.wire.ndjson import JSONArrayParser, NDJSONParser
 from support.streams import feed_every_way
 
 
@@ -54,7 +54,7 @@ def test_ndjson_gap_drops_the_torn_line() -> None:
 
 
 def test_ndjson_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmsec_tap.reassembly.ndjson.MAX_EVENT_BYTES", 50)
+    monkeypatch.setattr("llmsec_tap.wire.ndjson.MAX_EVENT_BYTES", 50)
     events, anomalies, _ = lines([b"1\n", b"x" * 60, b"x" * 60 + b"\n", b"2\n"])
     assert events == [b"1", b"2"]
     assert anomalies == ["event_limit"]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmsec_tap import limits
-from llmsec_tap.reassembly.sse import SSEParser
+from llmsec_tap.wire.sse import SSEParser
 from support.streams import feed_every_way
 
 
@@ -76,7 +76,7 @@ def test_a_line_of_eight_mebibytes_is_whole_however_it_is_cut() -> None:
 
 
 def test_over_the_limit_an_event_is_dropped_once_and_the_next_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmsec_tap.reassembly.sse.MAX_EVENT_BYTES", 100)
+    monkeypatch.setattr("llmsec_tap.wire.sse.MAX_EVENT_BYTES", 100)
     long_line = b"data: " + b"x" * 200 + b"\n\n"
     many_lines = b"data: 0123456789\n" * 20 + b"\n"
     for long in (long_line, many_lines):
