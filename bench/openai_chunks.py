@@ -7,9 +7,9 @@ import statistics
 import sys
 import time
 
-from llmsec_tap.providers.base import ResponseView
-from llmsec_tap.providers.draft import Draft
-from llmsec_tap.providers.openai_chat import OpenAIChat
+from llmsec_tap.dialects.base import ResponseView
+from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.dialects.openai_chat import OpenAIChat
 
 CHUNKS = 2000
 ROUNDS = 40

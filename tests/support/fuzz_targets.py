@@ -23,13 +23,13 @@ from llmsec_analyzer.detectors.scanner import Scanner
 from llmsec_analyzer.detectors.settings import DetectionSettings
 from llmsec_tap import limits
 from llmsec_tap.capture.pcap import CaptureReader
+from llmsec_tap.dialects.base import NotJSON, RequestView, ResponseView, parse_json
+from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.dialects.registry import DIALECTS, auxiliary, classify, classify_response, identify
 from llmsec_tap.errors import SourceError
 from llmsec_tap.model import Exchange, Message, Part, Request, to_json
 from llmsec_tap.pipeline import Pipeline
-from llmsec_tap.providers.base import NotJSON, RequestView, ResponseView, parse_json
 from llmsec_tap.providers.credentials import fingerprinter
-from llmsec_tap.providers.draft import Draft
-from llmsec_tap.providers.registry import DIALECTS, auxiliary, classify, classify_response, identify
 from llmsec_tap.wire.encoding import content_decoder
 from llmsec_tap.wire.eventstream import EventStreamParser
 from llmsec_tap.wire.flow import Flow

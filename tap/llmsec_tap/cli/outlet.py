@@ -12,10 +12,10 @@ from typing import Protocol
 
 from llmsec_tap.cli.text import error_line, report
 from llmsec_tap.cli.visible import json_visible
+from llmsec_tap.dialects.draft import DeltaListener
 from llmsec_tap.errors import StorageError
 from llmsec_tap.model import Exchange, to_json
 from llmsec_tap.providers.assemble import ExchangeAssembly, ListenerFactory
-from llmsec_tap.providers.draft import DeltaListener
 from llmsec_tap.storage.writer import StoreWriter
 from llmsec_tap.tokens import TokenEstimator
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from llmsec_tap.providers.base import RequestView, ResponseView
+from llmsec_tap.dialects.base import RequestView, ResponseView
 from llmsec_tap.providers.hosts import provider_of_host
 
 # Path pattern, operation: the first that fits. Order matters: `/responses/{id}/input_tokens` before `/responses/{id}`.

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
+from llmsec_tap.dialects.base import RequestView
 from llmsec_tap.model import Exchange
-from llmsec_tap.providers.base import RequestView
 
 Fingerprinter = Callable[[str], str]
 

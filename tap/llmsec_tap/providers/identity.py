@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from llmsec_tap.dialects.base import RequestView, ResponseView
+from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.providers.auxiliary import auxiliary
-from llmsec_tap.providers.base import RequestView, ResponseView
-from llmsec_tap.providers.draft import Draft
 from llmsec_tap.providers.hosts import provider_of_host
 
 # (pattern of the path, provider): routes that only one vendor has. Gateways keep them behind a prefix.

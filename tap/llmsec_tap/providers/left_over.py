@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
+from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.limits import MAX_OTHER_TEXT_CHARS, MAX_OTHER_TEXTS
 from llmsec_tap.model import OtherText
 from llmsec_tap.providers.charsets import likely_text
-from llmsec_tap.providers.draft import Draft
 from llmsec_tap.providers.secret_shapes import is_secret_name, is_server_id, is_token
 
 JSON = Any

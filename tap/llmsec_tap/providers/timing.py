@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from array import array
 
+from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.model import Exchange
-from llmsec_tap.providers.draft import Draft
 
 _MS = 1_000_000
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from llmsec_tap.providers.base import NotJSON, RequestView, ResponseView, parse_json
-from llmsec_tap.providers.draft import Draft
-from llmsec_tap.providers.failures import read_failure
-from llmsec_tap.providers.registry import auxiliary, classify, classify_response, identify
+from llmsec_tap.dialects.base import NotJSON, RequestView, ResponseView, parse_json
+from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.dialects.failures import read_failure
+from llmsec_tap.dialects.registry import auxiliary, classify, classify_response, identify
 
 CORE = {"chat", "completion", "response", "embedding"}
 

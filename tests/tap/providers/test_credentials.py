@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from llmsec_tap.capture.pcap import CaptureReader
+from llmsec_tap.dialects.base import RequestView
 from llmsec_tap.model import Exchange, to_json
 from llmsec_tap.pipeline import Pipeline
-from llmsec_tap.providers.base import RequestView
 from llmsec_tap.providers.credentials import credential_of, fingerprinter
 from llmsec_tap.providers.masking import mask_target
 from llmsec_tap.providers.secret_shapes import is_secret_name, is_token, mask_tokens

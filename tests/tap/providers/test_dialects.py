@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from llmsec_tap.providers.base import RequestView, ResponseView
-from llmsec_tap.providers.draft import Draft
-from llmsec_tap.providers.registry import classify, identify
+from llmsec_tap.dialects.base import RequestView, ResponseView
+from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.dialects.registry import classify, identify
 
 SSE = "text/event-stream"
 AWS = "application/vnd.amazon.eventstream"

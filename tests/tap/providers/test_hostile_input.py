@@ -11,9 +11,9 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmsec_tap.providers.base import RequestView, ResponseView
-from llmsec_tap.providers.draft import Draft
-from llmsec_tap.providers.registry import DIALECTS, auxiliary, classify, classify_response, identify
+from llmsec_tap.dialects.base import RequestView, ResponseView
+from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.dialects.registry import DIALECTS, auxiliary, classify, classify_response, identify
 
 spec = importlib.util.spec_from_file_location("provider_rows", Path(__file__).with_name("test_dialects.py"))
 assert spec is not None

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsec_tap.anomalies import ANOMALIES, UNREAD
+from llmsec_tap.dialects.base import RequestView, normal_path
+from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.model import Exchange, to_json
-from llmsec_tap.providers.base import RequestView, normal_path
 from llmsec_tap.providers.charsets import likely_text
-from llmsec_tap.providers.draft import Draft
 from llmsec_tap.providers.forms import read_form
 from llmsec_tap.providers.loose_json import cut_deep, may_repeat_keys, read_loosely
 from llmsec_tap.providers.request_reading import read_body, read_left_over, settle

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from llmsec_tap.providers.base import JSON, dict_of, list_of
+from llmsec_tap.dialects.base import JSON, dict_of, list_of
 
 _LLAMACPP_BUILD: Final = re.compile(r"b\d+-[0-9a-f]{6,}")
 _TGI_BUILD: Final = re.compile(r"\d+\.\d+\.\d+\S*-(native|sha-\w+|\w+)")

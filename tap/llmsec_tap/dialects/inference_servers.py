@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from llmsec_tap.dialects import messages
+from llmsec_tap.dialects.base import JSON, RequestView, ResponseView, dict_of, int_of, list_of, text_of
+from llmsec_tap.dialects.dialect import BaseDialect
+from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.dialects.failures import read_stream_failure
+from llmsec_tap.dialects.vectors import dimensions
 from llmsec_tap.model import Framing
-from llmsec_tap.providers import messages
-from llmsec_tap.providers.base import JSON, RequestView, ResponseView, dict_of, int_of, list_of, text_of
-from llmsec_tap.providers.dialect import BaseDialect
-from llmsec_tap.providers.draft import Draft
-from llmsec_tap.providers.failures import read_stream_failure
-from llmsec_tap.providers.vectors import dimensions
 
 
 class SGLangGenerate(BaseDialect):

@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Final
 
-from llmsec_tap.model import Message, Part
-from llmsec_tap.providers import messages
-from llmsec_tap.providers.base import (
+from llmsec_tap.dialects import messages
+from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
     NotJSON,
@@ -24,9 +23,10 @@ from llmsec_tap.providers.base import (
     parse_json,
     text_of,
 )
-from llmsec_tap.providers.dialect import BaseDialect
-from llmsec_tap.providers.draft import Draft
-from llmsec_tap.providers.usage import converse_usage
+from llmsec_tap.dialects.dialect import BaseDialect
+from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.dialects.usage import converse_usage
+from llmsec_tap.model import Message, Part
 
 _ROUTE: Final = re.compile(r"/model/.+/converse(-stream)?$")
 _EVENTS: Final = ("messageStart", "contentBlockStart", "contentBlockDelta", "contentBlockStop", "messageStop", "metadata")

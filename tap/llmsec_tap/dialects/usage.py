@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from llmsec_tap.providers.base import JSON, int_of
-from llmsec_tap.providers.draft import Draft
+from llmsec_tap.dialects.base import JSON, int_of
+from llmsec_tap.dialects.draft import Draft
 
 
 def openai_usage(value: JSON, draft: Draft, *, embedding: bool = False) -> None:

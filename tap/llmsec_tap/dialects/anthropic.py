@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Final
 
-from llmsec_tap.model import Message, Part
-from llmsec_tap.providers import messages
-from llmsec_tap.providers.base import (
+from llmsec_tap.dialects import messages
+from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
     NotJSON,
@@ -24,10 +23,11 @@ from llmsec_tap.providers.base import (
     parse_json,
     text_of,
 )
-from llmsec_tap.providers.dialect import BaseDialect
-from llmsec_tap.providers.draft import Draft
-from llmsec_tap.providers.failures import read_stream_failure
-from llmsec_tap.providers.usage import anthropic_usage
+from llmsec_tap.dialects.dialect import BaseDialect
+from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.dialects.failures import read_stream_failure
+from llmsec_tap.dialects.usage import anthropic_usage
+from llmsec_tap.model import Message, Part
 
 _RAW_PREDICT: Final = re.compile(r"/publishers/anthropic/models/[^/]+:(stream)?[rR]awPredict$")
 _OWN_ID: Final = re.compile(r"msg_01[0-9A-Za-z]{22}")

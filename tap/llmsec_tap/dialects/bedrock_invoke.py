@@ -13,15 +13,15 @@ import re
 from binascii import a2b_base64
 from typing import ClassVar, Final
 
-from llmsec_tap.providers import messages
-from llmsec_tap.providers.anthropic import AnthropicReader, anthropic_request
-from llmsec_tap.providers.base import JSON, EventHandler, NotJSON, RequestView, ResponseView, dict_of, int_of, list_of, parse_json, text_of
-from llmsec_tap.providers.bedrock_converse import ConverseReader, converse_request, model_in_path, stream_exception
-from llmsec_tap.providers.cohere import CohereReader, cohere_v1_request
-from llmsec_tap.providers.dialect import BaseDialect
-from llmsec_tap.providers.draft import Draft
-from llmsec_tap.providers.openai_chat import Reader as OpenAIReader
-from llmsec_tap.providers.vectors import count_vectors, dimensions
+from llmsec_tap.dialects import messages
+from llmsec_tap.dialects.anthropic import AnthropicReader, anthropic_request
+from llmsec_tap.dialects.base import JSON, EventHandler, NotJSON, RequestView, ResponseView, dict_of, int_of, list_of, parse_json, text_of
+from llmsec_tap.dialects.bedrock_converse import ConverseReader, converse_request, model_in_path, stream_exception
+from llmsec_tap.dialects.cohere import CohereReader, cohere_v1_request
+from llmsec_tap.dialects.dialect import BaseDialect
+from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.dialects.openai_chat import Reader as OpenAIReader
+from llmsec_tap.dialects.vectors import count_vectors, dimensions
 
 _ROUTE: Final = re.compile(r"/model/.+/invoke(-with-response-stream|-with-bidirectional-stream)?$")
 _METRICS: Final = "amazon-bedrock-invocationMetrics"

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from llmsec_tap.model import Framing, Message, Part
-from llmsec_tap.providers import messages
-from llmsec_tap.providers.base import (
+from llmsec_tap.dialects import messages
+from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
     NotJSON,
@@ -22,11 +21,12 @@ from llmsec_tap.providers.base import (
     parse_json,
     text_of,
 )
-from llmsec_tap.providers.dialect import BaseDialect
-from llmsec_tap.providers.draft import Draft
-from llmsec_tap.providers.failures import read_stream_failure
-from llmsec_tap.providers.usage import cohere_usage
-from llmsec_tap.providers.vectors import count_vectors
+from llmsec_tap.dialects.dialect import BaseDialect
+from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.dialects.failures import read_stream_failure
+from llmsec_tap.dialects.usage import cohere_usage
+from llmsec_tap.dialects.vectors import count_vectors
+from llmsec_tap.model import Framing, Message, Part
 
 
 class CohereChatV1(BaseDialect):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from llmsec_tap.dialects.base import JSON, dict_of, dump_json, list_of, text_of
+from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.dialects.vectors import base64_bytes
 from llmsec_tap.model import Message, Part, ToolDefinition
-from llmsec_tap.providers.base import JSON, dict_of, dump_json, list_of, text_of
-from llmsec_tap.providers.draft import Draft
-from llmsec_tap.providers.vectors import base64_bytes
 
 Scalar = str | int | float | bool | None
 

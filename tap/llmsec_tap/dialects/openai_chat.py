@@ -15,8 +15,9 @@ from typing import ClassVar
 
 import msgspec
 
-from llmsec_tap.providers import messages
-from llmsec_tap.providers.base import (
+from llmsec_tap.dialects import messages
+from llmsec_tap.dialects.answer_marks import answer_hint
+from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
     NotJSON,
@@ -29,11 +30,10 @@ from llmsec_tap.providers.base import (
     read_joined_events,
     text_of,
 )
-from llmsec_tap.providers.dialect import BaseDialect
-from llmsec_tap.providers.draft import Draft
-from llmsec_tap.providers.failures import read_stream_failure
-from llmsec_tap.providers.hints import answer_hint
-from llmsec_tap.providers.usage import openai_usage
+from llmsec_tap.dialects.dialect import BaseDialect
+from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.dialects.failures import read_stream_failure
+from llmsec_tap.dialects.usage import openai_usage
 
 
 class _Delta(msgspec.Struct, forbid_unknown_fields=True, gc=False):

@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Final
 
-from llmsec_tap.model import Framing, Message, Part, ToolDefinition
-from llmsec_tap.providers import messages
-from llmsec_tap.providers.base import (
+from llmsec_tap.dialects import messages
+from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
     NotJSON,
@@ -24,11 +23,12 @@ from llmsec_tap.providers.base import (
     parse_json,
     text_of,
 )
-from llmsec_tap.providers.dialect import BaseDialect
-from llmsec_tap.providers.draft import Draft
-from llmsec_tap.providers.failures import read_stream_failure
-from llmsec_tap.providers.usage import gemini_usage
-from llmsec_tap.providers.vectors import count_vectors, dimensions
+from llmsec_tap.dialects.dialect import BaseDialect
+from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.dialects.failures import read_stream_failure
+from llmsec_tap.dialects.usage import gemini_usage
+from llmsec_tap.dialects.vectors import count_vectors, dimensions
+from llmsec_tap.model import Framing, Message, Part, ToolDefinition
 
 _GENERATE: Final = re.compile(r":(stream)?[gG]enerateContent$")
 _EMBED: Final = re.compile(r":(batchEmbedContents|embedContent|asyncBatchEmbedContent)$")

@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Final
 
-from llmsec_tap.providers import messages
-from llmsec_tap.providers.base import JSON, RequestView, ResponseView, dict_of, int_of, list_of, text_of
-from llmsec_tap.providers.dialect import BaseDialect
-from llmsec_tap.providers.draft import Draft
-from llmsec_tap.providers.failures import read_stream_failure
-from llmsec_tap.providers.openai_chat import OpenAIChat
-from llmsec_tap.providers.usage import openai_usage
-from llmsec_tap.providers.vectors import dimensions
+from llmsec_tap.dialects import messages
+from llmsec_tap.dialects.base import JSON, RequestView, ResponseView, dict_of, int_of, list_of, text_of
+from llmsec_tap.dialects.dialect import BaseDialect
+from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.dialects.failures import read_stream_failure
+from llmsec_tap.dialects.openai_chat import OpenAIChat
+from llmsec_tap.dialects.usage import openai_usage
+from llmsec_tap.dialects.vectors import dimensions
 
 _WATSONX_TEXT: Final = re.compile(r"/ml/v1[\w-]*/(deployments/[^/]+/)?(generation/text|text/generation)(_stream)?$")
 _WATSONX_CHAT: Final = re.compile(r"/ml/v1[\w-]*/(deployments/[^/]+/)?text/chat(_stream)?$")

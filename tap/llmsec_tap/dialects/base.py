@@ -14,9 +14,9 @@ from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
+from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.limits import MAX_JSON_COST_BYTES
 from llmsec_tap.model import Framing
-from llmsec_tap.providers.draft import Draft
 
 JSON = Any
 # (capture time, event name or None, data). SSE: the event's own name; AWS: `:event-type` (`:exception-type` for failures,

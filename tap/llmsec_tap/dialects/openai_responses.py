@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from llmsec_tap.model import Message, Part
-from llmsec_tap.providers import messages
-from llmsec_tap.providers.base import (
+from llmsec_tap.dialects import messages
+from llmsec_tap.dialects.answer_marks import answer_hint
+from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
     NotJSON,
@@ -23,12 +23,12 @@ from llmsec_tap.providers.base import (
     parse_json,
     text_of,
 )
-from llmsec_tap.providers.dialect import BaseDialect
-from llmsec_tap.providers.draft import Draft
-from llmsec_tap.providers.failures import read_stream_failure
-from llmsec_tap.providers.hints import answer_hint
-from llmsec_tap.providers.openai_chat import azure_deployment
-from llmsec_tap.providers.usage import openai_usage
+from llmsec_tap.dialects.dialect import BaseDialect
+from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.dialects.failures import read_stream_failure
+from llmsec_tap.dialects.openai_chat import azure_deployment
+from llmsec_tap.dialects.usage import openai_usage
+from llmsec_tap.model import Message, Part
 
 # Output items that the client must run, and the field that holds what to run.
 _CLIENT_CALLS: Final[dict[str, str]] = {

@@ -7,8 +7,8 @@ TGI `{"error": "text", "error_type"}`; Ollama `{"error": "text"}`; FastAPI `{"de
 
 from __future__ import annotations
 
-from llmsec_tap.providers.base import JSON, ResponseView, dict_of, dump_json, text_of
-from llmsec_tap.providers.draft import Draft
+from llmsec_tap.dialects.base import JSON, ResponseView, dict_of, dump_json, text_of
+from llmsec_tap.dialects.draft import Draft
 
 
 def read_failure(response: ResponseView, body: JSON, draft: Draft) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from llmsec_tap.providers.anthropic import AnthropicComplete, AnthropicMessages
-from llmsec_tap.providers.auxiliary import auxiliary
-from llmsec_tap.providers.base import JSON, Dialect, RequestView, ResponseView
-from llmsec_tap.providers.bedrock_converse import BedrockConverse
-from llmsec_tap.providers.bedrock_invoke import BedrockInvoke
-from llmsec_tap.providers.cohere import CohereChatV1, CohereChatV2, CohereEmbed, CohereGenerate
-from llmsec_tap.providers.gemini import GeminiEmbed, GeminiGenerate, VertexPredict
-from llmsec_tap.providers.hosted import (
+from llmsec_tap.dialects.anthropic import AnthropicComplete, AnthropicMessages
+from llmsec_tap.dialects.base import JSON, Dialect, RequestView, ResponseView
+from llmsec_tap.dialects.bedrock_converse import BedrockConverse
+from llmsec_tap.dialects.bedrock_invoke import BedrockInvoke
+from llmsec_tap.dialects.cohere import CohereChatV1, CohereChatV2, CohereEmbed, CohereGenerate
+from llmsec_tap.dialects.gemini import GeminiEmbed, GeminiGenerate, VertexPredict
+from llmsec_tap.dialects.hosted import (
     AlephAlphaComplete,
     CloudflareRun,
     ReplicatePredict,
@@ -20,13 +19,14 @@ from llmsec_tap.providers.hosted import (
     WatsonxEmbed,
     WatsonxGenerate,
 )
+from llmsec_tap.dialects.inference_servers import LlamaCppCompletion, LlamaCppEmbedding, SGLangGenerate, VLLMGenerate
+from llmsec_tap.dialects.ollama import OllamaChat, OllamaEmbed, OllamaEmbeddings, OllamaGenerate
+from llmsec_tap.dialects.openai_chat import OpenAIChat
+from llmsec_tap.dialects.openai_completions import MistralFIM, OpenAICompletions, OpenAIEmbeddings
+from llmsec_tap.dialects.openai_responses import OpenAIResponses
+from llmsec_tap.dialects.tgi import HFFeatureExtraction, HFTextGeneration, SageMakerInvoke, TGIGenerate
+from llmsec_tap.providers.auxiliary import auxiliary
 from llmsec_tap.providers.identity import identify
-from llmsec_tap.providers.inference_servers import LlamaCppCompletion, LlamaCppEmbedding, SGLangGenerate, VLLMGenerate
-from llmsec_tap.providers.ollama import OllamaChat, OllamaEmbed, OllamaEmbeddings, OllamaGenerate
-from llmsec_tap.providers.openai_chat import OpenAIChat
-from llmsec_tap.providers.openai_completions import MistralFIM, OpenAICompletions, OpenAIEmbeddings
-from llmsec_tap.providers.openai_responses import OpenAIResponses
-from llmsec_tap.providers.tgi import HFFeatureExtraction, HFTextGeneration, SageMakerInvoke, TGIGenerate
 
 __all__ = ["DIALECTS", "auxiliary", "classify", "classify_response", "identify"]
 

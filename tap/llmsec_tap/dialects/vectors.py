@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from llmsec_tap.providers.base import JSON
-from llmsec_tap.providers.draft import Draft
+from llmsec_tap.dialects.base import JSON
+from llmsec_tap.dialects.draft import Draft
 
 
 def count_vectors(vectors: JSON, draft: Draft) -> None:

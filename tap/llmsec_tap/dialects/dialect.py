@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from llmsec_tap.dialects.base import JSON, EventHandler, NotJSON, RequestView, ResponseView, parse_json, read_joined_events
+from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.dialects.failures import read_failure
 from llmsec_tap.model import Framing
-from llmsec_tap.providers.base import JSON, EventHandler, NotJSON, RequestView, ResponseView, parse_json, read_joined_events
-from llmsec_tap.providers.draft import Draft
-from llmsec_tap.providers.failures import read_failure
 
 
 class BaseDialect:
