@@ -12,8 +12,8 @@ import struct
 import time
 from pathlib import Path
 
+from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.pipeline import Pipeline
-from llmsec_tap.providers.credentials import fingerprinter
 
 _BODY = b'{"model":"gpt-4o","messages":[{"role":"user","content":"Write a long answer, please."}],"stream":true}'
 _REQUEST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: node\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (

@@ -21,11 +21,11 @@ from llmsec_tap.capture.pcap import CaptureReader
 from llmsec_tap.cli.outlet import Outlet
 from llmsec_tap.cli.text import error_line, report
 from llmsec_tap.errors import SourceError, StorageError
+from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.install_key import install_key
 from llmsec_tap.memory import MemoryWatch, limit_address_space, peak_bytes
 from llmsec_tap.model import Exchange, Severity
 from llmsec_tap.pipeline import Pipeline
-from llmsec_tap.providers.credentials import fingerprinter
 from llmsec_tap.storage.handover import give_to_caller, is_callers
 
 if TYPE_CHECKING:

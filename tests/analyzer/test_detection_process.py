@@ -22,9 +22,9 @@ from llmsec_analyzer.worker.fair import FairQueue, Waiting
 from llmsec_analyzer.worker.protocol import Forget, Frames, Increments, ToWorker, frame
 from llmsec_tap.capture.pcap import CaptureReader
 from llmsec_tap.errors import ConfigError
+from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.model import Exchange, Message, Part, Request
 from llmsec_tap.pipeline import Pipeline
-from llmsec_tap.providers.credentials import fingerprinter
 from support.detection import Detecting
 from support.wire import Talk, pcap
 

@@ -27,9 +27,9 @@ from llmsec_tap.dialects.base import NotJSON, RequestView, ResponseView, parse_j
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.registry import DIALECTS, auxiliary, classify, classify_response, identify
 from llmsec_tap.errors import SourceError
+from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.model import Exchange, Message, Part, Request, to_json
 from llmsec_tap.pipeline import Pipeline
-from llmsec_tap.providers.credentials import fingerprinter
 from llmsec_tap.wire.encoding import content_decoder
 from llmsec_tap.wire.eventstream import EventStreamParser
 from llmsec_tap.wire.flow import Flow

@@ -6,9 +6,9 @@ import io
 from pathlib import Path
 
 from llmsec_tap.capture.pcap import CaptureReader
+from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.model import Exchange
 from llmsec_tap.pipeline import Pipeline
-from llmsec_tap.providers.credentials import fingerprinter
 
 KEY = b"a key that only the tests know.."
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from llmsec_tap import limits
 from llmsec_tap.account import Account, Entry, Holding
+from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.model import Exchange
 from llmsec_tap.pipeline import Pipeline
-from llmsec_tap.providers.credentials import fingerprinter
 from llmsec_tap.wire.packet import LINKTYPE_ETHERNET
 from support.replay import KEY
 from support.wire import Talk

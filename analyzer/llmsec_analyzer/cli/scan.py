@@ -58,8 +58,8 @@ def scan(
     from llmsec_analyzer.detectors.scanner import Scanner, report_fault
     from llmsec_analyzer.finding_rows import scan_rows
     from llmsec_analyzer.terminal import json_visible
+    from llmsec_tap.identity.credentials import fingerprinter
     from llmsec_tap.install_key import install_key
-    from llmsec_tap.providers.credentials import fingerprinter
 
     settings = load_config(config).security
     if not model:

@@ -30,7 +30,7 @@ from llmsec_analyzer.worker.protocol import (
 )
 from llmsec_tap import privileges
 from llmsec_tap.errors import ConfigError
-from llmsec_tap.providers.credentials import fingerprinter
+from llmsec_tap.identity.credentials import fingerprinter
 
 _READ_BYTES = 1 << 20
 _EARLY_FROM = rank("high")

@@ -2,7 +2,7 @@
 
 Rules
 - In a head (from a start line to the empty line) a header keeps its value only if its name is known to hold no credential; the
-  request target keeps what `providers/masking.py` would keep.
+  request target keeps what `identity/masking.py` would keep.
 - Anywhere: a line that begins with the name of a header that carries a credential, a JSON or form field whose name says that its
   value is one, and words of the form that vendors give their keys.
 - Bytes come in any cut: what has begun in one piece is masked on in the next. Of a word that only its form gives away, the bytes of
@@ -15,8 +15,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from llmsec_tap.identity.secret_shapes import VENDOR_PATTERN, is_secret_name, is_token
 from llmsec_tap.plain_names import QUERY, folded_name
-from llmsec_tap.providers.secret_shapes import VENDOR_PATTERN, is_secret_name, is_token
 
 # Headers that say how a message is read, and whom it is for; their values hold no credential (words of a key's form are masked all the same).
 _PLAIN_HEADERS: Final = frozenset(

@@ -21,10 +21,10 @@ from llmsec_tap.capture.tls_flows import TLSFlows
 from llmsec_tap.cli.outlet import Deliver, Detection, Outlet
 from llmsec_tap.cli.text import report
 from llmsec_tap.errors import SourceError, StorageError
+from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.install_key import install_key
 from llmsec_tap.model import Exchange
 from llmsec_tap.pipeline import Pipeline
-from llmsec_tap.providers.credentials import fingerprinter
 from llmsec_tap.storage.handover import enter, owner_of
 from llmsec_tap.storage.store import create_store
 from llmsec_tap.storage.writer import StoreWriter

@@ -25,8 +25,8 @@ from llmsec_tap.dialects.openai_chat import OpenAIChat
 from llmsec_tap.dialects.openai_completions import MistralFIM, OpenAICompletions, OpenAIEmbeddings
 from llmsec_tap.dialects.openai_responses import OpenAIResponses
 from llmsec_tap.dialects.tgi import HFFeatureExtraction, HFTextGeneration, SageMakerInvoke, TGIGenerate
-from llmsec_tap.providers.auxiliary import auxiliary
-from llmsec_tap.providers.identity import identify
+from llmsec_tap.identity.non_inference import auxiliary
+from llmsec_tap.identity.who import identify
 
 __all__ = ["DIALECTS", "auxiliary", "classify", "classify_response", "identify"]
 

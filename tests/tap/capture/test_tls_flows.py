@@ -15,9 +15,9 @@ from llmsec_tap.capture.pcapng import FlowWriter, PcapngWriter
 from llmsec_tap.capture.process import ProcessTable
 from llmsec_tap.capture.queue import BatchQueue
 from llmsec_tap.capture.tls_flows import TLSFlows
+from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.model import Exchange
 from llmsec_tap.pipeline import Pipeline
-from llmsec_tap.providers.credentials import fingerprinter
 from support.replay import KEY, replay
 
 BODY = b'{"model":"m","messages":[{"role":"user","content":"%s"}]}'

@@ -16,11 +16,11 @@ import pytest
 
 from llmsec_tap.capture.pcap import CaptureReader
 from llmsec_tap.dialects.base import RequestView
+from llmsec_tap.identity.credentials import credential_of, fingerprinter
+from llmsec_tap.identity.masking import mask_target
+from llmsec_tap.identity.secret_shapes import is_secret_name, is_token, mask_tokens
 from llmsec_tap.model import Exchange, to_json
 from llmsec_tap.pipeline import Pipeline
-from llmsec_tap.providers.credentials import credential_of, fingerprinter
-from llmsec_tap.providers.masking import mask_target
-from llmsec_tap.providers.secret_shapes import is_secret_name, is_token, mask_tokens
 from support.replay import replay
 from support.wire import Talk, pcap
 

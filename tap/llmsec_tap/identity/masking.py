@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import quote_plus, unquote, unquote_plus
 
+from llmsec_tap.identity.secret_shapes import MIN_TOKEN, is_secret_name, is_token, mask_tokens, mask_vendor_forms
 from llmsec_tap.model import Exchange, OtherText
 from llmsec_tap.plain_names import PARAMETERS, QUERY, folded_name
-from llmsec_tap.providers.secret_shapes import MIN_TOKEN, is_secret_name, is_token, mask_tokens, mask_vendor_forms
 
 Fingerprinter = Callable[[str], str]
 
