@@ -37,8 +37,8 @@ from llmsec_analyzer.worker.protocol import (
     frame,
 )
 from llmsec_tap.errors import ConfigError
+from llmsec_tap.exchange.assembly import ExchangeAssembly
 from llmsec_tap.model import Exchange, Severity
-from llmsec_tap.providers.assemble import ExchangeAssembly
 
 # What waits for the detection process: bytes of messages and exchanges without a report.
 MAX_QUEUED_BYTES = 32 << 20

@@ -21,6 +21,7 @@ from llmsec_tap.capture.tls_flows import TLSFlows
 from llmsec_tap.cli.outlet import Deliver, Detection, Outlet
 from llmsec_tap.cli.text import report
 from llmsec_tap.errors import SourceError, StorageError
+from llmsec_tap.exchange.tokens import TokenEstimator
 from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.install_key import install_key
 from llmsec_tap.model import Exchange
@@ -28,7 +29,6 @@ from llmsec_tap.pipeline import Pipeline
 from llmsec_tap.storage.handover import enter, owner_of
 from llmsec_tap.storage.store import create_store
 from llmsec_tap.storage.writer import StoreWriter
-from llmsec_tap.tokens import TokenEstimator
 
 if TYPE_CHECKING:
     import socket

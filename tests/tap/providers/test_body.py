@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from llmsec_tap import limits
-from llmsec_tap.providers.body import Body
+from llmsec_tap.exchange.body import Body
 from llmsec_tap.wire.http1 import Head
 
 TEXT = b'{"model":"m","messages":[{"role":"user","content":"hello"}]}'

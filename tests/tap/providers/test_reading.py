@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from llmsec_tap.anomalies import ANOMALIES, UNREAD
 from llmsec_tap.dialects.base import RequestView, normal_path
 from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.exchange.charsets import likely_text
+from llmsec_tap.exchange.forms import read_form
+from llmsec_tap.exchange.loose_json import cut_deep, may_repeat_keys, read_loosely
+from llmsec_tap.exchange.request_reading import read_body, read_left_over, settle
 from llmsec_tap.identity.secret_shapes import mask_tokens
 from llmsec_tap.model import Exchange, to_json
-from llmsec_tap.providers.charsets import likely_text
-from llmsec_tap.providers.forms import read_form
-from llmsec_tap.providers.loose_json import cut_deep, may_repeat_keys, read_loosely
-from llmsec_tap.providers.request_reading import read_body, read_left_over, settle
 from support.replay import replay
 from support.wire import Talk, pcap
 

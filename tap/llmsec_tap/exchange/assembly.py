@@ -17,14 +17,14 @@ from llmsec_tap.dialects.base import JSON, Dialect, EventHandler, NotJSON, Reque
 from llmsec_tap.dialects.draft import DeltaListener, Draft
 from llmsec_tap.dialects.failures import read_failure
 from llmsec_tap.dialects.registry import auxiliary, classify_response, identify
+from llmsec_tap.exchange.body import FRAME_PARSERS, FRAMING_BY_TYPE, Body, FrameParser, looks_like_sse
+from llmsec_tap.exchange.charsets import likely_text, seen_text
+from llmsec_tap.exchange.loose_json import read_loosely, texts_in
+from llmsec_tap.exchange.request_reading import fold_case, has_token_ids, needs_folding, read_body, read_left_over, settle
+from llmsec_tap.exchange.timing import timings
 from llmsec_tap.identity.credentials import Fingerprinter, clean_text, credential_of
 from llmsec_tap.identity.masking import mask_method, mask_record, mask_target
 from llmsec_tap.model import AnomalyCount, Completeness, Exchange, Framing, OtherText, Request, Response
-from llmsec_tap.providers.body import FRAME_PARSERS, FRAMING_BY_TYPE, Body, FrameParser, looks_like_sse
-from llmsec_tap.providers.charsets import likely_text, seen_text
-from llmsec_tap.providers.loose_json import read_loosely, texts_in
-from llmsec_tap.providers.request_reading import fold_case, has_token_ids, needs_folding, read_body, read_left_over, settle
-from llmsec_tap.providers.timing import timings
 from llmsec_tap.wire.flow import Flow
 from llmsec_tap.wire.http1 import NO_BODY, Head
 

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llmsec_tap.errors import ConfigError
+from llmsec_tap.exchange.timing import rate
 from llmsec_tap.model import EstimatedUsage, Exchange
-from llmsec_tap.providers.timing import rate
 
 Counter = Callable[[str], int]
 

@@ -13,8 +13,8 @@ from urllib.parse import unquote_plus
 
 import msgspec
 
+from llmsec_tap.exchange.charsets import declared_charset, likely_text, text_of_bytes
 from llmsec_tap.limits import MAX_FORM_FIELDS
-from llmsec_tap.providers.charsets import declared_charset, likely_text, text_of_bytes
 
 _BOUNDARY: Final = re.compile(r"(?i)boundary\s*=\s*(?:\"([^\"]{1,200})\"|([^\s;,\"]{1,200}))")
 _BEGINS_PART: Final = re.compile(rb"\s*--([^\r\n]{1,200}?)[ \t]*\r?\n(?:[A-Za-z0-9-]+:[^\r\n]*\r?\n)*?(?i:content-disposition):")

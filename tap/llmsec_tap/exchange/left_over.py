@@ -13,10 +13,10 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.exchange.charsets import likely_text
 from llmsec_tap.identity.secret_shapes import is_secret_name, is_server_id, is_token
 from llmsec_tap.limits import MAX_OTHER_TEXT_CHARS, MAX_OTHER_TEXTS
 from llmsec_tap.model import OtherText
-from llmsec_tap.providers.charsets import likely_text
 
 JSON = Any
 # A place in a body: the place it stands in, and its key or index there.

@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from llmsec_tap.exchange.charsets import charset_of, declared_charset, text_of_bytes
 from llmsec_tap.limits import MAX_JSON_DEPTH
-from llmsec_tap.providers.charsets import charset_of, declared_charset, text_of_bytes
 
 JSON = Any
 

@@ -1,1 +1,0 @@
-"""Provider decoders: dialects of LLM APIs, sans-IO."""
