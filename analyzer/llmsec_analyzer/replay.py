@@ -17,7 +17,7 @@ import typer
 from llmsec_analyzer.config import load_config
 from llmsec_analyzer.listing import exchange_row, listing_header
 from llmsec_tap import limits
-from llmsec_tap.capture.pcap import CaptureReader
+from llmsec_tap.capture.files.pcap import CaptureReader
 from llmsec_tap.cli.outlet import Outlet
 from llmsec_tap.cli.text import error_line, report
 from llmsec_tap.errors import SourceError, StorageError

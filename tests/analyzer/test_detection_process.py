@@ -20,7 +20,7 @@ from llmsec_analyzer.worker import child, client
 from llmsec_analyzer.worker.client import DetectionProcess
 from llmsec_analyzer.worker.fair import FairQueue, Waiting
 from llmsec_analyzer.worker.protocol import Forget, Frames, Increments, ToWorker, frame
-from llmsec_tap.capture.pcap import CaptureReader
+from llmsec_tap.capture.files.pcap import CaptureReader
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.model import Exchange, Message, Part, Request

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from llmsec_tap.capture.base import KernelSettings, KernelTotals, Loader
 from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.ebpf.core import CoreLoader
-from llmsec_tap.capture.targets import TargetFinder
+from llmsec_tap.capture.ebpf.loader_api import KernelSettings, KernelTotals, Loader
+from llmsec_tap.capture.probes.targets import TargetFinder
 from llmsec_tap.errors import KernelError
 from support.https_calls import Caller
 from support.tls_front import Certificate, free_port, python_server

@@ -286,7 +286,7 @@ def test_fast_probes_see_the_same(front: Nginx, certificate: Certificate) -> Non
 
 def test_offsets_for_a_program_without_symbols(certificate: Certificate) -> None:
     node = program("node", "nodejs")
-    from llmsec_tap.capture.elf import ELFFile
+    from llmsec_tap.capture.probes.elf import ELFFile
 
     with ELFFile(Path(node).resolve()) as file:
         functions = file.functions(("SSL_read", "SSL_write"))
@@ -341,7 +341,8 @@ def test_with_capabilities_instead_of_root(certificate: Certificate) -> None:
         "--clear-groups",
     )
     readable = (
-        subprocess.run([*prefix, sys.executable, "-c", "import llmsec_tap.capture.live"], env=environment(), check=False).returncode == 0
+        subprocess.run([*prefix, sys.executable, "-c", "import llmsec_tap.capture.live.capture"], env=environment(), check=False).returncode
+        == 0
     )
     if not readable:
         pytest.skip("the interpreter or the checkout is not readable by other users")

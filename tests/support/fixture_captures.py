@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-from llmsec_tap.capture.pcap import CaptureReader
+from llmsec_tap.capture.files.pcap import CaptureReader
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "pcap"
 LIVE = FIXTURES / "live" / "llama-server.pcap.gz"

@@ -7,9 +7,9 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from llmsec_tap.capture.elf import ELFError, ELFFile
-from llmsec_tap.capture.mapped import MappedFile
-from llmsec_tap.capture.targets import Findings, TargetFinder
+from llmsec_tap.capture.probes.elf import ELFError, ELFFile
+from llmsec_tap.capture.probes.mapped import MappedFile
+from llmsec_tap.capture.probes.targets import Findings, TargetFinder
 from support.elf import TEXT_AT, elf, symbol
 
 LIBRARY = elf(

@@ -22,7 +22,7 @@ from llmsec_analyzer.detectors.redact import redacted
 from llmsec_analyzer.detectors.scanner import Scanner
 from llmsec_analyzer.detectors.settings import DetectionSettings
 from llmsec_tap import limits
-from llmsec_tap.capture.pcap import CaptureReader
+from llmsec_tap.capture.files.pcap import CaptureReader
 from llmsec_tap.dialects.base import NotJSON, RequestView, ResponseView, parse_json
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.registry import DIALECTS, auxiliary, classify, classify_response, identify

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from llmsec_tap.capture.pcap import CaptureReader
+from llmsec_tap.capture.files.pcap import CaptureReader
 from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.model import Exchange
 from llmsec_tap.pipeline import Pipeline

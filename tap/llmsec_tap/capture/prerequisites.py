@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Final, Literal
 
 from llmsec_tap import privileges
-from llmsec_tap.capture.base import KernelSettings, Probe, ProbePlan, Role
 from llmsec_tap.capture.ebpf.core import CoreLoader, object_path, supports_uprobe_multi
-from llmsec_tap.capture.elf import ELFError, ELFFile
-from llmsec_tap.capture.mapped import mapped_files
+from llmsec_tap.capture.ebpf.loader_api import KernelSettings, Probe, ProbePlan, Role
+from llmsec_tap.capture.probes.elf import ELFError, ELFFile
+from llmsec_tap.capture.probes.mapped import mapped_files
 from llmsec_tap.errors import ConfigError, KernelError
 
 Verdict = Literal["ok", "warn", "fail"]

@@ -10,15 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmsec_tap.capture.build_ids import Offsets
 from llmsec_tap.capture.ebpf.choose import open_loader
-from llmsec_tap.capture.selection import Observed, Selection
-from llmsec_tap.capture.targets import TargetFinder
+from llmsec_tap.capture.probes.build_ids import Offsets
+from llmsec_tap.capture.probes.selection import Observed, Selection
+from llmsec_tap.capture.probes.targets import TargetFinder
 from llmsec_tap.cli.text import report
 from llmsec_tap.errors import ConfigError
 
 if TYPE_CHECKING:
-    from llmsec_tap.capture.base import Loader
+    from llmsec_tap.capture.ebpf.loader_api import Loader
 
 _MAX_OFFSETS_FILE = 1 << 20
 

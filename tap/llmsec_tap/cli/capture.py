@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from llmsec_tap.capture.warden_client import WardenClient
+    from llmsec_tap.capture.warden.client import WardenClient
     from llmsec_tap.cli.capture_run import StartDetection
     from llmsec_tap.cli.outlet import Deliver, Detection
     from llmsec_tap.model import Exchange
@@ -140,11 +140,11 @@ def capture(
 
     Example: llmsec-tap capture --pid 4242 --format jsonl
     """
-    from llmsec_tap.capture.kubernetes import PodHelper
-    from llmsec_tap.capture.packet_socket import open_packet_socket
-    from llmsec_tap.capture.selection import Selection
-    from llmsec_tap.capture.warden import Warden
-    from llmsec_tap.capture.warden_client import WardenClient
+    from llmsec_tap.capture.host.kubernetes import PodHelper
+    from llmsec_tap.capture.packets.packet_socket import open_packet_socket
+    from llmsec_tap.capture.probes.selection import Selection
+    from llmsec_tap.capture.warden.client import WardenClient
+    from llmsec_tap.capture.warden.warden import Warden
     from llmsec_tap.cli.attach import attach, read_offsets
     from llmsec_tap.cli.text import leave, report
     from llmsec_tap.errors import ConfigError

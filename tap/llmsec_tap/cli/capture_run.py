@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Final
 import typer
 
 from llmsec_tap import limits, privileges
-from llmsec_tap.capture.kubernetes import RemotePods
-from llmsec_tap.capture.live import LiveCapture
-from llmsec_tap.capture.process import ProcessTable
-from llmsec_tap.capture.queue import BatchQueue
-from llmsec_tap.capture.tls_flows import TLSFlows
+from llmsec_tap.capture.host.kubernetes import RemotePods
+from llmsec_tap.capture.host.process import ProcessTable
+from llmsec_tap.capture.live.capture import LiveCapture
+from llmsec_tap.capture.live.flows import TLSFlows
+from llmsec_tap.capture.live.queue import BatchQueue
 from llmsec_tap.cli.outlet import Deliver, Detection, Outlet
 from llmsec_tap.cli.text import report
 from llmsec_tap.errors import SourceError, StorageError
@@ -33,9 +33,9 @@ from llmsec_tap.storage.writer import StoreWriter
 if TYPE_CHECKING:
     import socket
 
-    from llmsec_tap.capture.afpacket import PacketSource
-    from llmsec_tap.capture.pcapng import PcapngWriter
-    from llmsec_tap.capture.warden_client import WardenClient
+    from llmsec_tap.capture.files.pcapng import PcapngWriter
+    from llmsec_tap.capture.packets.afpacket import PacketSource
+    from llmsec_tap.capture.warden.client import WardenClient
     from llmsec_tap.storage.store import Store
 
 # Makes the detection of a run: given where exchanges go from there, and the key of the fingerprints.
@@ -78,7 +78,7 @@ class CaptureRun:
             user = owner_of(store) or user
         self._pcapng: PcapngWriter | None = None
         if write is not None:
-            from llmsec_tap.capture.pcapng import PcapngWriter
+            from llmsec_tap.capture.files.pcapng import PcapngWriter
 
             self._pcapng = PcapngWriter(write, keeps_secrets=write_secrets)
             if user is not None and "SUDO_UID" in os.environ:
@@ -158,7 +158,7 @@ class CaptureRun:
         if self._warden.ring is not None:
             recorder = None
             if self._pcapng is not None:
-                from llmsec_tap.capture.pcapng import FlowWriter
+                from llmsec_tap.capture.files.pcapng import FlowWriter
 
                 recorder = FlowWriter(self._pcapng)
             self._flows = TLSFlows(
@@ -173,7 +173,7 @@ class CaptureRun:
             self._pcapng.flush()
 
     def _open_interfaces(self) -> None:
-        from llmsec_tap.capture.afpacket import PacketSource
+        from llmsec_tap.capture.packets.afpacket import PacketSource
         from llmsec_tap.wire.packet import LINKTYPE_RAW
 
         handle = self._pipeline.handler(LINKTYPE_RAW)

@@ -19,8 +19,8 @@ def targets(
 
     Example: llmsec-tap targets
     """
-    from llmsec_tap.capture.inventory import inventory
-    from llmsec_tap.capture.targets import TargetFinder
+    from llmsec_tap.capture.probes.inventory import inventory
+    from llmsec_tap.capture.probes.targets import TargetFinder
     from llmsec_tap.cli.text import printable
 
     lines = [line for line in inventory(TargetFinder(fast=fast_probes)) if not pid or line.pid in pid]

@@ -12,7 +12,7 @@ from llmsec_analyzer.detectors.redact import redacted
 from llmsec_analyzer.detectors.scanner import Scanner
 from llmsec_analyzer.detectors.settings import BudgetSettings, DetectionSettings, OutputSettings
 from llmsec_analyzer.rules.synthetic import expand
-from llmsec_tap.capture.pcap import CaptureReader
+from llmsec_tap.capture.files.pcap import CaptureReader
 from llmsec_tap.pipeline import Pipeline
 from support.detection import Detecting
 from support.wire import Talk, pcap

@@ -13,9 +13,9 @@ from typing import Self
 
 import pytest
 
-from llmsec_tap.capture.elf import ELFError, ELFFile
-from llmsec_tap.capture.mapped import MappedFile, mapped_files, open_mapped
-from llmsec_tap.capture.targets import TargetFinder
+from llmsec_tap.capture.probes.elf import ELFError, ELFFile
+from llmsec_tap.capture.probes.mapped import MappedFile, mapped_files, open_mapped
+from llmsec_tap.capture.probes.targets import TargetFinder
 from support.elf import TEXT_AT, elf, symbol
 
 LIBRARY = elf(b"\0SSL_read\0SSL_write\0", symbol(0, 0) + symbol(1, TEXT_AT) + symbol(10, TEXT_AT + 16))

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from llmsec_tap.capture.kubernetes import INSECURE_VARIABLE, ClusterPods, RemotePods, _fetcher, _tell_pods
-from llmsec_tap.capture.process import Pod
+from llmsec_tap.capture.host.kubernetes import INSECURE_VARIABLE, ClusterPods, RemotePods, _fetcher, _tell_pods
+from llmsec_tap.capture.host.process import Pod
 from support.needs import program
 from support.tls_front import make_certificate
 

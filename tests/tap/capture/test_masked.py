@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmsec_tap.capture.masked import StreamMasker
-from llmsec_tap.capture.masked_packets import PacketMasker, checksum
-from llmsec_tap.capture.pcapng import PcapngWriter
+from llmsec_tap.capture.files.masked import StreamMasker
+from llmsec_tap.capture.files.masked_packets import PacketMasker, checksum
+from llmsec_tap.capture.files.pcapng import PcapngWriter
 from llmsec_tap.errors import SourceError
 from support.wire import ipv4, tcp
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmsec_tap.capture.pcap import CaptureReader
+from llmsec_tap.capture.files.pcap import CaptureReader
 from llmsec_tap.errors import SourceError
 from support.wire import block, option, pcap, pcapng
 
@@ -167,7 +167,7 @@ def test_missing_files_and_folders_are_said(tmp_path: Path) -> None:
 def test_stop_ends_the_waiting_for_a_pipe() -> None:
     script = (
         "import sys, signal\n"
-        "from llmsec_tap.capture.pcap import CaptureReader\n"
+        "from llmsec_tap.capture.files.pcap import CaptureReader\n"
         "class C:\n"
         "    def capture_begins(self, ts): pass\n"
         "    def handler(self, linktype):\n"

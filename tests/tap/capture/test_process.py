@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from llmsec_tap.capture.kubernetes import ClusterPods, PodHelper, RemotePods, pods_by_container
-from llmsec_tap.capture.proc import container_of
-from llmsec_tap.capture.process import Pod, ProcessTable
+from llmsec_tap.capture.host.kubernetes import ClusterPods, PodHelper, RemotePods, pods_by_container
+from llmsec_tap.capture.host.proc import container_of
+from llmsec_tap.capture.host.process import Pod, ProcessTable
 
 ID = "4f8a1c" + "0123456789abcdef" * 3 + "0123456789"
 

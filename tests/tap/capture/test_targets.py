@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from llmsec_tap.capture import x86
-from llmsec_tap.capture.base import Role
-from llmsec_tap.capture.build_ids import Offsets
-from llmsec_tap.capture.elf import ELFError, ELFFile
-from llmsec_tap.capture.mapped import MappedFile
-from llmsec_tap.capture.targets import TargetFinder, installed_libraries, kernel_tls_in_use
+from llmsec_tap.capture.ebpf.loader_api import Role
+from llmsec_tap.capture.probes import x86
+from llmsec_tap.capture.probes.build_ids import Offsets
+from llmsec_tap.capture.probes.elf import ELFError, ELFFile
+from llmsec_tap.capture.probes.mapped import MappedFile
+from llmsec_tap.capture.probes.targets import TargetFinder, installed_libraries, kernel_tls_in_use
 from support.agent import ROOT, environment
 
 

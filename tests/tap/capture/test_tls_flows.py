@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from llmsec_tap import limits
-from llmsec_tap.capture.base import ConnectionLoss
 from llmsec_tap.capture.ebpf import events
-from llmsec_tap.capture.pcapng import FlowWriter, PcapngWriter
-from llmsec_tap.capture.process import ProcessTable
-from llmsec_tap.capture.queue import BatchQueue
-from llmsec_tap.capture.tls_flows import TLSFlows
+from llmsec_tap.capture.ebpf.loader_api import ConnectionLoss
+from llmsec_tap.capture.files.pcapng import FlowWriter, PcapngWriter
+from llmsec_tap.capture.host.process import ProcessTable
+from llmsec_tap.capture.live.flows import TLSFlows
+from llmsec_tap.capture.live.queue import BatchQueue
 from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.model import Exchange
 from llmsec_tap.pipeline import Pipeline

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from llmsec_tap.capture.warden import Warden
-from llmsec_tap.capture.warden_protocol import Ask
+from llmsec_tap.capture.warden.protocol import Ask
+from llmsec_tap.capture.warden.warden import Warden
 
 STRANGER = 12_345
 

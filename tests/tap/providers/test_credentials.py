@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from llmsec_tap.capture.pcap import CaptureReader
+from llmsec_tap.capture.files.pcap import CaptureReader
 from llmsec_tap.dialects.base import RequestView
 from llmsec_tap.identity.credentials import credential_of, fingerprinter
 from llmsec_tap.identity.masking import mask_target

@@ -20,11 +20,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from llmsec_tap.capture.base import KernelSettings, ProbePlan, Role
 from llmsec_tap.capture.ebpf.btf import member_offsets
 from llmsec_tap.capture.ebpf.core import supports_socket_tracepoints
-from llmsec_tap.capture.ebpf.half import KernelHalf
 from llmsec_tap.capture.ebpf.libbpf import LibBPF
+from llmsec_tap.capture.ebpf.loader_api import KernelSettings, ProbePlan, Role
+from llmsec_tap.capture.ebpf.loader_base import KernelHalf
 from llmsec_tap.capture.ebpf.maps import KernelMaps
 from llmsec_tap.capture.prerequisites import kernel_headers
 from llmsec_tap.errors import KernelError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from llmsec_tap.capture.base import KernelSettings, Loader
 from llmsec_tap.capture.ebpf.core import CoreLoader, supports_uprobe_multi
+from llmsec_tap.capture.ebpf.loader_api import KernelSettings, Loader
 from llmsec_tap.errors import KernelError
 
 

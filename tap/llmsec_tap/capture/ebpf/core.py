@@ -16,9 +16,9 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from llmsec_tap.capture.base import KernelSettings, Probe, ProbePlan, Role
-from llmsec_tap.capture.ebpf.half import KernelHalf
 from llmsec_tap.capture.ebpf.libbpf import TRACE_UPROBE_MULTI, LibBPF, UprobeOptions, explain, kernel_version
+from llmsec_tap.capture.ebpf.loader_api import KernelSettings, Probe, ProbePlan, Role
+from llmsec_tap.capture.ebpf.loader_base import KernelHalf
 from llmsec_tap.capture.ebpf.maps import KernelMaps
 from llmsec_tap.errors import KernelError
 

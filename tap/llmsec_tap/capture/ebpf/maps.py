@@ -7,8 +7,8 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-from llmsec_tap.capture.base import ConnectionLoss, KernelTotals
 from llmsec_tap.capture.ebpf.libbpf import LibBPF
+from llmsec_tap.capture.ebpf.loader_api import ConnectionLoss, KernelTotals
 from llmsec_tap.capture.ebpf.ring import Ring
 from llmsec_tap.errors import KernelError
 

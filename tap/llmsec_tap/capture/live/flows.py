@@ -17,10 +17,10 @@ from typing import Protocol
 
 from llmsec_tap import limits
 from llmsec_tap.account import Account
-from llmsec_tap.capture.base import ConnectionLoss
 from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.ebpf.events import Event
-from llmsec_tap.capture.process import ProcessTable
+from llmsec_tap.capture.ebpf.loader_api import ConnectionLoss
+from llmsec_tap.capture.host.process import ProcessTable
 from llmsec_tap.wire.flow import Flow, FlowSink
 from llmsec_tap.wire.http_flow import classify_start
 

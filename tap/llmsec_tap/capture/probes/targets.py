@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self
 
-from llmsec_tap.capture import x86
-from llmsec_tap.capture.base import Probe, ProbePlan, Role
-from llmsec_tap.capture.build_ids import KNOWN_BUILD_IDS, Offsets
-from llmsec_tap.capture.elf import ELFError, ELFFile, Function
-from llmsec_tap.capture.mapped import CannotOpen, MappedFile, OpenFile, device_of, mapped_files, open_mapped
+from llmsec_tap.capture.ebpf.loader_api import Probe, ProbePlan, Role
+from llmsec_tap.capture.probes import x86
+from llmsec_tap.capture.probes.build_ids import KNOWN_BUILD_IDS, Offsets
+from llmsec_tap.capture.probes.elf import ELFError, ELFFile, Function
+from llmsec_tap.capture.probes.mapped import CannotOpen, MappedFile, OpenFile, device_of, mapped_files, open_mapped
 
 _OPENSSL: Final[dict[str, Role]] = {
     "SSL_read": Role.READ,

@@ -18,8 +18,15 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from llmsec_tap.capture.packet_socket import PACKET_STATISTICS, RING_BLOCK_BYTES, RING_BLOCKS, SOL_PACKET, is_loopback, loopback_index
-from llmsec_tap.capture.queue import BatchQueue
+from llmsec_tap.capture.live.queue import BatchQueue
+from llmsec_tap.capture.packets.packet_socket import (
+    PACKET_STATISTICS,
+    RING_BLOCK_BYTES,
+    RING_BLOCKS,
+    SOL_PACKET,
+    is_loopback,
+    loopback_index,
+)
 from llmsec_tap.wire.packet import PacketHandler
 
 _ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD

@@ -11,7 +11,7 @@ import struct
 from collections import OrderedDict
 from typing import Final
 
-from llmsec_tap.capture.masked import StreamMasker
+from llmsec_tap.capture.files.masked import StreamMasker
 
 _TCP: Final = 6
 _MAX_STREAMS = 16_384

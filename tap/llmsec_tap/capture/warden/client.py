@@ -8,11 +8,11 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from llmsec_tap.capture import warden_protocol as protocol
-from llmsec_tap.capture.base import ConnectionLoss, KernelTotals
+from llmsec_tap.capture.ebpf.loader_api import ConnectionLoss, KernelTotals
 from llmsec_tap.capture.ebpf.ring import Ring
-from llmsec_tap.capture.process import Facts
-from llmsec_tap.capture.warden_protocol import Ask
+from llmsec_tap.capture.host.process import Facts
+from llmsec_tap.capture.warden import protocol
+from llmsec_tap.capture.warden.protocol import Ask
 
 # The warden may be examining a file meanwhile; an exchange does not wait longer for the name of its process.
 _FACTS_WAIT_S = 0.25

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from llmsec_tap.capture.base import ConnectionLoss, KernelTotals
-from llmsec_tap.capture.queue import BatchQueue
+from llmsec_tap.capture.ebpf.loader_api import ConnectionLoss, KernelTotals
+from llmsec_tap.capture.live.queue import BatchQueue
 
 # Data does not wake the reader (an interrupt for each record would cost the observed process 4 us): it comes by itself, and the
 # kernel half wakes it where the ring fills sooner. Seldom enough that an idle tap costs next to nothing and a busy one reads in

@@ -23,16 +23,16 @@ from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 from llmsec_tap import privileges
-from llmsec_tap.capture import warden_protocol as protocol
 from llmsec_tap.capture.ebpf import events
-from llmsec_tap.capture.proc import uid_of
-from llmsec_tap.capture.process import facts_of
-from llmsec_tap.capture.warden_protocol import Ask
+from llmsec_tap.capture.host.proc import uid_of
+from llmsec_tap.capture.host.process import facts_of
+from llmsec_tap.capture.warden import protocol
+from llmsec_tap.capture.warden.protocol import Ask
 from llmsec_tap.errors import LLMSecError
 
 if TYPE_CHECKING:
-    from llmsec_tap.capture.base import ConnectionLoss, Loader
-    from llmsec_tap.capture.selection import Observed
+    from llmsec_tap.capture.ebpf.loader_api import ConnectionLoss, Loader
+    from llmsec_tap.capture.probes.selection import Observed
 
 # What the warden keeps: to load and attach, to look into other users' processes and files, to open packet sockets, and to start
 # helpers as other users.
@@ -223,7 +223,7 @@ class Warden:
                     stderr=subprocess.DEVNULL,
                     start_new_session=True,
                     cwd=f"/proc/{os.getpid()}/fd/{folder}",
-                    env={**os.environ, "POLARS_MAX_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+                    env={**os.environ, "POLARS_MAX_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])},
                 )
 
     # --- the end ------------------------------------------------------------------------------------------------------

@@ -15,12 +15,12 @@ from operator import itemgetter
 from typing import Protocol
 
 from llmsec_tap import limits
-from llmsec_tap.capture.base import ConnectionLoss, KernelTotals
 from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.ebpf.events import Event
-from llmsec_tap.capture.queue import BatchQueue
-from llmsec_tap.capture.reader import Reader, Records
-from llmsec_tap.capture.tls_flows import TLSFlows
+from llmsec_tap.capture.ebpf.loader_api import ConnectionLoss, KernelTotals
+from llmsec_tap.capture.live.flows import TLSFlows
+from llmsec_tap.capture.live.queue import BatchQueue
+from llmsec_tap.capture.live.reader import Reader, Records
 from llmsec_tap.errors import SourceError
 from llmsec_tap.memory import limit_address_space, peak_bytes, resident_bytes
 from llmsec_tap.pipeline import Pipeline

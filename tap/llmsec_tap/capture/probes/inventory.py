@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from llmsec_tap.capture import proc
-from llmsec_tap.capture.targets import QUIC_REFUSED, TargetFinder, other_limits
+from llmsec_tap.capture.host import proc
+from llmsec_tap.capture.probes.targets import QUIC_REFUSED, TargetFinder, other_limits
 
 # Words in a command line that say "model server". What they serve is usually plain HTTP.
 _SERVERS: Final = re.compile(

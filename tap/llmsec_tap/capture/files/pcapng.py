@@ -17,8 +17,8 @@ from typing import BinaryIO, Final
 
 from llmsec_tap import __version__
 from llmsec_tap.capture.ebpf import events
-from llmsec_tap.capture.masked import StreamMasker
-from llmsec_tap.capture.masked_packets import PacketMasker, checksum
+from llmsec_tap.capture.files.masked import StreamMasker
+from llmsec_tap.capture.files.masked_packets import PacketMasker, checksum
 from llmsec_tap.errors import SourceError
 from llmsec_tap.model import Process
 from llmsec_tap.wire.flow import Flow

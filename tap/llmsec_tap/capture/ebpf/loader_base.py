@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from llmsec_tap.capture.base import Attachment, ConnectionLoss, KernelTotals, ProbePlan
+from llmsec_tap.capture.ebpf.loader_api import Attachment, ConnectionLoss, KernelTotals, ProbePlan
 from llmsec_tap.capture.ebpf.maps import KernelMaps
 from llmsec_tap.capture.ebpf.ring import Ring
 from llmsec_tap.errors import KernelError

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from llmsec_tap.capture.proc import container_of, made_by_root, text_of
+from llmsec_tap.capture.host.proc import container_of, made_by_root, text_of
 
 if TYPE_CHECKING:
     from llmsec_tap.model import Process

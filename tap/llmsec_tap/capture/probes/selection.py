@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from llmsec_tap.capture import proc
-from llmsec_tap.capture.base import Attachment, KernelSettings, Loader, ProbePlan
 from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.ebpf.events import Event
-from llmsec_tap.capture.targets import Findings, Refusal, TargetFinder, installed_libraries
+from llmsec_tap.capture.ebpf.loader_api import Attachment, KernelSettings, Loader, ProbePlan
+from llmsec_tap.capture.host import proc
+from llmsec_tap.capture.probes.targets import Findings, Refusal, TargetFinder, installed_libraries
 from llmsec_tap.errors import KernelError, SourceError
 
 # A process that started is looked at again after these seconds: the event comes before its libraries are mapped, and the dynamic

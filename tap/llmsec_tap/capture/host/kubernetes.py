@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llmsec_tap import privileges
-from llmsec_tap.capture.process import Pod
+from llmsec_tap.capture.host.process import Pod
 
 _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 INSECURE_VARIABLE: Final = "LLMSEC_KUBELET_INSECURE"
