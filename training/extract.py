@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import synthetic
 
-from llmsec_analyzer.detectors.injection.prepare import Preparer
+from llmsec_analyzer.injection.prepare import Preparer
 from llmsec_analyzer.rules.load import load_builtin
 
 

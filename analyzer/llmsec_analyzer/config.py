@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from llmsec_analyzer.detectors.settings import (
+from llmsec_analyzer.settings import (
     BudgetSettings,
     DetectionSettings,
     InjectionSettings,

@@ -9,7 +9,7 @@ from llmsec_analyzer.terminal import cut, pad, visible
 from llmsec_tap.model import Finding
 
 if TYPE_CHECKING:
-    from llmsec_analyzer.scan import Result
+    from llmsec_analyzer.judge.texts import Result
 
 
 def finding_line(finding: Finding) -> str:

@@ -15,8 +15,8 @@ import json
 import sys
 from pathlib import Path
 
-from llmsec_analyzer.detectors.scanner import Scanner
-from llmsec_analyzer.detectors.settings import DetectionSettings, InjectionSettings, ModelSettings
+from llmsec_analyzer.judge.scanner import Scanner
+from llmsec_analyzer.settings import DetectionSettings, InjectionSettings, ModelSettings
 
 FILES = {"injection": ("injection", "mentions", "harmful_requests"), "pii": ("pii",), "secrets": ("secrets",)}
 CATEGORY = {"pii": "pii", "secrets": "secret"}

@@ -14,9 +14,9 @@ import platform
 import random
 import time
 
-from llmsec_analyzer.detectors.scanner import Scanner
-from llmsec_analyzer.detectors.settings import DetectionSettings
-from llmsec_analyzer.rules.synthetic import expand
+from llmsec_analyzer.judge.scanner import Scanner
+from llmsec_analyzer.prove.synthetic import expand
+from llmsec_analyzer.settings import DetectionSettings
 
 WORDS = [
     "the",

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from llmsec_analyzer.detecting import start_detection
-from llmsec_analyzer.detectors.scanner import Scanner
-from llmsec_analyzer.detectors.settings import DetectionSettings
+from llmsec_analyzer.judge.scanner import Scanner
+from llmsec_analyzer.settings import DetectionSettings
 from llmsec_analyzer.worker import child, client
 from llmsec_analyzer.worker.client import DetectionProcess
 from llmsec_analyzer.worker.fair import FairQueue, Waiting

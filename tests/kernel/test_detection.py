@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llmsec_analyzer.rules.synthetic import expand
+from llmsec_analyzer.prove.synthetic import expand
 from support.agent import Agent, environment
 from support.https_calls import ask_once
 from support.tls_front import Certificate, free_port, python_server

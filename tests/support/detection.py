@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmsec_analyzer.detectors.exchange_parts import text_parts, unread
-from llmsec_analyzer.detectors.exchanges import AnswerStreams, ExchangeDetector
+from llmsec_analyzer.judge.exchange import AnswerStreams, ExchangeDetector
+from llmsec_analyzer.judge.exchange_parts import text_parts, unread
 from llmsec_tap.model import Exchange
 
 

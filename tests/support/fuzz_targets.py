@@ -15,12 +15,12 @@ from typing import Any
 
 import msgspec
 
-from llmsec_analyzer.detectors.excess import is_masked
-from llmsec_analyzer.detectors.exchange_parts import text_parts
-from llmsec_analyzer.detectors.exchanges import ExchangeDetector
-from llmsec_analyzer.detectors.redact import redacted
-from llmsec_analyzer.detectors.scanner import Scanner
-from llmsec_analyzer.detectors.settings import DetectionSettings
+from llmsec_analyzer.engine.excess import is_masked
+from llmsec_analyzer.judge.exchange import ExchangeDetector
+from llmsec_analyzer.judge.exchange_parts import text_parts
+from llmsec_analyzer.judge.redact import redacted
+from llmsec_analyzer.judge.scanner import Scanner
+from llmsec_analyzer.settings import DetectionSettings
 from llmsec_tap import limits
 from llmsec_tap.capture.files.pcap import CaptureReader
 from llmsec_tap.dialects.base import NotJSON, RequestView, ResponseView, parse_json

@@ -11,7 +11,15 @@ from support.agent import environment
 # What a capture needs later, and what would stand between the command and its probes: 0.1 s and more each.
 LATER = {
     *("msgspec", "duckdb", "polars", "pyarrow", "numpy", "rich", "regex", "yaml", "asyncio", "tomllib", "ssl"),
-    *("llmsec_tap.model", "llmsec_tap.pipeline", "llmsec_tap.dialects", "llmsec_tap.identity", "llmsec_tap.exchange", "llmsec_tap.wire", "llmsec_tap.storage"),
+    *(
+        "llmsec_tap.model",
+        "llmsec_tap.pipeline",
+        "llmsec_tap.dialects",
+        "llmsec_tap.identity",
+        "llmsec_tap.exchange",
+        "llmsec_tap.wire",
+        "llmsec_tap.storage",
+    ),
     "llmsec_analyzer",
 }
 

@@ -61,7 +61,7 @@ def check(
 
     Example: llmsec-analyze rules check my-rules/
     """
-    from llmsec_analyzer.rules.check import check_rules
+    from llmsec_analyzer.prove.examples import check_rules
     from llmsec_analyzer.rules.load import load_builtin, load_paths
     from llmsec_analyzer.terminal import visible
 

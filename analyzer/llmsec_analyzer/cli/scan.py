@@ -52,11 +52,11 @@ def scan(
     """
     import msgspec
 
-    from llmsec_analyzer import scan as scanning
     from llmsec_analyzer.cli.streams import results
     from llmsec_analyzer.config import load_config
-    from llmsec_analyzer.detectors.scanner import Scanner, report_fault
     from llmsec_analyzer.finding_rows import scan_rows
+    from llmsec_analyzer.judge import texts as scanning
+    from llmsec_analyzer.judge.scanner import Scanner, report_fault
     from llmsec_analyzer.terminal import json_visible
     from llmsec_tap.identity.credentials import fingerprinter
     from llmsec_tap.install_key import install_key

@@ -11,12 +11,12 @@ from typing import Any
 import msgspec
 import yaml
 
-from llmsec_analyzer.detectors.build import JUDGEMENT
-from llmsec_analyzer.detectors.identifiers import is_known_validator, known_validators
-from llmsec_analyzer.detectors.patterns import BadPatternError, compile_pattern
-from llmsec_analyzer.detectors.recognizers import RECOGNIZERS
-from llmsec_analyzer.detectors.stream import MAX_NEAR
-from llmsec_analyzer.detectors.triggers import MAX_KEYWORD_BYTES
+from llmsec_analyzer.engine.stream import MAX_NEAR
+from llmsec_analyzer.engine.triggers import MAX_KEYWORD_BYTES
+from llmsec_analyzer.recognizers.assigned import RECOGNIZERS
+from llmsec_analyzer.recognizers.build import JUDGEMENT
+from llmsec_analyzer.recognizers.identifiers import is_known_validator, known_validators
+from llmsec_analyzer.recognizers.patterns import BadPatternError, compile_pattern
 from llmsec_analyzer.rules.schema import Rule, RuleFile
 from llmsec_analyzer.yaml_files import read_yaml, shown
 from llmsec_tap.errors import ConfigError

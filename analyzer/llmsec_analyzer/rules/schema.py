@@ -1,7 +1,7 @@
 """What a rule is. One record says what is looked for, how sure a match is, what it means and which examples prove it.
 
-Rules hold no code: what a pattern cannot say is one of the named validators (detectors/validators.py) or recognizers
-(detectors/recognizers.py), or a plug-in. docs/rules.md describes every field for those who write rules.
+Rules hold no code: what a pattern cannot say is one of the named validators (recognizers/validators.py) or recognizers
+(recognizers/assigned.py), or a plug-in. docs/rules.md describes every field for those who write rules.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Trigger = Literal["digits", "at", "hex_colon", "dotted_name", "iban", "long_toke
 
 
 class Examples(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """Texts that must and must not match. `<alnum:36>` and its like stand for synthetic characters (rules/synthetic.py)."""
+    """Texts that must and must not match. `<alnum:36>` and its like stand for synthetic characters (prove/synthetic.py)."""
 
     match: tuple[str, ...] = ()
     no_match: tuple[str, ...] = ()

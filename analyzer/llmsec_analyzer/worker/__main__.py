@@ -9,11 +9,11 @@ import time
 from array import array
 from collections.abc import Sequence
 
-from llmsec_analyzer.detectors.exchanges import AnswerStreams, ExchangeDetector
-from llmsec_analyzer.detectors.matching import Match
-from llmsec_analyzer.detectors.patterns import timeouts
-from llmsec_analyzer.detectors.risk import rank
-from llmsec_analyzer.detectors.scanner import Scanner, report_fault
+from llmsec_analyzer.engine.recognizer_api import Match
+from llmsec_analyzer.judge.exchange import AnswerStreams, ExchangeDetector
+from llmsec_analyzer.judge.scanner import Scanner, report_fault
+from llmsec_analyzer.recognizers.patterns import timeouts
+from llmsec_analyzer.risk import rank
 from llmsec_analyzer.worker.protocol import (
     Early,
     Examine,

@@ -16,10 +16,10 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from hashlib import blake2b
 
-from llmsec_analyzer.detectors.exchange_parts import Report, text_parts, unread
-from llmsec_analyzer.detectors.redact import redacted
-from llmsec_analyzer.detectors.risk import SEVERITIES, rank
-from llmsec_analyzer.detectors.settings import DetectionSettings
+from llmsec_analyzer.judge.exchange_parts import Report, text_parts, unread
+from llmsec_analyzer.judge.redact import redacted
+from llmsec_analyzer.risk import SEVERITIES, rank
+from llmsec_analyzer.settings import DetectionSettings
 from llmsec_analyzer.worker.child import ChildDetector, Detector, StartDetector
 from llmsec_analyzer.worker.fair import COST_BYTES, FairQueue, Waiting
 from llmsec_analyzer.worker.protocol import (

@@ -14,7 +14,7 @@ from itertools import chain
 
 import msgspec
 
-from llmsec_analyzer.detectors.exchange_parts import Report, TextPart
+from llmsec_analyzer.judge.exchange_parts import Report, TextPart
 from llmsec_tap.model import Exchange
 
 # Above these shares of the queue the process is asked to leave out more and more (budget.py).

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from llmsec_analyzer.detectors.exchange_parts import Report, TextPart
-from llmsec_analyzer.detectors.settings import DetectionSettings
+from llmsec_analyzer.judge.exchange_parts import Report, TextPart
+from llmsec_analyzer.settings import DetectionSettings
 
 _LENGTH_BYTES = 4
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")

@@ -4,9 +4,9 @@ import hashlib
 
 import pytest
 
-from llmsec_analyzer.detectors.scanner import Scanner
-from llmsec_analyzer.detectors.settings import DetectionSettings, InjectionSettings, ModelSettings
+from llmsec_analyzer.judge.scanner import Scanner
 from llmsec_analyzer.rules.load import load_builtin
+from llmsec_analyzer.settings import DetectionSettings, InjectionSettings, ModelSettings
 
 
 def fingerprint(text: str) -> str:

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmsec_analyzer.detectors.build import make_plan
-from llmsec_analyzer.detectors.stream import MAX_ALIKE, StreamScanner, scan_whole
-from llmsec_analyzer.rules.synthetic import expand
+from llmsec_analyzer.engine.stream import MAX_ALIKE, StreamScanner, scan_whole
+from llmsec_analyzer.prove.synthetic import expand
+from llmsec_analyzer.recognizers.build import make_plan
 
 SHARED = Path(__file__).parents[4] / "shared" / "data" / "detection"
 

@@ -7,11 +7,11 @@ import json
 
 import pytest
 
-from llmsec_analyzer.detectors.exchanges import ExchangeDetector
-from llmsec_analyzer.detectors.redact import redacted
-from llmsec_analyzer.detectors.scanner import Scanner
-from llmsec_analyzer.detectors.settings import BudgetSettings, DetectionSettings, OutputSettings
-from llmsec_analyzer.rules.synthetic import expand
+from llmsec_analyzer.judge.exchange import ExchangeDetector
+from llmsec_analyzer.judge.redact import redacted
+from llmsec_analyzer.judge.scanner import Scanner
+from llmsec_analyzer.prove.synthetic import expand
+from llmsec_analyzer.settings import BudgetSettings, DetectionSettings, OutputSettings
 from llmsec_tap.capture.files.pcap import CaptureReader
 from llmsec_tap.pipeline import Pipeline
 from support.detection import Detecting

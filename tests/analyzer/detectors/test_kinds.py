@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmsec_analyzer.rules.synthetic import expand
+from llmsec_analyzer.prove.synthetic import expand
 
 PII = [
     ("write to jo.roe@example.co.uk.", ("EMAIL", "jo.roe@example.co.uk")),

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmsec_analyzer.detectors.excess import MAX_FINDINGS, severest
-from llmsec_analyzer.detectors.exchange_parts import text_parts
-from llmsec_analyzer.detectors.exchanges import ExchangeDetector
-from llmsec_analyzer.detectors.redact import redacted
-from llmsec_analyzer.detectors.repeats import LEAST_CHARS, shortened
-from llmsec_analyzer.detectors.risk import rank
-from llmsec_analyzer.detectors.scanner import Scanner
-from llmsec_analyzer.detectors.settings import DetectionSettings
-from llmsec_analyzer.detectors.stream import StreamScanner, scan_whole
+from llmsec_analyzer.engine.excess import MAX_FINDINGS, severest
+from llmsec_analyzer.engine.repeats import LEAST_CHARS, shortened
+from llmsec_analyzer.engine.stream import StreamScanner, scan_whole
+from llmsec_analyzer.judge.exchange import ExchangeDetector
+from llmsec_analyzer.judge.exchange_parts import text_parts
+from llmsec_analyzer.judge.redact import redacted
+from llmsec_analyzer.judge.scanner import Scanner
+from llmsec_analyzer.risk import rank
+from llmsec_analyzer.settings import DetectionSettings
 from llmsec_tap.model import Exchange, Message, Part, Request
 
 KEY = "AKIA2E0A8F3B244C9986"

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from llmsec_analyzer.detectors import places
-from llmsec_analyzer.detectors.scanner import Scanner
-from llmsec_analyzer.detectors.settings import DetectionSettings, InjectionSettings, ModelSettings, NamesSettings, PIISettings
+from llmsec_analyzer.judge.scanner import Scanner
+from llmsec_analyzer.recognizers import names_and_addresses as places
+from llmsec_analyzer.settings import DetectionSettings, InjectionSettings, ModelSettings, NamesSettings, PIISettings
 from llmsec_tap.errors import ConfigError
 
 OFF = InjectionSettings(model=ModelSettings(enabled=False))

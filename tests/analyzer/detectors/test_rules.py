@@ -6,12 +6,12 @@ import re
 
 import pytest
 
-from llmsec_analyzer.detectors.rule_set import literals, rule_set
-from llmsec_analyzer.detectors.scanner import Scanner
-from llmsec_analyzer.detectors.settings import DetectionSettings, InjectionSettings, ModelSettings, NamedPattern, PatternAction, PIISettings
-from llmsec_analyzer.rules.check import check_rules
+from llmsec_analyzer.judge.rule_set import literals, rule_set
+from llmsec_analyzer.judge.scanner import Scanner
+from llmsec_analyzer.prove.examples import check_rules
+from llmsec_analyzer.prove.synthetic import expand
 from llmsec_analyzer.rules.load import BUILTIN, RuleError, load_file, load_paths
-from llmsec_analyzer.rules.synthetic import expand
+from llmsec_analyzer.settings import DetectionSettings, InjectionSettings, ModelSettings, NamedPattern, PatternAction, PIISettings
 from llmsec_tap.errors import ConfigError
 
 GOOD = """rules:
@@ -121,7 +121,7 @@ def test_words_that_every_match_holds(pattern, words):
 
 
 def test_a_catastrophic_pattern_runs_out_of_time_is_counted_and_the_rest_go_on(tmp_path):
-    from llmsec_analyzer.detectors.patterns import timeouts
+    from llmsec_analyzer.recognizers.patterns import timeouts
 
     (tmp_path / "a.yaml").write_text(
         GOOD.replace("'acme_[a-z0-9]{8}'", "'acme_(?=x)(?:(?:x|xx)+)+[^x ]\\d'").replace("keywords:", "horizon: 400\n    keywords:")

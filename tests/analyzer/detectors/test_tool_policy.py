@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from llmsec_analyzer.detectors.settings import ToolPolicy
-from llmsec_analyzer.detectors.tool_policy import ToolPolicies
+from llmsec_analyzer.judge.tool_policy import ToolPolicies
+from llmsec_analyzer.settings import ToolPolicy
 from llmsec_tap.errors import ConfigError
 
 CALL = {"path": "/etc/shadow", "options": {"follow": True, "headers": {"X-Key": "v"}}, "lines": [1, "rm -rf é"]}

@@ -1,7 +1,7 @@
 """The warden: the one process of a capture that keeps capabilities. It selects, examines and attaches, and opens packet sockets.
 
 It holds no parser of traffic: what processes say goes from the kernel's ring to the decoder, a process of another user without
-capabilities, which holds the ring's descriptor (warden_client.py). The warden's own ring carries starts and ends of processes only.
+capabilities, which holds the ring's descriptor (client.py). The warden's own ring carries starts and ends of processes only.
 
 Whichever of the two dies, by whatever signal, the probes go: the links are the warden's descriptors, and it ends with its decoder.
 """

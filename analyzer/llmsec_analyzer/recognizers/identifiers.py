@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from llmsec_analyzer.detectors.validators import VALIDATORS, Validator
+from llmsec_analyzer.recognizers.validators import VALIDATORS, Validator
 
 if TYPE_CHECKING:
     from publicsuffixlist import PublicSuffixList

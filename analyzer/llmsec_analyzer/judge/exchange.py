@@ -9,15 +9,15 @@ from hashlib import blake2b
 
 import msgspec
 
-from llmsec_analyzer.detectors.answers import is_consent, is_of_prompt, is_refusal, leaked
-from llmsec_analyzer.detectors.budget import FULL, Budget
-from llmsec_analyzer.detectors.excess import MAX_FINDINGS, Excess, Mask, severest
-from llmsec_analyzer.detectors.exchange_parts import Report, TextPart
-from llmsec_analyzer.detectors.matching import Match
-from llmsec_analyzer.detectors.risk import risk
-from llmsec_analyzer.detectors.scanner import OWN_ROLES, Neighbours, Scanner, TextResult, make_finding, preview
-from llmsec_analyzer.detectors.stream import StreamScanner, scan_whole
-from llmsec_analyzer.detectors.tool_policy import ToolPolicies
+from llmsec_analyzer.engine.excess import MAX_FINDINGS, Excess, Mask, severest
+from llmsec_analyzer.engine.recognizer_api import Match
+from llmsec_analyzer.engine.stream import StreamScanner, scan_whole
+from llmsec_analyzer.judge.answers import is_consent, is_of_prompt, is_refusal, leaked
+from llmsec_analyzer.judge.budget import FULL, Budget
+from llmsec_analyzer.judge.exchange_parts import Report, TextPart
+from llmsec_analyzer.judge.scanner import OWN_ROLES, Neighbours, Scanner, TextResult, make_finding, preview
+from llmsec_analyzer.judge.tool_policy import ToolPolicies
+from llmsec_analyzer.risk import risk
 from llmsec_tap.model import Finding
 
 # Conversations send their earlier turns again with every request; what was found in one is kept for so many texts.

@@ -15,9 +15,9 @@ from urllib.parse import unquote
 
 import msgspec
 
-from llmsec_analyzer.detectors.injection.normalise import BASE64, COMPATIBLE, INVISIBLE, Normalised
-from llmsec_analyzer.detectors.matching import Match
-from llmsec_analyzer.detectors.stream import Plan, scan_whole
+from llmsec_analyzer.engine.recognizer_api import Match
+from llmsec_analyzer.engine.stream import Plan, scan_whole
+from llmsec_analyzer.injection.normalise import BASE64, COMPATIBLE, INVISIBLE, Normalised
 
 # Of one character each, printable ASCII: what secrets are made of.
 _ESCAPE = re.compile(r"\\+u00[2-7][0-9a-fA-F]|\\+x[2-7][0-9a-fA-F]|%[2-7][0-9a-fA-F]|&#(?:x0{0,4}[2-7][0-9a-fA-F]|0{0,4}[0-9]{2,3});")

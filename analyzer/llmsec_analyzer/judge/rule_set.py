@@ -6,9 +6,9 @@ import re
 
 import msgspec
 
-from llmsec_analyzer.detectors.settings import DetectionSettings
 from llmsec_analyzer.rules.load import RuleError, check_form, load_builtin, load_paths, nearest
 from llmsec_analyzer.rules.schema import Rule
+from llmsec_analyzer.settings import DetectionSettings
 from llmsec_tap.errors import ConfigError
 
 

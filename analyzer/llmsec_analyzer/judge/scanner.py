@@ -17,19 +17,19 @@ from pathlib import Path
 
 import msgspec
 
-from llmsec_analyzer.detectors import places
-from llmsec_analyzer.detectors.build import make_plan
-from llmsec_analyzer.detectors.excess import MAX_FINDINGS, Excess, severest
-from llmsec_analyzer.detectors.hidden import hidden_secrets
-from llmsec_analyzer.detectors.injection.model import InjectionModel, Verdict
-from llmsec_analyzer.detectors.injection.prepare import MAX_CHARS, Preparer
-from llmsec_analyzer.detectors.matching import Match, Recognizer
-from llmsec_analyzer.detectors.overlap import resolve
-from llmsec_analyzer.detectors.plugins import Plugins
-from llmsec_analyzer.detectors.rule_set import RuleSet, rule_set
-from llmsec_analyzer.detectors.settings import DetectionSettings
-from llmsec_analyzer.detectors.stream import Plan, StreamScanner, scan_whole
+from llmsec_analyzer.engine.excess import MAX_FINDINGS, Excess, severest
+from llmsec_analyzer.engine.overlap import resolve
+from llmsec_analyzer.engine.recognizer_api import Match, Recognizer
+from llmsec_analyzer.engine.stream import Plan, StreamScanner, scan_whole
+from llmsec_analyzer.injection.hidden import hidden_secrets
+from llmsec_analyzer.injection.model import InjectionModel, Verdict
+from llmsec_analyzer.injection.prepare import MAX_CHARS, Preparer
+from llmsec_analyzer.judge.rule_set import RuleSet, rule_set
+from llmsec_analyzer.recognizers import names_and_addresses as places
+from llmsec_analyzer.recognizers.build import make_plan
+from llmsec_analyzer.recognizers.plugins import Plugins
 from llmsec_analyzer.rules.schema import INDIRECT, OBFUSCATED, Rule, taxonomy_of
+from llmsec_analyzer.settings import DetectionSettings
 from llmsec_tap.model import Category, Finding, Location, Severity
 
 # Roles whose text is somebody else's: documents, tool results. An order in it is indirect injection.

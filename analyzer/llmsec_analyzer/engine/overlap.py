@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 
-from llmsec_analyzer.detectors.matching import Match
+from llmsec_analyzer.engine.recognizer_api import Match
 
 SPANS = frozenset(("pii", "secret"))
 

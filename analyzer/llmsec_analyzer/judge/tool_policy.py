@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import re2  # type: ignore[import-untyped]
 
-from llmsec_analyzer.detectors.settings import ToolPolicy
+from llmsec_analyzer.settings import ToolPolicy
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.model import Severity
 

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 import msgspec
 
-from llmsec_analyzer.detectors.overlap import SPANS
-from llmsec_analyzer.detectors.risk import rank
+from llmsec_analyzer.engine.overlap import SPANS
+from llmsec_analyzer.risk import rank
 
 # What an exchange's record, and the result of one text, hold of findings.
 MAX_FINDINGS = 1000

@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from llmsec_analyzer.detectors.injection.features import SIZE
-from llmsec_analyzer.detectors.injection.prepare import Prepared, Preparer
-from llmsec_analyzer.detectors.injection.weights import ModelFile, read_model
+from llmsec_analyzer.injection.features import SIZE
+from llmsec_analyzer.injection.prepare import Prepared, Preparer
+from llmsec_analyzer.injection.weights import ModelFile, read_model
 from llmsec_tap.errors import ConfigError
 
 DEFAULT_MODEL = Path(__file__).parent / "injection.onnx"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import entry_points
 from typing import Protocol
 
-from llmsec_analyzer.detectors.matching import Match
+from llmsec_analyzer.engine.recognizer_api import Match
 from llmsec_analyzer.rules.schema import Rule
 
 GROUP = "llmsec_analyzer.detectors"

@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from llmsec_analyzer.detectors.risk import rank, risk_score
-from llmsec_analyzer.detectors.scanner import Scanner
+from llmsec_analyzer.judge.scanner import Scanner
+from llmsec_analyzer.risk import rank, risk_score
 from llmsec_tap.errors import SourceError
 from llmsec_tap.model import Finding, Severity
 

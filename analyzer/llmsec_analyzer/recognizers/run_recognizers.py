@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from llmsec_analyzer.detectors.identifiers import validator
-from llmsec_analyzer.detectors.matching import Match, View
-from llmsec_analyzer.detectors.patterns import compile_pattern, timeouts
-from llmsec_analyzer.detectors.validators import Validator, entropy
+from llmsec_analyzer.engine.recognizer_api import Match, View
+from llmsec_analyzer.recognizers.identifiers import validator
+from llmsec_analyzer.recognizers.patterns import compile_pattern, timeouts
+from llmsec_analyzer.recognizers.validators import Validator, entropy
 from llmsec_analyzer.rules.schema import Rule
 from llmsec_tap.model import Severity
 

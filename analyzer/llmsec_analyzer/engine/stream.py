@@ -14,10 +14,10 @@ from itertools import accumulate
 
 import msgspec
 
-from llmsec_analyzer.detectors.excess import Excess
-from llmsec_analyzer.detectors.matching import Match, Recognizer, View
-from llmsec_analyzer.detectors.repeats import shortened
-from llmsec_analyzer.detectors.triggers import CARRY, CLASSES, RUN_STEP, TriggerIndex
+from llmsec_analyzer.engine.excess import Excess
+from llmsec_analyzer.engine.recognizer_api import Match, Recognizer, View
+from llmsec_analyzer.engine.repeats import shortened
+from llmsec_analyzer.engine.triggers import CARRY, CLASSES, RUN_STEP, TriggerIndex
 
 # What is kept of a stream behind its end: recognizers look back a few hundred characters at most.
 KEEP_CHARS = 1024

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 from ahocorasick_rs import BytesAhoCorasick, MatchKind
 
-from llmsec_analyzer.detectors.excess import Mask, is_masked
-from llmsec_analyzer.detectors.exchange_parts import text_parts
+from llmsec_analyzer.engine.excess import Mask, is_masked
+from llmsec_analyzer.judge.exchange_parts import text_parts
 from llmsec_tap.model import Exchange
 
 _SHORTEST = 4

@@ -7,11 +7,11 @@ from itertools import pairwise
 
 import msgspec
 
-from llmsec_analyzer.detectors.build import make_plan
-from llmsec_analyzer.detectors.injection.features import Extractor, Window
-from llmsec_analyzer.detectors.injection.normalise import Normalised, normalise
-from llmsec_analyzer.detectors.repeats import Shortened, shortened
-from llmsec_analyzer.detectors.stream import Plan, scan_whole
+from llmsec_analyzer.engine.repeats import Shortened, shortened
+from llmsec_analyzer.engine.stream import Plan, scan_whole
+from llmsec_analyzer.injection.features import Extractor, Window
+from llmsec_analyzer.injection.normalise import Normalised, normalise
+from llmsec_analyzer.recognizers.build import make_plan
 from llmsec_analyzer.rules.schema import Rule
 
 # Of longer texts, so much is judged, in pieces spread evenly from beginning to end; the rest is marked not scanned. A million

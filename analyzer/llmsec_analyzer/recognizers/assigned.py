@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from llmsec_analyzer.detectors.matching import Match, Recognizer, View
-from llmsec_analyzer.detectors.validators import entropy, not_placeholder
+from llmsec_analyzer.engine.recognizer_api import Match, Recognizer, View
+from llmsec_analyzer.recognizers.validators import entropy, not_placeholder
 from llmsec_analyzer.rules.schema import Rule
 
 # What assigns a value begins within so many characters of the name, and so does the value.

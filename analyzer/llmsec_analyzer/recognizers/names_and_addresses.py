@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from llmsec_analyzer.detectors.plugins import Detector
-from llmsec_analyzer.detectors.settings import PIISettings
+from llmsec_analyzer.recognizers.plugins import Detector
 from llmsec_analyzer.rules.schema import Rule
+from llmsec_analyzer.settings import PIISettings
 from llmsec_tap.errors import ConfigError
 
 # A pipeline's memory grows with the text, so it gets this much at a time; beyond the second bound names are not looked for.

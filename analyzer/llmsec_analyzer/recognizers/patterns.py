@@ -14,9 +14,9 @@ from typing import Any
 import re2  # type: ignore[import-untyped]
 import regex
 
-from llmsec_analyzer.detectors.identifiers import validator
-from llmsec_analyzer.detectors.matching import Match, View
-from llmsec_analyzer.detectors.validators import entropy
+from llmsec_analyzer.engine.recognizer_api import Match, View
+from llmsec_analyzer.recognizers.identifiers import validator
+from llmsec_analyzer.recognizers.validators import entropy
 from llmsec_analyzer.rules.schema import Rule
 from llmsec_tap.errors import ConfigError
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmsec_analyzer.detectors.build import JUDGEMENT, make_plan
-from llmsec_analyzer.detectors.stream import StreamScanner
+from llmsec_analyzer.engine.stream import StreamScanner
+from llmsec_analyzer.prove.synthetic import expand
+from llmsec_analyzer.recognizers.build import JUDGEMENT, make_plan
 from llmsec_analyzer.rules.schema import Rule
-from llmsec_analyzer.rules.synthetic import expand
 
 
 def check_rules(rules: Sequence[Rule], *, trusted: frozenset[str] = frozenset()) -> list[str]:

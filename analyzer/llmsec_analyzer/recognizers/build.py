@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from llmsec_analyzer.detectors.matching import Recognizer
-from llmsec_analyzer.detectors.patterns import PatternRecognizer
-from llmsec_analyzer.detectors.recognizers import RECOGNIZERS
-from llmsec_analyzer.detectors.runs import RunRecognizer
-from llmsec_analyzer.detectors.stream import Plan
+from llmsec_analyzer.engine.recognizer_api import Recognizer
+from llmsec_analyzer.engine.stream import Plan
+from llmsec_analyzer.recognizers.assigned import RECOGNIZERS
+from llmsec_analyzer.recognizers.patterns import PatternRecognizer
+from llmsec_analyzer.recognizers.run_recognizers import RunRecognizer
 from llmsec_analyzer.rules.schema import Rule
 
 # The recognizer of rules that nothing in a text starts: the model's, and comparisons of an answer with its request.

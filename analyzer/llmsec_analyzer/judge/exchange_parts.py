@@ -7,7 +7,7 @@ from urllib.parse import unquote_plus
 
 import msgspec
 
-from llmsec_analyzer.detectors.excess import Mask
+from llmsec_analyzer.engine.excess import Mask
 from llmsec_tap.anomalies import UNREAD
 from llmsec_tap.model import AnomalyCount, Exchange, Finding, Message
 

@@ -1,1 +1,0 @@
-"""Prompt injection: what is hidden is decoded, texts become features, a small linear model judges them."""
