@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from llmsec_analyzer.config import load_config
-from llmsec_analyzer.listing import exchange_row, listing_header
+from llmsec_analyzer.show.listing import exchange_row, listing_header
 from llmsec_tap import limits
 from llmsec_tap.capture.files.pcap import CaptureReader
 from llmsec_tap.cli.outlet import Outlet

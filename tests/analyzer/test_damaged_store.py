@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmsec_analyzer.query import QuerySession
+from llmsec_analyzer.stored.session import QuerySession
 from llmsec_tap.errors import StorageError
 from llmsec_tap.model import Exchange
 from llmsec_tap.storage import StoreWriter, compact, open_store

@@ -9,7 +9,7 @@ import duckdb
 import msgspec
 import pytest
 
-from llmsec_analyzer.query import QuerySession
+from llmsec_analyzer.stored.session import QuerySession
 from llmsec_tap import model
 from llmsec_tap.storage import StoreWriter
 from llmsec_tap.storage.schema import EXCHANGE_COLUMNS, PART, REQUEST, RESPONSE, StructOf, sql_type

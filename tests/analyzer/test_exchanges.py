@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llmsec_analyzer.exchanges import parse_time
+from llmsec_analyzer.stored.exchanges import parse_time
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.model import AnomalyCount, Message, OtherText, Part, Request, Response, to_json
 

@@ -12,7 +12,7 @@ import time
 import duckdb
 import pytest
 
-from llmsec_analyzer.query import QuerySession
+from llmsec_analyzer.stored.session import QuerySession
 from llmsec_tap.errors import ConfigError, StorageError
 
 
@@ -35,7 +35,7 @@ def test_json_lines(run, store):
 
 
 def test_json_values_of_every_type(store):
-    from llmsec_analyzer.output import write_json
+    from llmsec_analyzer.show.results import write_json
 
     out = io.StringIO()
     with QuerySession.open(store) as session:
@@ -185,7 +185,7 @@ def test_interrupt_is_exit_130_and_silent(store, sql):
 
 def test_a_large_result_streams_in_constant_memory(store):
     script = (
-        "import resource, sys; from llmsec_analyzer.query import QuerySession; from llmsec_analyzer.output import write_json\n"
+        "import resource, sys; from llmsec_analyzer.stored.session import QuerySession; from llmsec_analyzer.show.results import write_json\n"
         "class Sink:\n"
         "    size = 0\n"
         "    def isatty(self): return False\n"

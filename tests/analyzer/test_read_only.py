@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llmsec_analyzer.query import QuerySession
-from llmsec_analyzer.read_only import check_read_only
+from llmsec_analyzer.stored.read_only import check_read_only
+from llmsec_analyzer.stored.session import QuerySession
 from llmsec_tap.errors import ConfigError, LLMSecError
 
 READING = [

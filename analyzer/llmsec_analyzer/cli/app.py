@@ -44,7 +44,7 @@ def root(
 
 def report_error(fault: LLMSecError) -> None:
     """One line on standard error; control characters that a message may quote are made visible."""
-    from llmsec_analyzer.terminal import visible
+    from llmsec_analyzer.show.terminal import visible
 
     line = f"error: {fault}" + (f" ({fault.hint})" if fault.hint else "")
     typer.echo(visible(line), err=True)

@@ -63,9 +63,9 @@ def list_exchanges(
     context.obj = store
     if context.invoked_subcommand is not None:
         return
-    from llmsec_analyzer import exchanges as listing
     from llmsec_analyzer.cli.streams import results
-    from llmsec_analyzer.query import QuerySession
+    from llmsec_analyzer.stored import exchanges as listing
+    from llmsec_analyzer.stored.session import QuerySession
 
     wanted = listing.Filter(
         model=model,
@@ -99,11 +99,11 @@ def show(
 
     Example: llmsec-analyze exchanges show 3fa9
     """
-    from llmsec_analyzer import exchanges as listing
     from llmsec_analyzer.cli.streams import results
-    from llmsec_analyzer.conversation import render
-    from llmsec_analyzer.query import QuerySession
-    from llmsec_analyzer.terminal import json_visible
+    from llmsec_analyzer.show.conversation import render
+    from llmsec_analyzer.show.terminal import json_visible
+    from llmsec_analyzer.stored import exchanges as listing
+    from llmsec_analyzer.stored.session import QuerySession
     from llmsec_tap.model import to_json
 
     with results(), QuerySession.open(store or context.obj) as session:

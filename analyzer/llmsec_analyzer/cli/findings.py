@@ -48,12 +48,12 @@ def findings(
     """
     import datetime as dt
 
-    from llmsec_analyzer import findings as stored
     from llmsec_analyzer.cli.streams import results
-    from llmsec_analyzer.exchanges import parse_time
-    from llmsec_analyzer.finding_rows import stored_line
-    from llmsec_analyzer.query import QuerySession
     from llmsec_analyzer.risk import rank
+    from llmsec_analyzer.show.finding_rows import stored_line
+    from llmsec_analyzer.stored import findings as stored
+    from llmsec_analyzer.stored.exchanges import parse_time
+    from llmsec_analyzer.stored.session import QuerySession
 
     moment = dt.datetime.fromtimestamp(parse_time(since, "--since") / 1e9, dt.UTC).replace(tzinfo=None) if since else None
     table = output is FindingsFormat.TABLE

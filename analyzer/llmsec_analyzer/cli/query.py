@@ -41,9 +41,9 @@ def query(
 
     Example: llmsec-analyze query "SELECT model, count(*), sum(output_tokens) FROM exchanges GROUP BY model"
     """
-    from llmsec_analyzer import output as outputs
     from llmsec_analyzer.cli.streams import results
-    from llmsec_analyzer.query import QuerySession
+    from llmsec_analyzer.show import results as outputs
+    from llmsec_analyzer.stored.session import QuerySession
 
     if sql == "-":
         sql = sys.stdin.read()

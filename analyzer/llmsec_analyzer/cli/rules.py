@@ -37,7 +37,7 @@ def list_rules(
 
     from llmsec_analyzer.cli.streams import results
     from llmsec_analyzer.rules.load import load_builtin, load_paths
-    from llmsec_analyzer.terminal import cut, json_visible, pad, visible
+    from llmsec_analyzer.show.terminal import cut, json_visible, pad, visible
 
     rules = load_paths(paths) if paths else load_builtin()
     with results():
@@ -63,7 +63,7 @@ def check(
     """
     from llmsec_analyzer.prove.examples import check_rules
     from llmsec_analyzer.rules.load import load_builtin, load_paths
-    from llmsec_analyzer.terminal import visible
+    from llmsec_analyzer.show.terminal import visible
 
     builtin = load_builtin()
     rules = load_paths(paths) if paths else builtin

@@ -54,10 +54,10 @@ def scan(
 
     from llmsec_analyzer.cli.streams import results
     from llmsec_analyzer.config import load_config
-    from llmsec_analyzer.finding_rows import scan_rows
     from llmsec_analyzer.judge import texts as scanning
     from llmsec_analyzer.judge.scanner import Scanner, report_fault
-    from llmsec_analyzer.terminal import json_visible
+    from llmsec_analyzer.show.finding_rows import scan_rows
+    from llmsec_analyzer.show.terminal import json_visible
     from llmsec_tap.identity.credentials import fingerprinter
     from llmsec_tap.install_key import install_key
 

@@ -46,7 +46,7 @@ def _offset(text: str) -> int:
 
 def _listing() -> tuple[str, Callable[[Exchange], str]]:
     """The analyzer's table: its header, and the row of an exchange."""
-    from llmsec_analyzer.listing import exchange_row, listing_header
+    from llmsec_analyzer.show.listing import exchange_row, listing_header
 
     return listing_header(), exchange_row
 

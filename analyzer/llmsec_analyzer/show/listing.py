@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
-from llmsec_analyzer.terminal import cut, pad, visible
+from llmsec_analyzer.show.terminal import cut, pad, visible
 from llmsec_tap.model import Exchange
 
 _COLUMNS = (("time", 12), ("provider", 17), ("model", 28), ("status", 6), ("in", 7), ("out", 7), ("ttft ms", 8), ("risk", 4), ("note", 18))

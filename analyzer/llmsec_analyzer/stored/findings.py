@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from llmsec_analyzer.query import QuerySession
 from llmsec_analyzer.risk import SEVERITIES, rank
-from llmsec_analyzer.terminal import json_visible
+from llmsec_analyzer.show.terminal import json_visible
+from llmsec_analyzer.stored.session import QuerySession
 from llmsec_tap import __version__
 from llmsec_tap.storage.schema import FINDING
 

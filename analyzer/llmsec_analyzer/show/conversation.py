@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator
 
-from llmsec_analyzer.finding_rows import finding_line
-from llmsec_analyzer.terminal import visible
+from llmsec_analyzer.show.finding_rows import finding_line
+from llmsec_analyzer.show.terminal import visible
 from llmsec_tap.model import Exchange, Message, Part
 
 _INDENT = "  "

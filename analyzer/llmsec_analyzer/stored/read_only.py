@@ -16,7 +16,7 @@ from typing import Any
 
 import duckdb
 
-from llmsec_analyzer.sql_errors import sql_error
+from llmsec_analyzer.stored.sql_errors import sql_error
 from llmsec_tap.errors import ConfigError
 
 _HINT = "one SELECT, WITH, FROM, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN, PIVOT or VALUES; write results with --format and >"

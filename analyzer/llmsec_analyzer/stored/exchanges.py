@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from llmsec_analyzer.output import write_table
-from llmsec_analyzer.query import QuerySession
-from llmsec_analyzer.terminal import json_visible
+from llmsec_analyzer.show.results import write_table
+from llmsec_analyzer.show.terminal import json_visible
+from llmsec_analyzer.stored.session import QuerySession
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.model import Exchange, to_json
 from llmsec_tap.storage.rows import exchange_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from llmsec_analyzer.terminal import cut, pad, visible
+from llmsec_analyzer.show.terminal import cut, pad, visible
 from llmsec_tap.model import Finding
 
 if TYPE_CHECKING:

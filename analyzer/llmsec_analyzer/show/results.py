@@ -14,8 +14,8 @@ from typing import Any, TextIO
 
 import msgspec
 
-from llmsec_analyzer.query import QuerySession, Result
-from llmsec_analyzer.terminal import cut, json_visible, pad, visible, width
+from llmsec_analyzer.show.terminal import cut, json_visible, pad, visible, width
+from llmsec_analyzer.stored.session import QuerySession, Result
 from llmsec_tap.errors import ConfigError
 
 TABLE_ROWS = 200
