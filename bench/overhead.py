@@ -250,7 +250,18 @@ def start(folder: Path, certificate: Certificate, times: int = 7) -> dict[str, A
         (worker,) = running.workers()
         for run in range(times + 1):
             begun = time.monotonic()
-            command = [sys.executable, "-m", "llmsec_tap.cli.app", "capture", "--pid", str(worker), "--store", "none", "--format", "none"]
+            command = [
+                sys.executable,
+                "-m",
+                "llmsec_agent.cli.tap.app",
+                "capture",
+                "--pid",
+                str(worker),
+                "--store",
+                "none",
+                "--format",
+                "none",
+            ]
             process = subprocess.Popen(command, stderr=subprocess.PIPE, env=env)
             assert process.stderr is not None
             line = b""

@@ -51,7 +51,7 @@ def run() -> Callable[..., subprocess.CompletedProcess[str]]:
         env.pop("LLMSEC_STORE", None)
         env |= options.pop("env", {})
         return subprocess.run(  # noqa: PLW1510 - in the options
-            [sys.executable, "-c", "from llmsec_analyzer.cli.app import main; main()", *map(str, arguments)],
+            [sys.executable, "-c", "from llmsec_agent.cli.analyze.app import main; main()", *map(str, arguments)],
             env=env,
             **{"capture_output": True, "text": True, "check": False, "timeout": 60, **options},
         )

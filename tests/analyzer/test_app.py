@@ -7,7 +7,7 @@ import time
 import pytest
 import typer.main
 
-from llmsec_analyzer.cli.app import app
+from llmsec_agent.cli.analyze.app import app
 from llmsec_tap import __version__
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from llmsec_analyzer.detecting import start_detection
+from llmsec_agent.start_detection import start_detection
 from llmsec_analyzer.judge.scanner import Scanner
 from llmsec_analyzer.settings import DetectionSettings
 from llmsec_analyzer.worker import child, client

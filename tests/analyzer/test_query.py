@@ -69,7 +69,7 @@ def test_parquet_is_refused_on_a_terminal(store):
     leader, follower = os.openpty()
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run(
-        [sys.executable, "-c", "from llmsec_analyzer.cli.app import main; main()", "query", "SELECT 1", "--store", str(store), "--format", "parquet"],
+        [sys.executable, "-c", "from llmsec_agent.cli.analyze.app import main; main()", "query", "SELECT 1", "--store", str(store), "--format", "parquet"],
         stdout=follower, stderr=subprocess.PIPE, text=True, env=env, check=False,
     )  # fmt: skip
     os.close(leader)
@@ -150,7 +150,7 @@ def test_a_damaged_part_is_named_in_one_line_and_the_rest_is_read(run, fill, mak
 def start(store, *arguments, **options):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     return subprocess.Popen(
-        [sys.executable, "-c", "from llmsec_analyzer.cli.app import main; main()", "query", *arguments, "--store", str(store)],
+        [sys.executable, "-c", "from llmsec_agent.cli.analyze.app import main; main()", "query", *arguments, "--store", str(store)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, **options,
     )  # fmt: skip
 

@@ -89,7 +89,7 @@ def test_standard_input_gzip_and_several_files(run: Run, tmp_path: Path, state: 
     plain = tmp_path / "plain.pcap"
     plain.write_bytes(gzip.decompress(LIVE.read_bytes()))
     for data in (LIVE.read_bytes(), plain.read_bytes()):
-        command = [sys.executable, "-m", "llmsec_analyzer.cli.app", "replay", "-", "--store", "none", "--format", "jsonl"]
+        command = [sys.executable, "-m", "llmsec_agent.cli.analyze.app", "replay", "-", "--store", "none", "--format", "jsonl"]
         result = subprocess.run(command, input=data, capture_output=True, check=True, env={**os.environ, **state})
         assert result.stdout.count(b"\n") == 10
     other = tmp_path / "other.pcap"
@@ -227,7 +227,7 @@ def test_a_signal_completes_stores_and_sums_up_what_was_read(
     number: signal.Signals, run: Run, tmp_path: Path, state: dict[str, str]
 ) -> None:
     store = tmp_path / "store"
-    command = [sys.executable, "-m", "llmsec_analyzer.cli.app", "replay", "-", "--store", str(store), "--format", "jsonl"]
+    command = [sys.executable, "-m", "llmsec_agent.cli.analyze.app", "replay", "-", "--store", str(store), "--format", "jsonl"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **state})
     assert process.stdin is not None
     assert process.stdout is not None
@@ -250,7 +250,7 @@ def test_a_signal_completes_stores_and_sums_up_what_was_read(
 
 
 def test_a_closed_pipe_is_quiet(state: dict[str, str]) -> None:
-    command = f"{sys.executable} -m llmsec_analyzer.cli.app replay {LIVE} {LIVE} --store none --format jsonl | head -n 1"
+    command = f"{sys.executable} -m llmsec_agent.cli.analyze.app replay {LIVE} {LIVE} --store none --format jsonl | head -n 1"
     result = subprocess.run(command, shell=True, capture_output=True, env={**os.environ, **state}, check=False)
     assert result.stdout.count(b"\n") == 1
     assert b"Traceback" not in result.stderr
@@ -270,7 +270,7 @@ def test_through_sudo_the_store_is_the_callers(tmp_path: Path) -> None:
         command = [
             sys.executable,
             "-m",
-            "llmsec_analyzer.cli.app",
+            "llmsec_agent.cli.analyze.app",
             "replay",
             str(capture),
             "--store",

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmsec_analyzer.config import load_config
+from llmsec_agent.config import load_config
 from llmsec_analyzer.rules.load import load_file
 from llmsec_analyzer.yaml_files import MAX_FILE_BYTES, read_yaml
 from llmsec_tap.errors import ConfigError

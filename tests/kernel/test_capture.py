@@ -415,7 +415,7 @@ def test_memory_stays_under_its_cap(certificate: Certificate) -> None:
 
 def test_an_unknown_process_is_refused(certificate: Certificate) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "llmsec_tap.cli.app", "capture", "--pid", "4194303", "--store", "none"],
+        [sys.executable, "-m", "llmsec_agent.cli.tap.app", "capture", "--pid", "4194303", "--store", "none"],
         env=environment(),
         capture_output=True,
         text=True,

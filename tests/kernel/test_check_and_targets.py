@@ -17,7 +17,7 @@ SUPPORT = Path(__file__).parents[1] / "support"
 
 
 def run(*arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    command = [*prefix, sys.executable, "-m", "llmsec_tap.cli.app", *arguments]
+    command = [*prefix, sys.executable, "-m", "llmsec_agent.cli.tap.app", *arguments]
     return subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
 
 

@@ -54,7 +54,7 @@ def test_redacted_content_holds_no_secret_on_output_nor_in_the_store(echo, certi
     assert KEY not in json.dumps(row)
     assert row["input_text"] == "the key [github] is for you"
     query = "SELECT e.input_text, f.rule_id FROM exchanges e JOIN findings f USING (exchange_id) WHERE f.rule_id = 'secret.github'"
-    command = [sys.executable, "-m", "llmsec_analyzer.cli.app", "query", query, "--store", str(store), "--format", "json"]
+    command = [sys.executable, "-m", "llmsec_agent.cli.analyze.app", "query", query, "--store", str(store), "--format", "json"]
     told = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
     rows = [json.loads(line) for line in told.stdout.splitlines()]
     assert {one["input_text"] for one in rows} == {"the key [github] is for you"}

@@ -34,7 +34,7 @@ def written(certificate: Certificate, tmp_path_factory: pytest.TempPathFactory) 
 
 def test_replay_gives_the_same_exchanges(written: Any) -> None:
     live, file = written
-    command = [sys.executable, "-m", "llmsec_analyzer.cli.app", "replay", str(file), "--store", "none", "--format", "jsonl"]
+    command = [sys.executable, "-m", "llmsec_agent.cli.analyze.app", "replay", str(file), "--store", "none", "--format", "jsonl"]
     done = subprocess.run(command, env=environment(), capture_output=True, check=True)
     replayed = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(live) == len(replayed) == 13
@@ -102,7 +102,7 @@ def test_plain_http_of_a_model_server(model_url: str, interface: str, limited: b
 
 
 def test_an_unknown_interface_is_refused() -> None:
-    command = [sys.executable, "-m", "llmsec_tap.cli.app", "capture", "--iface", "nosuch0", "--store", "none"]
+    command = [sys.executable, "-m", "llmsec_agent.cli.tap.app", "capture", "--iface", "nosuch0", "--store", "none"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 3
     assert "there is no interface nosuch0" in done.stderr

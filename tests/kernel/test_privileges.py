@@ -81,7 +81,7 @@ def test_the_store_is_the_decoders_and_reads_as_before(echo: tuple[int, int], ce
     owners = {path.stat().st_uid for path in (store, *store.rglob("*"))}
     assert len(owners) == 1
     assert owners != {0}
-    command = [sys.executable, "-m", "llmsec_analyzer.cli.app", "query", "SELECT count(*) AS n FROM exchanges", "--store", str(store)]
+    command = [sys.executable, "-m", "llmsec_agent.cli.analyze.app", "query", "SELECT count(*) AS n FROM exchanges", "--store", str(store)]
     assert "2" in subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout
 
 
@@ -101,7 +101,7 @@ def test_a_store_that_root_made_before_goes_on(echo: tuple[int, int], certificat
 
 def test_a_folder_of_roots_that_is_no_store_is_left_alone(echo: tuple[int, int], tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("root's own")
-    command = [sys.executable, "-m", "llmsec_tap.cli.app", "capture", "--pid", str(echo[0]), "--store", str(tmp_path)]
+    command = [sys.executable, "-m", "llmsec_agent.cli.tap.app", "capture", "--pid", str(echo[0]), "--store", str(tmp_path)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == 4, done.stderr
     assert "is neither empty nor a store" in done.stderr
@@ -148,7 +148,7 @@ def test_whoever_dies_the_probes_go_and_the_observed_process_serves(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("delay", [0.2, 0.4, 0.6, 0.8])
 def test_a_capture_that_is_ended_while_it_attaches_leaves_nothing(echo: tuple[int, int], number: signal.Signals, delay: float) -> None:
-    command = [sys.executable, "-m", "llmsec_tap.cli.app", "capture", "--pid", str(echo[0]), "--store", "none", "--no-detect"]
+    command = [sys.executable, "-m", "llmsec_agent.cli.tap.app", "capture", "--pid", str(echo[0]), "--store", "none", "--no-detect"]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         time.sleep(delay)
         process.send_signal(number)

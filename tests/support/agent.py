@@ -27,7 +27,7 @@ class Agent:
         self._folder = tempfile.TemporaryDirectory()
         self._out = Path(self._folder.name, "out")
         self._err = Path(self._folder.name, "err")
-        command = [*prefix, sys.executable, "-m", "llmsec_tap.cli.app", "capture", "--format", "jsonl", *options]
+        command = [*prefix, sys.executable, "-m", "llmsec_agent.cli.tap.app", "capture", "--format", "jsonl", *options]
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(command, stdout=out, stderr=err, env={**environment(), **(env or {})}, cwd=self._folder.name)
         self.exit_code: int | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmsec_tap.cli import capture
+from llmsec_agent.cli.tap import capture
 from llmsec_tap.storage import DEFAULT_STORE
 
 

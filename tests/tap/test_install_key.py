@@ -73,7 +73,7 @@ def test_what_is_no_file_is_refused_at_once(key_file: Path, monkeypatch: pytest.
 
 def test_one_line_and_no_traceback(tmp_path: Path) -> None:
     environment = {**os.environ, KEY_VARIABLE: "/dev/zero"}
-    command = [sys.executable, "-m", "llmsec_analyzer.cli.app", "scan", "-"]
+    command = [sys.executable, "-m", "llmsec_agent.cli.analyze.app", "scan", "-"]
     result = subprocess.run(command, env=environment, capture_output=True, input=b"x", check=False, timeout=60)
     assert result.returncode == 2
     assert b"Traceback" not in result.stderr

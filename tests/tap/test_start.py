@@ -27,7 +27,7 @@ LATER = {
 def test_probes_stand_before_anything_heavy_is_imported() -> None:
     """A process that does not exist ends the command where its probes would be placed; what it imported until then is all it needs."""
     # Without the decoder's process, which loads the rest beside this one.
-    code = "import os, sys; os.fork = lambda: 4194302; sys.argv[0] = 'llmsec-tap'; from llmsec_tap.cli.app import main; main()"
+    code = "import os, sys; os.fork = lambda: 4194302; sys.argv[0] = 'llmsec-tap'; from llmsec_agent.cli.tap.app import main; main()"
     command = [sys.executable, "-X", "importtime", "-c", code, "capture", "--pid", "4194303", "--backend", "core"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 3, done.stderr

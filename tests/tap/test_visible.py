@@ -12,8 +12,8 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmsec_tap.cli.text import printable
-from llmsec_tap.cli.visible import json_visible, visible
+from llmsec_agent.cli.text import printable
+from llmsec_tap.visible import json_visible, visible
 
 # Format characters that do show: Arabic, Syriac and Kaithi number signs.
 _SHOWN = {*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2}
@@ -57,7 +57,7 @@ def test_json_stays_the_same_value(text):
 
 
 _PROGRAM = r"""
-from llmsec_tap.cli.outlet import Outlet
+from llmsec_agent.outlet import Outlet
 from llmsec_tap.model import Exchange
 outlet = Outlet(output="jsonl", listing=None, store=None, content=True, tokenizer=None, prompt=True, on_reader_gone=lambda: None)
 outlet.deliver(Exchange(exchange_id="e", client="c", server="s", input_text="\x9b31m\x7f\u202e\u200b\U000e0041\u3164"))

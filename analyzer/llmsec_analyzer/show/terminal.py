@@ -1,10 +1,10 @@
-"""How wide text is on a terminal, and text made to fit. What makes it harmless is the tap's (cli/visible.py)."""
+"""How wide text is on a terminal, and text made to fit. What makes it harmless is the tap's (visible.py)."""
 
 from __future__ import annotations
 
 import unicodedata
 
-from llmsec_tap.cli.visible import json_visible, visible
+from llmsec_tap.visible import json_visible, visible
 
 __all__ = ["cut", "json_visible", "pad", "visible", "width"]
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import duckdb
 
+from llmsec_agent.cli.text import report
 from llmsec_analyzer.stored.read_only import check_read_only
 from llmsec_analyzer.stored.sql_errors import sql_error
-from llmsec_tap.cli.text import report
 from llmsec_tap.errors import ConfigError, StorageError
 from llmsec_tap.storage import Store, open_store
 from llmsec_tap.storage.damage import parts, set_aside_damaged

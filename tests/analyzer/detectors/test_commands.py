@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from llmsec_analyzer.config import load_config
+from llmsec_agent.config import load_config
 from llmsec_analyzer.recognizers import plugins
 from llmsec_analyzer.rules.schema import Rule
 from llmsec_tap.errors import ConfigError

@@ -249,7 +249,7 @@ def test_no_credential_reaches_output_store_or_log(tmp_path: Path) -> None:
     file.write_bytes(gzip.compress(capture()))
     store = tmp_path / "store"
     environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
-    command = [sys.executable, "-m", "llmsec_analyzer.cli.app"]
+    command = [sys.executable, "-m", "llmsec_agent.cli.analyze.app"]
     outputs = []
     for arguments in (
         ["replay", str(file), "--store", str(store), "--format", "jsonl"],

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llmsec_analyzer.cli import exchanges, findings, query, replay, rules, scan
+from llmsec_agent.cli.analyze import exchanges, findings, query, replay, rules, scan
 from llmsec_tap import __version__
 from llmsec_tap.errors import LLMSecError
 

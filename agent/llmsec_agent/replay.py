@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llmsec_analyzer.config import load_config
+from llmsec_agent.cli.text import error_line, report
+from llmsec_agent.config import load_config
+from llmsec_agent.outlet import Outlet
 from llmsec_analyzer.show.listing import exchange_row, listing_header
 from llmsec_tap import limits
 from llmsec_tap.capture.files.pcap import CaptureReader
-from llmsec_tap.cli.outlet import Outlet
-from llmsec_tap.cli.text import error_line, report
 from llmsec_tap.errors import SourceError, StorageError
 from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.install_key import install_key
@@ -71,7 +71,7 @@ class Replay:
         )
         self._detection: DetectionProcess | None = None
         if detect:
-            from llmsec_analyzer.detecting import start_detection
+            from llmsec_agent.start_detection import start_detection
 
             self._detection = start_detection(
                 self._outlet.deliver, key=key, config=config, may_wait=True, report=report, redact=redact, fail_on=fail_on

@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmsec_agent.cli.text import report
 from llmsec_tap.capture.ebpf.choose import open_loader
 from llmsec_tap.capture.probes.build_ids import Offsets
 from llmsec_tap.capture.probes.selection import Observed, Selection
 from llmsec_tap.capture.probes.targets import TargetFinder
-from llmsec_tap.cli.text import report
 from llmsec_tap.errors import ConfigError
 
 if TYPE_CHECKING:

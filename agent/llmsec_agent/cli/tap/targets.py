@@ -19,9 +19,9 @@ def targets(
 
     Example: llmsec-tap targets
     """
+    from llmsec_agent.cli.text import printable
     from llmsec_tap.capture.probes.inventory import inventory
     from llmsec_tap.capture.probes.targets import TargetFinder
-    from llmsec_tap.cli.text import printable
 
     lines = [line for line in inventory(TargetFinder(fast=fast_probes)) if not pid or line.pid in pid]
     typer.echo(f"{'pid':>7}  {'process':<15}  {'container':<12}  {'what':<18}  {'how':<7}  detail")

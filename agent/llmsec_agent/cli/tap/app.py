@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from llmsec_agent.cli.tap import capture, check, targets
+from llmsec_agent.cli.text import error_line
 from llmsec_tap import __version__
-from llmsec_tap.cli import capture, check, targets
-from llmsec_tap.cli.text import error_line
 from llmsec_tap.errors import LLMSecError
 
 # Plain help: rich takes 0.1 s to import. No pretty tracebacks: they print local variables, which are captured content.

@@ -41,7 +41,7 @@ def query(
 
     Example: llmsec-analyze query "SELECT model, count(*), sum(output_tokens) FROM exchanges GROUP BY model"
     """
-    from llmsec_analyzer.cli.streams import results
+    from llmsec_agent.cli.analyze.streams import results
     from llmsec_analyzer.show import results as outputs
     from llmsec_analyzer.stored.session import QuerySession
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llmsec_analyzer.cli.query import StoreOption
+from llmsec_agent.cli.analyze.query import StoreOption
 from llmsec_tap.storage import DEFAULT_STORE
 
 
@@ -63,7 +63,7 @@ def list_exchanges(
     context.obj = store
     if context.invoked_subcommand is not None:
         return
-    from llmsec_analyzer.cli.streams import results
+    from llmsec_agent.cli.analyze.streams import results
     from llmsec_analyzer.stored import exchanges as listing
     from llmsec_analyzer.stored.session import QuerySession
 
@@ -99,7 +99,7 @@ def show(
 
     Example: llmsec-analyze exchanges show 3fa9
     """
-    from llmsec_analyzer.cli.streams import results
+    from llmsec_agent.cli.analyze.streams import results
     from llmsec_analyzer.show.conversation import render
     from llmsec_analyzer.show.terminal import json_visible
     from llmsec_analyzer.stored import exchanges as listing

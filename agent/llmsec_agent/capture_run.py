@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
+from llmsec_agent.cli.text import report
+from llmsec_agent.outlet import Deliver, Detection, Outlet
 from llmsec_tap import limits, privileges
 from llmsec_tap.capture.host.kubernetes import RemotePods
 from llmsec_tap.capture.host.process import ProcessTable
 from llmsec_tap.capture.live.capture import LiveCapture
 from llmsec_tap.capture.live.flows import TLSFlows
 from llmsec_tap.capture.live.queue import BatchQueue
-from llmsec_tap.cli.outlet import Deliver, Detection, Outlet
-from llmsec_tap.cli.text import report
 from llmsec_tap.errors import SourceError, StorageError
 from llmsec_tap.exchange.tokens import TokenEstimator
 from llmsec_tap.identity.credentials import fingerprinter

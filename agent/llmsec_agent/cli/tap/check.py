@@ -17,8 +17,8 @@ def check() -> None:
 
     Example: llmsec-tap check
     """
+    from llmsec_agent.cli.text import printable
     from llmsec_tap.capture.prerequisites import check_host
-    from llmsec_tap.cli.text import printable
 
     findings = check_host()
     for finding in findings:

@@ -8,8 +8,8 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from llmsec_tap.cli.visible import visible
 from llmsec_tap.errors import LLMSecError
+from llmsec_tap.visible import visible
 
 
 def printable(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from llmsec_analyzer.config import load_config
+from llmsec_agent.config import load_config
 from llmsec_analyzer.worker.child import ChildDetector, RemoteDetector, StartDetector
 from llmsec_analyzer.worker.client import DetectionProcess
 from llmsec_tap.model import Exchange, Severity

@@ -52,8 +52,8 @@ def scan(
     """
     import msgspec
 
-    from llmsec_analyzer.cli.streams import results
-    from llmsec_analyzer.config import load_config
+    from llmsec_agent.cli.analyze.streams import results
+    from llmsec_agent.config import load_config
     from llmsec_analyzer.judge import texts as scanning
     from llmsec_analyzer.judge.scanner import Scanner, report_fault
     from llmsec_analyzer.show.finding_rows import scan_rows

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from llmsec_agent.capture_run import StartDetection
+    from llmsec_agent.outlet import Deliver, Detection
     from llmsec_tap.capture.warden.client import WardenClient
-    from llmsec_tap.cli.capture_run import StartDetection
-    from llmsec_tap.cli.outlet import Deliver, Detection
     from llmsec_tap.model import Exchange
 
 # storage.DEFAULT_STORE, without the import: it would stand between the command and its probes for 50 ms. A test compares.
@@ -53,8 +53,8 @@ def _listing() -> tuple[str, Callable[[Exchange], str]]:
 
 def _detection(config: str | None, warden: WardenClient, *, redact: bool, queue_bytes: int) -> StartDetection:
     """The analyzer's detection, in a process of its own: a live capture never waits for it."""
-    from llmsec_analyzer.detecting import start_detection
-    from llmsec_tap.cli.text import report
+    from llmsec_agent.cli.text import report
+    from llmsec_agent.start_detection import start_detection
 
     def start(deliver: Deliver, key: bytes) -> Detection:
         return start_detection(
@@ -140,13 +140,13 @@ def capture(
 
     Example: llmsec-tap capture --pid 4242 --format jsonl
     """
+    from llmsec_agent.attach import attach, read_offsets
+    from llmsec_agent.cli.text import leave, report
     from llmsec_tap.capture.host.kubernetes import PodHelper
     from llmsec_tap.capture.packets.packet_socket import open_packet_socket
     from llmsec_tap.capture.probes.selection import Selection
     from llmsec_tap.capture.warden.client import WardenClient
     from llmsec_tap.capture.warden.warden import Warden
-    from llmsec_tap.cli.attach import attach, read_offsets
-    from llmsec_tap.cli.text import leave, report
     from llmsec_tap.errors import ConfigError
     from llmsec_tap.privileges import unprivileged_user
 
@@ -164,7 +164,7 @@ def capture(
     if redact and not detect:
         raise ConfigError("--redact needs detection", "Leave out --no-detect.")
     if config is not None and not detect:
-        from llmsec_analyzer.config import load_config
+        from llmsec_agent.config import load_config
 
         load_config(config)  # what is wrong there is an error, whether it counts or not
     given = None if read_offset is None or write_offset is None else (_offset(read_offset), _offset(write_offset))
@@ -175,7 +175,7 @@ def capture(
     if warden.fork():
 
         def decode() -> None:
-            from llmsec_tap.cli.capture_run import CaptureRun
+            from llmsec_agent.capture_run import CaptureRun
 
             client = WardenClient(warden.client_socket, warden.stop_pipe)
             listed = _listing() if output is Format.TABLE else None

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llmsec_analyzer.cli.scan import ConfigOption, FailOnOption
+from llmsec_agent.cli.analyze.scan import ConfigOption, FailOnOption
 from llmsec_tap.storage import DEFAULT_STORE
 
 
@@ -53,7 +53,7 @@ def replay(
 
     Example: llmsec-analyze replay capture.pcap --format jsonl
     """
-    from llmsec_analyzer.replay import Replay
+    from llmsec_agent.replay import Replay
     from llmsec_tap.errors import ConfigError
 
     if not detect and (redact or fail_on):

@@ -35,7 +35,7 @@ def list_rules(
     """
     import msgspec
 
-    from llmsec_analyzer.cli.streams import results
+    from llmsec_agent.cli.analyze.streams import results
     from llmsec_analyzer.rules.load import load_builtin, load_paths
     from llmsec_analyzer.show.terminal import cut, json_visible, pad, visible
 

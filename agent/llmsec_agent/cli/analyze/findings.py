@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from llmsec_analyzer.cli.query import StoreOption
-from llmsec_analyzer.cli.scan import SeverityChoice
+from llmsec_agent.cli.analyze.query import StoreOption
+from llmsec_agent.cli.analyze.scan import SeverityChoice
 from llmsec_tap.storage import DEFAULT_STORE
 
 
@@ -48,7 +48,7 @@ def findings(
     """
     import datetime as dt
 
-    from llmsec_analyzer.cli.streams import results
+    from llmsec_agent.cli.analyze.streams import results
     from llmsec_analyzer.risk import rank
     from llmsec_analyzer.show.finding_rows import stored_line
     from llmsec_analyzer.stored import findings as stored

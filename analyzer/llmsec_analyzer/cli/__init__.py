@@ -1,1 +1,0 @@
-"""The `llmsec-analyze` command: one module per group of commands, each a thin skin over an importable function."""
