@@ -10,11 +10,11 @@ PYTEST_ARGS ?=
 	PYTHON=$(PYTHON) scripts/bootstrap
 	@touch $@
 
-.venv/.demo: .venv/.made uv.lock
+.venv/.demo: .venv/.made uv.lock pyproject.toml
 	$(UV) sync --quiet --frozen --no-dev --extra tokens --inexact
 	@touch $@
 
-.venv/.dev: .venv/.made uv.lock
+.venv/.dev: .venv/.made uv.lock pyproject.toml
 	$(UV) sync --quiet --frozen --extra tokens --extra ml --extra names --group dev --group peers --inexact
 	@touch $@
 

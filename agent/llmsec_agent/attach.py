@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmsec_agent.cli.text import report
+from llmsec_agent.text import report
 from llmsec_tap.capture.ebpf.choose import open_loader
 from llmsec_tap.capture.probes.build_ids import Offsets
 from llmsec_tap.capture.probes.selection import Observed, Selection

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
-from llmsec_agent.cli.text import report
 from llmsec_agent.outlet import Deliver, Detection, Outlet
+from llmsec_agent.text import report
 from llmsec_tap import limits, privileges
 from llmsec_tap.capture.host.kubernetes import RemotePods
 from llmsec_tap.capture.host.process import ProcessTable
@@ -21,7 +21,6 @@ from llmsec_tap.capture.live.capture import LiveCapture
 from llmsec_tap.capture.live.flows import TLSFlows
 from llmsec_tap.capture.live.queue import BatchQueue
 from llmsec_tap.errors import SourceError, StorageError
-from llmsec_tap.exchange.tokens import TokenEstimator
 from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.install_key import install_key
 from llmsec_tap.model import Exchange
@@ -29,6 +28,7 @@ from llmsec_tap.pipeline import Pipeline
 from llmsec_tap.storage.handover import enter, owner_of
 from llmsec_tap.storage.store import create_store
 from llmsec_tap.storage.writer import StoreWriter
+from llmsec_tap.tokens import TokenEstimator
 
 if TYPE_CHECKING:
     import socket

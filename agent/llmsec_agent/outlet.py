@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from llmsec_agent.cli.text import error_line, report
+from llmsec_agent.text import error_line, report
 from llmsec_tap.dialects.draft import DeltaListener
 from llmsec_tap.errors import StorageError
 from llmsec_tap.exchange.assembly import ExchangeAssembly, ListenerFactory
-from llmsec_tap.exchange.tokens import TokenEstimator
 from llmsec_tap.model import Exchange, to_json
 from llmsec_tap.storage.writer import StoreWriter
+from llmsec_tap.tokens import TokenEstimator
 from llmsec_tap.visible import json_visible
 
 Deliver = Callable[[Exchange], None]

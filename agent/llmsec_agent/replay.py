@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llmsec_agent.cli.text import error_line, report
 from llmsec_agent.config import load_config
 from llmsec_agent.outlet import Outlet
+from llmsec_agent.text import error_line, report
 from llmsec_analyzer.show.listing import exchange_row, listing_header
 from llmsec_tap import limits
 from llmsec_tap.capture.files.pcap import CaptureReader

@@ -35,7 +35,7 @@ def test_help_is_fast_and_loads_nothing_heavy(run):
     best = min(timed(run) for _ in range(3))
     assert best < 0.6  # 0.22 s on an idle machine; the imports below are what it must not pay for
     script = (
-        "import sys; from llmsec_analyzer.cli import app\n"
+        "import sys; from llmsec_agent.cli.analyze import app\n"
         "print([name for name in ('duckdb', 'polars', 'pyarrow', 'rich', 'asyncio') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env())

@@ -12,7 +12,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmsec_agent.cli.text import printable
+from llmsec_agent.text import printable
 from llmsec_tap.visible import json_visible, visible
 
 # Format characters that do show: Arabic, Syriac and Kaithi number signs.

@@ -7,6 +7,7 @@ them. The connection can reach the store's parts and nothing else: no other file
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import duckdb
 
-from llmsec_agent.cli.text import report
 from llmsec_analyzer.stored.read_only import check_read_only
 from llmsec_analyzer.stored.sql_errors import sql_error
 from llmsec_tap.errors import ConfigError, StorageError
@@ -77,7 +77,7 @@ class Result:
 class QuerySession:
     """A locked connection to one store. Use as a context manager. `report` is told of damaged parts, which are set aside."""
 
-    def __init__(self, store: Store, report: Callable[[str], None] = report) -> None:
+    def __init__(self, store: Store, report: Callable[[str], None] = warnings.warn) -> None:
         self.store = store
         self._report = report
         try:
@@ -132,8 +132,8 @@ class QuerySession:
         return len(list(parts(self.store.exchanges))) - len(self._left_out) != before
 
     @classmethod
-    def open(cls, location: str | Path) -> QuerySession:
-        return cls(open_store(location))
+    def open(cls, location: str | Path, report: Callable[[str], None] = warnings.warn) -> QuerySession:
+        return cls(open_store(location), report)
 
     def __enter__(self) -> Self:
         return self

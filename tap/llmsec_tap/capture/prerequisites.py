@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from llmsec_tap import privileges
+from llmsec_tap.capture.ebpf.bcc import kernel_headers
 from llmsec_tap.capture.ebpf.core import CoreLoader, object_path, supports_uprobe_multi
 from llmsec_tap.capture.ebpf.loader_api import KernelSettings, Probe, ProbePlan, Role
 from llmsec_tap.capture.probes.elf import ELFError, ELFFile
@@ -202,12 +203,3 @@ def _bcc() -> Finding:
             "For --backend bcc: apt-get install linux-headers-amd64, or set BCC_KERNEL_SOURCE.",
         )
     return Finding("bcc", "ok", "installed, with kernel headers")
-
-
-def kernel_headers() -> Path | None:
-    """A tree of kernel headers that bcc can compile against: named, of the running kernel, or any that is installed."""
-    named = os.environ.get("BCC_KERNEL_SOURCE")
-    candidates = [Path(named)] if named else []
-    candidates.append(Path(f"/lib/modules/{os.uname().release}/build"))
-    candidates += sorted(Path("/usr/src").glob("linux-headers-*"), reverse=True)
-    return next((path for path in candidates if (path / "include/generated/autoconf.h").is_file()), None)

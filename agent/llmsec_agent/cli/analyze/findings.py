@@ -49,6 +49,7 @@ def findings(
     import datetime as dt
 
     from llmsec_agent.cli.analyze.streams import results
+    from llmsec_agent.text import report
     from llmsec_analyzer.risk import rank
     from llmsec_analyzer.show.finding_rows import stored_line
     from llmsec_analyzer.stored import findings as stored
@@ -63,7 +64,7 @@ def findings(
     )  # fmt: skip
     worst = -1
 
-    with results(), QuerySession.open(store) as session:
+    with results(), QuerySession.open(store, report) as session:
         rows = stored.stored_findings(session, wanted)
 
         def watched() -> object:

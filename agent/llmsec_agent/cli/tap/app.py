@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llmsec_agent.cli.tap import capture, check, targets
-from llmsec_agent.cli.text import error_line
+from llmsec_agent.text import error_line
 from llmsec_tap import __version__
 from llmsec_tap.errors import LLMSecError
 

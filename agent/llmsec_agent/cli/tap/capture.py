@@ -53,8 +53,8 @@ def _listing() -> tuple[str, Callable[[Exchange], str]]:
 
 def _detection(config: str | None, warden: WardenClient, *, redact: bool, queue_bytes: int) -> StartDetection:
     """The analyzer's detection, in a process of its own: a live capture never waits for it."""
-    from llmsec_agent.cli.text import report
     from llmsec_agent.start_detection import start_detection
+    from llmsec_agent.text import report
 
     def start(deliver: Deliver, key: bytes) -> Detection:
         return start_detection(
@@ -141,7 +141,7 @@ def capture(
     Example: llmsec-tap capture --pid 4242 --format jsonl
     """
     from llmsec_agent.attach import attach, read_offsets
-    from llmsec_agent.cli.text import leave, report
+    from llmsec_agent.text import leave, report
     from llmsec_tap.capture.host.kubernetes import PodHelper
     from llmsec_tap.capture.packets.packet_socket import open_packet_socket
     from llmsec_tap.capture.probes.selection import Selection

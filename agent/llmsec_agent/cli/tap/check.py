@@ -17,7 +17,7 @@ def check() -> None:
 
     Example: llmsec-tap check
     """
-    from llmsec_agent.cli.text import printable
+    from llmsec_agent.text import printable
     from llmsec_tap.capture.prerequisites import check_host
 
     findings = check_host()

@@ -19,7 +19,7 @@ def targets(
 
     Example: llmsec-tap targets
     """
-    from llmsec_agent.cli.text import printable
+    from llmsec_agent.text import printable
     from llmsec_tap.capture.probes.inventory import inventory
     from llmsec_tap.capture.probes.targets import TargetFinder
 

@@ -26,7 +26,6 @@ from llmsec_tap.capture.ebpf.libbpf import LibBPF
 from llmsec_tap.capture.ebpf.loader_api import KernelSettings, ProbePlan, Role
 from llmsec_tap.capture.ebpf.loader_base import KernelHalf
 from llmsec_tap.capture.ebpf.maps import KernelMaps
-from llmsec_tap.capture.prerequisites import kernel_headers
 from llmsec_tap.errors import KernelError
 
 _DISTRIBUTION: Final = "/usr/lib/python3/dist-packages"
@@ -230,3 +229,12 @@ def _join(sources: list[Path], target: Path) -> None:
             _join(having, target / name)
         else:
             (target / name).symlink_to(having[0])
+
+
+def kernel_headers() -> Path | None:
+    """A tree of kernel headers that bcc can compile against: named, of the running kernel, or any that is installed."""
+    named = os.environ.get("BCC_KERNEL_SOURCE")
+    candidates = [Path(named)] if named else []
+    candidates.append(Path(f"/lib/modules/{os.uname().release}/build"))
+    candidates += sorted(Path("/usr/src").glob("linux-headers-*"), reverse=True)
+    return next((path for path in candidates if (path / "include/generated/autoconf.h").is_file()), None)
