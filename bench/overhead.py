@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tap"), str(ROOT / "analyzer")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tap"), str(ROOT / "analyzer"), str(ROOT / "agent")]
 
 from support.agent import Agent  # noqa: E402
 from support.tls_front import Certificate, Nginx, children, free_port, make_certificate, nginx, wait_for_port  # noqa: E402
@@ -70,7 +70,9 @@ def tap_of(warden: int) -> tuple[int, int]:
 
 
 def summary(agent: Agent) -> dict[str, int]:
-    found = re.search(r"seen ([\d,]+) TLS calls \(([\d,]+) bytes\).*dropped ([\d,]+) calls .* in the kernel, ([\d,]+) records", agent.said)
+    found = re.search(
+        r"seen ([\d,]+) TLS calls \(([\d,]+) bytes\).*dropped: ([\d,]+) calls .* in the kernel ring, ([\d,]+) records", agent.said
+    )
     assert found is not None, agent.said
     calls, moved, lost, left_out = (int(text.replace(",", "")) for text in found.groups())
     return {"calls": calls, "bytes": moved, "lost_calls": lost, "left_out_records": left_out}
@@ -244,7 +246,11 @@ def loss(folder: Path, certificate: Certificate, seconds: int = 3) -> dict[str, 
 def start(folder: Path, certificate: Certificate, times: int = 7) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     # With compiled bytecode, as an installed package has it, whatever this shell's settings are.
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "tap", ROOT / "analyzer"))), "PYTHONPYCACHEPREFIX": str(folder)}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "tap", ROOT / "analyzer", ROOT / "agent"))),
+        "PYTHONPYCACHEPREFIX": str(folder),
+    }
     env.pop("PYTHONDONTWRITEBYTECODE", None)
     with front(folder, certificate) as running:
         (worker,) = running.workers()

@@ -39,7 +39,7 @@ struct tap_event {
 	__u8 direction;
 	__u8 flags;
 	__u32 length;	   /* payload bytes after this header; the record may be longer (size classes) */
-	__u64 ts_ns;	   /* monotonic clock: entry of a write, return of a read */
+	__u64 ts_ns;	   /* CLOCK_BOOTTIME: entry of a write, return of a read */
 	__u64 connection;  /* SSL *, GnuTLS session, Go's *tls.Conn */
 	__u64 epoch_ns;	   /* tells connections apart that used the same pointer one after the other */
 	__u64 offset;	   /* of the first payload byte in its direction, counted since the epoch began */

@@ -14,7 +14,7 @@ static __always_inline void tell_process(__u8 type, __u32 pid, __u32 other)
 		count(TAP_LOST_PROCESSES, 1);
 		return;
 	}
-	event_head(event, type, pid, bpf_ktime_get_ns());
+	event_head(event, type, pid, bpf_ktime_get_boot_ns());
 	event->other = other;
 	process_name(event->comm);
 	process_ring_submit(event);
@@ -28,7 +28,7 @@ static __always_inline void tell_end(__u32 pid)
 		count(TAP_LOST_RECORDS, 1);
 		return;
 	}
-	event_head(event, TAP_EXIT, pid, bpf_ktime_get_ns());
+	event_head(event, TAP_EXIT, pid, bpf_ktime_get_boot_ns());
 	process_name(event->comm);
 	ring_submit(event, BPF_RB_NO_WAKEUP);
 }

@@ -94,7 +94,7 @@ static __always_inline struct connection *connection_of(const struct connection_
 
 	if (known)
 		return known;
-	made.epoch_ns = bpf_ktime_get_ns();
+	made.epoch_ns = bpf_ktime_get_boot_ns();
 	process_name(made.comm);
 	connections_update(key, &made);
 	return connections_lookup(key);
@@ -110,7 +110,7 @@ static __always_inline void close_connection(const struct connection_key *key, s
 		count(TAP_LOST_RECORDS, 1);
 		return;
 	}
-	event_head(event, TAP_CLOSE, key->pid, bpf_ktime_get_ns());
+	event_head(event, TAP_CLOSE, key->pid, bpf_ktime_get_boot_ns());
 	event_connection(event, key, connection);
 	event->length = 16;
 	payload = (__u64 *)(event + 1);
@@ -134,7 +134,7 @@ static __always_inline void bind_socket(__u32 pid, __u64 pointer, void *sock, __
 			return;
 		/* The same object over another socket: another connection, whose first byte this is. */
 		close_connection(&key, connection);
-		connection->epoch_ns = bpf_ktime_get_ns();
+		connection->epoch_ns = bpf_ktime_get_boot_ns();
 		connection->offsets[0] = connection->offsets[1] = 0;
 		connection->lost = 0;
 		connection->fresh = 1;
@@ -148,7 +148,7 @@ static __always_inline void bind_socket(__u32 pid, __u64 pointer, void *sock, __
 		count(TAP_LOST_RECORDS, 1);
 		return;
 	}
-	event_head(event, TAP_BIND, pid, bpf_ktime_get_ns());
+	event_head(event, TAP_BIND, pid, bpf_ktime_get_boot_ns());
 	event_connection(event, &key, connection);
 	ring_submit(event, BPF_RB_NO_WAKEUP);
 }

@@ -128,7 +128,7 @@ static __always_inline int call_entered(struct pt_regs *regs, __u64 cookie)
 	call->direction = cookie & TAP_COOKIE_WRITE ? TAP_WRITE : TAP_READ;
 	call->stack = stack;
 	if (cookie & TAP_COOKIE_WRITE) /* a read's time is that of its return */
-		call->entered_ns = bpf_ktime_get_ns();
+		call->entered_ns = bpf_ktime_get_boot_ns();
 	call->touched_socket = 0;
 	thread->depth++;
 	return 0;
@@ -166,7 +166,7 @@ static __always_inline int call_returned(struct pt_regs *regs)
 	}
 	moved.buffer = call.buffer;
 	moved.direction = call.direction;
-	moved.ts_ns = call.direction == TAP_WRITE ? call.entered_ns : bpf_ktime_get_ns();
+	moved.ts_ns = call.direction == TAP_WRITE ? call.entered_ns : bpf_ktime_get_boot_ns();
 	key.connection = call.connection;
 	connection = connection_of(&key);
 	if (!connection)
@@ -194,7 +194,7 @@ static __always_inline int connection_opened(struct pt_regs *regs)
 	earlier = connections_lookup(&key);
 	if (earlier && (earlier->offsets[0] || earlier->offsets[1]))
 		close_connection(&key, earlier);
-	made.epoch_ns = bpf_ktime_get_ns();
+	made.epoch_ns = bpf_ktime_get_boot_ns();
 	made.fresh = 1;
 	process_name(made.comm);
 	connections_update(&key, &made);
@@ -233,7 +233,7 @@ static __always_inline int go_entered(struct pt_regs *regs, __u64 cookie)
 	call.connection = regs->ax;
 	call.buffer = regs->bx;
 	call.direction = cookie & TAP_COOKIE_WRITE ? TAP_WRITE : TAP_READ;
-	call.entered_ns = bpf_ktime_get_ns();
+	call.entered_ns = bpf_ktime_get_boot_ns();
 	go_calls_update(&key, &call);
 	return 0;
 }
@@ -279,7 +279,7 @@ static __always_inline int go_returned(struct pt_regs *regs)
 	moved.buffer = call.buffer;
 	moved.length = result;
 	moved.direction = call.direction;
-	moved.ts_ns = call.direction == TAP_WRITE ? call.entered_ns : bpf_ktime_get_ns();
+	moved.ts_ns = call.direction == TAP_WRITE ? call.entered_ns : bpf_ktime_get_boot_ns();
 	moved.key = key;
 	submit_bytes(connection, &moved);
 	return 0;

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmsec_agent.text import report
 from llmsec_tap.capture.ebpf.choose import open_loader
 from llmsec_tap.capture.probes.build_ids import Offsets
 from llmsec_tap.capture.probes.selection import Observed, Selection
 from llmsec_tap.capture.probes.targets import TargetFinder
 from llmsec_tap.errors import ConfigError
+from llmsec_tap.journal import Journal
 
 if TYPE_CHECKING:
     from llmsec_tap.capture.ebpf.loader_api import Loader
@@ -23,18 +23,21 @@ if TYPE_CHECKING:
 _MAX_OFFSETS_FILE = 1 << 20
 
 
-def attach(selection: Selection, finder: TargetFinder, backend: str, ring_bytes: int, helper_pid: int = 0) -> tuple[Loader, Observed]:
+def attach(
+    selection: Selection, finder: TargetFinder, backend: str, ring_bytes: int, journal: Journal, helper_pid: int = 0
+) -> tuple[Loader, Observed]:
     """Load, and place the probes. Raises KernelError or SourceError, with nothing left behind."""
     begun = time.monotonic()
-    loader = open_loader(backend, replace(selection.kernel_settings(ring_bytes), helper_pid=helper_pid), report)
-    observed = Observed(loader, finder, selection, report)
+    loader = open_loader(backend, replace(selection.kernel_settings(ring_bytes), helper_pid=helper_pid), journal)
+    observed = Observed(loader, finder, selection, journal)
     try:
         observed.start()
     except BaseException:
         loader.close()
         raise
     what = f"{observed.libraries} TLS librar{'y' if observed.libraries == 1 else 'ies'}"
-    report(f"attached to {what} in {time.monotonic() - begun:.2f} s")
+    elapsed_s = time.monotonic() - begun
+    journal.info("attached", f"attached to {what} in {elapsed_s:.2f} s", libraries=observed.libraries, elapsed_s=round(elapsed_s, 3))
     return loader, observed
 
 

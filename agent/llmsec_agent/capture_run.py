@@ -1,30 +1,31 @@
-"""One run of `llmsec-tap capture`: sources, pipeline, store and printer wired together, with signals and the closing summary."""
+"""The decoding process of `llmsec-tap capture`: it gives up every right, then a run reads what the warden has attached to."""
 
 from __future__ import annotations
 
-import gc
 import importlib
 import os
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-import typer
-
-from llmsec_agent.outlet import Deliver, Detection, Outlet
-from llmsec_agent.text import report
+from llmsec_agent import summary
+from llmsec_agent.lane import Sink
+from llmsec_agent.run import Deliver, Detection, Run
+from llmsec_agent.shares import Shares
+from llmsec_agent.sinks.store import StoreSink
+from llmsec_agent.stop import Stop
 from llmsec_tap import limits, privileges
 from llmsec_tap.capture.host.kubernetes import RemotePods
 from llmsec_tap.capture.host.process import ProcessTable
 from llmsec_tap.capture.live.capture import LiveCapture
 from llmsec_tap.capture.live.flows import TLSFlows
 from llmsec_tap.capture.live.queue import BatchQueue
+from llmsec_tap.clock import Clock
+from llmsec_tap.counters import Sample
 from llmsec_tap.errors import SourceError, StorageError
-from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.install_key import install_key
-from llmsec_tap.model import Exchange
-from llmsec_tap.pipeline import Pipeline
+from llmsec_tap.journal import Journal
 from llmsec_tap.storage.handover import enter, owner_of
 from llmsec_tap.storage.store import create_store
 from llmsec_tap.storage.writer import StoreWriter
@@ -40,209 +41,184 @@ if TYPE_CHECKING:
 
 # Makes the detection of a run: given where exchanges go from there, and the key of the fingerprints.
 StartDetection = Callable[[Deliver, bytes], Detection]
+# Makes the sink that prints, given what to call when its reader is gone.
+MakePrinter = Callable[[Callable[[], None]], Sink]
 
 _LATE: Final = ("brotli", "zstandard")
+# Of the grace at the end, so much is for decoding what was read already.
+_DECODING: Final = 0.4
 
 
-class CaptureRun:
-    """Made in the decoder's process, it gives up every right before the first byte of traffic.
+@dataclass(frozen=True, kw_only=True)
+class CaptureSettings:
+    """What a capture reads, keeps and may take. `ports`: of the interfaces; None for all."""
 
-    Faults of the store do not stop the capture; they decide the exit code. `run` returns normally when it was stopped.
-    """
+    interfaces: tuple[str, ...] = ()
+    ports: frozenset[int] | None = None
+    write: str | None = None
+    write_secrets: bool = False
+    store: str | None = None
+    content: bool = True
+    tokenizer: str | None = None
+    memory_cap_bytes: int = limits.MEMORY_CAP_BYTES
+    duration_s: float | None = None
+
+
+def capture(
+    settings: CaptureSettings,
+    journal: Journal,
+    warden: WardenClient,
+    pods: socket.socket | None,
+    *,
+    print_to: MakePrinter | None,
+    start_detection: StartDetection | None,
+) -> int:
+    """Run in the decoder's process until the warden says stop; the exit code, as docs/cli.md has them. Raises SourceError."""
+    begun = time.monotonic()
+    stop = Stop()
+    # With the caller's rights: key, files that options name, the store's folder.
+    key = install_key(journal)
+    user = privileges.unprivileged_user()
+    if user is not None and settings.store is not None and privileges.USER_VARIABLE not in os.environ:
+        user = owner_of(settings.store) or user
+    recording = _recording(settings, user)
+    estimator = TokenEstimator(settings.tokenizer)
+    if user is not None and not privileges.may_read_programs(user):
+        estimator.keep_open()
+        _load_late_parts(stores=settings.store is not None)
+    if settings.store is not None:
+        enter(settings.store, user)
+    privileges.become(user)
+    privileges.confine()
+    # From here on: another user, no capabilities, no new files but the store's. Threads may begin.
+    shares = Shares.of(settings.memory_cap_bytes)
+    sinks: list[Sink] = []
+    if settings.store is not None:
+        opened = replace(create_store(".", journal, views=False), name=settings.store)
+        sinks.append(StoreSink(StoreWriter(opened, compact_by=lambda store, _now_ns: _compact(warden, store))))
+    if print_to is not None:
+        sinks.append(print_to(stop.request))
+    run = Run(
+        journal,
+        stop,
+        key=key,
+        sinks=sinks,
+        shares=shares,
+        memory_cap_bytes=settings.memory_cap_bytes,
+        may_wait=False,
+        ports=settings.ports,
+        content=settings.content,
+        estimator=estimator,
+        start_detection=(lambda deliver: start_detection(deliver, key)) if start_detection is not None else None,
+    )
+    source = LiveSource(settings, run, warden, pods, shares, recording)
+    fault: SourceError | None = None
+    try:
+        run.run(source)
+    except SourceError as raised:
+        fault = raised
+    finally:
+        if recording is not None:
+            recording.close()
+    if fault is None or source.has_read:
+        _summarise(run, source, settings, recording, time.monotonic() - begun)
+    if fault is not None:
+        raise fault
+    return StorageError.exit_code if run.lost else 0
+
+
+class LiveSource:
+    """TLS records and packets of one warden, decoded by the run's pipeline."""
 
     def __init__(
         self,
-        *,
+        settings: CaptureSettings,
+        run: Run,
         warden: WardenClient,
         pods: socket.socket | None,
-        interfaces: tuple[str, ...],
-        ports: frozenset[int] | None,
-        write: str | None,
-        write_secrets: bool,
-        output: str,
-        listing: tuple[str, Callable[[Exchange], str]] | None,
-        store: str | None,
-        content: bool,
-        tokenizer: str | None,
-        memory_cap_bytes: int,
-        start_detection: StartDetection | None = None,
+        shares: Shares,
+        recording: PcapngWriter | None,
     ) -> None:
+        self._settings = settings
         self._warden = warden
-        self._interfaces = interfaces
-        self._write = write
-        self._gapped = 0
-        # With the caller's rights: key, files that options name, the store's folder.
-        key = install_key()
-        user = privileges.unprivileged_user()
-        if user is not None and store is not None and privileges.USER_VARIABLE not in os.environ:
-            user = owner_of(store) or user
-        self._pcapng: PcapngWriter | None = None
-        if write is not None:
-            from llmsec_tap.capture.files.pcapng import PcapngWriter
-
-            self._pcapng = PcapngWriter(write, keeps_secrets=write_secrets)
-            if user is not None and "SUDO_UID" in os.environ:
-                self._pcapng.give_to(user.uid, user.gid)
-        estimator = TokenEstimator(tokenizer)
-        detection = None
-        if start_detection is not None:
-            detection = start_detection(lambda exchange: self._outlet.deliver(exchange), key)  # noqa: PLW0108 - the outlet is made below
-        if user is not None and not privileges.may_read_programs(user):
-            estimator.keep_open()
-            _load_late_parts(stores=store is not None)
-        if store is not None:
-            enter(store, user)
-        privileges.become(user)
-        privileges.confine()
-        # From here on: another user, no capabilities, no new files but the store's.
-        writer = None
-        if store is not None:
-            opened = create_store(".", views=False)
-            writer = StoreWriter(replace(opened, name=store), compact_by=self._compact)
-        self._outlet = Outlet(
-            output=output,
-            listing=listing,
-            store=store,
-            content=content,
-            tokenizer=estimator,
-            prompt=True,
-            on_reader_gone=self._stop,
-            writer=writer,
-        )
-        self._outlet.detection = detection
-        # A share of the cap: it holds bodies and text as well.
-        queued = min(limits.MAX_QUEUE_BYTES, memory_cap_bytes // 8)
-        self._queue = BatchQueue(queued, min(limits.QUEUE_SHED_BYTES, queued // 2))
-        self._pipeline = Pipeline(
-            self._exchange,
-            fingerprinter(key),
-            ports=ports,
-            on_defect=self._outlet.defect,
-            listener_factory=self._outlet.listener_factory,
-            memory_cap_bytes=memory_cap_bytes,
-        )
-        self._live = LiveCapture(self._pipeline, self._queue, memory_cap_bytes=memory_cap_bytes)
-        self._flows: TLSFlows | None = None
-        self._sources: list[PacketSource] = []
+        self._recording = recording
+        self._clock = Clock()
         self._pods = RemotePods(pods) if pods is not None else None
+        self._queue = BatchQueue(shares.queue, min(limits.QUEUE_SHED_BYTES, shares.queue // 2))
+        self._live = LiveCapture(run.pipeline, self._queue, self._clock, memory_cap_bytes=settings.memory_cap_bytes)
+        self._packets: list[PacketSource] = []
 
-    def run(self, duration_s: float | None) -> None:
-        """Capture until a signal or for so long. Exits as docs/cli.md says: 0, 3 a source failed, 4 the store could not be written."""
-        started = time.monotonic()
-        fault: SourceError | None = None
-        self._warden.on_stop(self._live.stop)
-        try:
-            self._open_sources()
-            self._outlet.begin()
-            gc.freeze()
-            gc.set_threshold(50_000, 50, 100)
-            self._live.on_tick = self._tick
-            self._live.on_step = self._outlet.step
-            self._live.run(duration_s)
-        except SourceError as raised:
-            fault = raised
-        finally:
-            self._outlet.close()
-            if self._pcapng is not None:
-                self._pcapng.close()
-        if fault is None or self._live.records:
-            self._summary(time.monotonic() - started)
-        if fault is not None:
-            raise fault
-        if self._outlet.store_fault is not None:
-            raise typer.Exit(StorageError.exit_code)
+    @property
+    def has_read(self) -> bool:
+        return self._live.records > 0
 
-    def _open_sources(self) -> None:
-        if self._interfaces:
-            self._open_interfaces()
+    @property
+    def interfaces(self) -> list[str]:
+        return [source.interface for source in self._packets]
+
+    def run(self, run: Run) -> None:
+        run.stop.on_request(self._live.stop)
+        self._warden.on_stop(run.stop.request)
+        if self._settings.interfaces:
+            self._open_interfaces(run)
         if self._warden.ring is not None:
-            recorder = None
-            if self._pcapng is not None:
-                from llmsec_tap.capture.files.pcapng import FlowWriter
+            self._open_ring(run)
+        self._live.on_step = run.step
+        self._live.on_tick = self._tick
+        self._live.left_s = lambda: run.stop.left_s(_DECODING)
+        run.journal.info("capturing", "capturing; Ctrl-C stops")
+        self._live.run(self._settings.duration_s)
 
-                recorder = FlowWriter(self._pcapng)
-            self._flows = TLSFlows(
-                self._pipeline.open_flow, ProcessTable(self._pods, facts=self._warden.facts), recorder, self._pipeline.account
-            )
-            self._live.add_tls(self._warden, self._flows)
-        report("capturing; Ctrl-C stops")
+    def samples(self) -> Iterable[Sample]:
+        return self._live.samples()
 
-    def _tick(self) -> None:
-        self._outlet.tick()
-        if self._pcapng is not None:
-            self._pcapng.flush()
+    def _open_ring(self, run: Run) -> None:
+        recorder = None
+        if self._recording is not None:
+            from llmsec_tap.capture.files.pcapng import FlowWriter
 
-    def _open_interfaces(self) -> None:
+            recorder = FlowWriter(self._recording)
+        processes = ProcessTable(self._pods, facts=self._warden.facts)
+        self._live.add_tls(self._warden, TLSFlows(run.pipeline.open_flow, processes, self._clock, recorder, run.pipeline.account))
+
+    def _open_interfaces(self, run: Run) -> None:
         from llmsec_tap.capture.packets.afpacket import PacketSource
         from llmsec_tap.wire.packet import LINKTYPE_RAW
 
-        handle = self._pipeline.handler(LINKTYPE_RAW)
-        if self._pcapng is not None:
-            handle = self._pcapng.copying(handle)
+        handle = run.pipeline.handler(LINKTYPE_RAW)
+        if self._recording is not None:
+            handle = self._recording.copying(handle)
         sockets = self._warden.open_sockets()
-        if len(sockets) != len(self._interfaces):
+        if len(sockets) != len(self._settings.interfaces):
             raise SourceError("the interfaces cannot be read any more", "Are they up? `ip link` shows.")
-        self._sources = [
-            PacketSource(interface, sock, self._queue, handle) for interface, sock in zip(self._interfaces, sockets, strict=True)
-        ]
-        self._live.add_packets(self._sources)
-        for source in self._sources:
-            report(f"reading plain HTTP from {source.interface}")
+        for interface, sock in zip(self._settings.interfaces, sockets, strict=True):
+            self._packets.append(PacketSource(interface, sock, self._queue, handle, self._clock))
+            run.journal.info("reading_interface", f"reading plain HTTP from {interface}", interface=interface)
+        self._live.add_packets(self._packets)
 
-    def _exchange(self, exchange: Exchange) -> None:
-        if exchange.completeness == "gapped":
-            self._gapped += 1
-        self._outlet.take(exchange)
+    def _tick(self) -> None:
+        if self._recording is not None:
+            self._recording.flush()
 
-    def _stop(self) -> None:
-        self._live.stop()
 
-    def _compact(self, store: Store, now_ns: int) -> None:
-        """The warden has it done: this process may start no other."""
-        folder = os.open(store.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            self._warden.compact(folder)
-        finally:
-            os.close(folder)
+def _recording(settings: CaptureSettings, user: privileges.User | None) -> PcapngWriter | None:
+    if settings.write is None:
+        return None
+    from llmsec_tap.capture.files.pcapng import PcapngWriter
 
-    # --- the end ------------------------------------------------------------------------------------------------------
+    recording = PcapngWriter(settings.write, keeps_secrets=settings.write_secrets)
+    if user is not None and "SUDO_UID" in os.environ:
+        recording.give_to(user.uid, user.gid)
+    return recording
 
-    def _summary(self, elapsed: float) -> None:
-        seen, live, queue, flows = self._pipeline.summary(0), self._live, self._queue, self._flows
-        totals = live.totals
-        gaps = seen["gaps"] + (flows.gaps if flows else 0)
-        gap_bytes = seen["gap_bytes"] + (flows.gap_bytes if flows else 0)
-        lines = []
-        if flows is not None:
-            lines.append(
-                f"seen {totals.calls:,} TLS calls ({totals.bytes:,} bytes), {flows.opened:,} connections; "
-                f"decoded {flows.bytes:,} bytes; dropped {totals.lost_calls:,} calls ({totals.lost_bytes:,} bytes) in the kernel, "
-                f"{queue.left_out_records:,} records ({queue.left_out_bytes:,} bytes) of {queue.left_out_connections:,} connections here"
-            )
-        for source in self._sources:
-            dropped = f", {source.dropped:,} DROPPED by the kernel" if source.dropped else ", 0 dropped"
-            lines.append(f"seen {source.packets:,} packets on {source.interface}{dropped}")
-        if self._sources:
-            lines.append(f"seen {seen['connections']:,} plain connections")
-        lines.append(
-            f"{seen['exchanges']:,} exchanges ({seen['llm_exchanges']:,} with a language model), {self._gapped:,} gapped; "
-            f"{gaps:,} gaps ({gap_bytes:,} bytes); {elapsed:.1f} s, {live.peak_rss_bytes / 1e6:.0f} MB at most"
-        )
-        if live.shed_connections:
-            lines.append(f"gave up {live.shed_connections:,} quiet connections to stay under the memory cap")
-        if live.memory_faults:
-            lines.append(f"out of memory {live.memory_faults:,} times: what was under way then was cut")
-        if seen["anomalies"]:
-            lines.append("anomalies: " + ", ".join(f"{name} {count:,}" for name, count in seen["anomalies"].items()))
-        if seen["other_protocols"]:
-            lines.append("not decoded: " + ", ".join(f"{name} {count:,}" for name, count in seen["other_protocols"].items()))
-        lines += self._outlet.summary()
-        if self._pcapng is not None:
-            lines.append(
-                f"wrote {self._pcapng.packets:,} packets to {self._write}" + (f", then: {self._pcapng.fault}" if self._pcapng.fault else "")
-            )
-        for line in lines:
-            report(line)
+
+def _compact(warden: WardenClient, store: Store) -> None:
+    """The warden has it done: this process may start no other."""
+    folder = os.open(store.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        warden.compact(folder)
+    finally:
+        os.close(folder)
 
 
 def _load_late_parts(*, stores: bool) -> None:
@@ -250,3 +226,37 @@ def _load_late_parts(*, stores: bool) -> None:
     privileges.load_encodings()
     for name in (*_LATE, "llmsec_tap.storage.parquet") if stores else _LATE:
         importlib.import_module(name)
+
+
+def _summarise(run: Run, source: LiveSource, settings: CaptureSettings, recording: PcapngWriter | None, elapsed_s: float) -> None:
+    counts = run.snapshot()
+    lines = summary.kernel(counts) if counts.get("llmsec_kernel_calls_total") or not settings.interfaces else []
+    for interface in source.interfaces:
+        dropped = counts.get("llmsec_packets_dropped_total", interface=interface)
+        lines.append(
+            f"seen {counts.get('llmsec_packets_total', interface=interface):,} packets on {interface}, "
+            + (f"{dropped:,} DROPPED by the kernel" if dropped else "0 dropped")
+        )
+    if settings.interfaces:
+        lines.append(f"seen {counts.get('llmsec_connections_total', source='packets'):,} plain connections")
+    peak = counts.get("llmsec_peak_resident_memory_bytes") / 1e6
+    lines.append(
+        f"{summary.what_was_decoded(counts)}, {counts.get('llmsec_exchanges_delivered_total', completeness='gapped'):,} gapped; "
+        f"{summary.gaps(counts)}; {elapsed_s:.1f} s, {peak:.0f} MB at most"
+    )
+    shed, faults = counts.get("llmsec_shed_connections_total"), counts.get("llmsec_memory_faults_total")
+    if shed:
+        lines.append(f"gave up {shed:,} quiet connections to stay under the memory cap")
+    if faults:
+        lines.append(f"out of memory {faults:,} times: what was under way then was cut")
+    blocks = counts.get("llmsec_queue_discarded_packet_blocks_total")
+    if blocks:
+        lines.append(f"{blocks:,} blocks of packets were not decoded: the capture was ended first")
+    lines += summary.oddities(counts)
+    if run.detection is not None:
+        lines += run.detection.summary()
+    lines += summary.sinks(counts, settings.store)
+    if recording is not None:
+        lines.append(f"wrote {recording.packets:,} packets to {settings.write}" + (f", then: {recording.fault}" if recording.fault else ""))
+    for line in lines:
+        run.journal.info("summary", line)

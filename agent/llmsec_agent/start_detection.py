@@ -1,36 +1,40 @@
-"""Detection put together for a command that decodes: configuration read here, scanning in a process of its own."""
+"""Detection put together for a command that decodes: scanning happens in a process of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from llmsec_agent.config import load_config
+from llmsec_analyzer.settings import DetectionSettings
 from llmsec_analyzer.worker.child import ChildDetector, RemoteDetector, StartDetector
 from llmsec_analyzer.worker.client import DetectionProcess
+from llmsec_tap.journal import Journal
 from llmsec_tap.model import Exchange, Severity
 
 
-def start_detection(
-    deliver: Callable[[Exchange], None],
+def detection_starter(
+    settings: DetectionSettings,
+    journal: Journal,
     *,
-    key: bytes,
-    config: str | None,
     may_wait: bool,
-    report: Callable[[str], None],
+    queue_bytes: int,
+    is_built_in: bool,
     redact: bool = False,
     fail_on: Severity | None = None,
-    queue_bytes: int | None = None,
     remote: tuple[Callable[[], tuple[int, int]], Callable[[], None]] | None = None,
-) -> DetectionProcess:
-    """Raises ConfigError for a configuration, rule or model that is wrong. `key` makes the fingerprints. `may_wait`: the source can (a file), or cannot (live).
+) -> Callable[[Callable[[Exchange], None], bytes], DetectionProcess]:
+    """What starts detection, given where exchanges go from there and the key of fingerprints. Raises ConfigError for a rule or model that is wrong.
 
-    `remote` starts and ends the process where this one may start none (worker/child.py).
+    `may_wait`: the source can (a file), or cannot (live). `is_built_in`: these settings are tested, so there is no need to wait for
+    the process to load them. `remote` starts and ends the process where this one may start none (worker/child.py).
     """
     start: StartDetector = ChildDetector if remote is None else lambda: RemoteDetector(*remote)
-    settings = load_config(config).security
-    process = DetectionProcess(
-        settings, key, deliver, may_wait=may_wait, report=report, redact=redact, fail_on=fail_on, start=start, queue_bytes=queue_bytes
-    )
-    if config is not None:  # what ships is known to load, and need not be waited for
-        process.await_ready()
-    return process
+
+    def begin(deliver: Callable[[Exchange], None], key: bytes) -> DetectionProcess:
+        process = DetectionProcess(
+            settings, key, deliver, may_wait=may_wait, journal=journal, redact=redact, fail_on=fail_on, start=start, queue_bytes=queue_bytes
+        )
+        if not is_built_in:
+            process.await_ready()
+        return process
+
+    return begin

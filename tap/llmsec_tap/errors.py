@@ -29,7 +29,11 @@ class SourceError(LLMSecError):
 
 
 class KernelError(SourceError):
-    """A capability, BTF, a symbol or a library that live capture needs is missing."""
+    """A capability, BTF, a symbol or a library that live capture needs is missing. `is_refusal`: the kernel forbids it to every loader."""
+
+    def __init__(self, message: str, hint: str = "", *, is_refusal: bool = False) -> None:
+        super().__init__(message, hint)
+        self.is_refusal = is_refusal
 
 
 class StorageError(LLMSecError):

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-import sys
 from pathlib import Path
 
 from llmsec_tap.errors import ConfigError
+from llmsec_tap.journal import Journal
 
 KEY_VARIABLE = "LLMSEC_FINGERPRINT_KEY_FILE"
 _KEY_BYTES = 32
@@ -30,7 +30,7 @@ def key_path() -> Path:
     return (Path(state) if state else Path.home() / ".local" / "state") / "llmsec-trace" / "fingerprint.key"
 
 
-def install_key() -> bytes:
+def install_key(journal: Journal) -> bytes:
     """The key, made on first use (mode 0600). Where it cannot be kept, a key of this run alone, with a warning.
 
     Raises ConfigError for a file that is there but holds no key: going on with another would break every earlier fingerprint.
@@ -56,7 +56,11 @@ def install_key() -> bytes:
             draft.unlink()
         return _read(path)
     except OSError as fault:
-        print(f"warning: cannot keep a fingerprint key in {path} ({fault.strerror}): fingerprints of this run stand alone", file=sys.stderr)  # noqa: T201
+        journal.warning(
+            "key_not_kept",
+            f"cannot keep a fingerprint key in {path} ({fault.strerror}): fingerprints from this run will not match those of other runs",
+            path=str(path),
+        )
         return secrets.token_bytes(_KEY_BYTES)
 
 
@@ -66,17 +70,19 @@ def _read(path: Path) -> bytes:
     try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
-            raise ConfigError(f"{path} is no regular file, so it holds no fingerprint key", "Name a file of 32 random bytes.")
+            raise ConfigError(f"{path} is not a regular file, so it is not a fingerprint key", "Name a file of 32 random bytes.")
         if facts.st_mode & 0o077:
             raise ConfigError(
                 f"the fingerprint key {path} is open to other users (mode {facts.st_mode & 0o777:04o})",
                 "chmod 600 it; if others may have read it, delete it to make a new one.",
             )
         if not _KEY_BYTES <= facts.st_size <= _MAX_KEY_BYTES:
-            raise ConfigError(f"{path} holds no key ({facts.st_size} bytes, not {_KEY_BYTES})", "Delete it to make a new one.")
+            raise ConfigError(
+                f"{path} is not a valid key file ({facts.st_size} bytes, expected {_KEY_BYTES})", "Delete it to make a new one."
+            )
         key = os.read(descriptor, _MAX_KEY_BYTES)
     finally:
         os.close(descriptor)
     if len(set(key)) < _MIN_DIFFERENT_BYTES:
-        raise ConfigError(f"{path} holds no random key (only {len(set(key))} different bytes)", "Delete it to make a new one.")
+        raise ConfigError(f"{path} is not a random key (only {len(set(key))} different bytes)", "Delete it to make a new one.")
     return key

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import TypedDict
+from collections.abc import Callable, Iterable
 
 from llmsec_tap import limits
 from llmsec_tap.account import Account
+from llmsec_tap.counters import Sample, by_label
 from llmsec_tap.exchange.assembly import Context, ExchangeAssembly, ListenerFactory
 from llmsec_tap.identity.credentials import Fingerprinter
 from llmsec_tap.model import Exchange
@@ -18,19 +18,7 @@ from llmsec_tap.wire.tcp import TCPReassembler
 
 # Rotated files may overlap a little: capture threads write in turn.
 _FILE_OVERLAP_NS = 1_000_000_000
-
-
-class Summary(TypedDict):
-    """What a run saw; printed at its end."""
-
-    packets: int
-    connections: int
-    exchanges: int
-    llm_exchanges: int
-    gaps: int
-    gap_bytes: int
-    anomalies: dict[str, int]
-    other_protocols: dict[str, int]
+_PACKETS = (("source", "packets"),)
 
 
 class Pipeline:
@@ -89,17 +77,14 @@ class Pipeline:
         self.tcp.close()
         self._decoder.close()
 
-    def summary(self, packets: int) -> Summary:
-        return Summary(
-            packets=packets,
-            connections=self.tcp.opened,
-            exchanges=self.exchanges,
-            llm_exchanges=self.llm_exchanges,
-            gaps=self.tcp.gaps,
-            gap_bytes=self.tcp.gap_bytes,
-            anomalies=dict(sorted(self.anomalies.items())),
-            other_protocols=dict(sorted(self.protocols.items())),
-        )
+    def samples(self) -> Iterable[Sample]:
+        yield Sample("llmsec_exchanges_total", self.llm_exchanges, (("kind", "llm"),))
+        yield Sample("llmsec_exchanges_total", self.exchanges - self.llm_exchanges, (("kind", "other"),))
+        yield Sample("llmsec_connections_total", self.tcp.opened, _PACKETS)
+        yield Sample("llmsec_gaps_total", self.tcp.gaps, _PACKETS)
+        yield Sample("llmsec_gap_bytes_total", self.tcp.gap_bytes, _PACKETS)
+        yield from by_label("llmsec_anomalies_total", "name", self.anomalies)
+        yield from by_label("llmsec_undecoded_connections_total", "protocol", self.protocols)
 
     def _assembly(self, flow: Flow, client: str, server: str, ordinal: int) -> ExchangeAssembly:
         return ExchangeAssembly(self._context, flow, client, server, ordinal)

@@ -57,7 +57,7 @@ def counts(agent: Agent) -> dict[str, int]:
         "decoded_bytes": r"decoded ([\d,]+) bytes",
         "dropped_bytes": r"calls \(([\d,]+) bytes\) in the kernel",
         "left_out_bytes": r"records \(([\d,]+) bytes\) of",
-        "dropped": r"dropped ([\d,]+) calls",
+        "dropped": r"dropped: ([\d,]+) calls",
         "exchanges": r"([\d,]+) exchanges \(",
         "gapped": r"([\d,]+) gapped",
         "stored": r"stored ([\d,]+) in",

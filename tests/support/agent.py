@@ -17,7 +17,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "tap"), str(ROOT / "analyzer"))), "LLMSEC_STORE": "none"}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join((str(ROOT / "tap"), str(ROOT / "analyzer"), str(ROOT / "agent"))),
+        "LLMSEC_STORE": "none",
+    }
 
 
 class Agent:

@@ -8,7 +8,6 @@ what a tool returns or a document holds is indirect.
 from __future__ import annotations
 
 import hashlib
-import sys
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -306,10 +305,9 @@ def preview(text: str, match: Match, near: Neighbours) -> str:
     return ("…" if first > 0 else "") + shown + ("…" if last < len(text) else "")
 
 
-def report_fault(name: str, fault: Exception) -> None:
-    """One line for a detector that failed: its name, and where; never the text."""
+def where(fault: Exception) -> str:
+    """The place of a fault in our code, for a report that must not carry what was read."""
     frame = fault.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    where = f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}" if frame is not None else "?"
-    print(f"warning: the detector {name} failed ({type(fault).__name__} at {where}); the others go on", file=sys.stderr)  # noqa: T201
+    return f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}" if frame is not None else "?"

@@ -7,7 +7,6 @@ them. The connection can reach the store's parts and nothing else: no other file
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import duckdb
 from llmsec_analyzer.stored.read_only import check_read_only
 from llmsec_analyzer.stored.sql_errors import sql_error
 from llmsec_tap.errors import ConfigError, StorageError
+from llmsec_tap.journal import WARNINGS, Journal
 from llmsec_tap.storage import Store, open_store
 from llmsec_tap.storage.damage import parts, set_aside_damaged
 from llmsec_tap.storage.faults import storage_error
@@ -75,17 +75,17 @@ class Result:
 
 
 class QuerySession:
-    """A locked connection to one store. Use as a context manager. `report` is told of damaged parts, which are set aside."""
+    """A locked connection to one store. Use as a context manager. `journal` hears of damaged parts, which are set aside."""
 
-    def __init__(self, store: Store, report: Callable[[str], None] = warnings.warn) -> None:
+    def __init__(self, store: Store, journal: Journal = WARNINGS) -> None:
         self.store = store
-        self._report = report
+        self._journal = journal
         try:
             self._folder = os.open(store.exchanges, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as fault:
             raise storage_error("cannot read", store.exchanges, fault) from None
         try:
-            self._left_out = set_aside_damaged(store.exchanges, report)
+            self._left_out = set_aside_damaged(store.exchanges, journal)
             self._connection = self._connect()
         except BaseException:
             os.close(self._folder)
@@ -128,12 +128,12 @@ class QuerySession:
     def _look_for_damage(self) -> bool:
         """Read every part; True where one was damaged, and is set aside or left out from now on."""
         before = len(list(parts(self.store.exchanges))) - len(self._left_out)
-        self._left_out = set_aside_damaged(self.store.exchanges, self._report, thoroughly=True)
+        self._left_out = set_aside_damaged(self.store.exchanges, self._journal, thoroughly=True)
         return len(list(parts(self.store.exchanges))) - len(self._left_out) != before
 
     @classmethod
-    def open(cls, location: str | Path, report: Callable[[str], None] = warnings.warn) -> QuerySession:
-        return cls(open_store(location), report)
+    def open(cls, location: str | Path, journal: Journal = WARNINGS) -> QuerySession:
+        return cls(open_store(location, journal), journal)
 
     def __enter__(self) -> Self:
         return self

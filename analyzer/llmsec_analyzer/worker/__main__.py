@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 from llmsec_analyzer.engine.recognizer_api import Match
 from llmsec_analyzer.judge.exchange import AnswerStreams, ExchangeDetector
-from llmsec_analyzer.judge.scanner import Scanner, report_fault
+from llmsec_analyzer.judge.scanner import Scanner, where
 from llmsec_analyzer.recognizers.patterns import timeouts
 from llmsec_analyzer.risk import rank
 from llmsec_analyzer.worker.protocol import (
+    DetectorFault,
     Early,
     Examine,
     Examined,
@@ -34,7 +35,9 @@ from llmsec_tap.identity.credentials import fingerprinter
 
 _READ_BYTES = 1 << 20
 _EARLY_FROM = rank("high")
-_MAX_DELAYS = 100_000
+# The last so many delays make the quantiles; totals go out this often.
+_MAX_DELAYS = 16_384
+_TOTALS_S = 5.0
 # Below the decoder: where both want a core, decoding goes first, and what cannot be scanned in time is marked.
 _NICENESS = 5
 
@@ -47,6 +50,8 @@ class Worker:
         self._streams: dict[int, AnswerStreams] = {}
         self._delays_ns = array("q")
         self._increments = 0
+        self._next_totals = 0.0
+        self._messages = 0
 
     def take(self, message: ToWorker) -> None:
         if isinstance(message, Increments):
@@ -62,8 +67,11 @@ class Worker:
             self._streams.pop(message.stream, None)
         else:
             self._start(message)
+        if self._detector is not None and time.monotonic() >= self._next_totals:
+            self._next_totals = time.monotonic() + _TOTALS_S
+            self.tell_totals()
 
-    def end(self) -> None:
+    def tell_totals(self) -> None:
         detector = self._detector
         if detector is None:
             return
@@ -77,7 +85,7 @@ class Worker:
     def _start(self, message: Start) -> None:
         self._redact = message.redact
         try:
-            self._detector = ExchangeDetector(Scanner(message.settings, fingerprinter(message.key), on_fault=report_fault))
+            self._detector = ExchangeDetector(Scanner(message.settings, fingerprinter(message.key), on_fault=self._fault))
         except ConfigError as fault:
             self._reply(Ready(str(fault), fault.hint))
         else:
@@ -89,6 +97,9 @@ class Worker:
             privileges.confine()
             self._reply(Ready())
 
+    def _fault(self, detector: str, fault: Exception) -> None:
+        self._reply(DetectorFault(detector, type(fault).__name__, where(fault)))
+
     def _feed(self, message: Increments) -> None:
         assert self._detector is not None
         streams = self._streams.get(message.stream)
@@ -96,8 +107,12 @@ class Worker:
             streams = self._streams[message.stream] = self._detector.streams()
         fresh = streams.feed(message.kind, message.choice, message.texts)
         self._increments += len(message.texts)
+        delay_ns = time.monotonic_ns() - message.at_ns
         if len(self._delays_ns) < _MAX_DELAYS:
-            self._delays_ns.append(time.monotonic_ns() - message.at_ns)
+            self._delays_ns.append(delay_ns)
+        else:
+            self._delays_ns[self._messages % _MAX_DELAYS] = delay_ns
+        self._messages += 1
         if fresh:
             self._tell(message.stream, fresh, streams.known(message.kind, message.choice))
 
@@ -127,7 +142,7 @@ def main() -> None:
         while data := os.read(sys.stdin.fileno(), _READ_BYTES):
             for message in frames.feed(data):
                 worker.take(message)
-        worker.end()
+        worker.tell_totals()
     except BrokenPipeError:
         pass  # the decoder is gone, and with it whoever would read this
 

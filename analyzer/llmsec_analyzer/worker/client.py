@@ -13,7 +13,7 @@ import os
 import select
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 
 from llmsec_analyzer.judge.exchange_parts import Report, text_parts, unread
@@ -23,6 +23,7 @@ from llmsec_analyzer.settings import DetectionSettings
 from llmsec_analyzer.worker.child import ChildDetector, Detector, StartDetector
 from llmsec_analyzer.worker.fair import COST_BYTES, FairQueue, Waiting
 from llmsec_analyzer.worker.protocol import (
+    DetectorFault,
     Early,
     Examine,
     Examined,
@@ -36,8 +37,10 @@ from llmsec_analyzer.worker.protocol import (
     ToWorker,
     frame,
 )
+from llmsec_tap.counters import Sample, by_label
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.exchange.assembly import ExchangeAssembly
+from llmsec_tap.journal import Journal
 from llmsec_tap.model import Exchange, Severity
 
 # What waits for the detection process: bytes of messages and exchanges without a report.
@@ -46,7 +49,6 @@ MAX_QUEUED_BYTES = 32 << 20
 _UNDER_WAY_BYTES = 256 << 10
 # Increments held back to go together, over all streams (256 characters of one count as another); a tick sends what there is.
 _MAX_HELD = 16_384
-_MAX_HELD_LIVE = 32  # somebody waits for what they hold, and another core can scan while this one decodes on
 _SEND_AT_BYTES = 64 << 10
 _READ_BYTES = 1 << 20
 # An exchange is given up after so long, and the process taken for stuck: some seconds, and more for a long text. A replay's machine
@@ -56,7 +58,7 @@ _PATIENCE_OF_REPLAY_S = 30.0
 _SLOWEST_BYTES_PER_S = 250_000
 # At its end, a live capture waits so long for all that is still out; a command that was interrupted, so long.
 _DRAIN_S = 10.0
-_HURRY_S = 3.0
+_HURRY_S = 1.0
 # Deaths of the process in an hour after which a new one begins at once; after that it begins later and later.
 _RESTARTS = 3
 _RESTARTS_IN_S = 3600.0
@@ -110,7 +112,7 @@ class DetectionProcess:
         deliver: Callable[[Exchange], None],
         *,
         may_wait: bool,
-        report: Callable[[str], None],
+        journal: Journal,
         redact: bool = False,
         fail_on: Severity | None = None,
         start: StartDetector = ChildDetector,
@@ -120,13 +122,12 @@ class DetectionProcess:
         self._start_detector = start
         self._deliver = deliver
         self._may_wait = may_wait
-        self._report = report
+        self._journal = journal
         self._redact = redact
         self._fail_on = fail_on
         self.failed = False  # something as severe as `fail_on` was found
         self.generation = 0
         self.held = 0  # increments not sent yet
-        self._hold = _MAX_HELD if may_wait else _MAX_HELD_LIVE
         self._dirty: list[AnswerListener] = []
         self._streams = 0
         self._numbers = 0
@@ -147,6 +148,7 @@ class DetectionProcess:
         self._suspects: OrderedDict[bytes, int] = OrderedDict()
         self._deaths: deque[float] = deque()
         self._retry_at = math.inf
+        self._restarts_total = 0
         self._process: Detector | None = None
         self._launch()
 
@@ -156,14 +158,9 @@ class DetectionProcess:
         return AnswerListener(self)
 
     def holds(self, listener: AnswerListener, text: str) -> None:
-        """The listener has something to send."""
+        """The listener has something to send. Called from within a parser: what it holds goes out with the next `tick`."""
         self._dirty.append(listener)
         self.held += 1 + (len(text) >> 8)
-        if self.held >= self._hold:
-            self._send_increments()
-            if len(self._out) >= _SEND_AT_BYTES or not self._may_wait:
-                self._pump()
-                self._wait_for_room()
 
     def finished(self, listener: AnswerListener, exchange: Exchange) -> None:
         self._send_increments_of(listener)
@@ -196,11 +193,14 @@ class DetectionProcess:
             self._hand_on()
 
     def tick(self) -> None:
-        """Send what is held back and take what is answered; never waits."""
+        """Send what is held back and take what is answered. Only a replay waits, where too much is under way."""
         self._start_again()
-        self._send_increments()
+        if self.held >= _MAX_HELD or not self._may_wait:
+            self._send_increments()
         self._pump()
-        if not self._may_wait:
+        if self._may_wait:
+            self._wait_for_room()
+        else:
             self._end_if_stuck()
 
     def drain(self) -> None:
@@ -359,6 +359,14 @@ class DetectionProcess:
             self._tell(message)
         elif isinstance(message, Ready):
             self._ready = message
+        elif isinstance(message, DetectorFault):
+            self._journal.warning(
+                "detector_failed",
+                f"the detector {message.detector} failed ({message.fault} at {message.where}); the others go on",
+                detector=message.detector,
+                fault=message.fault,
+                where=message.where,
+            )
         else:
             self._totals = message
 
@@ -368,13 +376,18 @@ class DetectionProcess:
         self._told[early.stream, early.rule_id] = None
         if len(self._told) > _MAX_TOLD:
             self._told.popitem(last=False)
-        self._report(
-            f"found in an answer that still streams: {early.severity} {early.rule_id} ({early.kind}), with increment {early.at_output_token}"
+        self._journal.info(
+            "early_finding",
+            f"early finding in a streaming response: {early.severity} {early.rule_id} ({early.kind}), at output token {early.at_output_token}",
+            severity=early.severity,
+            rule=early.rule_id,
+            type=early.kind,
+            at_output_token=early.at_output_token,
         )
 
     def _hand_on(self) -> None:
         while self._waiting and self._waiting[0].report is not None:
-            entry = self._waiting.popleft()
+            entry = self._waiting[0]
             assert entry.report is not None
             exchange = entry.exchange
             if entry.is_llm:
@@ -386,6 +399,7 @@ class DetectionProcess:
                 if self._redact and exchange.findings:
                     exchange = redacted(exchange, entry.report.masks)
             self._deliver(exchange)
+            self._waiting.popleft()
 
     # --- its life -----------------------------------------------------------------------------------------------------
 
@@ -393,7 +407,10 @@ class DetectionProcess:
         try:
             self._process = self._start_detector()
         except OSError as fault:
-            self._report(f"warning: the detection process cannot be started ({fault.strerror}): exchanges are marked detection_skipped")
+            self._journal.warning(
+                "detection_not_started",
+                f"the detection process cannot be started ({fault.strerror}): exchanges are marked detection_skipped",
+            )
             return
         self._frames = Frames(FromWorker)
         self.generation += 1
@@ -450,13 +467,19 @@ class DetectionProcess:
         beyond = len(self._deaths) - _RESTARTS
         self._out.clear()
         if beyond <= 0:
-            after = "a new one goes on"
+            after = "restarting"
             self._launch()
         else:
             pause = _BACK_OFF_S[min(beyond, len(_BACK_OFF_S)) - 1]
-            after = f"detection stays off for {pause:.0f} s, what comes meanwhile is marked detection_skipped"
+            after = f"detection is off for {pause:.0f} s, exchanges are marked detection_skipped meanwhile"
             self._retry_at = now + pause
-        self._report(f"warning: the detection process {why}: the exchange it had in hand is marked detection_fault; {after}")
+        self._restarts_total += 1
+        self._journal.warning(
+            "detection_lost",
+            f"the detection process {why}; the exchange it was scanning is marked detection_fault; {after}",
+            why=why,
+            off_s=max(0.0, self._retry_at - now) if math.isfinite(self._retry_at) else 0.0,
+        )
         for entry in [*sent[1:], *self._queue.clear()]:
             entry.stream = 0
             if self._process is None:
@@ -502,6 +525,20 @@ class DetectionProcess:
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
+    def samples(self) -> Iterable[Sample]:
+        """What the process itself counts is as of its last report, some seconds ago."""
+        yield from by_label("llmsec_findings_total", "severity", self._findings)
+        yield from by_label("llmsec_detection_reduced_exchanges_total", "mark", self._marks)
+        yield from by_label("llmsec_detector_faults_total", "detector", self._totals.faults)
+        yield Sample("llmsec_detection_up", float(self._process is not None))
+        yield Sample("llmsec_detection_deaths_total", self._restarts_total)
+        yield Sample("llmsec_detection_waiting_exchanges", len(self._waiting))
+        yield Sample("llmsec_detection_queue_bytes", self._queue.load if not self._may_wait else self._sent_bytes)
+        yield Sample("llmsec_detection_increments_total", self._totals.increments)
+        for name, value in (("0.5", self._totals.delay_ms_p50), ("0.99", self._totals.delay_ms_p99)):
+            if value is not None:
+                yield Sample("llmsec_detection_delay_seconds", value / 1000, (("quantile", name),))
+
     def summary(self) -> list[str]:
         """Lines for the closing summary: findings by severity, faults by name, what was left out, how soon streams were scanned."""
         counted = [f"{severity} {self._findings[severity]:,}" for severity in reversed(SEVERITIES) if self._findings[severity]]
@@ -515,7 +552,9 @@ class DetectionProcess:
             named = ", ".join(f"{name} {count:,}" for name, count in sorted(self._totals.faults.items()))
             lines.append(f"detectors that failed or ran out of time: {named}")
         if self._marks:
-            lines.append("not scanned as configured: " + ", ".join(f"{name} {count:,}" for name, count in sorted(self._marks.items())))
+            lines.append(
+                "exchanges with reduced detection: " + ", ".join(f"{name} {count:,}" for name, count in sorted(self._marks.items()))
+            )
         return lines
 
 

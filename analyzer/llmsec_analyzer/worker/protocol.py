@@ -70,13 +70,21 @@ class Early(msgspec.Struct, tag="early", array_like=True):
     at_output_token: int
 
 
+class DetectorFault(msgspec.Struct, tag="fault", array_like=True):
+    """A detector failed for the first time: which, how and where in our code."""
+
+    detector: str
+    fault: str
+    where: str
+
+
 class Examined(msgspec.Struct, tag="examined", array_like=True):
     number: int
     report: Report
 
 
 class Totals(msgspec.Struct, tag="totals", array_like=True):
-    """Last of all. Delays are from an increment's decoding to the end of its scan, milliseconds."""
+    """Every few seconds, and before the process exits: what it counted since its start. Delays are from an increment's decoding to the end of its scan, milliseconds."""
 
     faults: dict[str, int]
     increments: int
@@ -85,7 +93,7 @@ class Totals(msgspec.Struct, tag="totals", array_like=True):
 
 
 ToWorker = Start | Increments | Examine | Forget
-FromWorker = Ready | Early | Examined | Totals
+FromWorker = Ready | Early | DetectorFault | Examined | Totals
 
 _encoder = msgspec.msgpack.Encoder()
 

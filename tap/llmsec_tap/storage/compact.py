@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmsec_tap.errors import StorageError
+from llmsec_tap.journal import SILENT
 from llmsec_tap.storage.damage import is_framed, is_readable, set_aside
 from llmsec_tap.storage.faults import storage_error
 from llmsec_tap.storage.publish import publishing
@@ -158,6 +159,6 @@ def _merge(folder: Path, group: list[Path]) -> int:
             raise
         for path in group:
             if path not in sound:
-                set_aside(path, lambda _: None)  # whoever reads the store next is told of nothing new: its rows were lost before
+                set_aside(path, SILENT)  # whoever reads the store next is told of nothing new: its rows were lost before
         return _merge(folder, sound) if len(sound) > 1 else 0
     return len(group)

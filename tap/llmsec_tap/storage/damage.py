@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+
+from llmsec_tap.journal import Journal
 
 _MAGIC = b"PAR1"
 _SMALLEST = 12
@@ -64,21 +65,20 @@ def is_readable(path: Path) -> bool:
     return True
 
 
-def say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-
-
-def set_aside(found: Path, report: Callable[[str], None] = say) -> bool:
+def set_aside(found: Path, journal: Journal) -> bool:
     """Rename a damaged part, and say so. False where this user may not: then it has to be left out by name."""
     with contextlib.suppress(OSError):
         found.rename(found.with_name(found.name + DAMAGED_SUFFIX))
-        report(f"warning: {found} is damaged: its rows are lost, it is kept as {found.name}{DAMAGED_SUFFIX}, everything else is read")
+        kept_as = found.name + DAMAGED_SUFFIX
+        journal.warning(
+            "part_damaged", f"{found} is damaged: its rows are lost, it is kept as {kept_as}, everything else is read", part=str(found)
+        )
         return True
-    report(f"warning: {found} is damaged: its rows are left out, everything else is read")
+    journal.warning("part_damaged", f"{found} is damaged: its rows are left out, everything else is read", part=str(found))
     return False
 
 
-def set_aside_damaged(exchanges: Path, report: Callable[[str], None] = say, *, thoroughly: bool = False) -> list[Path]:
+def set_aside_damaged(exchanges: Path, journal: Journal, *, thoroughly: bool = False) -> list[Path]:
     """Set aside what is damaged; those that this user may not rename, to be left out by name."""
     is_sound = is_readable if thoroughly else is_framed
-    return [path for path in parts(exchanges) if not is_sound(path) and not set_aside(path, report)]
+    return [path for path in parts(exchanges) if not is_sound(path) and not set_aside(path, journal)]

@@ -16,7 +16,8 @@ from pathlib import Path
 import msgspec
 
 from llmsec_tap.errors import ConfigError, StorageError
-from llmsec_tap.storage.damage import parts, say, set_aside_damaged
+from llmsec_tap.journal import WARNINGS, Journal
+from llmsec_tap.storage.damage import parts, set_aside_damaged
 from llmsec_tap.storage.faults import storage_error
 from llmsec_tap.storage.migrations import MIGRATIONS, pending
 from llmsec_tap.storage.publish import TMP_SUFFIX, publishing, remove_stale, write_all
@@ -55,7 +56,7 @@ class Store:
         return self.root / "exchanges"
 
 
-def open_store(location: str | Path) -> Store:
+def open_store(location: str | Path, journal: Journal = WARNINGS) -> Store:
     """Open for reading. Repairs the views of a moved folder where it may write; needs no write permission otherwise."""
     root = folder_of(location)
     info = _read_info(root)
@@ -63,14 +64,14 @@ def open_store(location: str | Path) -> Store:
         raise StorageError(f"{root} is not a store", "give the folder that a capture or replay wrote, with --store")
     if _is_behind(root, info):
         try:
-            info = _bring_up_to_date(root, info)
+            info = _bring_up_to_date(root, info, journal)
         except StorageError:
             # Our own queries make the views in memory; only other clients of llmsec.duckdb would need the repair.
             return Store(root, info)
     return Store(root, info)
 
 
-def create_store(location: str | Path, *, views: bool = True) -> Store:
+def create_store(location: str | Path, journal: Journal = WARNINGS, *, views: bool = True) -> Store:
     """Open for writing, making the folder if it does not exist. Removes what dead writers left half-written.
 
     Without `views`, llmsec.duckdb is left as it is: its path is not open to a writer that was handed the folder (handover.py).
@@ -89,7 +90,7 @@ def create_store(location: str | Path, *, views: bool = True) -> Store:
                 raise StorageError(f"{root} is neither empty nor a store", "give a new or an empty folder with --store")
             info = StoreInfo(schema_version=SCHEMA_VERSION, created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), migrations=[])
         if _is_behind(root, info):
-            info = _bring_up_to_date(root, info, views=views)
+            info = _bring_up_to_date(root, info, journal, views=views)
         remove_stale(root)
     except OSError as fault:
         raise storage_error("cannot write", root, fault) from None
@@ -127,7 +128,7 @@ def _is_behind(root: Path, info: StoreInfo) -> bool:
     return bool(pending(info.migrations)) or info.views_root != str(root.resolve()) or info.layout != layout()
 
 
-def _bring_up_to_date(root: Path, info: StoreInfo, *, views: bool = True) -> StoreInfo:
+def _bring_up_to_date(root: Path, info: StoreInfo, journal: Journal, *, views: bool = True) -> StoreInfo:
     """Apply what is missing. Every step may be repeated, and two processes doing it at once end with the same files."""
     try:
         for step in pending(info.migrations):
@@ -135,7 +136,7 @@ def _bring_up_to_date(root: Path, info: StoreInfo, *, views: bool = True) -> Sto
         _write_schema_part(root)
         if not views:
             return info
-        _write_views(root)
+        _write_views(root, journal)
         info = StoreInfo(
             schema_version=SCHEMA_VERSION,
             created=info.created,
@@ -150,16 +151,19 @@ def _bring_up_to_date(root: Path, info: StoreInfo, *, views: bool = True) -> Sto
     return info
 
 
-def _write_views(root: Path) -> None:
+def _write_views(root: Path, journal: Journal) -> None:
     if "\\" in str(root.resolve()):
-        say(f"warning: DuckDB cannot read a path with a backslash, so {root} has no llmsec.duckdb; llmsec-analyze reads it all the same")
+        journal.warning(
+            "no_database_file",
+            f"DuckDB cannot read a path with a backslash, so {root} has no llmsec.duckdb; llmsec-analyze reads it all the same",
+        )
         return
-    set_aside_damaged(root / "exchanges")
+    set_aside_damaged(root / "exchanges", journal)
     try:
         write_database_apart(root)
     except StorageError:
         before = sum(1 for _ in parts(root / "exchanges"))
-        set_aside_damaged(root / "exchanges", thoroughly=True)
+        set_aside_damaged(root / "exchanges", journal, thoroughly=True)
         if sum(1 for _ in parts(root / "exchanges")) == before:
             raise
         write_database_apart(root)

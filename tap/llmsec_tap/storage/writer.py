@@ -12,13 +12,15 @@ import os
 import secrets
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
+from llmsec_tap.counters import Sample
 from llmsec_tap.errors import StorageError
+from llmsec_tap.journal import WARNINGS, Journal
 from llmsec_tap.model import Exchange
 from llmsec_tap.storage.compact import MIN_PARTS, compact_apart
 from llmsec_tap.storage.faults import storage_error
@@ -51,6 +53,18 @@ class WriterStats:
     repaired: int = 0
     parts: int = 0
     bytes_written: int = 0
+
+
+class Row(NamedTuple):
+    """An exchange on its way into a part: `day` is its folder, `line` what Arrow reads."""
+
+    exchange_id: str
+    day: str
+    line: bytes
+
+    @classmethod
+    def of(cls, exchange: Exchange) -> Self:
+        return cls(exchange.exchange_id, day_folder(exchange.started_ns), encode_row(exchange))
 
 
 class StoreWriter:
@@ -89,9 +103,9 @@ class StoreWriter:
         self._compaction: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    def open(cls, location: str | Path) -> StoreWriter:
+    def open(cls, location: str | Path, journal: Journal = WARNINGS) -> StoreWriter:
         """A writer for the store at `location`, which is made if it does not exist."""
-        return cls(create_store(location))
+        return cls(create_store(location, journal))
 
     def __enter__(self) -> Self:
         return self
@@ -105,29 +119,45 @@ class StoreWriter:
 
     def add(self, exchange: Exchange) -> None:
         """Take one exchange; it is on the disk after the next flush. The same id again replaces the waiting row."""
-        line = encode_row(exchange)
-        rows = self._days.setdefault(day_folder(exchange.started_ns), {})
-        earlier = rows.pop(exchange.exchange_id, None)
+        self.put(Row.of(exchange))
+        if self._is_full and self._bytes >= self._retry_bytes:
+            self.flush()
+
+    def put(self, row: Row) -> None:
+        """As `add`, but never writes: `tick` does."""
+        rows = self._days.setdefault(row.day, {})
+        earlier = rows.pop(row.exchange_id, None)
         if earlier is not None:
             self._rows -= 1
             self._bytes -= len(earlier)
             self.stats = replace(self.stats, added=self.stats.added - 1)
-        rows[exchange.exchange_id] = line
+        rows[row.exchange_id] = row.line
         self._rows += 1
-        self._bytes += len(line)
+        self._bytes += len(row.line)
         self.stats = replace(self.stats, added=self.stats.added + 1)
-        if (self._rows >= self._flush_rows or self._bytes >= self._flush_bytes) and self._bytes >= self._retry_bytes:
-            self.flush()
+
+    @property
+    def _is_full(self) -> bool:
+        return self._rows >= self._flush_rows or self._bytes >= self._flush_bytes
 
     def tick(self, now_ns: int) -> None:
-        """Tell the time (any clock that only grows): rows that have waited for FLUSH_AGE_NS are written."""
+        """Tell the time (any clock that only grows): rows are written that are enough, that have waited for FLUSH_AGE_NS, or that a failed flush has left."""
         if not self._rows:
             self._oldest_ns = None
-        elif self._oldest_ns is None:
+            return
+        if self._oldest_ns is None:
             self._oldest_ns = now_ns
-        elif now_ns - self._oldest_ns >= self._flush_age_ns:
+        if self._is_full or self._retry_bytes or now_ns - self._oldest_ns >= self._flush_age_ns:
             self._oldest_ns = now_ns
             self.flush()
+
+    def samples(self) -> Iterable[Sample]:
+        yield Sample("llmsec_store_rows_total", self.stats.stored)
+        yield Sample("llmsec_store_lost_rows_total", self.stats.not_stored)
+        yield Sample("llmsec_store_repaired_rows_total", self.stats.repaired)
+        yield Sample("llmsec_store_parts_total", self.stats.parts)
+        yield Sample("llmsec_store_written_bytes_total", self.stats.bytes_written)
+        yield Sample("llmsec_store_waiting_bytes", self._bytes)
 
     def flush(self) -> None:
         """Write all that waits, one part for each day."""

@@ -64,7 +64,7 @@ def list_exchanges(
     if context.invoked_subcommand is not None:
         return
     from llmsec_agent.cli.analyze.streams import results
-    from llmsec_agent.text import report
+    from llmsec_agent.journals import journal
     from llmsec_analyzer.stored import exchanges as listing
     from llmsec_analyzer.stored.session import QuerySession
 
@@ -80,7 +80,7 @@ def list_exchanges(
         until_ns=listing.parse_time(until, "--until") if until else None,
         limit=limit,
     )
-    with results(), QuerySession.open(store, report) as session:
+    with results(), QuerySession.open(store, journal()) as session:
         if output is ListFormat.JSON:
             listing.write_records(session, wanted, sys.stdout)
         else:
@@ -101,14 +101,14 @@ def show(
     Example: llmsec-analyze exchanges show 3fa9
     """
     from llmsec_agent.cli.analyze.streams import results
-    from llmsec_agent.text import report
+    from llmsec_agent.journals import journal
     from llmsec_analyzer.show.conversation import render
     from llmsec_analyzer.show.terminal import json_visible
     from llmsec_analyzer.stored import exchanges as listing
     from llmsec_analyzer.stored.session import QuerySession
     from llmsec_tap.model import to_json
 
-    with results(), QuerySession.open(store or context.obj, report) as session:
+    with results(), QuerySession.open(store or context.obj, journal()) as session:
         exchange = listing.find(session, exchange_id)
     with results():
         if output is ShowFormat.JSON:

@@ -49,7 +49,7 @@ def findings(
     import datetime as dt
 
     from llmsec_agent.cli.analyze.streams import results
-    from llmsec_agent.text import report
+    from llmsec_agent.journals import journal
     from llmsec_analyzer.risk import rank
     from llmsec_analyzer.show.finding_rows import stored_line
     from llmsec_analyzer.stored import findings as stored
@@ -64,7 +64,7 @@ def findings(
     )  # fmt: skip
     worst = -1
 
-    with results(), QuerySession.open(store, report) as session:
+    with results(), QuerySession.open(store, journal()) as session:
         rows = stored.stored_findings(session, wanted)
 
         def watched() -> object:

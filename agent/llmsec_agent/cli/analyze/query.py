@@ -42,13 +42,13 @@ def query(
     Example: llmsec-analyze query "SELECT model, count(*), sum(output_tokens) FROM exchanges GROUP BY model"
     """
     from llmsec_agent.cli.analyze.streams import results
-    from llmsec_agent.text import report
+    from llmsec_agent.journals import journal
     from llmsec_analyzer.show import results as outputs
     from llmsec_analyzer.stored.session import QuerySession
 
     if sql == "-":
         sql = sys.stdin.read()
-    with results(), QuerySession.open(store, report) as session:
+    with results(), QuerySession.open(store, journal()) as session:
         if output is Format.PARQUET:
             outputs.write_parquet(session, sql)
             return

@@ -53,21 +53,34 @@ def replay(
 
     Example: llmsec-analyze replay capture.pcap --format jsonl
     """
-    from llmsec_agent.replay import Replay
+    from llmsec_agent.config import load_config
+    from llmsec_agent.journals import journal
+    from llmsec_agent.output import printer
+    from llmsec_agent.replay import ReplaySettings
+    from llmsec_agent.replay import replay as run
+    from llmsec_agent.shares import Shares
+    from llmsec_agent.start_detection import detection_starter
     from llmsec_tap.errors import ConfigError
 
     if not detect and (redact or fail_on):
         raise ConfigError("--redact and --fail-on need detection", "leave out --no-detect")
-    Replay(
+    log = journal()
+    security = load_config(config).security
+    settings = ReplaySettings(
+        files=tuple(files),
         ports=frozenset(port) if port else None,
         store=None if store == "none" else store,
-        output=output.value,
         content=content,
         tokenizer=tokenizer,
-        detect=detect,
-        config=config,
-        fail_on=fail_on.value if fail_on else None,
-        redact=redact,
-        follow="-" in files,
         memory_cap_bytes=memory_cap << 20,
-    ).run(files)
+    )
+    detection = detection_starter(
+        security,
+        log,
+        may_wait=True,
+        queue_bytes=Shares.of(settings.memory_cap_bytes).detection,
+        is_built_in=config is None,
+        redact=redact,
+        fail_on=fail_on.value if fail_on else None,
+    )
+    raise typer.Exit(run(settings, log, print_to=printer(output.value), start_detection=detection if detect else None))

@@ -54,8 +54,9 @@ def scan(
 
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.config import load_config
+    from llmsec_agent.journals import journal as new_journal
     from llmsec_analyzer.judge import texts as scanning
-    from llmsec_analyzer.judge.scanner import Scanner, report_fault
+    from llmsec_analyzer.judge.scanner import Scanner, where
     from llmsec_analyzer.show.finding_rows import scan_rows
     from llmsec_analyzer.show.terminal import json_visible
     from llmsec_tap.identity.credentials import fingerprinter
@@ -67,7 +68,12 @@ def scan(
             settings.prompt_injection, model=msgspec.structs.replace(settings.prompt_injection.model, enabled=False), ml_model=None
         )
         settings = msgspec.structs.replace(settings, prompt_injection=injection)
-    scanner = Scanner(settings, fingerprinter(install_key()), on_fault=report_fault)
+    journal = new_journal()
+
+    def failed_detector(name: str, fault: Exception) -> None:
+        journal.warning("detector_failed", f"the detector {name} failed ({type(fault).__name__} at {where(fault)}); the others go on")
+
+    scanner = Scanner(settings, fingerprinter(install_key(journal)), on_fault=failed_detector)
     on_terminal = sys.stdout.isatty()
     as_table = output is ScanFormat.TABLE or (output is None and on_terminal)
     failed = broken = False

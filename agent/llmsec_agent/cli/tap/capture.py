@@ -1,24 +1,15 @@
-"""`llmsec-tap capture`: the composition root. It alone of the tap knows the analyzer, and only once a capture runs."""
+"""`llmsec-tap capture`: selection, the warden, and the decoder that it is forked from. It imports little before the probes stand."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from llmsec_agent.capture_run import StartDetection
-    from llmsec_agent.outlet import Deliver, Detection
-    from llmsec_tap.capture.warden.client import WardenClient
-    from llmsec_tap.model import Exchange
-
 # storage.DEFAULT_STORE, without the import: it would stand between the command and its probes for 50 ms. A test compares.
 DEFAULT_STORE = "llmsec-data"
-# Texts that wait for detection, as a share of the memory cap: they are kept twice, as text and as the message that carries them.
-_DETECTION_SHARE = 16
 
 
 class Format(StrEnum):
@@ -42,33 +33,6 @@ def _offset(text: str) -> int:
         return int(text, 0)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a number (decimal, or hexadecimal with 0x)") from None
-
-
-def _listing() -> tuple[str, Callable[[Exchange], str]]:
-    """The analyzer's table: its header, and the row of an exchange."""
-    from llmsec_analyzer.show.listing import exchange_row, listing_header
-
-    return listing_header(), exchange_row
-
-
-def _detection(config: str | None, warden: WardenClient, *, redact: bool, queue_bytes: int) -> StartDetection:
-    """The analyzer's detection, in a process of its own: a live capture never waits for it."""
-    from llmsec_agent.start_detection import start_detection
-    from llmsec_agent.text import report
-
-    def start(deliver: Deliver, key: bytes) -> Detection:
-        return start_detection(
-            deliver,
-            key=key,
-            config=config,
-            may_wait=False,
-            report=report,
-            redact=redact,
-            queue_bytes=queue_bytes,
-            remote=(warden.start_detector, warden.kill_detector),
-        )
-
-    return start
 
 
 def capture(
@@ -141,7 +105,8 @@ def capture(
     Example: llmsec-tap capture --pid 4242 --format jsonl
     """
     from llmsec_agent.attach import attach, read_offsets
-    from llmsec_agent.text import leave, report
+    from llmsec_agent.journals import journal
+    from llmsec_agent.text import leave
     from llmsec_tap.capture.host.kubernetes import PodHelper
     from llmsec_tap.capture.packets.packet_socket import open_packet_socket
     from llmsec_tap.capture.probes.selection import Selection
@@ -163,48 +128,55 @@ def capture(
         raise ConfigError("--write-secrets needs --write", "Name the file.")
     if redact and not detect:
         raise ConfigError("--redact needs detection", "Leave out --no-detect.")
-    if config is not None and not detect:
-        from llmsec_agent.config import load_config
-
-        load_config(config)  # what is wrong there is an error, whether it counts or not
     given = None if read_offset is None or write_offset is None else (_offset(read_offset), _offset(write_offset))
     unprivileged_user()  # a wrong name ends the command before anything is attached
     finder = read_offsets(given, offsets_file, fast=fast_probes)
-    pods = None if selection.is_empty else PodHelper.start(report)
-    warden = Warden(report, (sys.executable, "-P", "-m", "llmsec_analyzer.worker"))
+    log = journal()
+    pods = None if selection.is_empty else PodHelper.start(log)
+    warden = Warden(log, (sys.executable, "-P", "-m", "llmsec_analyzer.worker"))
     if warden.fork():
 
         def decode() -> None:
-            from llmsec_agent.capture_run import CaptureRun
+            from llmsec_agent.capture_run import CaptureSettings
+            from llmsec_agent.capture_run import capture as run
+            from llmsec_agent.config import load_config
+            from llmsec_agent.output import printer
+            from llmsec_agent.shares import Shares
+            from llmsec_agent.start_detection import detection_starter
 
             client = WardenClient(warden.client_socket, warden.stop_pipe)
-            listed = _listing() if output is Format.TABLE else None
+            security = load_config(config).security  # what is wrong there is an error, whether it counts or not
+            print_to = printer(output.value)
             if not client.await_attached():
                 return
-            run = CaptureRun(
-                warden=client,
-                pods=pods.socket if pods is not None else None,
+            settings = CaptureSettings(
                 interfaces=tuple(iface or ()),
                 ports=frozenset(port) if port else None,
                 write=write,
                 write_secrets=write_secrets,
-                output=output.value,
-                listing=listed,
                 store=None if store == "none" else store,
                 content=content,
                 tokenizer=tokenizer,
                 memory_cap_bytes=memory_cap << 20,
-                start_detection=_detection(config, client, redact=redact, queue_bytes=(memory_cap << 20) // _DETECTION_SHARE)
-                if detect
-                else None,
+                duration_s=duration,
             )
-            run.run(duration)
+            detection = detection_starter(
+                security,
+                log,
+                may_wait=False,
+                queue_bytes=Shares.of(settings.memory_cap_bytes).detection,
+                is_built_in=config is None,
+                redact=redact,
+                remote=(client.start_detector, client.kill_detector),
+            )
+            pods_socket = pods.socket if pods is not None else None
+            raise typer.Exit(run(settings, log, client, pods_socket, print_to=print_to, start_detection=detection if detect else None))
 
         leave(decode)
     chosen_ports = frozenset(port) if port else None
     helper_pid = pods.pid if pods is not None else 0
     code = warden.run(
-        lambda: None if selection.is_empty else attach(selection, finder, backend.value, ring_size * 1024, helper_pid),
+        lambda: None if selection.is_empty else attach(selection, finder, backend.value, ring_size * 1024, log, helper_pid),
         lambda: [open_packet_socket(name, chosen_ports) for name in iface or ()],
     )
     raise typer.Exit(code)

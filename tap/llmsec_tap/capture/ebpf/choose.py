@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from llmsec_tap.capture.ebpf.core import CoreLoader, supports_uprobe_multi
 from llmsec_tap.capture.ebpf.loader_api import KernelSettings, Loader
 from llmsec_tap.errors import KernelError
+from llmsec_tap.journal import Journal
 
 
-def open_loader(backend: str, settings: KernelSettings, report: Callable[[str], None]) -> Loader:
+def open_loader(backend: str, settings: KernelSettings, journal: Journal) -> Loader:
     """`backend` is auto, core or bcc. Raises KernelError where none can be loaded, with the reason of each."""
     if backend == "bcc":
         return _bcc(settings)
     try:
         loader = CoreLoader(settings, multi=supports_uprobe_multi())
     except KernelError as fault:
-        if backend == "core" or "refused" in str(fault):  # what the kernel forbids to one loader it forbids to the other
+        if backend == "core" or fault.is_refusal:  # what the kernel forbids to one loader it forbids to the other
             raise
-        report(f"backend core cannot be used: {fault}; trying bcc")
+        journal.warning("backend_refused", f"backend core cannot be used: {fault}; trying bcc", backend="core")
         try:
             bcc = _bcc(settings)
         except KernelError as second:
             raise KernelError(f"{fault}; and {second}", fault.hint) from None
-        report("backend bcc, because core cannot be loaded here")
+        journal.info("backend", "backend bcc, because core cannot be loaded here", backend="bcc")
         return bcc
     why = "chosen by --backend" if backend == "core" else "the kernel has BTF and libbpf is installed"
-    report(f"backend core ({loader.method}): {why}")
+    journal.info("backend", f"backend core ({loader.method}): {why}", backend="core", method=loader.method)
     return loader
 
 

@@ -24,7 +24,7 @@ _MAPPED: Final = b"\0" * 10 + b"\xff\xff"
 
 
 class Event(NamedTuple):
-    """One record, as event.h names its fields; times are of the monotonic clock."""
+    """One record, as event.h names its fields; times are CLOCK_BOOTTIME."""
 
     version: int
     type: int

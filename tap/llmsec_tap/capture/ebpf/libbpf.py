@@ -147,6 +147,7 @@ def explain(fault: int, log: list[str]) -> KernelError:
         return KernelError(
             f"the kernel refused the eBPF programs ({os.strerror(fault)})",
             "Run as root, or with CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE and CAP_NET_RAW; `llmsec-tap check` tells which is missing.",
+            is_refusal=True,
         )
     return KernelError(
         f"the eBPF programs cannot be loaded ({os.strerror(fault)}{': ' + detail if detail else ''})", "See `llmsec-tap check`."

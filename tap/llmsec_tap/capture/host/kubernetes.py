@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from llmsec_tap import privileges
 from llmsec_tap.capture.host.process import Pod
+from llmsec_tap.journal import Journal
 
 _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 INSECURE_VARIABLE: Final = "LLMSEC_KUBELET_INSECURE"
@@ -120,7 +121,7 @@ class PodHelper:
         self.pid = pid
 
     @classmethod
-    def start(cls, report: Callable[[str], None], account: Path = _ACCOUNT) -> PodHelper | None:
+    def start(cls, journal: Journal, account: Path = _ACCOUNT) -> PodHelper | None:
         """None outside Kubernetes. It ends when the decoder does. Call it while there are no threads."""
         urls = _urls(account)
         if not urls:
@@ -137,14 +138,14 @@ class PodHelper:
             pods = ClusterPods(urls, _fetcher(account))
             privileges.become(privileges.unprivileged_user())
             privileges.confine(network=True)
-            _tell_pods(theirs, pods, report)
+            _tell_pods(theirs, pods, journal)
         except OSError as fault:
-            report(f"warning: pods stay unnamed: {fault}")
+            journal.warning("pods_unnamed", f"pods stay unnamed: {fault}")
         finally:
             os._exit(0)
 
 
-def _tell_pods(sock: socket.socket, pods: ClusterPods, report: Callable[[str], None]) -> None:
+def _tell_pods(sock: socket.socket, pods: ClusterPods, journal: Journal) -> None:
     """Tell the table now and at each question, until the other side closes."""
     told = ""
     while True:
@@ -154,7 +155,7 @@ def _tell_pods(sock: socket.socket, pods: ClusterPods, report: Callable[[str], N
             sock.sendall(len(text).to_bytes(4, "big") + text)
         elif str(fault) != told:
             told = str(fault)
-            report(f"warning: pods are not known: {told}")
+            journal.warning("pods_unknown", f"pods are not known: {told}")
         if not sock.recv(1):
             return
 

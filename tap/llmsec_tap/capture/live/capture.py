@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import sys
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from typing import Protocol
 
@@ -21,8 +22,10 @@ from llmsec_tap.capture.ebpf.loader_api import ConnectionLoss, KernelTotals
 from llmsec_tap.capture.live.flows import TLSFlows
 from llmsec_tap.capture.live.queue import BatchQueue
 from llmsec_tap.capture.live.reader import Reader, Records
+from llmsec_tap.clock import Clock
+from llmsec_tap.counters import Sample
 from llmsec_tap.errors import SourceError
-from llmsec_tap.memory import limit_address_space, peak_bytes, resident_bytes
+from llmsec_tap.memory import limit_address_space, resident_bytes
 from llmsec_tap.pipeline import Pipeline
 
 _TICK_S = 0.5
@@ -38,8 +41,8 @@ _SHED_NEW, _SHED_OLD, _SHED_COUNT = 0.75, 0.85, 256
 _BY_TIME = itemgetter(0)
 
 
-class PacketThread(Protocol):
-    """A source of packets with a thread of its own (AF_PACKET)."""
+class CaptureThread(Protocol):
+    """Reads something on a thread of its own. A `fault` ends the capture."""
 
     fault: BaseException | None
 
@@ -50,11 +53,18 @@ class PacketThread(Protocol):
     def join(self, timeout: float | None = None) -> None: ...
 
 
+class PacketThread(CaptureThread, Protocol):
+    """A source of packets (AF_PACKET)."""
+
+    def samples(self) -> Iterable[Sample]: ...
+
+
 class LiveCapture:
     """Make it with what is to be read, `run` it, and look at its counts. `stop` may be called from a signal handler."""
 
-    def __init__(self, pipeline: Pipeline, queue: BatchQueue, *, memory_cap_bytes: int = limits.MEMORY_CAP_BYTES) -> None:
+    def __init__(self, pipeline: Pipeline, queue: BatchQueue, clock: Clock, *, memory_cap_bytes: int = limits.MEMORY_CAP_BYTES) -> None:
         self._pipeline = pipeline
+        self._clock = clock
         self._queue = queue
         self._memory_cap = memory_cap_bytes
         self._kernel: Records | None = None
@@ -67,10 +77,9 @@ class LiveCapture:
         self._next_watch = 0.0
         self._watched_bytes = 0
         self.on_tick: Callable[[], None] = lambda: None  # twice a second
+        self.left_s: Callable[[], float] = lambda: math.inf  # how long decoding may go on after the end
         self.on_step: Callable[[], None] = lambda: None  # whenever something was decoded, or nothing came for a while
-        self.totals = KernelTotals()
         self.records = 0
-        self.peak_rss_bytes = 0  # the kernel's, known at the end
         self.memory_faults = 0
         self.shed_connections = 0
 
@@ -82,15 +91,33 @@ class LiveCapture:
     def add_packets(self, sources: Sequence[PacketThread]) -> None:
         self._packets = sources
 
+    @property
+    def _threads(self) -> list[CaptureThread]:
+        return [*([self._reader] if self._reader is not None else []), *self._packets]
+
     def stop(self) -> None:
         self._stopping = True
+
+    def samples(self) -> Iterable[Sample]:
+        """Totals of the kernel half are as of its reader's last look, half a second ago at most."""
+        totals = self._reader.totals if self._reader is not None else KernelTotals()
+        for name, value in totals._asdict().items():
+            yield Sample(f"llmsec_kernel_{name}_total", value)
+        yield Sample("llmsec_shed_connections_total", self.shed_connections)
+        yield Sample("llmsec_memory_faults_total", self.memory_faults)
+        yield Sample("llmsec_clock_stepped_seconds", self._clock.stepped_ns() / 1e9)
+        yield from self._queue.samples()
+        if self._flows is not None:
+            yield from self._flows.samples()
+        for source in self._packets:
+            yield from source.samples()
 
     def run(self, duration_s: float | None = None) -> None:
         """Until stopped, or for so long. Raises SourceError where a source failed; everything before it is delivered."""
         sys.setswitchinterval(_SWITCH_S)
         deadline = None if duration_s is None else time.monotonic() + duration_s
         limit_address_space(self._memory_cap)
-        threads = [*([self._reader] if self._reader is not None else []), *self._packets]
+        threads = self._threads
         try:
             for thread in threads:
                 thread.start()
@@ -114,12 +141,12 @@ class LiveCapture:
             self._take(item)
         elif item is not None:
             item()
-        self._flush(time.monotonic_ns() - limits.REORDER_NS)
+        self._flush(self._clock.boottime_ns() - limits.REORDER_NS)
         now = time.monotonic()
         if now >= self._next_watch or self._queue.taken_bytes - self._watched_bytes > _WATCH_BYTES:
             self._next_watch = now + _WATCH_S
             self._watched_bytes = self._queue.taken_bytes
-            self._watch_memory(time.time_ns())
+            self._watch_memory()
         if now >= self._next_tick:
             self._tick()
         self.on_step()
@@ -150,28 +177,27 @@ class LiveCapture:
     def _lost(self, losses: list[ConnectionLoss]) -> None:
         self._flush(1 << 63)
         if self._flows is not None:
-            self._flows.lost(losses, time.time_ns())
+            self._flows.lost(losses)
 
     # --- time and memory ----------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
         self._next_tick = time.monotonic() + _TICK_S
-        now_ns = time.time_ns()
-        self._pipeline.tick(now_ns)
+        self._pipeline.tick(self._clock.now_ns())
         if self._flows is not None:
-            self._flows.tick(now_ns)
+            self._flows.tick()
             for connection, epoch, pid in self._queue.left_out():
                 self._flows.left_out(pid, connection, epoch)
         self.on_tick()
 
-    def _watch_memory(self, now_ns: int) -> None:
+    def _watch_memory(self) -> None:
         used = resident_bytes()
         if used > self._memory_cap * _SHED_NEW:  # it may be free already, but not given back
             ctypes.CDLL(None).malloc_trim(0)
             used = resident_bytes()
         if used > self._memory_cap * _SHED_OLD:
             if self._flows is not None:
-                given_up = self._flows.shed(_SHED_COUNT, now_ns)
+                given_up = self._flows.shed(_SHED_COUNT)
                 self._queue.leave_out(given_up)
                 self.shed_connections += len(given_up)
             else:
@@ -186,18 +212,16 @@ class LiveCapture:
     def _finish(self) -> None:
         if self._kernel is not None:
             self._kernel.detach_all()
-        for thread in (*([self._reader] if self._reader is not None else []), *self._packets):
+        for thread in self._threads:
             thread.stop()
-        for thread in (*([self._reader] if self._reader is not None and self._reader.is_alive() else []), *self._packets):
-            thread.join(5.0)
-        while self._step(0.0):
+        for thread in self._threads:
+            thread.join(min(5.0, self.left_s()))
+        while self.left_s() > 0 and self._step(0.0):
             pass
+        self._queue.discard()
         self._flush(1 << 63)
         self._tick()
         if self._kernel is not None:
-            self.totals = self._kernel.totals()
             self._kernel.close()
         if self._flows is not None:
-            self._flows.close(time.time_ns())
-        self._pipeline.close()
-        self.peak_rss_bytes = peak_bytes()
+            self._flows.close()

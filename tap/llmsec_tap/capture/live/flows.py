@@ -5,14 +5,13 @@ Rules
 - Bytes have offsets. An offset ahead of what came is a gap of known length; the CLOSE record tells the final offsets, so a loss at
   the very end is seen too.
 - A connection waits for its socket (bpf/sockets.h, rule c) before it is opened: its addresses are part of every exchange.
-- Capture time is the kernel's monotonic time plus one constant, so that a clock set meanwhile moves nothing.
+- Capture time is the clock's (clock.py), which the kernel half stamps records with: a wall clock that is set moves nothing.
 """
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from llmsec_tap import limits
@@ -21,6 +20,8 @@ from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.ebpf.events import Event
 from llmsec_tap.capture.ebpf.loader_api import ConnectionLoss
 from llmsec_tap.capture.host.process import ProcessTable
+from llmsec_tap.clock import Clock
+from llmsec_tap.counters import Sample
 from llmsec_tap.wire.flow import Flow, FlowSink
 from llmsec_tap.wire.http_flow import classify_start
 
@@ -28,6 +29,7 @@ from llmsec_tap.wire.http_flow import classify_start
 _HELD_COST = 8 * limits.PIECE_COST_BYTES
 _UNKNOWN = "0.0.0.0:0"
 _Key = tuple[int, int, int]
+_TLS = (("source", "tls"),)
 
 
 class FlowRecorder(Protocol):
@@ -62,14 +64,16 @@ class TLSFlows:
         self,
         opener: Callable[[Flow], FlowSink],
         processes: ProcessTable,
+        clock: Clock,
         recorder: FlowRecorder | None = None,
         account: Account | None = None,
     ) -> None:
+        self._clock = clock
         self._account = account or Account()
         self._opener = opener
         self._processes = processes
         self._recorder = recorder
-        self._epoch_ns = time.time_ns() - time.monotonic_ns()
+        self._epoch_ns = clock.offset_ns
         self._connections: OrderedDict[_Key, _Connection] = OrderedDict()
         self._waiting: dict[_Key, _Connection] = {}
         self._by_object: dict[tuple[int, int], int] = {}  # (pid, TLS object) -> its epoch
@@ -250,8 +254,9 @@ class TLSFlows:
 
     # --- time, loss, the end ------------------------------------------------------------------------------------------
 
-    def tick(self, now_ns: int) -> None:
-        """Open what has waited long enough for its socket, close what was silent for too long. `now_ns` is epoch time."""
+    def tick(self) -> None:
+        """Open what has waited long enough for its socket, close what was silent for too long."""
+        now_ns = self._clock.now_ns()
         for key, connection in list(self._waiting.items()):
             if connection.held and now_ns - connection.opened_ns >= limits.SOCKET_WAIT_NS:
                 self._open(key, connection, connection.held[-1][0])
@@ -260,13 +265,17 @@ class TLSFlows:
                 break
             self._close(key, now_ns, "expired")
 
-    def lost(self, losses: list[ConnectionLoss], now_ns: int) -> None:
+    def lost(self, losses: list[ConnectionLoss]) -> None:
         """What the kernel half says was lost on connections that have said nothing since: their exchanges are gapped too."""
         for loss in losses:
             connection = self._connections.get((loss.pid, loss.connection, loss.epoch_ns))
             if connection is not None and connection.flow is not None and loss.lost > connection.lost:
                 self._missing_at_end(
-                    (loss.pid, loss.connection, loss.epoch_ns), connection, now_ns, (loss.read_bytes, loss.written_bytes), loss.lost
+                    (loss.pid, loss.connection, loss.epoch_ns),
+                    connection,
+                    self._clock.now_ns(),
+                    (loss.read_bytes, loss.written_bytes),
+                    loss.lost,
                 )
 
     def left_out(self, pid: int, pointer: int, epoch_ns: int) -> None:
@@ -275,16 +284,24 @@ class TLSFlows:
         if connection is not None and connection.flow is not None:
             connection.flow.anomaly("tap_overload")
 
-    def shed(self, count: int, now_ns: int) -> list[tuple[int, int, int]]:
+    def shed(self, count: int) -> list[tuple[int, int, int]]:
         """Give up the connections that were quiet longest, to free their memory: which (connection, epoch, process)."""
         keys = [key for key, connection in self._connections.items() if connection.flow is not None][:count]
         for key in keys:
             flow = self._connections[key].flow
             assert flow is not None
             flow.anomaly("tap_overload")
-            self._close(key, now_ns, "expired")
+            self._close(key, self._clock.now_ns(), "expired")
         return [(pointer, epoch, pid) for pid, pointer, epoch in keys]
 
-    def close(self, ts_ns: int) -> None:
+    def close(self) -> None:
         for key in list(self._connections):
-            self._close(key, ts_ns, "capture_end")
+            self._close(key, self._clock.now_ns(), "capture_end")
+
+    def samples(self) -> Iterable[Sample]:
+        yield Sample("llmsec_connections_total", self.opened, _TLS)
+        yield Sample("llmsec_open_connections", len(self._connections), _TLS)
+        yield Sample("llmsec_decoded_bytes_total", self.bytes, _TLS)
+        yield Sample("llmsec_gaps_total", self.gaps, _TLS)
+        yield Sample("llmsec_gap_bytes_total", self.gap_bytes, _TLS)
+        yield Sample("llmsec_connections_without_socket_total", self.without_socket)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from llmsec_tap import limits
 from llmsec_tap.capture.ebpf import events
+from llmsec_tap.counters import Sample
 
 Item = Callable[[], None] | list[bytes]
 _Key = tuple[int, int, int]  # connection, epoch, process
@@ -36,12 +37,17 @@ class BatchQueue:
         self.left_out_connections = 0
         self.left_out_records = 0
         self.left_out_bytes = 0
+        self.discarded_blocks = 0  # of packets
 
     def put(self, records: list[bytes]) -> None:
         """Never waits."""
         kept, size = self._filter(records)
         if kept:
             self._append(kept, size)
+
+    def put_control(self, call: Callable[[], None]) -> None:
+        """A call that must not be refused: a report of loss comes just when the queue is full."""
+        self._append(call, 0)
 
     def put_call(self, call: Callable[[], None], size: int) -> bool:
         """False where it does not fit: the caller keeps it and comes again."""
@@ -65,6 +71,21 @@ class BatchQueue:
             self.bytes -= size
             self.taken_bytes += size
             return item
+
+    def discard(self) -> None:
+        """Nobody has the time to decode what waits: it counts as left out. Calls that cost nothing are still made."""
+        with self._ready:
+            items, self._items = list(self._items), deque()
+            self.bytes = 0
+        for item, size in items:
+            if isinstance(item, list):
+                for record in item:
+                    if record[events.TYPE_AT] == events.DATA:
+                        self._leave_out(events.KEY.unpack_from(record), record)
+            elif not size:
+                item()
+            else:
+                self.discarded_blocks += 1
 
     def leave_out(self, keys: list[_Key]) -> None:
         """Take no more of these connections; what is given up half way is not begun again in its middle."""
@@ -109,3 +130,11 @@ class BatchQueue:
             self._left_out.add(key)
             self.left_out_connections += 1
             self._news.append(key)
+
+    def samples(self) -> Iterable[Sample]:
+        yield Sample("llmsec_queue_bytes", self.bytes)
+        yield Sample("llmsec_queue_peak_bytes", self.peak_bytes)
+        yield Sample("llmsec_queue_left_out_connections_total", self.left_out_connections)
+        yield Sample("llmsec_queue_left_out_records_total", self.left_out_records)
+        yield Sample("llmsec_queue_left_out_bytes_total", self.left_out_bytes)
+        yield Sample("llmsec_queue_discarded_packet_blocks_total", self.discarded_blocks)

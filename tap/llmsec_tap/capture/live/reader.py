@@ -44,6 +44,7 @@ class Reader(threading.Thread):
         self._queue = queue
         self._on_loss = on_loss
         self._lost = 0
+        self.totals = KernelTotals()  # as of the last look
         self._next_check = 0.0
         self._stopping = threading.Event()
         self.fault: BaseException | None = None
@@ -70,12 +71,13 @@ class Reader(threading.Thread):
     def _check_loss(self) -> None:
         """Losses are read before the ring is emptied and told after its records: so no record still on its way counts as lost."""
         self._next_check = time.monotonic() + _CHECK_LOSS_S
-        lost = self._records.totals().lost_records
+        self.totals = self._records.totals()
+        lost = self.totals.lost_records
         if lost != self._lost:
             self._lost = lost
             losses = self._records.losses()
             self._drain()
-            self._queue.put_call(lambda: self._on_loss(losses), 0)
+            self._queue.put_control(lambda: self._on_loss(losses))
 
     def _drain(self) -> None:
         while records := self._records.consume():

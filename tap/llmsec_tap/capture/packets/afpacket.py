@@ -15,7 +15,7 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from llmsec_tap.capture.live.queue import BatchQueue
@@ -27,6 +27,8 @@ from llmsec_tap.capture.packets.packet_socket import (
     is_loopback,
     loopback_index,
 )
+from llmsec_tap.clock import Clock
+from llmsec_tap.counters import Sample
 from llmsec_tap.wire.packet import PacketHandler
 
 _ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
@@ -45,10 +47,11 @@ _POLL_S = 0.2
 class PacketSource(threading.Thread):
     """Reads one interface (`any`: all) from its socket (packet_socket.py) and hands blocks to the queue; `handle` is called by the decoding thread."""
 
-    def __init__(self, interface: str, sock: socket.socket, queue: BatchQueue, handle: PacketHandler) -> None:
+    def __init__(self, interface: str, sock: socket.socket, queue: BatchQueue, handle: PacketHandler, clock: Clock) -> None:
         super().__init__(name=f"llmsec-{interface}", daemon=True)
         self._queue = queue
         self._handle = handle
+        self._clock = clock
         self._stopping = threading.Event()
         self._loopback = loopback_index() if interface == "any" or is_loopback(interface) else -1
         self.interface = interface
@@ -60,6 +63,11 @@ class PacketSource(threading.Thread):
 
     def stop(self) -> None:
         self._stopping.set()
+
+    def samples(self) -> Iterable[Sample]:
+        labels = (("interface", self.interface),)
+        yield Sample("llmsec_packets_total", self.packets, labels)
+        yield Sample("llmsec_packets_dropped_total", self.dropped, labels)
 
     def run(self) -> None:
         try:
@@ -87,13 +95,16 @@ class PacketSource(threading.Thread):
                 continue
             # Copied at once and given back: decoding may take longer than the ring can wait.
             data = self._ring[at : at + min(length, RING_BLOCK_BYTES)]
-            taken = self._queue.put_call(self._decoding(data, first, count), len(data))
+            call = self._decoding(data, first, count, self._clock.stepped_ns())
+            taken = self._queue.put_call(call, len(data))
             while not taken and not self._stopping.wait(0.01):  # full: the ring fills up meanwhile, and the kernel counts what it drops
-                taken = self._queue.put_call(self._decoding(data, first, count), len(data))
+                taken = self._queue.put_call(call, len(data))
             struct.pack_into("=I", self._ring, at + 8, 0)
             block = (block + 1) % RING_BLOCKS
 
-    def _decoding(self, data: bytes, first: int, count: int) -> Callable[[], None]:
+    def _decoding(self, data: bytes, first: int, count: int, stepped_ns: int) -> Callable[[], None]:
+        """The kernel stamps packets with the wall clock; `stepped_ns` is how far that was ahead of ours when they were read."""
+
         def decode() -> None:
             at = first
             handle = self._handle
@@ -103,7 +114,7 @@ class PacketSource(threading.Thread):
                 if protocol in _IP and not (kind == _PACKET_OUTGOING and index == self._loopback):
                     self.packets += 1
                     start = at + network
-                    handle(seconds * 1_000_000_000 + nanoseconds, data, start, start + captured, on_wire)
+                    handle(seconds * 1_000_000_000 + nanoseconds - stepped_ns, data, start, start + captured, on_wire)
                 at += following
 
         return decode

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from llmsec_tap.capture.ebpf import events
@@ -20,6 +19,7 @@ from llmsec_tap.capture.ebpf.loader_api import Attachment, KernelSettings, Loade
 from llmsec_tap.capture.host import proc
 from llmsec_tap.capture.probes.targets import Findings, Refusal, TargetFinder, installed_libraries
 from llmsec_tap.errors import KernelError, SourceError
+from llmsec_tap.journal import Journal
 
 # A process that started is looked at again after these seconds: the event comes before its libraries are mapped, and the dynamic
 # loader's own word (MAP) only once a probe stands in it.
@@ -61,11 +61,11 @@ class Selection:
 class Observed:
     """The probes of a run. `report` takes one line for the user (attached, refused); called from the reading thread too."""
 
-    def __init__(self, loader: Loader, finder: TargetFinder, selection: Selection, report: Callable[[str], None]) -> None:
+    def __init__(self, loader: Loader, finder: TargetFinder, selection: Selection, journal: Journal) -> None:
         self._loader = loader
         self._finder = finder
         self._selection = selection
-        self._report = report
+        self._journal = journal
         self._attached: dict[tuple[tuple[str, int], int | None], Attachment] = {}
         self._failed: set[tuple[tuple[str, int], int | None]] = set()
         self._refused: set[str] = set()
@@ -98,7 +98,11 @@ class Observed:
         family = self._family(pids)
         if self._one_by_one and len(family) > _ONE_BY_ONE:
             self._one_by_one = False
-            self._report(f"{len(family)} processes: their libraries are probed for every process that maps them, others are left out")
+            self._journal.info(
+                "probing_system_wide",
+                f"{len(family)} processes: probing these libraries system-wide; events from other processes are filtered out",
+                processes=len(family),
+            )
         for pid in family:
             self._look(pid, must=pid in chosen.pids)
         self.attached_ns = time.monotonic_ns()
@@ -162,8 +166,10 @@ class Observed:
                     continue
                 self._attach(found, plan, None)
                 if not plan.is_linker:
-                    self._report(
-                        f"process {parent} forks workers: {plan.library} is probed for every process that maps it, others are left out"
+                    self._journal.info(
+                        "probing_system_wide",
+                        f"process {parent} forks workers: probing {plan.library} system-wide; events from other processes are filtered out",
+                        library=plan.library,
                     )
 
     def next_due_s(self) -> float | None:
@@ -199,7 +205,13 @@ class Observed:
     def _refuse(self, pid: int, refusal: Refusal) -> None:
         if refusal.path not in self._refused:
             self._refused.add(refusal.path)
-            self._report(f"cannot probe {refusal.path} (process {pid}, {proc.name_of(pid)}): {refusal.reason}")
+            self._journal.warning(
+                "not_probed",
+                f"cannot probe {refusal.path} (process {pid}, {proc.name_of(pid)}): {refusal.reason}",
+                file=refusal.path,
+                pid=pid,
+                reason=refusal.reason,
+            )
 
     def _attach(self, found: Findings, plan: ProbePlan, pid: int | None, *, must: bool = False) -> None:
         key = (plan.identity, pid)
@@ -213,16 +225,19 @@ class Observed:
             if must:
                 raise
             self._failed.add(key)
-            self._report(f"cannot probe {plan.shown}: {fault}")
+            self._journal.warning("not_probed", f"cannot probe {plan.shown}: {fault}", file=plan.shown, reason=str(fault))
             return
         if not found.is_unchanged(plan):
             # Written to since it was examined: the probes may stand in other code by now.
             self._loader.detach(attachment)
-            self._report(f"not probing {plan.shown}: the file was changed while it was examined")
+            reason = "the file was changed while it was examined"
+            self._journal.warning("not_probed", f"not probing {plan.shown}: {reason}", file=plan.shown, reason=reason)
             return
         self._attached[key] = attachment
         if plan.identity not in self._announced and not plan.is_linker:
             self._announced.add(plan.identity)
             symbols = ", ".join(dict.fromkeys(probe.symbol for probe in plan.probes if "+0x" not in probe.symbol)) or "given offsets"
             notes = f" ({'; '.join(plan.notes)})" if plan.notes else ""
-            self._report(f"probing {plan.library} in {plan.shown}: {symbols}{notes}")
+            self._journal.info(
+                "probing", f"probing {plan.library} in {plan.shown}: {symbols}{notes}", library=plan.library, file=plan.shown
+            )

@@ -29,6 +29,7 @@ from llmsec_tap.capture.host.process import facts_of
 from llmsec_tap.capture.warden import protocol
 from llmsec_tap.capture.warden.protocol import Ask
 from llmsec_tap.errors import LLMSecError
+from llmsec_tap.journal import Journal
 
 if TYPE_CHECKING:
     from llmsec_tap.capture.ebpf.loader_api import ConnectionLoss, Loader
@@ -45,9 +46,9 @@ _COMPACTOR: Final = (sys.executable, "-P", "-m", "llmsec_tap.storage.compact_her
 class Warden:
     """`decoder`: one end of the socket that the decoder asks by, and its process. `run` returns the exit code of the capture."""
 
-    def __init__(self, report: Callable[[str], None], detector: Sequence[str]) -> None:
+    def __init__(self, journal: Journal, detector: Sequence[str]) -> None:
         """`detector`: the command of a detection process."""
-        self._report = report
+        self._journal = journal
         self._detector_command = detector
         self._asked, self.client_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.stop_pipe, self._stop = os.pipe()
@@ -167,7 +168,7 @@ class Warden:
             try:
                 self._sockets = self._open_sockets()
             except LLMSecError as fault:
-                self._report(f"error: {fault}")
+                self._journal.error("interface_failed", str(fault))
             return b"", [sock.fileno() for sock in self._sockets]
         if kind == Ask.FACTS:
             return b"\0".join((text or "").encode(errors="surrogateescape")[:_MOST_BYTES_OF_NAME] for text in facts_of(argument)), []
@@ -199,7 +200,7 @@ class Warden:
         try:
             process = subprocess.Popen(self._detector_command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 - our own module
         except OSError as fault:
-            self._report(f"warning: the detection process cannot be started ({fault.strerror})")
+            self._journal.warning("detection_not_started", f"the detection process cannot be started ({fault.strerror})")
             return []
         assert process.stdin is not None
         assert process.stdout is not None
@@ -260,7 +261,11 @@ class Warden:
         self._child = 0
         code = os.waitstatus_to_exitcode(status)
         if code < 0 and not self._signals:
-            self._report(f"error: the decoding process was ended by signal {-code}: what it had in hand is lost (please report this)")
+            self._journal.error(
+                "decoder_lost",
+                f"the decoding process was ended by signal {-code}: what it had in hand is lost (please report this)",
+                signal=-code,
+            )
         return 128 - code if code < 0 else code
 
     def _end(self) -> None:

@@ -1,0 +1,24 @@
+"""What a run prints for each exchange, by the name of `--format`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from llmsec_agent.lane import Sink
+from llmsec_agent.sinks.standard_output import StandardOutput, json_row
+from llmsec_analyzer.show.listing import exchange_row, listing_header
+
+
+def printer(output: str) -> Callable[[Callable[[], None]], Sink] | None:
+    """Makes the sink, given what to call when its reader is gone; None for `none`."""
+    if output == "none":
+        return None
+    if output == "jsonl":
+        row = json_row(on_terminal=sys.stdout.isatty())
+        return lambda on_reader_gone: StandardOutput(row, header=None, on_reader_gone=on_reader_gone)
+    return lambda on_reader_gone: StandardOutput(
+        lambda exchange: exchange_row(exchange).encode("utf-8", "replace"),
+        header=listing_header().encode(),
+        on_reader_gone=on_reader_gone,
+    )

@@ -1,0 +1,179 @@
+"""One run, of a replay as of a capture: exchanges from a source, through detection, to the sinks, and the counts of it all.
+
+Order at the end, whatever ends it: the source has ended, what was under way is decoded, detection has said what it knows, the lanes
+are closed. Each of these has a share of the grace once somebody wants the run to end (stop.py).
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from llmsec_agent.lane import Lane, Sink
+from llmsec_agent.shares import Shares
+from llmsec_agent.stop import Stop
+from llmsec_tap.counters import Sample, Samples, Snapshot, by_label
+from llmsec_tap.dialects.draft import DeltaListener
+from llmsec_tap.exchange.assembly import ExchangeAssembly
+from llmsec_tap.identity.credentials import fingerprinter
+from llmsec_tap.journal import Journal
+from llmsec_tap.memory import peak_bytes, resident_bytes
+from llmsec_tap.model import Exchange
+from llmsec_tap.pipeline import Pipeline
+from llmsec_tap.tokens import TokenEstimator
+
+
+class Detection(Protocol):
+    """What looks at the exchanges on their way. It delivers each one it was given, in their order, now or later."""
+
+    failed: bool
+
+    def listener(self, assembly: ExchangeAssembly) -> DeltaListener | None: ...
+
+    def add(self, exchange: Exchange) -> None: ...
+
+    def tick(self) -> None: ...
+
+    def drain(self) -> None: ...
+
+    def hurry(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def samples(self) -> Iterable[Sample]: ...
+
+    def summary(self) -> list[str]: ...
+
+
+class Source(Protocol):
+    """Where traffic comes from. `run` returns when it has ended or was stopped; it calls `run.step` often. Raises SourceError."""
+
+    def run(self, run: Run) -> None: ...
+
+    def samples(self) -> Iterable[Sample]: ...
+
+
+Deliver = Callable[[Exchange], None]
+
+
+class Run:
+    """Make it once no right is left that it should not have: it starts threads. `store_fault` and `stop` decide the exit code."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        stop: Stop,
+        *,
+        key: bytes,
+        sinks: Sequence[Sink],
+        shares: Shares,
+        memory_cap_bytes: int,
+        may_wait: bool,
+        follows: bool = False,
+        ports: frozenset[int] | None = None,
+        content: bool = True,
+        estimator: TokenEstimator | None = None,
+        start_detection: Callable[[Deliver], Detection] | None = None,
+    ) -> None:
+        """`may_wait`: the source can (files), or cannot (live). `follows`: it may be live all the same, so nothing is kept for company.
+
+        `sinks` take each exchange in their order.
+        """
+        self._follows = follows
+        self.journal = journal
+        self.stop = stop
+        self._content = content
+        self._estimator = estimator
+        self._defects: Counter[str] = Counter()
+        self._completeness: Counter[str] = Counter()
+        self.lanes = [Lane(sink, journal, stop, max_bytes=shares.lane, may_wait=may_wait) for sink in sinks]
+        self.detection = start_detection(self._deliver) if start_detection is not None else None
+        if self.detection is not None:
+            stop.on_request(self.detection.hurry)
+        self.pipeline = Pipeline(
+            self._exchange,
+            fingerprinter(key),
+            ports=ports,
+            on_defect=self._defect,
+            listener_factory=self.detection.listener if self.detection is not None else None,
+            memory_cap_bytes=memory_cap_bytes,
+        )
+        self._samples: list[Samples] = [self.samples, self.pipeline.samples, *(lane.samples for lane in self.lanes)]
+        if self.detection is not None:
+            self._samples.append(self.detection.samples)
+
+    def run(self, source: Source) -> None:
+        """To the source's end. Raises what it raises; everything before that is delivered."""
+        self._samples.append(source.samples)
+        # Exchanges free themselves (their cycles are cut), so collections of the garbage collector find nothing: make them rare.
+        gc.freeze()
+        gc.set_threshold(50_000, 50, 100)
+        try:
+            source.run(self)
+        finally:
+            self.pipeline.close()
+            if self.detection is not None:
+                self.detection.close()
+            for lane in self.lanes:
+                lane.close()
+
+    def step(self) -> None:
+        """Called often: what was just decoded goes to detection, what that knows comes back."""
+        if self.detection is not None:
+            self.detection.tick()
+
+    @property
+    def lost(self) -> bool:
+        """A sink did not take everything."""
+        return any(lane.lost for lane in self.lanes)
+
+    # --- counts -------------------------------------------------------------------------------------------------------
+
+    def samples(self) -> Iterable[Sample]:
+        yield from by_label("llmsec_decoder_failures_total", "decoder", self._defects)
+        yield from by_label("llmsec_exchanges_delivered_total", "completeness", self._completeness)
+        yield Sample("process_resident_memory_bytes", resident_bytes())
+        yield Sample("llmsec_peak_resident_memory_bytes", peak_bytes())
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(self._samples)
+
+    # --- an exchange's way --------------------------------------------------------------------------------------------
+
+    def _exchange(self, exchange: Exchange) -> None:
+        if self._estimator is not None:
+            self._estimator.estimate(exchange)
+        if self.detection is not None:
+            self.detection.add(exchange)
+            if self._follows:
+                self.detection.drain()
+        else:
+            self._deliver(exchange)
+
+    def _deliver(self, exchange: Exchange) -> None:
+        self._completeness[exchange.completeness] += 1
+        if not self._content:
+            exchange = exchange.without_content()
+        for lane in self.lanes:
+            lane.offer(exchange)
+
+    def _defect(self, decoder: str) -> None:
+        """A decoder of ours failed: report it once, with where; never with what it read."""
+        fault = sys.exc_info()[1]
+        if decoder not in self._defects and fault is not None:
+            frame = fault.__traceback__
+            while frame is not None and frame.tb_next is not None:
+                frame = frame.tb_next
+            where = f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}" if frame is not None else "?"
+            self.journal.warning(
+                "decoder_failed",
+                f"the {decoder} decoder failed ({type(fault).__name__} at {where}); please report this",
+                decoder=decoder,
+                fault=type(fault).__name__,
+                where=where,
+            )
+        self._defects[decoder] += 1

@@ -1,0 +1,67 @@
+"""The closing summary: lines for people out of the same snapshot that a scrape reads."""
+
+from __future__ import annotations
+
+from llmsec_tap.counters import Snapshot
+
+
+def what_was_decoded(counts: Snapshot) -> str:
+    llm, other = counts.get("llmsec_exchanges_total", kind="llm"), counts.get("llmsec_exchanges_total", kind="other")
+    return f"{llm + other:,} exchanges ({llm:,} with a language model)"
+
+
+def gaps(counts: Snapshot) -> str:
+    return f"{counts.get('llmsec_gaps_total'):,} gaps ({counts.get('llmsec_gap_bytes_total'):,} bytes)"
+
+
+def oddities(counts: Snapshot) -> list[str]:
+    lines = []
+    for title, name, label in (
+        ("anomalies", "llmsec_anomalies_total", "name"),
+        ("not decoded", "llmsec_undecoded_connections_total", "protocol"),
+    ):
+        found = counts.by(name, label)
+        if found:
+            lines.append(f"{title}: " + ", ".join(f"{key} {count:,}" for key, count in found.items()))
+    return lines
+
+
+def kernel(counts: Snapshot) -> list[str]:
+    """What the kernel half and the queue behind it saw and left out."""
+
+    def total(name: str) -> int:
+        return counts.get(f"llmsec_kernel_{name}_total")
+
+    def left_out(what: str) -> int:
+        return counts.get(f"llmsec_queue_left_out_{what}_total")
+
+    first = (
+        f"seen {total('calls'):,} TLS calls ({total('bytes'):,} bytes), {counts.get('llmsec_connections_total', source='tls'):,} connections; "
+        f"decoded {counts.get('llmsec_decoded_bytes_total'):,} bytes; "
+        f"dropped: {total('lost_calls'):,} calls ({total('lost_bytes'):,} bytes) in the kernel ring, "
+        f"{left_out('records'):,} records ({left_out('bytes'):,} bytes) of {left_out('connections'):,} connections in the tap's queue"
+    )
+    lines = [first]
+    for name, text in (
+        ("unreadable_calls", "calls whose memory the kernel could not read"),
+        ("cut_calls", "calls longer than what is copied of one"),
+        ("lost_processes", "starts of processes that found no room"),
+    ):
+        if total(name):
+            lines.append(f"{total(name):,} {text}")
+    if counts.get("llmsec_connections_without_socket_total"):
+        lines.append(f"{counts.get('llmsec_connections_without_socket_total'):,} connections without a known socket")
+    return lines
+
+
+def sinks(counts: Snapshot, location: str | None) -> list[str]:
+    """What was stored where, and what no sink took."""
+    lines = []
+    if location is not None:
+        lost = counts.get("llmsec_store_lost_rows_total") + counts.get("llmsec_sink_dropped_records_total", sink="store")
+        lines.append(f"stored {counts.get('llmsec_store_rows_total'):,} in {location}" + (f", {lost:,} NOT STORED" if lost else ""))
+        if counts.get("llmsec_store_repaired_rows_total"):
+            lines.append(f"{counts.get('llmsec_store_repaired_rows_total'):,} rows had a value that its column cannot hold")
+    if counts.get("llmsec_sink_dropped_records_total", sink="stdout"):
+        lines.append(f"standard output: {counts.get('llmsec_sink_dropped_records_total', sink='stdout'):,} exchanges NOT PRINTED")
+    return lines
