@@ -184,7 +184,7 @@ class Lane:
         except LLMSecError as fault:
             self._failed(fault)
             return
-        if self.fault is not None and not self._items:
+        if self.fault is not None and not self._items and not self._closing:
             self._journal.info("sink_recovered", f"{self.name}: writing again", sink=self.name)
             self.fault, self._failures = None, 0
 

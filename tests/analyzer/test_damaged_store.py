@@ -11,9 +11,11 @@ import pytest
 
 from llmsec_analyzer.stored.session import QuerySession
 from llmsec_tap.errors import StorageError
+from llmsec_tap.journal import SILENT, Journal
 from llmsec_tap.model import Exchange
 from llmsec_tap.storage import StoreWriter, compact, open_store
 from support.exchanges import full_exchange
+from support.journal import Said
 
 Damage = Callable[[Path], None]
 
@@ -49,8 +51,8 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def rows(root: Path, said: list[str] | None = None) -> int:
-    with QuerySession(open_store(root), ([] if said is None else said).append) as session:
+def rows(root: Path, journal: Journal = SILENT) -> int:
+    with QuerySession.open(root, journal) as session:
         ((count,),) = session.select("SELECT count(*) FROM (SELECT exchange_id, input_text, started FROM exchanges)").rows()
         return int(count)
 
@@ -59,19 +61,19 @@ def rows(root: Path, said: list[str] | None = None) -> int:
 def test_one_damaged_part_costs_its_own_rows(root: Path, damage: Damage) -> None:
     victim = sorted(root.glob("exchanges/day=*/part-*.parquet"))[7]
     damage(victim)
-    said: list[str] = []
-    assert rows(root, said) == 39
-    assert any(victim.name in line and "is damaged" in line for line in said)
+    journal = Said()
+    assert rows(root, journal) == 39
+    assert any(victim.name in line and "is damaged" in line for line in journal.texts)
     assert victim.with_name(victim.name + ".damaged").exists()
-    assert rows(root, said := []) == 39
-    assert said == [], "it is named once"
+    assert rows(root, again := Said()) == 39
+    assert again.texts == [], "it is named once"
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_the_rest_is_compacted(root: Path, damage: Damage) -> None:
     victims = sorted(root.glob("exchanges/day=*/part-*.parquet"))
     damage(victims[7])
-    done = compact.compact(open_store(root), time.time_ns() + 10**12, min_parts=8)
+    done = compact.compact(open_store(root, SILENT), time.time_ns() + 10**12, min_parts=8)
     assert done.merged == 39
     assert rows(root) == 39
 
@@ -80,7 +82,7 @@ def test_the_rest_is_compacted(root: Path, damage: Damage) -> None:
 def test_a_moved_store_takes_new_rows(root: Path, damage: Damage) -> None:
     damage(sorted(root.glob("exchanges/day=*/part-*.parquet"))[7])
     moved = root.rename(root.with_name("moved"))
-    with StoreWriter.open(moved) as writer:
+    with StoreWriter.open(moved, SILENT) as writer:
         writer.add(full_exchange(1000))
     assert writer.stats.not_stored == 0
     assert rows(moved) == 40
@@ -102,9 +104,9 @@ def test_a_part_that_cannot_be_renamed_is_left_out(root: Path, monkeypatch: pyte
 def read_without_renaming(root: Path) -> None:
     victim = sorted(root.glob("exchanges/day=*/part-*.parquet"))[7]
     victim.write_bytes(b"")
-    said: list[str] = []
-    assert rows(root, said) == 39
-    assert any("left out" in line for line in said)
+    journal = Said()
+    assert rows(root, journal) == 39
+    assert any("left out" in line for line in journal.texts)
     assert victim.exists()
 
 
@@ -121,7 +123,7 @@ def test_a_fifo_in_the_place_of_a_part_is_not_waited_for(root: Path) -> None:
 def test_any_name_of_a_folder_works(tmp_path: Path, name: str) -> None:
     exchange: Exchange = full_exchange(1)
     (tmp_path / "sibling").mkdir()
-    with StoreWriter.open(tmp_path / name / "store*") as writer:
+    with StoreWriter.open(tmp_path / name / "store*", SILENT) as writer:
         writer.add(exchange)
     assert rows(tmp_path / name / "store*") == 1
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from llmsec_agent.start_detection import start_detection
+from llmsec_agent.config import load_config
+from llmsec_agent.start_detection import detection_starter
 from llmsec_analyzer.judge.scanner import Scanner
 from llmsec_analyzer.settings import DetectionSettings
 from llmsec_analyzer.worker import child, client
@@ -26,6 +27,7 @@ from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.model import Exchange, Message, Part, Request
 from llmsec_tap.pipeline import Pipeline
 from support.detection import Detecting
+from support.journal import Said
 from support.wire import Talk, pcap
 
 KEY = b"k" * 32
@@ -57,12 +59,16 @@ def capture(count: int, *, other: frozenset[int] = frozenset()) -> bytes:
     return pcap(frames)
 
 
+def started(settings: DetectionSettings, deliver: Any) -> DetectionProcess:
+    return detection_starter(settings, Said(), may_wait=True, queue_bytes=1 << 20, is_built_in=False)(deliver, KEY)
+
+
 class Run:
     def __init__(self, *, may_wait: bool = True, **options: Any) -> None:
         self.delivered: list[Exchange] = []
-        self.said: list[str] = []
+        self.journal = Said()
         self.detection = DetectionProcess(
-            DetectionSettings(plugins=False), KEY, self.delivered.append, may_wait=may_wait, report=self.said.append, **options
+            DetectionSettings(plugins=False), KEY, self.delivered.append, may_wait=may_wait, journal=self.journal, **options
         )
         self.order: list[str] = []
         self.pipeline = Pipeline(self.add, fingerprinter(KEY), listener_factory=self.detection.listener, shield=False)
@@ -80,6 +86,10 @@ class Run:
         self.detection.close()
         assert [exchange.exchange_id for exchange in self.delivered] == self.order
         return self
+
+    @property
+    def said(self) -> list[str]:
+        return self.journal.texts
 
     @property
     def marks(self) -> list[list[str]]:
@@ -137,7 +147,7 @@ def test_a_process_that_is_killed_costs_one_exchange_its_findings():
     run.close()
     assert run.marks == [["detection_fault"], [], [], [], []]
     assert all(exchange.findings for exchange in run.delivered[1:])
-    assert [line for line in run.said if "a new one goes on" in line]
+    assert [line for line in run.said if "; restarting" in line]
 
 
 def test_a_process_that_always_dies_is_given_up_and_the_exchanges_go_on(monkeypatch):
@@ -145,7 +155,7 @@ def test_a_process_that_always_dies_is_given_up_and_the_exchanges_go_on(monkeypa
     run = Run().replay(capture(6)).close()
     assert run.marks[-1] == ["detection_skipped"]
     assert {name for names in run.marks for name in names} <= {"detection_skipped", "detection_fault"}
-    assert any("stays off" in line for line in run.said)
+    assert any("detection is off for" in line for line in run.said)
 
 
 def test_a_process_that_cannot_start_costs_no_exchange(monkeypatch):
@@ -234,7 +244,7 @@ def test_a_wrong_configuration_is_an_error_before_anything_is_read(tmp_path: Pat
     config = tmp_path / "config.yaml"
     config.write_text(f"security:\n  {settings}\n")
     with pytest.raises(ConfigError, match=said):
-        start_detection(lambda _: None, key=KEY, config=str(config), may_wait=True, report=print)
+        started(load_config(str(config)).security, lambda _: None)
 
 
 def test_halves_of_surrogate_pairs_go_through():
@@ -268,7 +278,7 @@ def test_a_plug_in_that_prints_does_not_speak_between_our_messages(tmp_path: Pat
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", ""))))
     delivered: list[Exchange] = []
-    detection = start_detection(delivered.append, key=KEY, config=None, may_wait=True, report=print)
+    detection = started(DetectionSettings(), delivered.append)
     pipeline = Pipeline(detection.add, fingerprinter(KEY), listener_factory=detection.listener)
     CaptureReader(pipeline).read_stream(io.BytesIO(capture(1)), "memory")
     pipeline.close()

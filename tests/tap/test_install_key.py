@@ -13,6 +13,7 @@ import pytest
 
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.install_key import KEY_VARIABLE, install_key
+from llmsec_tap.journal import SILENT
 
 
 @pytest.fixture
@@ -29,16 +30,16 @@ def write(file: Path, key: bytes, mode: int = 0o600) -> None:
 
 
 def test_made_once_and_private(key_file: Path) -> None:
-    first = install_key()
+    first = install_key(SILENT)
     assert len(first) == 32
-    assert install_key() == first
+    assert install_key(SILENT) == first
     assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
 
 
 def test_a_longer_key_and_a_hex_key_are_taken(key_file: Path) -> None:
     for key in (secrets.token_bytes(64), secrets.token_hex(32).encode()):
         write(key_file, key)
-        assert install_key() == key
+        assert install_key(SILENT) == key
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_a_longer_key_and_a_hex_key_are_taken(key_file: Path) -> None:
 def test_weak_ones_are_refused(key_file: Path, key: bytes, mode: int) -> None:
     write(key_file, key, mode)
     with pytest.raises(ConfigError):
-        install_key()
+        install_key(SILENT)
     assert key_file.read_bytes() == key
 
 
@@ -68,7 +69,7 @@ def test_what_is_no_file_is_refused_at_once(key_file: Path, monkeypatch: pytest.
     for name in (str(key_file), "/dev/zero", "/dev/null", str(key_file.parent)):
         monkeypatch.setenv(KEY_VARIABLE, name)
         with pytest.raises(ConfigError):
-            install_key()
+            install_key(SILENT)
 
 
 def test_one_line_and_no_traceback(tmp_path: Path) -> None:

@@ -57,11 +57,14 @@ def test_json_stays_the_same_value(text):
 
 
 _PROGRAM = r"""
-from llmsec_agent.outlet import Outlet
+from llmsec_agent.lane import Lane
+from llmsec_agent.output import printer
+from llmsec_agent.stop import Stop
+from llmsec_tap.journal import SILENT
 from llmsec_tap.model import Exchange
-outlet = Outlet(output="jsonl", listing=None, store=None, content=True, tokenizer=None, prompt=True, on_reader_gone=lambda: None)
-outlet.deliver(Exchange(exchange_id="e", client="c", server="s", input_text="\x9b31m\x7f\u202e\u200b\U000e0041\u3164"))
-outlet.close()
+lane = Lane(printer("jsonl")(lambda: None), SILENT, Stop(), max_bytes=1 << 20)
+lane.offer(Exchange(exchange_id="e", client="c", server="s", input_text="\x9b31m\x7f\u202e\u200b\U000e0041\u3164"))
+lane.close()
 """
 
 

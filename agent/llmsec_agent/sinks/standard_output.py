@@ -79,12 +79,12 @@ class StandardOutput:
         return at
 
     def tick(self) -> None:
-        """Nothing is held back."""
-
-    def close(self) -> None:
-        """A header without a row is shown as well."""
+        """The header is shown before there is a row."""
         if self._header:
             self.write([])
+
+    def close(self) -> None:
+        self.tick()
 
     def samples(self) -> Iterable[Sample]:
         return ()

@@ -17,6 +17,7 @@ import pytest
 
 from llmsec_tap.capture.host.kubernetes import INSECURE_VARIABLE, ClusterPods, RemotePods, _fetcher, _tell_pods
 from llmsec_tap.capture.host.process import Pod
+from support.journal import Said
 from support.needs import program
 from support.tls_front import make_certificate
 
@@ -112,8 +113,8 @@ def test_the_token_is_read_anew_each_time(account: Path) -> None:
 def test_the_decoder_hears_of_pods_and_asks_again_for_unknown_ones() -> None:
     ours, theirs = socket.socketpair()
     answers = [ANSWER, b"no json", ANSWER.replace(b'"chat"', b'"renamed"')]
-    said: list[str] = []
-    helper = threading.Thread(target=_tell_pods, args=(theirs, ClusterPods(["https://x"], lambda _: answers.pop(0)), said.append))
+    journal = Said()
+    helper = threading.Thread(target=_tell_pods, args=(theirs, ClusterPods(["https://x"], lambda _: answers.pop(0)), journal))
     helper.start()
     pods = RemotePods(ours, refresh_s=3600)
     while pods.pod_of(ID) is None:
@@ -123,7 +124,7 @@ def test_the_decoder_hears_of_pods_and_asks_again_for_unknown_ones() -> None:
     while (renamed := pods.pod_of(ID)) is None:  # unknown again, so it asks; the answer that is no list changes nothing
         time.sleep(0.01)
     assert renamed.name == "renamed"
-    assert said == ["warning: pods are not known: Expecting value: line 1 column 1 (char 0)"]
+    assert journal.texts == ["pods are not known: Expecting value: line 1 column 1 (char 0)"]
     ours.close()
     helper.join(5)
     theirs.close()

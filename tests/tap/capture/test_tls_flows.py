@@ -15,6 +15,7 @@ from llmsec_tap.capture.files.pcapng import FlowWriter, PcapngWriter
 from llmsec_tap.capture.host.process import ProcessTable
 from llmsec_tap.capture.live.flows import TLSFlows
 from llmsec_tap.capture.live.queue import BatchQueue
+from llmsec_tap.clock import Clock
 from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.model import Exchange
 from llmsec_tap.pipeline import Pipeline
@@ -48,8 +49,10 @@ class Tap:
     def __init__(self, recorder: FlowWriter | None = None) -> None:
         self.exchanges: list[Exchange] = []
         self.pipeline = Pipeline(self.exchanges.append, fingerprinter(KEY), shield=False)
-        self.flows = TLSFlows(self.pipeline.open_flow, ProcessTable(), recorder)
         self.now = 1_000
+        self.wall = 1_700_000_000_000_000_000
+        clock = Clock(lambda: self.now, lambda: self.wall + self.now)
+        self.flows = TLSFlows(self.pipeline.open_flow, ProcessTable(), clock, recorder)
         self.offsets: dict[tuple[int, int, int], int] = {}
 
     def say(self, direction: int, data: bytes, *, lose: bool = False, **fields: Any) -> None:
@@ -131,9 +134,9 @@ def test_a_loss_on_a_connection_that_stays_silent_is_told_by_the_kernels_table()
     data = answer(b"b" * 400)
     tap.say(events.READ, request(b"a"))
     tap.say(events.WRITE, data[:300])
-    tap.flows.lost([ConnectionLoss(1 << 30, 0x1000, 1, 1, len(request(b"a")), len(data))], tap.now)
-    tap.flows.lost([ConnectionLoss(1 << 30, 0x1000, 1, 1, len(request(b"a")), len(data))], tap.now)
-    tap.flows.close(tap.now)
+    tap.flows.lost([ConnectionLoss(1 << 30, 0x1000, 1, 1, len(request(b"a")), len(data))])
+    tap.flows.lost([ConnectionLoss(1 << 30, 0x1000, 1, 1, len(request(b"a")), len(data))])
+    tap.flows.close()
     (exchange,) = tap.exchanges
     assert exchange.completeness == "gapped"
     assert tap.flows.gaps == 1
@@ -144,7 +147,7 @@ def test_a_call_beyond_the_limit_is_cut_and_said_so() -> None:
     tap.say(events.READ, request(b"a"))
     head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100000000\r\n\r\n"
     tap.say(events.WRITE, head, flags=events.CUT, call_length=events.MAX_CALL_BYTES + 500)
-    tap.flows.close(tap.now)
+    tap.flows.close()
     (exchange,) = tap.exchanges
     assert "ebpf_cut" in anomalies(exchange)
     assert tap.flows.gap_bytes == 500
@@ -176,7 +179,8 @@ def test_a_connection_waits_for_its_socket() -> None:
 def test_a_socket_that_is_never_told_leaves_the_addresses_unknown() -> None:
     tap = Tap()
     tap.say(events.WRITE, request(b"hi"), inode=0)
-    tap.flows.tick(tap.now + tap.flows._epoch_ns + limits.SOCKET_WAIT_NS)
+    tap.now += limits.SOCKET_WAIT_NS
+    tap.flows.tick()
     tap.say(events.READ, answer(b"hello"), inode=0)
     tap.end(inode=0)
     (exchange,) = tap.exchanges
@@ -215,7 +219,7 @@ def test_the_quiet_ones_are_shed_first() -> None:
     for connection in (1, 2, 3):
         tap.say(events.READ, request(b"%d" % connection), connection=connection)
     tap.say(events.WRITE, answer(b"still here"), connection=1)
-    assert tap.flows.shed(2, tap.now) == [(2, 1, 1 << 30), (3, 1, 1 << 30)]
+    assert tap.flows.shed(2) == [(2, 1, 1 << 30), (3, 1, 1 << 30)]
     tap.end(connection=1)
     given_up = [exchange for exchange in tap.exchanges if "tap_overload" in anomalies(exchange)]
     assert sorted(exchange.input_text or "" for exchange in given_up) == ["2", "3"]
@@ -303,3 +307,28 @@ def test_blocks_of_packets_wait_for_room() -> None:
     assert not queue.put_call(lambda: None, 900)
     assert callable(queue.get(0))
     assert queue.put_call(lambda: None, 900)
+
+
+@pytest.mark.parametrize("step_s", [-86_400, -3, 3, 7_200, 10**9])
+def test_a_wall_clock_that_is_set_closes_no_connection_and_moves_no_record(step_s: int) -> None:
+    tap = Tap()
+    tap.say(events.WRITE, request(b"hi"))
+    began = tap.wall + tap.now
+    tap.wall += step_s * 1_000_000_000
+    tap.flows.tick()
+    assert tap.flows.open_connections == 1
+    tap.say(events.READ, answer(b"hello"))
+    tap.end()
+    (exchange,) = tap.exchanges
+    assert exchange.completeness == "complete"
+    assert exchange.started_ns == began
+    assert exchange.ended_ns is not None
+    assert 0 < exchange.ended_ns - began < 10_000_000
+
+
+def test_a_machine_that_slept_closes_what_was_silent_for_too_long() -> None:
+    tap = Tap()
+    tap.say(events.WRITE, request(b"hi"))
+    tap.now += limits.IDLE_TIMEOUT_NS  # the clock goes on while the machine sleeps
+    tap.flows.tick()
+    assert tap.flows.open_connections == 0

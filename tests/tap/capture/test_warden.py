@@ -12,6 +12,7 @@ import pytest
 
 from llmsec_tap.capture.warden.protocol import Ask
 from llmsec_tap.capture.warden.warden import Warden
+from llmsec_tap.journal import SILENT
 
 STRANGER = 12_345
 
@@ -21,7 +22,7 @@ def warden() -> Iterator[Warden]:
     """One whose decoder is a process of another user."""
     if os.geteuid() != 0:
         pytest.skip("only root can start a process of another user")
-    warden = Warden(lambda _: None, (sys.executable, "-c", ""))
+    warden = Warden(SILENT, (sys.executable, "-c", ""))
     with subprocess.Popen(["sleep", "60"], user=STRANGER, group=STRANGER, extra_groups=()) as decoder:
         warden._child = decoder.pid
         yield warden
