@@ -38,7 +38,7 @@ def test_findings_are_on_the_record_and_a_grave_one_is_told_at_once(echo, certif
     assert {("secret.github", "request"), ("secret.github", "response")} <= set(found)
     assert row["risk_score"] > 50
     assert row["risk_reasons"][0].startswith("secret.github: +")
-    told = re.search(r"found in an answer that still streams: \w+ secret\.github .*increment (\d+)", agent.said)
+    told = re.search(r"early finding in a streaming response: \w+ secret\.github .*output token (\d+)", agent.said)
     assert told is not None, agent.said
     assert int(told[1]) == found["secret.github", "response"]["at_output_token"] < len(text) / 7
     assert KEY not in agent.said
