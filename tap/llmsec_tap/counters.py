@@ -6,7 +6,9 @@ Each component keeps plain integers and says them when asked (`samples`). Names 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 Labels = tuple[tuple[str, str], ...]
@@ -52,3 +54,26 @@ class Snapshot:
                 key = dict(labels).get(label, "")
                 found[key] = found.get(key, 0) + int(value)
         return dict(sorted(found.items()))
+
+
+class Histogram:
+    """Observations by upper bound, as Prometheus has them: `NAME_bucket{le}`, `NAME_sum`, `NAME_count`."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def samples(self, name: str, labels: Labels = ()) -> Iterable[Sample]:
+        total = 0
+        for bound, count in zip((*self._bounds, math.inf), self._counts, strict=True):
+            total += count
+            yield Sample(f"{name}_bucket", total, (*labels, ("le", "+Inf" if bound == math.inf else f"{bound:g}")))
+        yield Sample(f"{name}_sum", self._sum, labels)
+        yield Sample(f"{name}_count", total, labels)

@@ -117,9 +117,9 @@ def become(user: User | None) -> None:
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # other processes of this user may not look into this one
 
 
-def confine(*, network: bool = False) -> None:
+def confine(*, network: bool = False, serving: bool = False) -> None:
     """The filter on system calls (seccomp.py), for all threads and for good. Call it after `become`."""
-    if not seccomp.confine(network=network):
+    if not seccomp.confine(network=network, serving=serving):
         raise OSError("the filter on system calls was refused")
 
 

@@ -152,6 +152,8 @@ _ALLOWED: Final = {
 }
 # The same for a process that asks over the network, which may connect but not listen.
 _NETWORK: Final = {"socket": 41, "connect": 42, "bind": 49, "sendmmsg": 307, "recvmmsg": 299, "socketpair": 53}
+# The same for a process that answers on sockets that it listened on before.
+_SERVING: Final = {"accept": 43, "accept4": 288}
 _CLONE, _CLONE3, _IOCTL, _PRCTL = 56, 435, 16, 157
 _CLONE_THREAD = 0x00010000
 # TCGETS, FIONREAD, FIONBIO, FIOCLEX, FIONCLEX, TIOCGWINSZ: questions, and never TIOCSTI, which types into a terminal.
@@ -168,13 +170,13 @@ _SYS_SECCOMP, _SET_MODE_FILTER, _FLAG_TSYNC = 317, 1, 1
 _Instruction = tuple[int, int, int, int]
 
 
-def program(*, network: bool) -> list[_Instruction]:
+def program(*, network: bool = False, serving: bool = False) -> list[_Instruction]:
     """The filter as classic BPF: (code, jump if true, jump if false, constant)."""
     refuse = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
     allow = (_RETURN, 0, 0, _ALLOW)
     out: list[_Instruction] = [(_LOAD, 0, 0, _AT_ARCH), (_JUMP_EQUAL, 1, 0, _ARCH_X86_64), (_RETURN, 0, 0, _KILL_PROCESS)]
     out.append((_LOAD, 0, 0, _AT_NUMBER))
-    numbers = [*_ALLOWED.values(), *(_NETWORK.values() if network else ())]
+    numbers = [*_ALLOWED.values(), *(_NETWORK.values() if network else ()), *(_SERVING.values() if serving else ())]
     for number in numbers:
         out += [(_JUMP_EQUAL, 0, 1, number), allow]
     # glibc asks for clone3 first, whose flags a filter cannot see, and falls back to clone where there is none.
@@ -195,9 +197,9 @@ class _Program(ctypes.Structure):
     _fields_ = (("count", ctypes.c_uint16), ("instructions", ctypes.c_void_p))
 
 
-def confine(*, network: bool = False) -> bool:
+def confine(*, network: bool = False, serving: bool = False) -> bool:
     """Put the filter over all threads of this process, for good. Needs no_new_privs. False where the kernel refuses."""
-    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program(network=network))
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program(network=network, serving=serving))
     buffer = ctypes.create_string_buffer(code, len(code))
     wanted = _Program(len(code) // 8, ctypes.addressof(buffer))
     libc = ctypes.CDLL(None, use_errno=True)

@@ -1,0 +1,127 @@
+"""The catalogue of metrics, and how samples become an exposition for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final, Literal, NamedTuple
+
+from llmsec_tap.counters import Sample
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+
+class Metric(NamedTuple):
+    kind: Kind
+    help: str
+
+
+CATALOGUE: Final[dict[str, Metric]] = {
+    # Traffic, as observed.
+    "llmsec_requests_total": Metric("counter", "Requests to language models."),
+    "llmsec_request_errors_total": Metric("counter", "Requests that failed: an HTTP status of 400 and above, or an error in the answer."),
+    "llmsec_request_duration_seconds": Metric("histogram", "First byte of a request to the last byte of its answer."),
+    "gen_ai_server_request_duration_seconds": Metric("histogram", "OpenTelemetry gen_ai.server.request.duration."),
+    "gen_ai_server_time_to_first_token_seconds": Metric("histogram", "OpenTelemetry gen_ai.server.time_to_first_token."),
+    "gen_ai_server_time_per_output_token_seconds": Metric("histogram", "OpenTelemetry gen_ai.server.time_per_output_token."),
+    "gen_ai_client_token_usage": Metric("histogram", "OpenTelemetry gen_ai.client.token.usage, as the server states it."),
+    # Decoding.
+    "llmsec_exchanges_total": Metric("counter", "Exchanges decoded, with a language model (llm) or not (other)."),
+    "llmsec_exchanges_delivered_total": Metric("counter", "Exchanges handed to the sinks, by how they were seen."),
+    "llmsec_connections_total": Metric("counter", "Connections that were followed."),
+    "llmsec_open_connections": Metric("gauge", "Connections that are followed now."),
+    "llmsec_decoded_bytes_total": Metric("counter", "Bytes of plaintext that reached the decoder."),
+    "llmsec_gaps_total": Metric("counter", "Gaps in connections: bytes that were sent and not seen."),
+    "llmsec_gap_bytes_total": Metric("counter", "Bytes in those gaps."),
+    "llmsec_connections_without_socket_total": Metric("counter", "TLS connections whose addresses are not known."),
+    "llmsec_anomalies_total": Metric("counter", "Oddities of the wire by name (docs/anomalies.md)."),
+    "llmsec_undecoded_connections_total": Metric("counter", "Connections of a protocol that is recognised and not decoded."),
+    "llmsec_decoder_failures_total": Metric("counter", "Decoders of ours that failed on an exchange; please report them."),
+    # Capture.
+    "llmsec_packets_total": Metric("counter", "Packets read from interfaces or files."),
+    "llmsec_packets_dropped_total": Metric("counter", "Packets that the kernel dropped because the tap was too slow."),
+    "llmsec_kernel_calls_total": Metric("counter", "TLS calls of observed processes that the kernel half saw."),
+    "llmsec_kernel_bytes_total": Metric("counter", "Bytes in those calls."),
+    "llmsec_kernel_lost_records_total": Metric("counter", "Records that found no room in the ring."),
+    "llmsec_kernel_lost_bytes_total": Metric("counter", "Bytes in those records."),
+    "llmsec_kernel_lost_calls_total": Metric("counter", "Calls that lost a record."),
+    "llmsec_kernel_unreadable_calls_total": Metric("counter", "Calls whose memory the kernel could not read."),
+    "llmsec_kernel_cut_calls_total": Metric("counter", "Calls longer than what is copied of one."),
+    "llmsec_kernel_lost_processes_total": Metric("counter", "Starts and ends of processes that found no room."),
+    "llmsec_queue_bytes": Metric("gauge", "Bytes that were read and wait for decoding."),
+    "llmsec_queue_peak_bytes": Metric("gauge", "The most that ever waited."),
+    "llmsec_queue_left_out_connections_total": Metric("counter", "Connections left out because decoding fell behind."),
+    "llmsec_queue_left_out_records_total": Metric("counter", "Their records."),
+    "llmsec_queue_left_out_bytes_total": Metric("counter", "Their bytes."),
+    "llmsec_queue_discarded_packet_blocks_total": Metric("counter", "Blocks of packets not decoded because the run was ended."),
+    "llmsec_shed_connections_total": Metric("counter", "Quiet connections given up to stay under the memory cap."),
+    "llmsec_memory_faults_total": Metric("counter", "Times an allocation failed: what was under way then was cut."),
+    "llmsec_clock_stepped_seconds": Metric("gauge", "How far the wall clock was set since the start; records keep the time they had."),
+    # Detection.
+    "llmsec_findings_total": Metric("counter", "Findings by severity."),
+    "llmsec_detection_up": Metric("gauge", "1 while the detection process runs."),
+    "llmsec_detection_deaths_total": Metric("counter", "Times the detection process exited or was ended."),
+    "llmsec_detection_reduced_exchanges_total": Metric("counter", "Exchanges that were not scanned as configured, by mark."),
+    "llmsec_detection_waiting_exchanges": Metric("gauge", "Exchanges that wait for their report."),
+    "llmsec_detection_queue_bytes": Metric("gauge", "Bytes of text that wait for detection."),
+    "llmsec_detection_increments_total": Metric("counter", "Increments of streaming answers that were scanned as they came."),
+    "llmsec_detection_delay_seconds": Metric("gauge", "From an increment's decoding to the end of its scan, by quantile."),
+    "llmsec_detector_faults_total": Metric("counter", "Detectors that failed or ran out of time."),
+    "security_analysis_duration_seconds": Metric("histogram", "From a whole exchange to its findings."),
+    # Sinks.
+    "llmsec_sink_records_total": Metric("counter", "Records that a sink took."),
+    "llmsec_sink_dropped_records_total": Metric("counter", "Records that a sink did not take, by reason."),
+    "llmsec_sink_queue_bytes": Metric("gauge", "Bytes that wait for a sink."),
+    "llmsec_sink_up": Metric("gauge", "0 while a sink fails."),
+    "llmsec_store_rows_total": Metric("counter", "Rows on the disk."),
+    "llmsec_store_lost_rows_total": Metric("counter", "Rows that could not be stored."),
+    "llmsec_store_repaired_rows_total": Metric("counter", "Rows with a value that its column cannot hold."),
+    "llmsec_store_parts_total": Metric("counter", "Files written."),
+    "llmsec_store_written_bytes_total": Metric("counter", "Bytes written."),
+    "llmsec_store_waiting_bytes": Metric("gauge", "Bytes that wait for the next file."),
+    # The tap itself.
+    "llmsec_up": Metric("gauge", "1 while the decoder answers."),
+    "llmsec_ready": Metric("gauge", "1 once everything that was asked for is observed."),
+    "llmsec_heartbeat_timestamp_seconds": Metric("gauge", "When the decoder last finished a round of work."),
+    "llmsec_config_reload_ok": Metric("gauge", "0 where the last reload was refused: the configuration before it is in force."),
+    "llmsec_config_reloads_total": Metric("counter", "Reloads by result."),
+    "llmsec_degradation_level": Metric("gauge", "0 normal, 1 reduced, 2 essential, 3 emergency."),
+    "process_resident_memory_bytes": Metric("gauge", "Resident memory of the decoder."),
+    "llmsec_peak_resident_memory_bytes": Metric("gauge", "The most that was ever resident."),
+}  # fmt: skip
+
+_PARTS: Final = ("_bucket", "_sum", "_count")
+
+
+def metric_of(sample: str) -> str:
+    """The metric that a sample's name belongs to."""
+    for part in _PARTS:
+        name = sample.removesuffix(part)
+        if name != sample and name in CATALOGUE:
+            return name
+    return sample
+
+
+def exposition(samples: Iterable[Sample], accept: str = "") -> tuple[bytes, str]:
+    """The page and its content type, as `accept` (a request header) asks for."""
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.exposition import choose_encoder
+    from prometheus_client.metrics_core import Metric as Family
+    from prometheus_client.registry import Collector
+
+    families: dict[str, Family] = {}
+    for sample in samples:
+        name = metric_of(sample.name)
+        known = CATALOGUE[name]
+        family = families.get(name)
+        if family is None:
+            family = families[name] = Family(name.removesuffix("_total") if known.kind == "counter" else name, known.help, known.kind)
+        family.add_sample(sample.name, dict(sample.labels), sample.value)
+
+    class Samples(Collector):
+        def collect(self) -> Iterator[Family]:
+            yield from families.values()
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Samples())
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
