@@ -11,8 +11,8 @@ from llmsec_tap.account import Account
 from llmsec_tap.exchange.assembly import Context, ExchangeAssembly, ListenerFactory
 from llmsec_tap.identity.credentials import Fingerprinter
 from llmsec_tap.model import Exchange
+from llmsec_tap.wire.connection import HTTPFlow
 from llmsec_tap.wire.flow import Flow
-from llmsec_tap.wire.http_flow import HTTPFlow
 from llmsec_tap.wire.packet import PacketDecoder, PacketHandler
 from llmsec_tap.wire.tcp import TCPReassembler
 

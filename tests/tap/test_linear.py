@@ -16,11 +16,11 @@ import pytest
 
 from llmsec_tap import limits
 from llmsec_tap.account import Account
+from llmsec_tap.wire.connection import HTTPFlow
 from llmsec_tap.wire.encoding import content_decoder
 from llmsec_tap.wire.eventstream import EventStreamParser
 from llmsec_tap.wire.flow import Flow
 from llmsec_tap.wire.http1 import NO_BODY, RequestParser, ResponseParser
-from llmsec_tap.wire.http_flow import HTTPFlow
 from llmsec_tap.wire.ndjson import JSONArrayParser, NDJSONParser
 from llmsec_tap.wire.sse import SSEParser
 from llmsec_tap.wire.tcp import ACK, FIN, RST, SYN, TCPReassembler

@@ -62,7 +62,7 @@ class Context:
 
 
 class ExchangeAssembly:
-    """An `ExchangeSink` of wire/http_flow.py."""
+    """An `ExchangeSink` of wire/connection.py."""
 
     __slots__ = (
         "_anomalies",

@@ -21,8 +21,8 @@ from llmsec_tap.capture.files.masked import StreamMasker
 from llmsec_tap.capture.files.masked_packets import PacketMasker, checksum
 from llmsec_tap.errors import SourceError
 from llmsec_tap.model import Process
+from llmsec_tap.wire.connection import classify_start
 from llmsec_tap.wire.flow import Flow
-from llmsec_tap.wire.http_flow import classify_start
 from llmsec_tap.wire.packet import LINKTYPE_RAW, PacketHandler
 
 _SECTION, _INTERFACE, _PACKET, _STATISTICS = 0x0A0D0D0A, 1, 6, 5

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from provider_corpus import score
+
+from support.corpus import score
 
 FOLDER = Path(__file__).parents[4] / "shared" / "data" / "wire"
 
