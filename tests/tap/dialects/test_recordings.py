@@ -1,21 +1,17 @@
-"""Recorded traffic of public test suites, where it is present beside the repository."""
+"""Recorded traffic of public test suites, where LLMSEC_SHARED names its folder."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
+from support import needs
 from support.corpus import score
-
-FOLDER = Path(__file__).parents[4] / "shared" / "data" / "wire"
 
 
 @pytest.mark.shared
 def test_recorded_exchanges_are_found_and_decoded():
-    if not (FOLDER / "exchanges.jsonl.gz").exists():
-        pytest.skip("the recorded corpus is not beside this repository")
-    result = score(FOLDER)
+    needs.shared("data", "wire", "exchanges.jsonl.gz")
+    result = score(needs.shared("data", "wire"))
     assert sum(result.found.values()) >= 0.998 * sum(result.expected.values())
     assert sum(result.right.values()) >= 0.999 * sum(result.asked.values())
     assert result.false_llm == []
