@@ -11,7 +11,7 @@ from llmsec_tap.account import Account
 from llmsec_tap.exchange.assembly import Context, ExchangeAssembly, ListenerFactory
 from llmsec_tap.identity.credentials import Fingerprinter
 from llmsec_tap.model import Exchange
-from llmsec_tap.wire.connection import HTTPFlow
+from llmsec_tap.wire.connection import Connection
 from llmsec_tap.wire.flow import Flow
 from llmsec_tap.wire.packet import PacketDecoder, PacketHandler
 from llmsec_tap.wire.tcp import TCPReassembler
@@ -68,14 +68,14 @@ class Pipeline:
             self.tcp.close()
         self._file_began_ns = ts_ns
 
-    def open_flow(self, facts: Flow) -> HTTPFlow:
+    def open_flow(self, facts: Flow) -> Connection:
         """A connection: of the reassembler, or of a source that has ordered bytes already (TLS uprobes)."""
         first, second = facts.first.rpartition(":")[0], facts.second.rpartition(":")[0]
         holding = self.account.open(f"{min(first, second)} {max(first, second)}")
         facts.reserve = holding.reserve
-        flow = HTTPFlow(facts, self._assembly, self._protocol, self._anomaly, holding.close)
-        holding.shed = flow.shed
-        return flow
+        connection = Connection(facts, self._assembly, self._protocol, self._anomaly, holding.close)
+        holding.shed = connection.shed
+        return connection
 
     def tick(self, now_ns: int) -> None:
         """Expire what is idle; live sources call it, a replay's own packets tell the time."""

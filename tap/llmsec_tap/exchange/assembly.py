@@ -26,7 +26,7 @@ from llmsec_tap.identity.credentials import Fingerprinter, clean_text, credentia
 from llmsec_tap.identity.masking import mask_method, mask_record, mask_target
 from llmsec_tap.model import AnomalyCount, Completeness, Exchange, Framing, OtherText, Request, Response
 from llmsec_tap.wire.flow import Flow
-from llmsec_tap.wire.http1 import NO_BODY, Head
+from llmsec_tap.wire.messages import Head, ignore
 
 _T = TypeVar("_T")
 
@@ -62,7 +62,7 @@ class Context:
 
 
 class ExchangeAssembly:
-    """An `ExchangeSink` of wire/connection.py."""
+    """An `ExchangeSink` of wire/messages.py."""
 
     __slots__ = (
         "_anomalies",
@@ -134,10 +134,6 @@ class ExchangeAssembly:
         self._started_ns = head.ts_ns
         self._digest.update(f"{head.method} {head.target.partition('?')[0]}".encode())  # a query may hold a credential
         self.request.head(head)
-        if head.method == "HEAD":
-            self.response.bodiless = True
-        elif head.method == "CONNECT":
-            self.response.bodiless = self.response.is_tunnel = True
         if self.context.listener_factory is not None:
             self.draft.listener = self.context.listener_factory(self)
 
@@ -305,7 +301,7 @@ class ExchangeAssembly:
         self.response.release()
         # Cut the cycles, so that a finished exchange is freed at once and not at some later garbage collection.
         for body in (self.request, self.response):
-            body.on_data = body.data = NO_BODY.data
+            body.on_data = body.data = ignore
         del self.request, self.response
         self._handler = self._frames = None
         listener, self.draft.listener = self.draft.listener, None

@@ -10,7 +10,7 @@ from llmsec_tap.account import Entry
 from llmsec_tap.model import Framing
 from llmsec_tap.wire.encoding import ContentDecoder, content_decoder
 from llmsec_tap.wire.eventstream import EventStreamParser
-from llmsec_tap.wire.http1 import Head
+from llmsec_tap.wire.messages import Head
 from llmsec_tap.wire.ndjson import JSONArrayParser, NDJSONParser
 from llmsec_tap.wire.sse import EventSink, SSEParser
 
@@ -89,12 +89,10 @@ class Body:
         "_raw_size",
         "_size",
         "_windows",
-        "bodiless",
         "bytes",
         "data",
         "ended",
         "gapped",
-        "is_tunnel",
         "on_data",
         "parts",
         "unreadable",
@@ -118,8 +116,6 @@ class Body:
         self.unreadable: str | None = None
         self.parts: list[bytes] = []
         self.bytes = 0  # as on the wire, codings included
-        self.bodiless = False
-        self.is_tunnel = False
         self.gapped = False
         self.ended: str | None = None
 

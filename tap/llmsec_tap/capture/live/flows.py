@@ -21,8 +21,8 @@ from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.ebpf.events import Event
 from llmsec_tap.capture.ebpf.loader_api import ConnectionLoss
 from llmsec_tap.capture.host.process import ProcessTable
-from llmsec_tap.wire.connection import classify_start
 from llmsec_tap.wire.flow import Flow, FlowSink
+from llmsec_tap.wire.sniff import classify_start
 
 # A record that waits keeps its event and a tuple, beside its bytes.
 _HELD_COST = 8 * limits.PIECE_COST_BYTES
