@@ -106,6 +106,15 @@ def test_connect_opens_a_tunnel_that_is_not_read() -> None:
     assert dict(pipeline.anomalies) == {}
 
 
+def test_a_refused_connect_opens_no_tunnel() -> None:
+    """A proxy that asks for credentials: what follows on the connection is HTTP still."""
+    refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 6\r\n\r\nlog in"
+    talk = Talk().open().say(0, b"CONNECT api.openai.com:443 HTTP/1.1\r\nHost: api.openai.com:443\r\n\r\n").say(1, refusal)
+    exchanges, pipeline = replay(pcap(talk.say(0, POST).say(1, answer("hello")).close().frames))
+    assert [(e.method, e.status, e.output_text) for e in exchanges] == [("CONNECT", 407, None), ("POST", 200, "hello")]
+    assert dict(pipeline.anomalies) == {}
+
+
 @pytest.mark.parametrize(
     ("first", "name"),
     [

@@ -567,7 +567,7 @@ class RequestParser(MessageParser):
 
 def opens_tunnel(method: str, status: int) -> bool:
     """Whether what follows this answer to a request of `method` is no longer HTTP/1, in both directions (RFC 9110 7.8 and 9.3.6)."""
-    return status == 101 or method == "CONNECT"
+    return status == 101 or (method == "CONNECT" and 200 <= status < 300)
 
 
 class ResponseParser(MessageParser):
