@@ -16,7 +16,6 @@ from typing import ClassVar
 import msgspec
 
 from llmsec_tap.dialects import messages
-from llmsec_tap.dialects.answer_marks import answer_hint
 from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
@@ -34,6 +33,7 @@ from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.failures import read_stream_failure
 from llmsec_tap.dialects.usage import openai_usage
+from llmsec_tap.providers.answers import answer_hint
 
 
 class _Delta(msgspec.Struct, forbid_unknown_fields=True, gc=False):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 from llmsec_tap.dialects import messages
-from llmsec_tap.dialects.answer_marks import answer_hint
 from llmsec_tap.dialects.base import JSON, RequestView, ResponseView, dict_of, list_of, text_of
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
@@ -17,6 +16,7 @@ from llmsec_tap.dialects.openai_chat import OpenAIChat, azure_deployment, chat_s
 from llmsec_tap.dialects.usage import openai_usage
 from llmsec_tap.dialects.vectors import dimensions
 from llmsec_tap.model import Message, Part
+from llmsec_tap.providers.answers import answer_hint
 
 
 class OpenAICompletions(OpenAIChat):

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import ClassVar, Final
 
 from llmsec_tap.dialects import messages
-from llmsec_tap.dialects.answer_marks import answer_hint
 from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
@@ -29,6 +28,7 @@ from llmsec_tap.dialects.failures import read_stream_failure
 from llmsec_tap.dialects.openai_chat import azure_deployment
 from llmsec_tap.dialects.usage import openai_usage
 from llmsec_tap.model import Message, Part
+from llmsec_tap.providers.answers import answer_hint
 
 # Output items that the client must run, and the field that holds what to run.
 _CLIENT_CALLS: Final[dict[str, str]] = {

@@ -10,7 +10,7 @@ import re
 from typing import Final
 
 from llmsec_tap.dialects.base import RequestView, ResponseView
-from llmsec_tap.identity.hosts import provider_of_host
+from llmsec_tap.providers.hosts import provider_of_host
 
 # Path pattern, operation: the first that fits. Order matters: `/responses/{id}/input_tokens` before `/responses/{id}`.
 _OPERATIONS: Final = tuple(

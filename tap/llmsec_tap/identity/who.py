@@ -12,8 +12,8 @@ from typing import Final
 
 from llmsec_tap.dialects.base import RequestView, ResponseView
 from llmsec_tap.dialects.draft import Draft
-from llmsec_tap.identity.hosts import provider_of_host
 from llmsec_tap.identity.non_inference import auxiliary
+from llmsec_tap.providers.hosts import provider_of_host
 
 # (pattern of the path, provider): routes that only one vendor has. Gateways keep them behind a prefix.
 _PATHS: Final = tuple(

@@ -9,7 +9,7 @@ import pytest
 from llmsec_tap.dialects.base import RequestView, ResponseView
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.registry import auxiliary, classify, classify_response, identify
-from llmsec_tap.identity.hosts import bare_host, provider_of_host
+from llmsec_tap.providers.hosts import bare_host, provider_of_host
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 ANSWER = {"id": "chatcmpl-1", "model": "m", "choices": [{"index": 0, "message": {"content": "y"}, "finish_reason": "stop"}]}
