@@ -28,9 +28,9 @@ from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.failures import read_stream_failure
 from llmsec_tap.dialects.usage import anthropic_usage
 from llmsec_tap.model import Message, Part
+from llmsec_tap.providers.answers import provider_of_anthropic_id
 
 _RAW_PREDICT: Final = re.compile(r"/publishers/anthropic/models/[^/]+:(stream)?[rR]awPredict$")
-_OWN_ID: Final = re.compile(r"msg_01[0-9A-Za-z]{22}")
 _EVENTS: Final = frozenset(
     ("message_start", "content_block_start", "content_block_delta", "content_block_stop", "message_delta", "message_stop")
 )
@@ -39,6 +39,7 @@ _EVENTS: Final = frozenset(
 class AnthropicMessages(BaseDialect):
     api: ClassVar[str] = "anthropic.messages"
     operation: ClassVar[str] = "chat"
+    default_provider: ClassVar[str] = "anthropic_compatible"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST":
@@ -90,6 +91,7 @@ class AnthropicMessages(BaseDialect):
 class AnthropicComplete(BaseDialect):
     api: ClassVar[str] = "anthropic.complete"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "anthropic"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not request.path.rstrip("/").endswith("/complete"):
@@ -187,14 +189,7 @@ class AnthropicReader:
         draft.response_id = draft.response_id or text_of(message.get("id")) or None
         draft.response_model = draft.response_model or text_of(message.get("model")) or None
         if draft.provider_hint is None and draft.response_id is not None:
-            if draft.response_id.startswith("msg_bdrk_"):
-                draft.provider_hint = "aws.bedrock"
-            elif draft.response_id.startswith("msg_vrtx_"):
-                draft.provider_hint = "gcp.vertex_ai"
-            elif draft.response_id.startswith("chatcmpl-"):
-                draft.provider_hint = "vllm"
-            elif _OWN_ID.fullmatch(draft.response_id):
-                draft.provider_hint = "anthropic"
+            draft.provider_hint = provider_of_anthropic_id(draft.response_id)
         anthropic_usage(message.get("usage"), draft)
 
     def _block(self, block: dict[str, JSON], index: int, ts_ns: int) -> None:

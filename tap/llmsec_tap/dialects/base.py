@@ -114,6 +114,10 @@ class Dialect(Protocol):
     def operation(self) -> str:
         """OpenTelemetry's gen_ai.operation.name: chat, text_completion, embeddings, generate_content, …"""
 
+    @property
+    def default_provider(self) -> str:
+        """Who serves it where nothing on the wire tells: the only server of this API, or `openai_compatible` and the like."""
+
     def claims(self, request: RequestView) -> int:
         """How sure the dialect is that this request is its own, 0 (no) to 100. Path, headers, host and body shape may decide."""
 

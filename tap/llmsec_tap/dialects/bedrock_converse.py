@@ -35,6 +35,7 @@ _EVENTS: Final = ("messageStart", "contentBlockStart", "contentBlockDelta", "con
 class BedrockConverse(BaseDialect):
     api: ClassVar[str] = "bedrock.converse"
     operation: ClassVar[str] = "chat"
+    default_provider: ClassVar[str] = "aws.bedrock"
 
     def claims(self, request: RequestView) -> int:
         return 95 if request.method == "POST" and _ROUTE.search(request.path) else 0

@@ -31,6 +31,7 @@ _NOVA_EVENTS: Final = ("contentBlockDelta", "contentBlockStart", "messageStop", 
 class BedrockInvoke(BaseDialect):
     api: ClassVar[str] = "bedrock.invoke"
     operation: ClassVar[str] = "chat"
+    default_provider: ClassVar[str] = "aws.bedrock"
 
     def claims(self, request: RequestView) -> int:
         return 95 if request.method == "POST" and _ROUTE.search(request.path) else 0

@@ -32,6 +32,7 @@ from llmsec_tap.model import Framing, Message, Part
 class CohereChatV1(BaseDialect):
     api: ClassVar[str] = "cohere.chat"
     operation: ClassVar[str] = "chat"
+    default_provider: ClassVar[str] = "cohere"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not request.path.rstrip("/").endswith("/v1/chat"):
@@ -64,6 +65,7 @@ class CohereChatV1(BaseDialect):
 class CohereGenerate(CohereChatV1):
     api: ClassVar[str] = "cohere.generate"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "cohere"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not request.path.rstrip("/").endswith("/v1/generate"):
@@ -83,6 +85,7 @@ class CohereGenerate(CohereChatV1):
 class CohereChatV2(BaseDialect):
     api: ClassVar[str] = "cohere.chat"
     operation: ClassVar[str] = "chat"
+    default_provider: ClassVar[str] = "cohere"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not request.path.rstrip("/").endswith("/v2/chat"):
@@ -112,6 +115,7 @@ class CohereChatV2(BaseDialect):
 class CohereEmbed(BaseDialect):
     api: ClassVar[str] = "cohere.embed"
     operation: ClassVar[str] = "embeddings"
+    default_provider: ClassVar[str] = "cohere"
 
     def claims(self, request: RequestView) -> int:
         path = request.path.rstrip("/")

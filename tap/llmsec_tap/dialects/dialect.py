@@ -11,10 +11,11 @@ from llmsec_tap.model import Framing
 
 
 class BaseDialect:
-    """Implements `Dialect`. Subclasses set `api` and `operation` and override what they know better."""
+    """Implements `Dialect`. Each subclass sets `api`, `operation` and `default_provider` itself, and overrides what it knows better."""
 
-    api: ClassVar[str] = ""
-    operation: ClassVar[str] = ""
+    api: ClassVar[str]
+    operation: ClassVar[str]
+    default_provider: ClassVar[str]
 
     def claims(self, request: RequestView) -> int:
         return 0

@@ -153,7 +153,7 @@ class Draft:
         self._reserve = reserve
         self._is_full = False
         self.operation: str | None = None  # set where a dialect serves several operations
-        self.provider_hint: str | None = None  # who serves it, as told by fields of the answer
+        self.provider_hint: str | None = None  # who serves it, as fields of the answer show (providers/answers.py)
         self.request_model: str | None = None
         self.messages: list[Message] = []
         self.tools: list[ToolDefinition] = []

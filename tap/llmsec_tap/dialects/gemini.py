@@ -38,6 +38,7 @@ _PREDICT: Final = re.compile(r"/publishers/[^/]+/models/[^/]+:predict$|/endpoint
 class GeminiGenerate(BaseDialect):
     api: ClassVar[str] = "gemini.generate"
     operation: ClassVar[str] = "generate_content"
+    default_provider: ClassVar[str] = "gcp.gemini"
 
     def claims(self, request: RequestView) -> int:
         return 95 if request.method == "POST" and _GENERATE.search(request.path) else 0
@@ -100,6 +101,7 @@ class GeminiGenerate(BaseDialect):
 class GeminiEmbed(BaseDialect):
     api: ClassVar[str] = "gemini.embed"
     operation: ClassVar[str] = "embeddings"
+    default_provider: ClassVar[str] = "gcp.gemini"
 
     def claims(self, request: RequestView) -> int:
         return 95 if request.method == "POST" and _EMBED.search(request.path) else 0
@@ -129,6 +131,7 @@ class VertexPredict(BaseDialect):
 
     api: ClassVar[str] = "vertex.predict"
     operation: ClassVar[str] = "embeddings"
+    default_provider: ClassVar[str] = "gcp.vertex_ai"
 
     def claims(self, request: RequestView) -> int:
         return 90 if request.method == "POST" and _PREDICT.search(request.path) and isinstance(request.get("instances"), list) else 0

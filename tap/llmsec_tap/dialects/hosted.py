@@ -30,6 +30,7 @@ _TRITON: Final = re.compile(r"/v2/models/([^/]+)/(versions/[^/]+/)?generate(_str
 class WatsonxGenerate(BaseDialect):
     api: ClassVar[str] = "watsonx.generate"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "ibm.watsonx.ai"
 
     def claims(self, request: RequestView) -> int:
         return 95 if request.method == "POST" and _WATSONX_TEXT.search(request.path) else 0
@@ -68,6 +69,7 @@ class WatsonxChat(OpenAIChat):
     """OpenAI's answers to a request that names the model `model_id`."""
 
     api: ClassVar[str] = "watsonx.chat"
+    default_provider: ClassVar[str] = "ibm.watsonx.ai"
 
     def claims(self, request: RequestView) -> int:
         return 95 if request.method == "POST" and _WATSONX_CHAT.search(request.path) else 0
@@ -83,6 +85,7 @@ class WatsonxChat(OpenAIChat):
 class WatsonxEmbed(BaseDialect):
     api: ClassVar[str] = "watsonx.embed"
     operation: ClassVar[str] = "embeddings"
+    default_provider: ClassVar[str] = "ibm.watsonx.ai"
 
     def claims(self, request: RequestView) -> int:
         return 95 if request.method == "POST" and _WATSONX_EMBED.search(request.path) else 0
@@ -105,6 +108,7 @@ class WatsonxEmbed(BaseDialect):
 class AlephAlphaComplete(BaseDialect):
     api: ClassVar[str] = "aleph_alpha.complete"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "aleph_alpha"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not request.path.rstrip("/").endswith("/complete"):
@@ -149,6 +153,7 @@ class ReplicatePredict(BaseDialect):
 
     api: ClassVar[str] = "replicate.predict"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "replicate"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not _REPLICATE.search(request.path):
@@ -188,6 +193,7 @@ class ReplicatePredict(BaseDialect):
 class CloudflareRun(BaseDialect):
     api: ClassVar[str] = "cloudflare.run"
     operation: ClassVar[str] = "chat"
+    default_provider: ClassVar[str] = "cloudflare"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not _CLOUDFLARE.search(request.path):
@@ -220,6 +226,7 @@ class CloudflareRun(BaseDialect):
 class TritonGenerate(BaseDialect):
     api: ClassVar[str] = "triton.generate"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "triton"
 
     def claims(self, request: RequestView) -> int:
         return 90 if request.method == "POST" and _TRITON.search(request.path) and "text_input" in dict_of(request.body) else 0

@@ -22,6 +22,7 @@ from llmsec_tap.model import Framing
 class SGLangGenerate(BaseDialect):
     api: ClassVar[str] = "sglang.generate"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "sglang"
 
     def claims(self, request: RequestView) -> int:
         if request.method not in ("POST", "PUT") or not request.path.rstrip("/").endswith("/generate"):
@@ -61,7 +62,6 @@ class SGLangGenerate(BaseDialect):
         meta = output.get("meta_info")
         if not isinstance(meta, dict):
             return
-        draft.provider_hint = "sglang"
         if draft.response_id is None:
             draft.response_id = text_of(meta.get("id"))
         made = int_of(meta.get("completion_tokens"))
@@ -92,6 +92,7 @@ class SGLangGenerate(BaseDialect):
 class VLLMGenerate(BaseDialect):
     api: ClassVar[str] = "vllm.generate"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "vllm"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not request.path.rstrip("/").endswith("/generate"):
@@ -115,7 +116,6 @@ class VLLMGenerate(BaseDialect):
             if isinstance(text, str):
                 if asked and not text.startswith(asked):
                     return  # another service with this route
-                draft.provider_hint = "vllm"
                 draft.cumulative_text(ts_ns, index, text[len(asked or "") :])
 
     def framing(self, request: RequestView, response: ResponseView) -> Framing | None:
@@ -127,6 +127,7 @@ class VLLMGenerate(BaseDialect):
 class LlamaCppCompletion(BaseDialect):
     api: ClassVar[str] = "llamacpp.completion"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "llamacpp"
 
     def claims(self, request: RequestView) -> int:
         path = request.path.rstrip("/")
@@ -162,7 +163,6 @@ class LlamaCppCompletion(BaseDialect):
             return
         if not isinstance(output.get("content"), str) or "stop" not in output:
             return
-        draft.provider_hint = "llamacpp"
         index = output.get("index")
         if not isinstance(index, int):
             index = position
@@ -185,6 +185,7 @@ class LlamaCppEmbedding(BaseDialect):
 
     api: ClassVar[str] = "llamacpp.embedding"
     operation: ClassVar[str] = "embeddings"
+    default_provider: ClassVar[str] = "llamacpp"
 
     def claims(self, request: RequestView) -> int:
         path = request.path.rstrip("/")

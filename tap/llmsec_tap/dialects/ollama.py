@@ -48,6 +48,7 @@ class _Ollama(BaseDialect):
 class OllamaChat(_Ollama):
     api: ClassVar[str] = "ollama.chat"
     operation: ClassVar[str] = "chat"
+    default_provider: ClassVar[str] = "ollama"
     route: ClassVar[str] = "/api/chat"
     wants: ClassVar[str] = "messages"
 
@@ -81,6 +82,7 @@ class OllamaChat(_Ollama):
 class OllamaGenerate(_Ollama):
     api: ClassVar[str] = "ollama.generate"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "ollama"
     route: ClassVar[str] = "/api/generate"
     wants: ClassVar[str] = "prompt"
 
@@ -112,6 +114,7 @@ class OllamaGenerate(_Ollama):
 class OllamaEmbed(_Ollama):
     api: ClassVar[str] = "ollama.embed"
     operation: ClassVar[str] = "embeddings"
+    default_provider: ClassVar[str] = "ollama"
     route: ClassVar[str] = "/api/embed"
     wants: ClassVar[str] = "input"
 
@@ -138,6 +141,7 @@ class OllamaEmbeddings(OllamaEmbed):
     """The older route: one prompt, one vector."""
 
     api: ClassVar[str] = "ollama.embeddings"
+    default_provider: ClassVar[str] = "ollama"
     route: ClassVar[str] = "/api/embeddings"
     wants: ClassVar[str] = "prompt"
 

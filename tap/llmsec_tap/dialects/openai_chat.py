@@ -33,7 +33,7 @@ from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.failures import read_stream_failure
 from llmsec_tap.dialects.usage import openai_usage
-from llmsec_tap.providers.answers import answer_hint
+from llmsec_tap.providers.answers import provider_of_answer
 
 
 class _Delta(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -68,6 +68,7 @@ _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 class OpenAIChat(BaseDialect):
     api: ClassVar[str] = "openai.chat"
     operation: ClassVar[str] = "chat"
+    default_provider: ClassVar[str] = "openai_compatible"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST":
@@ -190,7 +191,7 @@ class Reader:
         if not draft.response_model:
             draft.response_model = text_of(value.get("model")) or None
         if draft.provider_hint is None or "timings" in value:
-            draft.provider_hint = answer_hint(value) or draft.provider_hint
+            draft.provider_hint = provider_of_answer(value) or draft.provider_hint
         choices = value.get("choices")
         if isinstance(choices, list):
             for position, choice in enumerate(choices):

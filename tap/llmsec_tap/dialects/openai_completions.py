@@ -16,7 +16,7 @@ from llmsec_tap.dialects.openai_chat import OpenAIChat, azure_deployment, chat_s
 from llmsec_tap.dialects.usage import openai_usage
 from llmsec_tap.dialects.vectors import dimensions
 from llmsec_tap.model import Message, Part
-from llmsec_tap.providers.answers import answer_hint
+from llmsec_tap.providers.answers import provider_of_answer
 
 
 class OpenAICompletions(OpenAIChat):
@@ -24,6 +24,7 @@ class OpenAICompletions(OpenAIChat):
 
     api: ClassVar[str] = "openai.completions"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "openai_compatible"
 
     def claims(self, request: RequestView) -> int:
         path = request.path.rstrip("/")
@@ -53,6 +54,7 @@ class OpenAICompletions(OpenAIChat):
 class MistralFIM(OpenAIChat):
     api: ClassVar[str] = "mistral.fim"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "mistral_ai"
 
     def claims(self, request: RequestView) -> int:
         return 95 if request.method == "POST" and request.path.rstrip("/").endswith("/fim/completions") else 0
@@ -69,6 +71,7 @@ class MistralFIM(OpenAIChat):
 class OpenAIEmbeddings(BaseDialect):
     api: ClassVar[str] = "openai.embeddings"
     operation: ClassVar[str] = "embeddings"
+    default_provider: ClassVar[str] = "openai_compatible"
 
     def claims(self, request: RequestView) -> int:
         path = request.path.rstrip("/")
@@ -100,7 +103,7 @@ class OpenAIEmbeddings(BaseDialect):
         body = dict_of(body)
         draft.response_model = text_of(body.get("model")) or None
         draft.response_id = text_of(body.get("id")) or None
-        draft.provider_hint = answer_hint(body)
+        draft.provider_hint = provider_of_answer(body)
         data = body.get("data")
         if isinstance(data, list) and (not data or isinstance(data[0], dict)):
             draft.embeddings = len(data)

@@ -28,7 +28,7 @@ from llmsec_tap.dialects.failures import read_stream_failure
 from llmsec_tap.dialects.openai_chat import azure_deployment
 from llmsec_tap.dialects.usage import openai_usage
 from llmsec_tap.model import Message, Part
-from llmsec_tap.providers.answers import answer_hint
+from llmsec_tap.providers.answers import provider_of_answer
 
 # Output items that the client must run, and the field that holds what to run.
 _CLIENT_CALLS: Final[dict[str, str]] = {
@@ -42,6 +42,7 @@ _ENDINGS: Final = frozenset(("response.completed", "response.incomplete", "respo
 class OpenAIResponses(BaseDialect):
     api: ClassVar[str] = "openai.responses"
     operation: ClassVar[str] = "chat"
+    default_provider: ClassVar[str] = "openai_compatible"
 
     def claims(self, request: RequestView) -> int:
         path = request.path.rstrip("/")
@@ -131,7 +132,7 @@ class _Reader:
         draft.response_id = draft.response_id or text_of(answer.get("id")) or None
         draft.response_model = draft.response_model or text_of(answer.get("model")) or None
         if draft.provider_hint is None:
-            draft.provider_hint = answer_hint(answer)
+            draft.provider_hint = provider_of_answer(answer)
 
     def event(self, kind: str | None, value: dict[str, JSON], ts_ns: int) -> None:
         draft = self._draft

@@ -26,6 +26,7 @@ _SAGEMAKER: Final = re.compile(r"/endpoints/[^/]+/invocations(-response-stream)?
 class TGIGenerate(BaseDialect):
     api: ClassVar[str] = "tgi.generate"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "tgi"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not _is_prompt(request.get("inputs")):
@@ -91,6 +92,7 @@ class HFTextGeneration(TGIGenerate):
     """The model is in the path of the Inference API; an endpoint of one's own has none."""
 
     api: ClassVar[str] = "hf.text_generation"
+    default_provider: ClassVar[str] = "huggingface"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST":
@@ -118,6 +120,7 @@ class SageMakerInvoke(TGIGenerate):
     """https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html with a text generation body."""
 
     api: ClassVar[str] = "sagemaker.invoke"
+    default_provider: ClassVar[str] = "aws.sagemaker"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not _SAGEMAKER.search(request.path):
@@ -133,6 +136,7 @@ class HFFeatureExtraction(BaseDialect):
 
     api: ClassVar[str] = "hf.feature_extraction"
     operation: ClassVar[str] = "embeddings"
+    default_provider: ClassVar[str] = "huggingface"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not _is_prompt(request.get("inputs")):

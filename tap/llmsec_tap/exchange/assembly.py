@@ -16,7 +16,7 @@ from llmsec_tap.anomalies import UNREAD
 from llmsec_tap.dialects.base import JSON, Dialect, EventHandler, NotJSON, RequestView, ResponseView, is_costly, is_json_lines, parse_json
 from llmsec_tap.dialects.draft import DeltaListener, Draft
 from llmsec_tap.dialects.failures import read_failure
-from llmsec_tap.dialects.registry import auxiliary, classify_response, identify
+from llmsec_tap.dialects.registry import classify_response
 from llmsec_tap.exchange.body import FRAME_PARSERS, FRAMING_BY_TYPE, Body, FrameParser, looks_like_sse
 from llmsec_tap.exchange.charsets import likely_text, seen_text
 from llmsec_tap.exchange.loose_json import read_loosely, texts_in
@@ -24,6 +24,8 @@ from llmsec_tap.exchange.request_reading import fold_case, has_token_ids, needs_
 from llmsec_tap.exchange.timing import timings
 from llmsec_tap.identity.credentials import Fingerprinter, clean_text, credential_of
 from llmsec_tap.identity.masking import mask_method, mask_record, mask_target
+from llmsec_tap.identity.non_inference import auxiliary
+from llmsec_tap.identity.who import identify
 from llmsec_tap.model import AnomalyCount, Completeness, Exchange, Framing, OtherText, Request, Response
 from llmsec_tap.wire.flow import Flow
 from llmsec_tap.wire.messages import Head, ignore
@@ -382,7 +384,7 @@ class ExchangeAssembly:
     def _record(self, ts_ns: int) -> Exchange:
         draft, head, response_head = self.draft, self._request_head, self._response_head
         api = self._dialect.api if self._dialect is not None else None
-        provider = self._guarded(lambda: identify(self._view, self.response_view, draft, api))
+        provider = self._guarded(lambda: identify(self._view, self.response_view, draft, self._dialect))
         operation = draft.operation or (self._dialect.operation if self._dialect is not None else None)
         if provider is None:
             api = operation = None

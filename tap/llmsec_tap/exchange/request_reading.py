@@ -11,11 +11,11 @@ from typing import Any, Final
 
 from llmsec_tap.dialects.base import Dialect, NotJSON, RequestView, is_costly, loose_path, parse_json
 from llmsec_tap.dialects.draft import Draft
-from llmsec_tap.dialects.registry import classify
 from llmsec_tap.exchange.charsets import declared_charset, seen_text, text_of_bytes
 from llmsec_tap.exchange.forms import read_form
 from llmsec_tap.exchange.left_over import LeftOver, fold_key, has_other_case
 from llmsec_tap.exchange.loose_json import Loose, may_repeat_keys, read_loosely, texts_in
+from llmsec_tap.identity.classify import classify
 from llmsec_tap.identity.non_inference import auxiliary
 from llmsec_tap.limits import MAX_LOOSE_BODY_BYTES
 

@@ -13,7 +13,8 @@ import pytest
 
 from llmsec_tap.dialects.base import RequestView, ResponseView
 from llmsec_tap.dialects.draft import Draft
-from llmsec_tap.dialects.registry import classify, identify
+from llmsec_tap.identity.classify import classify
+from llmsec_tap.identity.who import identify
 
 SSE = "text/event-stream"
 AWS = "application/vnd.amazon.eventstream"
@@ -45,7 +46,7 @@ def decode(
             handler(at + 1, name, value if isinstance(value, bytes) else json.dumps(value).encode())
     else:
         dialect.decode_response(view, response, answer, 1, draft)
-    return draft, identify(view, response, draft, dialect.api)
+    return draft, identify(view, response, draft, dialect)
 
 
 def summary(draft: Draft) -> dict[str, Any]:
