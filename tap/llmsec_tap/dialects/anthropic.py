@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Final
 
-from llmsec_tap.dialects import messages
+from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
@@ -46,21 +46,21 @@ class AnthropicMessages(BaseDialect):
             return 0
         path = request.path.rstrip("/")
         if _RAW_PREDICT.search(path):
-            return 95
+            return claims.OWN_ROUTE
         if not path.endswith("/messages") or "/threads/" in path:
             return 0
         if "anthropic-version" in request.headers:
-            return 90
+            return claims.ROUTE_AND_SHAPE
         if isinstance(request.get("messages"), list):
-            return 85 if "max_tokens" in request.body or "model" in request.body else 30
-        return 30 if path.endswith("/v1/messages") and not request.body_is_json else 0
+            return claims.ROUTE_AND_FIELD if "max_tokens" in request.body or "model" in request.body else claims.GENERIC_ROUTE
+        return claims.GENERIC_ROUTE if path.endswith("/v1/messages") and not request.body_is_json else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         if not isinstance(body, dict):
             return 0
         if body.get("type") == "message" and isinstance(body.get("content"), list) and "role" in body:
-            return 90
-        return 90 if text_of(body.get("type")) in _EVENTS else 0
+            return claims.NAMES_ITSELF
+        return claims.NAMES_ITSELF if text_of(body.get("type")) in _EVENTS else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model"))
@@ -96,10 +96,10 @@ class AnthropicComplete(BaseDialect):
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not request.path.rstrip("/").endswith("/complete"):
             return 0
-        return 85 if "anthropic-version" in request.headers or request.get("max_tokens_to_sample") is not None else 0
+        return claims.ROUTE_AND_FIELD if "anthropic-version" in request.headers or request.get("max_tokens_to_sample") is not None else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
-        return 80 if isinstance(body, dict) and body.get("type") == "completion" and "completion" in body else 0
+        return claims.LIKELY_FIELDS if isinstance(body, dict) and body.get("type") == "completion" and "completion" in body else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model"))

@@ -119,7 +119,7 @@ class Dialect(Protocol):
         """Who serves it where nothing on the wire tells: the only server of this API, or `openai_compatible` and the like."""
 
     def claims(self, request: RequestView) -> int:
-        """How sure the dialect is that this request is its own, 0 (no) to 100. Path, headers, host and body shape may decide."""
+        """How sure the dialect is that this request is its own (claims.py). Path, headers, host and body shape may decide."""
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         """The same from an answer alone (or a stream's first event), where the request was not captured."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Final
 
-from llmsec_tap.dialects import messages
+from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
@@ -38,14 +38,14 @@ class BedrockConverse(BaseDialect):
     default_provider: ClassVar[str] = "aws.bedrock"
 
     def claims(self, request: RequestView) -> int:
-        return 95 if request.method == "POST" and _ROUTE.search(request.path) else 0
+        return claims.OWN_ROUTE if request.method == "POST" and _ROUTE.search(request.path) else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         body = dict_of(body)
         if "stopReason" in body and isinstance(dict_of(body.get("output")).get("message"), dict):
-            return 90
+            return claims.NAMES_ITSELF
         if response.content_type == "application/vnd.amazon.eventstream":
-            return 70 if "contentBlockIndex" in body or body.get("role") == "assistant" or "stopReason" in body else 0
+            return claims.SOME_FIELDS if "contentBlockIndex" in body or body.get("role") == "assistant" or "stopReason" in body else 0
         return 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from llmsec_tap.dialects import messages
+from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
@@ -37,13 +37,13 @@ class CohereChatV1(BaseDialect):
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not request.path.rstrip("/").endswith("/v1/chat"):
             return 0
-        return 60 if isinstance(request.get("message"), str) else 0
+        return claims.SHARED_ROUTE_AND_HINT if isinstance(request.get("message"), str) else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         body = dict_of(body)
         if "event_type" in body and "is_finished" in body:
-            return 85
-        return 85 if "generation_id" in body and isinstance(body.get("text"), str) else 0
+            return claims.OWN_FIELDS
+        return claims.OWN_FIELDS if "generation_id" in body and isinstance(body.get("text"), str) else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model"))
@@ -70,11 +70,11 @@ class CohereGenerate(CohereChatV1):
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not request.path.rstrip("/").endswith("/v1/generate"):
             return 0
-        return 40 if isinstance(request.get("prompt"), str) else 0
+        return claims.GENERIC_ROUTE_AND_SHAPE if isinstance(request.get("prompt"), str) else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         generations = list_of(dict_of(body).get("generations"))
-        return 80 if generations and "text" in dict_of(generations[0]) else 0
+        return claims.LIKELY_FIELDS if generations and "text" in dict_of(generations[0]) else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model"))
@@ -90,13 +90,13 @@ class CohereChatV2(BaseDialect):
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not request.path.rstrip("/").endswith("/v2/chat"):
             return 0
-        return 85 if isinstance(request.get("messages"), list) else 20
+        return claims.ROUTE_AND_FIELD if isinstance(request.get("messages"), list) else claims.FAINT
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         body = dict_of(body)
         if body.get("type") in ("message-start", "content-delta", "content-start", "tool-call-start", "tool-plan-delta", "message-end"):
-            return 85
-        return 70 if isinstance(body.get("message"), dict) and "finish_reason" in body and "choices" not in body else 0
+            return claims.OWN_FIELDS
+        return claims.SOME_FIELDS if isinstance(body.get("message"), dict) and "finish_reason" in body and "choices" not in body else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model"))
@@ -121,10 +121,14 @@ class CohereEmbed(BaseDialect):
         path = request.path.rstrip("/")
         if request.method != "POST" or not path.endswith(("/v1/embed", "/v2/embed")):
             return 0
-        return 85 if any(key in dict_of(request.body) for key in ("texts", "images", "inputs", "input_type")) else 30
+        return (
+            claims.ROUTE_AND_FIELD
+            if any(key in dict_of(request.body) for key in ("texts", "images", "inputs", "input_type"))
+            else claims.GENERIC_ROUTE
+        )
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
-        return 85 if str(dict_of(body).get("response_type")).startswith("embeddings_") else 0
+        return claims.OWN_FIELDS if str(dict_of(body).get("response_type")).startswith("embeddings_") else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Final
 
-from llmsec_tap.dialects import messages
+from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
@@ -41,7 +41,7 @@ class GeminiGenerate(BaseDialect):
     default_provider: ClassVar[str] = "gcp.gemini"
 
     def claims(self, request: RequestView) -> int:
-        return 95 if request.method == "POST" and _GENERATE.search(request.path) else 0
+        return claims.OWN_ROUTE if request.method == "POST" and _GENERATE.search(request.path) else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         if isinstance(body, list) and body:
@@ -50,8 +50,8 @@ class GeminiGenerate(BaseDialect):
         body = dict_of(body.get("response")) or body
         candidates = list_of(body.get("candidates"))
         if candidates and isinstance(candidates[0], dict) and ("content" in candidates[0] or "finishReason" in candidates[0]):
-            return 90
-        return 80 if "usageMetadata" in body else 0
+            return claims.NAMES_ITSELF
+        return claims.LIKELY_FIELDS if "usageMetadata" in body else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = model_in_path(request) or text_of(request.get("model"))
@@ -104,7 +104,7 @@ class GeminiEmbed(BaseDialect):
     default_provider: ClassVar[str] = "gcp.gemini"
 
     def claims(self, request: RequestView) -> int:
-        return 95 if request.method == "POST" and _EMBED.search(request.path) else 0
+        return claims.OWN_ROUTE if request.method == "POST" and _EMBED.search(request.path) else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = model_in_path(request)
@@ -134,7 +134,11 @@ class VertexPredict(BaseDialect):
     default_provider: ClassVar[str] = "gcp.vertex_ai"
 
     def claims(self, request: RequestView) -> int:
-        return 90 if request.method == "POST" and _PREDICT.search(request.path) and isinstance(request.get("instances"), list) else 0
+        return (
+            claims.ROUTE_AND_SHAPE
+            if request.method == "POST" and _PREDICT.search(request.path) and isinstance(request.get("instances"), list)
+            else 0
+        )
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = model_in_path(request)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from llmsec_tap.dialects import messages
+from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import JSON, RequestView, ResponseView, dict_of, int_of, list_of, text_of
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
@@ -25,7 +25,7 @@ class _Ollama(BaseDialect):
         if request.method != "POST" or not request.path.rstrip("/").endswith(self.route):
             return 0
         # The routes are too plain to be taken alone: many web applications have an `/api/chat`.
-        return 80 if isinstance(request.get("model"), str) and self.wants in request.body else 0
+        return claims.SHARED_ROUTE_AND_SHAPE if isinstance(request.get("model"), str) and self.wants in request.body else 0
 
     def framing(self, request: RequestView, response: ResponseView) -> Framing | None:
         if request.get("stream") is not False and response.status < 400 and response.content_type in ("", "text/plain"):
@@ -54,7 +54,7 @@ class OllamaChat(_Ollama):
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         body = dict_of(body)
-        return 85 if isinstance(body.get("message"), dict) and "created_at" in body and "done" in body else 0
+        return claims.OWN_FIELDS if isinstance(body.get("message"), dict) and "created_at" in body and "done" in body else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model"))
@@ -88,7 +88,7 @@ class OllamaGenerate(_Ollama):
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         body = dict_of(body)
-        return 85 if isinstance(body.get("response"), str) and "created_at" in body and "done" in body else 0
+        return claims.OWN_FIELDS if isinstance(body.get("response"), str) and "created_at" in body and "done" in body else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model"))
@@ -120,7 +120,7 @@ class OllamaEmbed(_Ollama):
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         body = dict_of(body)
-        return 60 if isinstance(body.get("embeddings"), list) and "total_duration" in body else 0
+        return claims.FEW_FIELDS if isinstance(body.get("embeddings"), list) and "total_duration" in body else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model"))
@@ -147,4 +147,4 @@ class OllamaEmbeddings(OllamaEmbed):
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         body = dict_of(body)
-        return 30 if len(body) == 1 and isinstance(body.get("embedding"), list) else 0
+        return claims.LONE_FIELD if len(body) == 1 and isinstance(body.get("embedding"), list) else 0

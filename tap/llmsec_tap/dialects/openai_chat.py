@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import msgspec
 
-from llmsec_tap.dialects import messages
+from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
@@ -76,24 +76,24 @@ class OpenAIChat(BaseDialect):
         path = request.path.rstrip("/")
         body = request.body
         if path.endswith("/chat/completions"):
-            return 90 if request.body_is_json and isinstance(request.get("messages"), list) else 70
+            return claims.ROUTE_AND_SHAPE if request.body_is_json and isinstance(request.get("messages"), list) else claims.ROUTE
         if not isinstance(body, dict) or not chat_shaped(body):
             return 0
         if path.endswith("/completions"):  # Portkey's prompts, proxies that fold both routes into one
-            return 60
+            return claims.SHARED_ROUTE_AND_HINT
         # Writer's /v1/chat, gateways with routes of their own: a model and messages in the shape of this API, confirmed by the answer.
         if isinstance(body.get("model"), str) and "anthropic_version" not in body:
-            return 40 if path.endswith("/chat") else 20
+            return claims.GENERIC_ROUTE_AND_SHAPE if path.endswith("/chat") else claims.FAINT
         return 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         if not isinstance(body, dict):
             return 0
         if text_of(body.get("object")) in ("chat.completion", "chat.completion.chunk"):
-            return 90
+            return claims.NAMES_ITSELF
         choices = list_of(body.get("choices"))
         if choices and isinstance(choices[0], dict) and ("delta" in choices[0] or "message" in choices[0]):
-            return 80
+            return claims.LIKELY_FIELDS
         return 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from llmsec_tap.dialects import messages
+from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import JSON, RequestView, ResponseView, dict_of, list_of, text_of
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
@@ -33,15 +33,15 @@ class OpenAICompletions(OpenAIChat):
         body = request.body
         if isinstance(body, dict) and chat_shaped(body) and "prompt" not in body:
             return 0
-        return 90 if isinstance(body, dict) and "prompt" in body else 50
+        return claims.ROUTE_AND_SHAPE if isinstance(body, dict) and "prompt" in body else claims.SHARED_ROUTE
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         if not isinstance(body, dict):
             return 0
         if body.get("object") == "text_completion":
-            return 90
+            return claims.NAMES_ITSELF
         choices = list_of(body.get("choices"))
-        return 60 if choices and isinstance(choices[0], dict) and "text" in choices[0] else 0
+        return claims.FEW_FIELDS if choices and isinstance(choices[0], dict) and "text" in choices[0] else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         body = request.body
@@ -57,7 +57,7 @@ class MistralFIM(OpenAIChat):
     default_provider: ClassVar[str] = "mistral_ai"
 
     def claims(self, request: RequestView) -> int:
-        return 95 if request.method == "POST" and request.path.rstrip("/").endswith("/fim/completions") else 0
+        return claims.OWN_ROUTE if request.method == "POST" and request.path.rstrip("/").endswith("/fim/completions") else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         return 0  # its answers are chat completions
@@ -80,16 +80,16 @@ class OpenAIEmbeddings(BaseDialect):
         body = request.body
         if isinstance(body, dict):
             if "input" in body:
-                return 90
+                return claims.ROUTE_AND_SHAPE
             # Ollama's own route has a prompt; llama.cpp also takes `content`.
-            return 20 if "prompt" in body and path.endswith("/api/embeddings") else 60
-        return 50
+            return claims.FAINT if "prompt" in body and path.endswith("/api/embeddings") else claims.SHARED_ROUTE_AND_HINT
+        return claims.SHARED_ROUTE
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         if not isinstance(body, dict):
             return 0
         data = list_of(body.get("data"))
-        return 85 if data and isinstance(data[0], dict) and "embedding" in data[0] else 0
+        return claims.OWN_FIELDS if data and isinstance(data[0], dict) and "embedding" in data[0] else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model")) or azure_deployment(request)

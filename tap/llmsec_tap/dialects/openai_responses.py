@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from llmsec_tap.dialects import messages
+from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
@@ -50,16 +50,20 @@ class OpenAIResponses(BaseDialect):
             return 0
         body = request.body
         if isinstance(body, dict):
-            return 90 if "input" in body or "model" in body or "prompt" in body or "conversation" in body else 40
-        return 40
+            return (
+                claims.ROUTE_AND_SHAPE
+                if "input" in body or "model" in body or "prompt" in body or "conversation" in body
+                else claims.GENERIC_ROUTE
+            )
+        return claims.GENERIC_ROUTE
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         if not isinstance(body, dict):
             return 0
         if body.get("object") == "response" and "output" in body:
-            return 90
+            return claims.NAMES_ITSELF
         kind = body.get("type")
-        return 90 if isinstance(kind, str) and kind.startswith("response.") else 0
+        return claims.NAMES_ITSELF if isinstance(kind, str) and kind.startswith("response.") else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         body = request.body

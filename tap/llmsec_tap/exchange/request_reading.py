@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from llmsec_tap.dialects import claims
 from llmsec_tap.dialects.base import Dialect, NotJSON, RequestView, is_costly, loose_path, parse_json
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.exchange.charsets import declared_charset, seen_text, text_of_bytes
@@ -24,7 +25,6 @@ JSON = Any
 _JSON_BEGINS: Final = b"{[ \r\n\t"
 # Under these a token id stands where a text could.
 _PROMPTS: Final = ("prompt", "input", "inputs", "input_ids", "prompt_token_ids", "tokens")
-_SURE: Final = 60  # a claim that rests on the path
 _MEDIA: Final = ("image/", "audio/", "video/", "application/pdf", "application/zip", "application/gzip")
 
 
@@ -173,7 +173,7 @@ def settle(view: RequestView, reading: BodyReading, mark: Callable[[str], None])
     if loose != view.path:
         surest = dialect.claims(view) if dialect is not None else 0
         view.path = loose
-        other = classify(view) if surest < _SURE else None
+        other = classify(view) if surest < claims.RESTS_ON_ROUTE else None
         if other is not None and other.claims(view) > surest:
             return other
         if dialect is not None or auxiliary(view, None) is None:

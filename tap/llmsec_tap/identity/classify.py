@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from llmsec_tap.dialects import claims
 from llmsec_tap.dialects.base import Dialect, RequestView
 from llmsec_tap.dialects.registry import surest_claim
 from llmsec_tap.identity.non_inference import auxiliary
-
-# Claims below this rest on the body's shape alone.
-_GENERIC_CLAIM = 30
 
 
 def classify(request: RequestView) -> Dialect | None:
     """The dialect of a request whose head and body are known, or None."""
     dialect, claim = surest_claim(request)
-    if claim < _GENERIC_CLAIM and auxiliary(request, None) is not None:
+    if claim < claims.GENERIC_ROUTE and auxiliary(request, None) is not None:
         return None  # a token count or a rerank may carry messages too
     return dialect
