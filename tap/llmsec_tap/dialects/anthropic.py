@@ -14,18 +14,17 @@ from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
-    NotJSON,
     RequestView,
     ResponseView,
     dict_of,
     dump_json,
     list_of,
-    parse_json,
     text_of,
 )
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.failures import read_stream_failure
+from llmsec_tap.dialects.json_events import json_events
 from llmsec_tap.dialects.usage import anthropic_usage
 from llmsec_tap.model import Message, Part
 from llmsec_tap.providers.answers import provider_of_anthropic_id
@@ -73,19 +72,7 @@ class AnthropicMessages(BaseDialect):
             AnthropicReader(draft).whole(body, ts_ns)
 
     def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
-        event = AnthropicReader(draft).event
-
-        def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
-            try:
-                value = parse_json(data, draft)
-            except NotJSON:
-                if data.strip() not in (b"", b"[DONE]"):
-                    draft.anomaly("event_bad_json")
-                return
-            if isinstance(value, dict):
-                event(value, ts_ns, name)
-
-        return on_event
+        return json_events(draft, AnthropicReader(draft).event)
 
 
 class AnthropicComplete(BaseDialect):
@@ -145,7 +132,7 @@ class AnthropicReader:
         self._flush(ts_ns)
         self._draft.finish(0, text_of(body.get("stop_reason")))
 
-    def event(self, value: dict[str, JSON], ts_ns: int, name: str | None = None) -> None:
+    def event(self, ts_ns: int, name: str | None, value: dict[str, JSON]) -> None:
         draft = self._draft
         kind = value.get("type") or name
         if kind == "content_block_delta":

@@ -169,29 +169,6 @@ def parse_json(data: bytes, draft: Draft | None = None) -> JSON:
     return value
 
 
-def read_joined_events(read: Callable[[int, str | None, bytes], bool], ts_ns: int, name: str | None, data: bytes, draft: Draft) -> None:
-    """An event whose data is not JSON: `read` its lines where each is an event's of its own, or note that it passed unread."""
-    lines = _joined_events(data)
-    for line in lines:
-        read(ts_ns, name, line)
-    if not lines and data.strip():
-        draft.unread_event(data)
-
-
-def _joined_events(data: bytes) -> list[bytes]:
-    """The data of one event as lines, where each is JSON of its own: some servers part events by one line feed only, not two."""
-    lines = [line for line in data.split(b"\n") if line.strip()]
-    if len(lines) < 2:
-        return []
-    for line in lines:
-        try:
-            parse_json(line)
-        except NotJSON:
-            if line.strip() != b"[DONE]":
-                return []
-    return lines
-
-
 def is_json_lines(data: bytes) -> bool:
     """Whether several JSON objects stand one behind the other, each on its line."""
     first, line_feed, rest = data.strip().partition(b"\n")

@@ -25,6 +25,7 @@ from llmsec_tap.dialects.base import (
 )
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.dialects.json_events import json_events
 from llmsec_tap.dialects.usage import converse_usage
 from llmsec_tap.model import Message, Part
 
@@ -57,19 +58,14 @@ class BedrockConverse(BaseDialect):
             ConverseReader(draft).whole(body, ts_ns)
 
     def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
-        event = ConverseReader(draft).event
+        reader = ConverseReader(draft)
+        read = json_events(draft, lambda ts_ns, name, value: reader.event(name or "", value, ts_ns))
 
         def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
             if name is not None and name.startswith("exception:"):
                 stream_exception(name, data, draft)
-                return
-            try:
-                value = parse_json(data, draft)
-            except NotJSON:
-                draft.anomaly("event_bad_json")
-                return
-            if isinstance(value, dict):
-                event(name or "", value, ts_ns)
+            else:
+                read(ts_ns, name, data)
 
         return on_event
 

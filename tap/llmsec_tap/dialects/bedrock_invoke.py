@@ -90,7 +90,7 @@ class BedrockInvoke(BaseDialect):
                 if isinstance(wrapped, str):
                     read(parse_json(a2b_base64(wrapped), draft), ts_ns, streaming=True)
             except (NotJSON, binascii.Error, ValueError):
-                draft.anomaly("event_bad_json")
+                draft.unread_event(data)
 
         return on_event
 
@@ -171,7 +171,7 @@ class _Reader:
         elif "completion" in body:  # Claude 2
             self._output(body, 0, ts_ns, "completion", "stop_reason")
         elif streaming:
-            self._anthropic.event(body, ts_ns)
+            self._anthropic.event(ts_ns, None, body)
         elif body.get("type") in ("message", "error"):
             self._anthropic.whole(body, ts_ns)
         elif isinstance(dict_of(body.get("Output")).get("__type"), str):

@@ -12,18 +12,17 @@ from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
-    NotJSON,
     RequestView,
     ResponseView,
     dict_of,
     dump_json,
     list_of,
-    parse_json,
     text_of,
 )
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.failures import read_stream_failure
+from llmsec_tap.dialects.json_events import json_events
 from llmsec_tap.dialects.usage import cohere_usage
 from llmsec_tap.dialects.vectors import count_vectors
 from llmsec_tap.model import Framing, Message, Part
@@ -298,19 +297,10 @@ def cohere_v1_request(body: JSON, draft: Draft) -> None:
 
 
 def _handler(reader: CohereReader, draft: Draft) -> EventHandler:
-    def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
-        try:
-            value = parse_json(data, draft)
-        except NotJSON:
-            if data.strip() == b"[DONE]":
-                draft.terminated = True
-            elif data.strip():
-                draft.anomaly("event_bad_json")
-            return
-        if isinstance(value, dict):
-            if value.get("error"):
-                read_stream_failure(value, draft)
-            else:
-                reader.read(value, ts_ns)
+    def on_object(ts_ns: int, name: str | None, value: dict[str, JSON]) -> None:
+        if value.get("error"):
+            read_stream_failure(value, draft)
+        else:
+            reader.read(value, ts_ns)
 
-    return on_event
+    return json_events(draft, on_object)

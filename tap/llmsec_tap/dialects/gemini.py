@@ -14,18 +14,17 @@ from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
-    NotJSON,
     RequestView,
     ResponseView,
     dict_of,
     dump_json,
     list_of,
-    parse_json,
     text_of,
 )
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.failures import read_stream_failure
+from llmsec_tap.dialects.json_events import json_events
 from llmsec_tap.dialects.usage import gemini_usage
 from llmsec_tap.dialects.vectors import count_vectors, dimensions
 from llmsec_tap.model import Framing, Message, Part, ToolDefinition
@@ -78,19 +77,8 @@ class GeminiGenerate(BaseDialect):
                 reader.read(chunk, ts_ns)
 
     def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
-        read = _Reader(draft).read
-
-        def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
-            try:
-                value = parse_json(data, draft)
-            except NotJSON:
-                if data.strip() not in (b"", b"[DONE]"):
-                    draft.anomaly("event_bad_json")
-                return
-            if isinstance(value, dict):
-                read(value, ts_ns)
-
-        return on_event
+        reader = _Reader(draft)
+        return json_events(draft, lambda ts_ns, _name, value: reader.read(value, ts_ns))
 
     def framing(self, request: RequestView, response: ResponseView) -> Framing | None:
         if "treamGenerateContent" in request.path and response.content_type == "application/json" and response.status < 400:

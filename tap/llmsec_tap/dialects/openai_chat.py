@@ -19,19 +19,17 @@ from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
-    NotJSON,
     RequestView,
     ResponseView,
     dict_of,
     int_of,
     list_of,
-    parse_json,
-    read_joined_events,
     text_of,
 )
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.failures import read_stream_failure
+from llmsec_tap.dialects.json_events import json_events
 from llmsec_tap.dialects.usage import openai_usage
 from llmsec_tap.providers.answers import provider_of_answer
 
@@ -120,21 +118,15 @@ class OpenAIChat(BaseDialect):
         decode_chunk = _decode_chunk
         has_head = False  # the id and the model are known
 
-        def is_read(ts_ns: int, name: str | None, data: bytes) -> bool:
+        def on_object(ts_ns: int, name: str | None, value: dict[str, JSON]) -> None:
             nonlocal has_head
-            try:
-                value = parse_json(data, draft)
-            except NotJSON:
-                is_end = data.strip() == b"[DONE]"
-                draft.terminated = draft.terminated or is_end
-                return is_end
-            if isinstance(value, dict):
-                if name == "error" and "choices" not in value:
-                    read_stream_failure(value, draft)
-                    return True
-                read(value, ts_ns)
-                has_head = bool(draft.response_id and draft.response_model)
-            return True
+            if name == "error" and "choices" not in value:
+                read_stream_failure(value, draft)
+                return
+            read(value, ts_ns)
+            has_head = bool(draft.response_id and draft.response_model)
+
+        in_general = json_events(draft, on_object)
 
         def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
             if has_head:
@@ -151,8 +143,8 @@ class OpenAIChat(BaseDialect):
                     return
             if data == b"[DONE]":
                 draft.terminated = True
-            elif not is_read(ts_ns, name, data):
-                read_joined_events(is_read, ts_ns, name, data, draft)
+            else:
+                in_general(ts_ns, name, data)
 
         return on_event
 

@@ -13,18 +13,17 @@ from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
-    NotJSON,
     RequestView,
     ResponseView,
     dict_of,
     dump_json,
     list_of,
-    parse_json,
     text_of,
 )
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.failures import read_stream_failure
+from llmsec_tap.dialects.json_events import json_events
 from llmsec_tap.dialects.openai_chat import azure_deployment
 from llmsec_tap.dialects.usage import openai_usage
 from llmsec_tap.model import Message, Part
@@ -92,17 +91,7 @@ class OpenAIResponses(BaseDialect):
         text = draft.text
         touched = reader.seen
 
-        def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
-            try:
-                value = parse_json(data, draft)
-            except NotJSON:
-                if data.strip() == b"[DONE]":
-                    draft.terminated = True
-                elif data.strip():
-                    draft.anomaly("event_bad_json")
-                return
-            if not isinstance(value, dict):
-                return
+        def on_object(ts_ns: int, name: str | None, value: dict[str, JSON]) -> None:
             kind = value.get("type")
             if kind == "response.output_text.delta":
                 delta = value.get("delta")
@@ -112,7 +101,7 @@ class OpenAIResponses(BaseDialect):
                 return
             reader.event(kind if isinstance(kind, str) else name, value, ts_ns)
 
-        return on_event
+        return json_events(draft, on_object)
 
 
 class _Reader:
