@@ -114,6 +114,13 @@ def read_left_over(view: RequestView, reading: BodyReading, draft: Draft) -> Lef
     return left
 
 
+def scalars(body: JSON) -> JSON:
+    """What dialects still ask of a request once it is decoded: flags, names and the prompt. Messages are in the draft already."""
+    if not isinstance(body, dict):
+        return None
+    return {key: value for key, value in body.items() if not isinstance(value, dict | list)}
+
+
 def has_token_ids(body: JSON) -> bool:
     """Whether the prompt is numbers: a list of token ids, or a list of such lists."""
     if not isinstance(body, dict) or "messages" in body:

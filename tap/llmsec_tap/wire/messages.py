@@ -39,6 +39,14 @@ class Head:
                 return value
         return None
 
+    def joined(self) -> dict[str, str]:
+        """Headers by name; repeats joined with a comma (RFC 9110 5.3)."""
+        headers: dict[str, str] = {}
+        for name, value in self.headers:
+            key, text = name.decode("latin-1"), value.decode("latin-1")
+            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+        return headers
+
 
 class BodySink(Protocol):
     """Takes the body of one message, framing removed: `data` and `gap` calls in any order, then exactly one `end`."""
