@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from llmsec_tap import limits
 from llmsec_tap.account import Account
+from llmsec_tap.anomalies import AnomalyName
 from llmsec_tap.exchange.assembly import Context, ExchangeAssembly, ListenerFactory
 from llmsec_tap.identity.credentials import Fingerprinter
 from llmsec_tap.model import Exchange
@@ -104,7 +105,7 @@ class Pipeline:
     def _assembly(self, flow: Flow, client: str, server: str, ordinal: int) -> ExchangeAssembly:
         return ExchangeAssembly(self._context, flow, client, server, ordinal)
 
-    def _anomaly(self, name: str) -> None:
+    def _anomaly(self, name: AnomalyName) -> None:
         self.anomalies[name] += 1
 
     def _protocol(self, name: str) -> None:

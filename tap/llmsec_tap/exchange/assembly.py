@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 from llmsec_tap import limits
-from llmsec_tap.anomalies import UNREAD
+from llmsec_tap.anomalies import UNREAD, AnomalyName
 from llmsec_tap.dialects.base import JSON, Dialect, EventHandler, NotJSON, RequestView, ResponseView, parse_json
 from llmsec_tap.dialects.draft import DeltaListener, Draft
 from llmsec_tap.dialects.failures import read_failure
@@ -108,7 +108,7 @@ class ExchangeAssembly:
         self.request = Body(self, self._request_data)
         self.response = Body(self, self._first_response_data)
         self.draft = Draft(reserve=self.reserve)
-        self._anomalies: dict[str, int] = {}
+        self._anomalies: dict[AnomalyName, int] = {}
         self._request_head: Head | None = None
         self._response_head: Head | None = None
         self._view: RequestView | None = None
@@ -176,7 +176,7 @@ class ExchangeAssembly:
         if has_token_ids(view.body):
             self.anomaly("prompt_token_ids")
 
-    def _body_anomaly(self, name: str) -> None:
+    def _body_anomaly(self, name: AnomalyName) -> None:
         """Of damage that lost bytes explain, the loss says enough."""
         if name != "body_bad_json" or not self.request.gapped:
             self.anomaly(name)
@@ -430,10 +430,10 @@ class ExchangeAssembly:
 
     # --- faults -------------------------------------------------------------------------------------------------------
 
-    def anomaly(self, name: str, count: int = 1) -> None:
+    def anomaly(self, name: AnomalyName, count: int = 1) -> None:
         self._anomalies[name] = self._anomalies.get(name, 0) + count
 
-    def unread(self, ts_ns: int, name: str, data: bytes) -> None:
+    def unread(self, ts_ns: int, name: AnomalyName, data: bytes) -> None:
         if self._started_ns is None:
             self._started_ns = ts_ns
         self.request.unread(name, data)
@@ -447,7 +447,7 @@ class ExchangeAssembly:
         self._held += size
         return True
 
-    def truncate(self, why: str) -> None:
+    def truncate(self, why: AnomalyName) -> None:
         self._truncated = True
         if why not in self._anomalies:
             self.anomaly(why)

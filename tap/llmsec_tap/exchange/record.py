@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from llmsec_tap.anomalies import AnomalyName
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.exchange.timing import Timings, timings
 from llmsec_tap.identity.credentials import Fingerprinter, clean_text
@@ -39,7 +40,7 @@ class Facts(msgspec.Struct, kw_only=True, frozen=True, gc=False):
     completeness: Completeness
 
 
-def build_record(facts: Facts, draft: Draft, anomalies: Mapping[str, int], fingerprint: Fingerprinter) -> Exchange:
+def build_record(facts: Facts, draft: Draft, anomalies: Mapping[AnomalyName, int], fingerprint: Fingerprinter) -> Exchange:
     """The record, masked and timed. Detection adds its report later, and an estimator token counts; nobody else writes to it."""
     head, response_head = facts.request_head, facts.response_head
     is_llm = facts.provider is not None

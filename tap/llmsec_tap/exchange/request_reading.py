@@ -6,9 +6,9 @@ dialect did not name. What nobody can read is kept as the text that stands in it
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
+from llmsec_tap.anomalies import OnAnomaly
 from llmsec_tap.dialects import claims
 from llmsec_tap.dialects.base import Dialect, NotJSON, RequestView, is_costly, loose_path, parse_json
 from llmsec_tap.dialects.draft import Draft
@@ -41,7 +41,7 @@ class BodyReading:
         self.lost: list[tuple[str, JSON]] = []
 
 
-def read_body(view: RequestView, raw: bytes, draft: Draft, mark: Callable[[str], None]) -> BodyReading:
+def read_body(view: RequestView, raw: bytes, draft: Draft, mark: OnAnomaly) -> BodyReading:
     """Sets `view.body`; anomalies go to `mark`."""
     content_type = view.headers.get("content-type", "")
     reading = BodyReading(raw, content_type)
@@ -79,7 +79,7 @@ def read_body(view: RequestView, raw: bytes, draft: Draft, mark: Callable[[str],
     return reading
 
 
-def fold_case(view: RequestView, reading: BodyReading, mark: Callable[[str], None]) -> bool:
+def fold_case(view: RequestView, reading: BodyReading, mark: OnAnomaly) -> bool:
     """Read the body again with the names of its fields in the APIs' own case. False where that changes nothing."""
     if len(reading.raw) > MAX_LOOSE_BODY_BYTES:
         mark("body_bad_json")
@@ -134,7 +134,7 @@ def has_token_ids(body: JSON) -> bool:
     return False
 
 
-def _take(view: RequestView, reading: BodyReading, loose: Loose, mark: Callable[[str], None]) -> None:
+def _take(view: RequestView, reading: BodyReading, loose: Loose, mark: OnAnomaly) -> None:
     view.body = loose.value
     view.body_is_json = loose.value is not None
     reading.lost += loose.lost
@@ -145,7 +145,7 @@ def _take(view: RequestView, reading: BodyReading, loose: Loose, mark: Callable[
         mark(name)
 
 
-def _other_charset(reading: BodyReading, mark: Callable[[str], None]) -> None:
+def _other_charset(reading: BodyReading, mark: OnAnomaly) -> None:
     """JSON in UTF-8 whose type names another charset: a server that believes the type sees another text."""
     charset = declared_charset(reading.content_type)
     if charset is None:
@@ -156,7 +156,7 @@ def _other_charset(reading: BodyReading, mark: Callable[[str], None]) -> None:
         mark("charset_differs")
 
 
-def _as_text(reading: BodyReading, mark: Callable[[str], None]) -> None:
+def _as_text(reading: BodyReading, mark: OnAnomaly) -> None:
     text, is_whole = seen_text(reading.raw, reading.content_type)
     if text:
         reading.texts.append(("$", text))
@@ -167,7 +167,7 @@ def _as_text(reading: BodyReading, mark: Callable[[str], None]) -> None:
         mark("body_unreadable")
 
 
-def settle(view: RequestView, reading: BodyReading, mark: Callable[[str], None]) -> Dialect | None:
+def settle(view: RequestView, reading: BodyReading, mark: OnAnomaly) -> Dialect | None:
     """Who reads the request: as it stands, with its fields in the APIs' own case, or with its path as lenient servers route it."""
     if view.body is not None and view.method != "POST":
         view.method = "POST"  # servers that route by path alone read a body under any method

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from llmsec_tap import limits
+from llmsec_tap.anomalies import OnAnomaly
 from llmsec_tap.dialects.base import JSON, ResponseView, is_costly, is_json_lines
 from llmsec_tap.exchange.body import looks_like_sse
 from llmsec_tap.exchange.charsets import seen_text
@@ -19,7 +18,7 @@ def late_framing(raw: bytes) -> Framing | None:
     return "ndjson" if is_json_lines(raw) else None
 
 
-def read_loose_answer(view: ResponseView, raw: bytes, mark: Callable[[str], None], *, is_damage: bool) -> tuple[JSON, list[str]]:
+def read_loose_answer(view: ResponseView, raw: bytes, mark: OnAnomaly, *, is_damage: bool) -> tuple[JSON, list[str]]:
     """The value as far as it goes, or None, and texts that no value holds.
 
     Anomalies go to `mark`. `is_damage`: a dialect reads the answer and all of it came, so that what cannot be read is said.

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from llmsec_tap import limits
 from llmsec_tap.account import Entry
+from llmsec_tap.anomalies import AnomalyName, OnAnomaly
 from llmsec_tap.wire.flow import Flow, StreamSink
 from llmsec_tap.wire.http1 import MessageParser, RequestParser
 from llmsec_tap.wire.messages import ExchangeFactory, ignore
@@ -69,7 +70,7 @@ class _Direction:
         if not self._entry.set(len(self._peeked)):
             self.drop("http_memory_limit")
 
-    def drop(self, why: str) -> None:
+    def drop(self, why: AnomalyName) -> None:
         """There is no room for what is held: it goes unread, and the next message is looked for."""
         if self._parser is not None:
             self._parser.drop(why)
@@ -147,7 +148,7 @@ class Connection:
         flow: Flow,
         factory: ExchangeFactory,
         on_protocol: Callable[[str], None],
-        on_anomaly: Callable[[str], None],
+        on_anomaly: OnAnomaly,
         on_closed: Callable[[], None] = lambda: None,
     ) -> None:
         """`on_closed` is called when nothing is held any more."""
@@ -163,7 +164,7 @@ class Connection:
         assert isinstance(self.second, _Direction)
         self.first.peer, self.second.peer = self.second, self.first
 
-    def anomaly(self, name: str) -> None:
+    def anomaly(self, name: AnomalyName) -> None:
         """An oddity of the connection: counted, and shown on the exchanges that are under way."""
         if self._pairing is not None:
             self._pairing.anomaly(name)

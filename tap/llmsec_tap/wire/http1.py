@@ -21,6 +21,7 @@ from typing import Final
 
 from llmsec_tap import limits
 from llmsec_tap.account import Entry, no_account
+from llmsec_tap.anomalies import AnomalyName, OnAnomaly
 from llmsec_tap.wire.messages import IGNORED, BodySink, Head, Headers
 
 # Methods of RFC 9110, PATCH, WebDAV's common ones and QUERY: what a request may begin with when we look for one.
@@ -81,7 +82,7 @@ class MessageParser:
     def __init__(
         self,
         on_head: Callable[[Head], BodySink],
-        on_anomaly: Callable[[str], None],
+        on_anomaly: OnAnomaly,
         on_lost: Callable[[], None] = lambda: None,
         on_skipped: Callable[[bytes], None] = lambda _data: None,
         reserve: Callable[[int], bool] = no_account,
@@ -221,7 +222,7 @@ class MessageParser:
         self._drop_held()
         self._state = self._opaque
 
-    def drop(self, why: str) -> None:
+    def drop(self, why: AnomalyName) -> None:
         """There is no room for what is held: it goes unread, and the next message is looked for."""
         if not self._held:
             return
@@ -275,7 +276,7 @@ class MessageParser:
         self._begin(self._parse_head(data[at : found.start() + 1 + (data[found.start()] == 13)]))
         return found.end()
 
-    def _bad_head(self, data: bytes, at: int, anomaly: str) -> int:
+    def _bad_head(self, data: bytes, at: int, anomaly: AnomalyName) -> int:
         self._anomaly(anomaly)
         self._on_skipped(data[at : at + 1])
         self._state = self._find_start
@@ -579,7 +580,7 @@ class ResponseParser(MessageParser):
     def __init__(
         self,
         on_head: Callable[[Head], BodySink],
-        on_anomaly: Callable[[str], None],
+        on_anomaly: OnAnomaly,
         on_lost: Callable[[], None] = lambda: None,
         on_skipped: Callable[[bytes], None] = lambda _data: None,
         reserve: Callable[[int], bool] = no_account,

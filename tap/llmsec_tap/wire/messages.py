@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from llmsec_tap.anomalies import AnomalyName
 from llmsec_tap.wire.flow import Flow
 
 Headers = list[tuple[bytes, bytes]]
@@ -101,9 +102,9 @@ class ExchangeSink(Protocol):
 
     def response_head(self, head: Head) -> None: ...
 
-    def anomaly(self, name: str) -> None: ...
+    def anomaly(self, name: AnomalyName) -> None: ...
 
-    def unread(self, ts_ns: int, name: str, data: bytes) -> None:
+    def unread(self, ts_ns: int, name: AnomalyName, data: bytes) -> None:
         """What the client sent here could not be read as a message."""
 
     def other(self, data: bytes, *, of_client: bool) -> None:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from llmsec_tap import limits
+from llmsec_tap.anomalies import AnomalyName, OnAnomaly
 from llmsec_tap.wire.flow import Flow
 from llmsec_tap.wire.http1 import RequestParser, ResponseParser, opens_tunnel
 from llmsec_tap.wire.messages import IGNORED, BodySink, ExchangeFactory, ExchangeSink, Head
@@ -24,7 +25,7 @@ class Pairing:
 
     __slots__ = ("_factory", "_flow", "_is_unsure", "_last_ns", "_on_anomaly", "_open", "_ordinal", "_pruned", "_skipped", "_waiting")
 
-    def __init__(self, flow: Flow, factory: ExchangeFactory, on_anomaly: Callable[[str], None]) -> None:
+    def __init__(self, flow: Flow, factory: ExchangeFactory, on_anomaly: OnAnomaly) -> None:
         self._flow = flow
         self._factory = factory
         self._on_anomaly = on_anomaly
@@ -55,7 +56,7 @@ class Pairing:
             answered=self._answered,
         )
 
-    def anomaly(self, name: str) -> None:
+    def anomaly(self, name: AnomalyName) -> None:
         """An oddity of the connection: counted, and shown on the exchanges that are under way (of many, the oldest and the newest)."""
         self._on_anomaly(name)
         shown = self._open if len(self._open) <= _SHOWN else (*self._open[: _SHOWN // 2], *self._open[-_SHOWN // 2 :])

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llmsec_tap.account import Entry, no_account
+from llmsec_tap.anomalies import AnomalyName, OnAnomaly
 from llmsec_tap.limits import MAX_EVENT_BYTES
 
 EventSink = Callable[[int, "str | None", bytes], None]
@@ -39,7 +40,7 @@ class SSEParser:
         "unfinished",
     )
 
-    def __init__(self, on_event: EventSink, on_anomaly: Callable[[str], None], reserve: Callable[[int], bool] = no_account) -> None:
+    def __init__(self, on_event: EventSink, on_anomaly: OnAnomaly, reserve: Callable[[int], bool] = no_account) -> None:
         self._on_event = on_event
         self._anomaly = on_anomaly
         self._buffer = bytearray()
@@ -110,7 +111,7 @@ class SSEParser:
             buffer.clear()
             self._scanned = 0
 
-    def _over_limit(self, why: str) -> None:
+    def _over_limit(self, why: AnomalyName) -> None:
         if not self._skipping:
             self._skipping = True
             self._anomaly(why)

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from llmsec_tap import limits
 from llmsec_tap.account import Account
+from llmsec_tap.anomalies import AnomalyName
 from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.ebpf.events import Event
 from llmsec_tap.capture.ebpf.loader_api import ConnectionLoss
@@ -189,7 +190,7 @@ class TLSFlows:
             self._gap(key, connection, direction, ts_ns, missing, "ebpf_cut")
             connection.next[direction] += missing
 
-    def _gap(self, key: _Key, connection: _Connection, direction: int, ts_ns: int, length: int, name: str) -> None:
+    def _gap(self, key: _Key, connection: _Connection, direction: int, ts_ns: int, length: int, name: AnomalyName) -> None:
         flow = connection.flow
         assert flow is not None
         self.gaps += 1
