@@ -96,7 +96,7 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     "event_bad_json": "An event's data was not the JSON that its dialect promises; it was skipped.",
     "eventstream_bad_crc": "A CRC of an AWS event stream message did not match; the message was dropped.",
     "eventstream_bad_frame": "An AWS event stream message had impossible lengths; the parser looked for the next one.",
-    "stream_unterminated": "The stream ended without its closing event.",
+    "stream_unterminated": "The stream ended without its closing event, or inside an event.",
     # providers
     "body_bad_json": "The body is not the JSON that its type promises; what came before the damage was read, all of it was scanned as text.",
     "body_unreadable": "The body is neither JSON nor a form nor text; what a reader would see in its bytes was scanned.",

@@ -45,12 +45,20 @@ class Pipeline:
         ports: frozenset[int] | None = None,
         on_defect: Callable[[str], None] = lambda _decoder: None,
         listener_factory: ListenerFactory | None = None,
+        estimate: Callable[[Exchange], None] | None = None,
         shield: bool = True,
         memory_cap_bytes: int = limits.MEMORY_CAP_BYTES,
     ) -> None:
-        """`memory_cap_bytes` is for the whole process; a share of it is the account of what is held for traffic."""
+        """`memory_cap_bytes` is for the whole process; a share of it is the account of what is held for traffic.
+
+        `estimate` adds token counts to a record whose server stated none, before it is handed on (`tokens.TokenEstimator.estimate`).
+        `on_defect` is told the name of a decoder, or `tokens`, inside the except block; `shield=False` lets such faults through (tests).
+        """
         self.account = Account(memory_cap_bytes * limits.ACCOUNT_BYTES // limits.MEMORY_CAP_BYTES)
         self._on_exchange = on_exchange
+        self._estimate = estimate
+        self._on_defect = on_defect
+        self._shield = shield
         self._context = Context(self._exchange, fingerprint, on_defect=on_defect, listener_factory=listener_factory, shield=shield)
         self.anomalies: Counter[str] = Counter()
         self.protocols: Counter[str] = Counter()
@@ -112,6 +120,13 @@ class Pipeline:
         self.protocols[name] += 1
 
     def _exchange(self, exchange: Exchange) -> None:
+        if self._estimate is not None:
+            try:
+                self._estimate(exchange)
+            except Exception:  # a record without an estimate is worth more than none
+                if not self._shield:
+                    raise
+                self._on_defect("tokens")
         self.exchanges += 1
         if exchange.provider is not None:
             self.llm_exchanges += 1

@@ -374,7 +374,8 @@ class ExchangeAssembly:
             self._keep_unread()
         completeness = self._completeness(is_llm=provider is not None)
         is_whole_stream = self._framing is not None and provider is not None and completeness in ("complete", "unreadable")
-        if is_whole_stream and not draft.terminated and not any(draft.finish_reasons()):
+        is_cut = self._frames is not None and self._frames.unfinished
+        if is_whole_stream and (is_cut or not (draft.terminated or any(draft.finish_reasons()))):
             self.anomaly("stream_unterminated")
         facts = Facts(
             exchange_id=self.exchange_id,

@@ -34,7 +34,10 @@ class FrameParser(Protocol):
     """SSEParser, NDJSONParser, JSONArrayParser and EventStreamParser."""
 
     fed_bytes: int
-    unfinished: bool
+
+    @property
+    def unfinished(self) -> bool:
+        """The body ended inside an event, which nobody can have read whole."""
 
     def feed(self, ts_ns: int, data: bytes) -> None: ...
 

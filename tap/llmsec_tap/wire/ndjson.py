@@ -20,7 +20,9 @@ _WHITE = b" \t\r\n"
 class NDJSONParser:
     """Lines that are not blank, ended by LF or CRLF (NUL too: old SGLang versions used it); `end` gives an unfinished last one."""
 
-    __slots__ = ("_anomaly", "_buffer", "_entry", "_on_event", "_scanned", "_skipping", "fed_bytes", "unfinished")
+    unfinished = False  # the last line is given as it came
+
+    __slots__ = ("_anomaly", "_buffer", "_entry", "_on_event", "_scanned", "_skipping", "fed_bytes")
 
     def __init__(self, on_event: EventSink, on_anomaly: OnAnomaly, reserve: Callable[[int], bool] = no_account) -> None:
         self._on_event = on_event
@@ -30,7 +32,6 @@ class NDJSONParser:
         self._scanned = 0
         self._skipping = False
         self.fed_bytes = 0
-        self.unfinished = False
 
     def feed(self, ts_ns: int, data: bytes) -> None:
         self.fed_bytes += len(data)
@@ -78,7 +79,6 @@ class NDJSONParser:
         self._buffer.clear()
         self._entry.set(0)
         if line and not self._skipping:
-            self.unfinished = True
             self._on_event(ts_ns, None, line)
 
 

@@ -4,7 +4,7 @@ To the letter, with these choices of an observer
 - CR, LF and CRLF end lines; a BOM at the start is dropped; comments are counted as nothing; one space after the colon is dropped.
 - An event without data is not dispatched (the specification's rule); its name is forgotten with it.
 - The end of the stream dispatches an unfinished event that has data: the specification discards it, but the bytes were sent, and
-  several servers end with no empty line. `unfinished` says that it happened.
+  several servers end with no empty line.
 - Data stays bytes: JSON decoders take bytes, and the specification's UTF-8 decoding is theirs to do.
 """
 
@@ -23,6 +23,8 @@ EventSink = Callable[[int, "str | None", bytes], None]
 class SSEParser:
     """Feed bytes in any cut. Bound: one event holds at most limits.MAX_EVENT_BYTES; a longer one is dropped (`event_limit`)."""
 
+    unfinished = False  # the last event is given as it came
+
     __slots__ = (
         "_anomaly",
         "_at_start",
@@ -37,7 +39,6 @@ class SSEParser:
         "_skip_lf",
         "_skipping",
         "fed_bytes",
-        "unfinished",
     )
 
     def __init__(self, on_event: EventSink, on_anomaly: OnAnomaly, reserve: Callable[[int], bool] = no_account) -> None:
@@ -54,7 +55,6 @@ class SSEParser:
         self._at_start = True
         self._between = False  # no state at all: the next byte begins an event
         self.fed_bytes = 0
-        self.unfinished = False
 
     def feed(self, ts_ns: int, data: bytes) -> None:
         self.fed_bytes += len(data)
@@ -162,6 +162,5 @@ class SSEParser:
             self._buffer.clear()
             self._line(ts_ns, line)
         if self._has_data and not self._skipping:
-            self.unfinished = True
             self._line(ts_ns, b"")
         self._entry.set(0)
