@@ -87,7 +87,6 @@ class Run:
         self.journal = journal
         self.stop = stop
         self._content = content
-        self._estimator = estimator
         self._defects: Counter[str] = Counter()
         self._completeness: Counter[str] = Counter()
         self.lanes = [Lane(sink, journal, stop, max_bytes=shares.lane, may_wait=may_wait) for sink in sinks]
@@ -100,6 +99,7 @@ class Run:
             ports=ports,
             on_defect=self._defect,
             listener_factory=self.detection.listener if self.detection is not None else None,
+            estimate=estimator.estimate if estimator is not None else None,
             memory_cap_bytes=memory_cap_bytes,
         )
         self._samples: list[Samples] = [self.samples, self.pipeline.samples, *(lane.samples for lane in self.lanes)]
@@ -145,8 +145,6 @@ class Run:
     # --- an exchange's way --------------------------------------------------------------------------------------------
 
     def _exchange(self, exchange: Exchange) -> None:
-        if self._estimator is not None:
-            self._estimator.estimate(exchange)
         if self.detection is not None:
             self.detection.add(exchange)
             if self._follows:

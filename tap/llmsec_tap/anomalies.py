@@ -5,9 +5,41 @@ They are counted per exchange (`anomalies` on the record) and over the run (the 
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Literal
 
-ANOMALIES: Final[dict[str, str]] = {
+AnomalyName = Literal[
+    # packets
+    "packet_cut", "packet_malformed", "ip_fragment", "ip_fragment_overlap", "ip_fragment_lost", "linktype_unknown",
+    # TCP
+    "tcp_gap", "tcp_overlap_differs", "tcp_overlap_unchecked", "tcp_out_of_window", "tcp_bad_checksum", "tcp_syn_inside",
+    "tcp_data_after_reset", "tcp_reopened", "tcp_pending_limit", "tcp_connection_limit", "tcp_reset", "tcp_port_reuse",
+    "tcp_idle_expired",
+    # live capture
+    "ebpf_dropped", "ebpf_cut", "ebpf_unreadable", "ebpf_no_socket", "ebpf_connection_limit", "tap_overload",
+    # HTTP
+    "http_bad_head", "http_head_limit", "http_bad_chunk", "http_bad_length", "http_length_and_chunked", "http_framing_unclear",
+    "http_header_limit", "http_obs_fold", "http_bare_lf", "http_resync", "http_pipeline_limit", "http_unsolicited_response",
+    "http_no_response", "http_body_limit", "content_encoding_unknown", "content_encoding_absent", "content_encoding_undeclared",
+    "content_encoding_bad", "content_encoding_bomb",
+    # memory
+    "memory_limit", "http_memory_limit",
+    # streams
+    "event_limit", "event_bad_json", "eventstream_bad_crc", "eventstream_bad_frame", "stream_unterminated",
+    # providers
+    "body_bad_json", "body_unreadable", "charset_not_utf8", "form_bad_part", "form_limit", "json_deep", "json_repeated_key",
+    "json_key_case", "json_trailing", "other_text_limit", "prompt_token_ids", "charset_differs", "json_limit", "json_not_strict",
+    "text_limit", "choice_limit", "decoder_error",
+    # detection
+    "detection_fault", "detection_incomplete", "findings_limit", "detection_without_model", "detection_skipped",
+    "detection_secrets_only",
+]  # fmt: skip
+"""The type of a name, so that the type checker proves each one where it is reported."""
+
+OnAnomaly = Callable[[AnomalyName], None]
+"""Takes an oddity that was met."""
+
+ANOMALIES: Final[dict[AnomalyName, str]] = {
     # packets
     "packet_cut": "A packet was captured shorter than it was sent (snap length).",
     "packet_malformed": "A frame, IP or TCP header with impossible lengths was skipped.",
@@ -64,7 +96,7 @@ ANOMALIES: Final[dict[str, str]] = {
     "event_bad_json": "An event's data was not the JSON that its dialect promises; it was skipped.",
     "eventstream_bad_crc": "A CRC of an AWS event stream message did not match; the message was dropped.",
     "eventstream_bad_frame": "An AWS event stream message had impossible lengths; the parser looked for the next one.",
-    "stream_unterminated": "The stream ended without its closing event.",
+    "stream_unterminated": "The stream ended without its closing event, or inside an event.",
     # providers
     "body_bad_json": "The body is not the JSON that its type promises; what came before the damage was read, all of it was scanned as text.",
     "body_unreadable": "The body is neither JSON nor a form nor text; what a reader would see in its bytes was scanned.",
@@ -93,7 +125,7 @@ ANOMALIES: Final[dict[str, str]] = {
 }
 
 # With one of these, something of the exchange was not read: it is never `complete`, and has no risk score.
-UNREAD: Final = frozenset(
+UNREAD: Final[frozenset[AnomalyName]] = frozenset(
     (
         "content_encoding_bad", "content_encoding_bomb", "http_body_limit", "http_head_limit", "event_limit", "event_bad_json",
         "eventstream_bad_crc", "eventstream_bad_frame", "body_bad_json", "body_unreadable", "form_limit", "other_text_limit",

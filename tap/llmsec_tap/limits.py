@@ -1,4 +1,9 @@
-"""Every bound in one place, each with its reason. Reaching one is an anomaly on the record it touched, never an exception."""
+"""Bounds on what traffic can make the tap hold, wait for or compute, each with its reason.
+
+Reaching one is an anomaly on the record it touched, never an exception. All that is held for traffic, whatever of these bounds it is under, is
+in one account (account.py) of ACCOUNT_BYTES. Bounds on other input stand beside what reads it: object files in capture/probes/elf.py, rows that
+wait in storage/writer.py, texts and findings in the analyzer.
+"""
 
 from __future__ import annotations
 

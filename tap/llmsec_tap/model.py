@@ -14,9 +14,8 @@ import msgspec
 
 from llmsec_tap.plain_names import PARAMETERS, folded_name
 
-SCHEMA_VERSION = 1
-
 Completeness = Literal["complete", "truncated", "gapped", "midstream", "aborted", "unreadable"]
+# Nothing makes "websocket" yet: records of a later version may have it.
 Framing = Literal["sse", "ndjson", "json-array", "aws-eventstream", "websocket"]
 
 
@@ -172,7 +171,12 @@ class Finding(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Exchange(msgspec.Struct, kw_only=True):
-    """One request and its answer. Times are capture time, epoch nanoseconds; texts are exactly as sent."""
+    """One request and its answer. Times are capture time, epoch nanoseconds; texts are exactly as sent.
+
+    exchange/record.py makes it whole. Two hands add to it, in this order, before it is handed on: an estimator of tokens (`usage_estimated`,
+    and a rate where there was none) and detection's report (`risk_score`, `risk_reasons`, `findings`, anomalies of detection).
+    `risk_score` is null where detection did not run or something could not be read; 0 says that it found nothing.
+    """
 
     exchange_id: str
     client: str

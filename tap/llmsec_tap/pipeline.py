@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable
 
 from llmsec_tap import limits
 from llmsec_tap.account import Account
+from llmsec_tap.anomalies import AnomalyName
 from llmsec_tap.counters import Sample, by_label
 from llmsec_tap.exchange.assembly import Context, ExchangeAssembly, ListenerFactory
 from llmsec_tap.identity.credentials import Fingerprinter
 from llmsec_tap.model import Exchange
+from llmsec_tap.wire.connection import Connection
 from llmsec_tap.wire.flow import Flow
-from llmsec_tap.wire.http_flow import HTTPFlow
 from llmsec_tap.wire.packet import PacketDecoder, PacketHandler
 from llmsec_tap.wire.tcp import TCPReassembler
 
@@ -32,12 +33,20 @@ class Pipeline:
         ports: frozenset[int] | None = None,
         on_defect: Callable[[str], None] = lambda _decoder: None,
         listener_factory: ListenerFactory | None = None,
+        estimate: Callable[[Exchange], None] | None = None,
         shield: bool = True,
         memory_cap_bytes: int = limits.MEMORY_CAP_BYTES,
     ) -> None:
-        """`memory_cap_bytes` is for the whole process; a share of it is the account of what is held for traffic."""
+        """`memory_cap_bytes` is for the whole process; a share of it is the account of what is held for traffic.
+
+        `estimate` adds token counts to a record whose server stated none, before it is handed on (`tokens.TokenEstimator.estimate`).
+        `on_defect` is told the name of a decoder, or `tokens`, inside the except block; `shield=False` lets such faults through (tests).
+        """
         self.account = Account(memory_cap_bytes * limits.ACCOUNT_BYTES // limits.MEMORY_CAP_BYTES)
         self._on_exchange = on_exchange
+        self._estimate = estimate
+        self._on_defect = on_defect
+        self._shield = shield
         self._context = Context(self._exchange, fingerprint, on_defect=on_defect, listener_factory=listener_factory, shield=shield)
         self.anomalies: Counter[str] = Counter()
         self.protocols: Counter[str] = Counter()
@@ -56,14 +65,14 @@ class Pipeline:
             self.tcp.close()
         self._file_began_ns = ts_ns
 
-    def open_flow(self, facts: Flow) -> HTTPFlow:
+    def open_flow(self, facts: Flow) -> Connection:
         """A connection: of the reassembler, or of a source that has ordered bytes already (TLS uprobes)."""
         first, second = facts.first.rpartition(":")[0], facts.second.rpartition(":")[0]
         holding = self.account.open(f"{min(first, second)} {max(first, second)}")
         facts.reserve = holding.reserve
-        flow = HTTPFlow(facts, self._assembly, self._protocol, self._anomaly, holding.close)
-        holding.shed = flow.shed
-        return flow
+        connection = Connection(facts, self._assembly, self._protocol, self._anomaly, holding.close)
+        holding.shed = connection.shed
+        return connection
 
     def tick(self, now_ns: int) -> None:
         """Expire what is idle; live sources call it, a replay's own packets tell the time."""
@@ -89,13 +98,20 @@ class Pipeline:
     def _assembly(self, flow: Flow, client: str, server: str, ordinal: int) -> ExchangeAssembly:
         return ExchangeAssembly(self._context, flow, client, server, ordinal)
 
-    def _anomaly(self, name: str) -> None:
+    def _anomaly(self, name: AnomalyName) -> None:
         self.anomalies[name] += 1
 
     def _protocol(self, name: str) -> None:
         self.protocols[name] += 1
 
     def _exchange(self, exchange: Exchange) -> None:
+        if self._estimate is not None:
+            try:
+                self._estimate(exchange)
+            except Exception:  # a record without an estimate is worth more than none
+                if not self._shield:
+                    raise
+                self._on_defect("tokens")
         self.exchanges += 1
         if exchange.provider is not None:
             self.llm_exchanges += 1

@@ -10,19 +10,17 @@ from pathlib import Path
 import pytest
 
 from llmsec_tap.model import to_json
+from support import needs
 from support.replay import replay
 
 pytestmark = pytest.mark.shared
-_SHARED = os.environ.get("LLMSEC_SHARED")
 # No server takes the first; the second is no API of a model, and nothing in its answer says otherwise.
 _NOT_OURS = frozenset(("http2_preface_then_h1", "path_unknown_echo"))
 
 
 @pytest.fixture(scope="module")
 def captures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    script = Path(_SHARED or "") / "data" / "hostile" / "evade.py"
-    if not _SHARED or not script.exists():
-        pytest.skip("LLMSEC_SHARED names no folder with data/hostile/evade.py")
+    script = needs.shared("data", "hostile", "evade.py")
     folder = tmp_path_factory.mktemp("evasions")
     environment = {**os.environ, "PYTHONPATH": str(script.parent)}
     subprocess.run([sys.executable, str(script), str(folder)], check=True, env=environment)

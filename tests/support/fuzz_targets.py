@@ -25,9 +25,12 @@ from llmsec_tap import limits
 from llmsec_tap.capture.files.pcap import CaptureReader
 from llmsec_tap.dialects.base import NotJSON, RequestView, ResponseView, parse_json
 from llmsec_tap.dialects.draft import Draft
-from llmsec_tap.dialects.registry import DIALECTS, auxiliary, classify, classify_response, identify
+from llmsec_tap.dialects.registry import DIALECTS, classify_response
 from llmsec_tap.errors import SourceError
+from llmsec_tap.identity.classify import classify
 from llmsec_tap.identity.credentials import fingerprinter
+from llmsec_tap.identity.non_inference import auxiliary
+from llmsec_tap.identity.who import identify
 from llmsec_tap.model import Exchange, Message, Part, Request, to_json
 from llmsec_tap.pipeline import Pipeline
 from llmsec_tap.wire.encoding import content_decoder
@@ -305,7 +308,7 @@ def dialects(data: bytes) -> None:
             handler(2, "exception:throttlingException", part)
         for value in values:
             dialect.decode_response(request, response, value, 3, draft)
-        identify(request, response, draft, dialect.api)
+        identify(request, response, draft, dialect)
         msgspec.json.encode([choice.message() for choice in draft.choices.values()] if "\\ud" not in repr(parts) else [])
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llmsec_tap.wire.http1 import Head, RequestParser, ResponseParser
+from llmsec_tap.wire.http1 import MessageParser, RequestParser, ResponseParser
+from llmsec_tap.wire.messages import Head
 
 
 class Body:
-    def __init__(self, messages: list[dict[str, Any]], head: Head, *, bodiless: bool = False, is_tunnel: bool = False) -> None:
-        self.bodiless = bodiless
-        self.is_tunnel = is_tunnel
+    def __init__(self, messages: list[dict[str, Any]], head: Head) -> None:
         self.message: dict[str, Any] = {
             "start": f"{head.method} {head.target}" if head.method else head.status,
             "headers": [(k.decode("latin-1"), v.decode("latin-1")) for k, v in head.headers],
@@ -33,13 +32,16 @@ class Body:
 
 
 class Recorder:
-    """Collects messages and anomalies of one parser."""
+    """Collects messages and anomalies of one parser. `answered` is the method of the requests that the responses answer."""
 
-    def __init__(self, kind: str, *, bodiless: bool = False, is_tunnel: bool = False) -> None:
+    def __init__(self, kind: str, *, answered: str = "") -> None:
         self.messages: list[dict[str, Any]] = []
         self.anomalies: dict[str, int] = {}
-        make = RequestParser if kind == "request" else ResponseParser
-        self.parser = make(lambda head: Body(self.messages, head, bodiless=bodiless, is_tunnel=is_tunnel), self._anomaly)
+        self.parser: MessageParser
+        if kind == "request":
+            self.parser = RequestParser(lambda head: Body(self.messages, head), self._anomaly)
+        else:
+            self.parser = ResponseParser(lambda head: Body(self.messages, head), self._anomaly, answered=lambda: answered)
 
     def _anomaly(self, name: str) -> None:
         self.anomalies[name] = self.anomalies.get(name, 0) + 1

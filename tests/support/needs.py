@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +27,14 @@ def idle_node(node: str) -> Iterator[None]:
             yield
         finally:
             process.kill()
+
+
+def shared(*parts: str) -> Path:
+    """A file or folder of the corpora that the tests marked `shared` read. They are not in the repository: LLMSEC_SHARED names their folder."""
+    folder = os.environ.get("LLMSEC_SHARED")
+    if not folder:
+        pytest.skip("LLMSEC_SHARED does not name the folder of the recorded corpora")
+    path = Path(folder).joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"LLMSEC_SHARED has no {'/'.join(parts)}")
+    return path

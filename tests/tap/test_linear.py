@@ -16,11 +16,12 @@ import pytest
 
 from llmsec_tap import limits
 from llmsec_tap.account import Account
+from llmsec_tap.wire.connection import Connection
 from llmsec_tap.wire.encoding import content_decoder
 from llmsec_tap.wire.eventstream import EventStreamParser
 from llmsec_tap.wire.flow import Flow
-from llmsec_tap.wire.http1 import NO_BODY, RequestParser, ResponseParser
-from llmsec_tap.wire.http_flow import HTTPFlow
+from llmsec_tap.wire.http1 import RequestParser, ResponseParser
+from llmsec_tap.wire.messages import ignore
 from llmsec_tap.wire.ndjson import JSONArrayParser, NDJSONParser
 from llmsec_tap.wire.sse import SSEParser
 from llmsec_tap.wire.tcp import ACK, FIN, RST, SYN, TCPReassembler
@@ -37,10 +38,8 @@ Feed = Callable[[bytes], None]
 class Sink:
     """A body whose bytes go nowhere."""
 
-    bodiless = is_tunnel = False
-
     def __init__(self) -> None:
-        self.data: Callable[[int, bytes], None] = NO_BODY.data
+        self.data: Callable[[int, bytes], None] = ignore
 
     def gap(self, ts_ns: int, length: int | None) -> None:
         pass
@@ -85,7 +84,7 @@ def http(make: Callable[..., Any]) -> Callable[[], Feed]:
 
 def flow(side: str, *, is_midstream: bool = False) -> Callable[[], Feed]:
     def start() -> Feed:
-        made = HTTPFlow(Flow("1.1.1.1:1", "2.2.2.2:2", 0, is_midstream=is_midstream), Exchange, silent, silent)
+        made = Connection(Flow("1.1.1.1:1", "2.2.2.2:2", 0, is_midstream=is_midstream), Exchange, silent, silent)
         direction = getattr(made, side)
         return lambda data: direction.data(0, data)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import struct
@@ -11,9 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsec_tap import limits
-from llmsec_tap.model import Exchange, to_json
+from llmsec_tap.capture.files.pcap import CaptureReader
+from llmsec_tap.identity.credentials import fingerprinter
+from llmsec_tap.model import EstimatedUsage, Exchange, to_json
+from llmsec_tap.pipeline import Pipeline
+from support.aws import message
 from support.fixture_captures import LIVE, live_frames
-from support.replay import replay
+from support.replay import KEY, replay
 from support.wire import ACK, FIN, RST, Talk, pcap, pcapng
 
 BODY = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
@@ -103,6 +108,15 @@ def test_connect_opens_a_tunnel_that_is_not_read() -> None:
     talk.say(0, b"\x16\x03\x01\x02\0garbage").say(1, b"\x16\x03\x03garbage").close()
     exchanges, pipeline = replay(pcap(talk.frames))
     assert [(e.method, e.status) for e in exchanges] == [("CONNECT", 200)]
+    assert dict(pipeline.anomalies) == {}
+
+
+def test_a_refused_connect_opens_no_tunnel() -> None:
+    """A proxy that asks for credentials: what follows on the connection is HTTP still."""
+    refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 6\r\n\r\nlog in"
+    talk = Talk().open().say(0, b"CONNECT api.openai.com:443 HTTP/1.1\r\nHost: api.openai.com:443\r\n\r\n").say(1, refusal)
+    exchanges, pipeline = replay(pcap(talk.say(0, POST).say(1, answer("hello")).close().frames))
+    assert [(e.method, e.status, e.output_text) for e in exchanges] == [("CONNECT", 407, None), ("POST", 200, "hello")]
     assert dict(pipeline.anomalies) == {}
 
 
@@ -327,3 +341,55 @@ def test_what_a_client_sends_outside_of_messages_is_on_a_record() -> None:
     exchanges, pipeline = replay(pcap(Talk().open().say(0, POST).say(1, answer("a")).say(0, b"junk that is no head\r\n").close().frames))
     assert [[a.name for a in e.anomalies] for e in exchanges] == [[], ["http_bad_head", "http_no_response"]]
     assert pipeline.anomalies["http_bad_head"] == 1
+
+
+# --- what the record says -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_stream_that_ends_inside_an_event_says_so(missing: int) -> None:
+    """The stop reason had come: without a word of it, what was cut behind would pass for nothing."""
+    said = [
+        ("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": "Hello."}}),
+        ("messageStop", {"stopReason": "end_turn"}),
+        ("metadata", {"usage": {"inputTokens": 1, "outputTokens": 2}}),
+    ]
+    body = b"".join(
+        message({":message-type": "event", ":event-type": name, ":content-type": "application/json"}, json.dumps(value).encode())
+        for name, value in said
+    )
+    body = body[: len(body) - missing]
+    asked = b'{"messages":[{"role":"user","content":[{"text":"Hi"}]}]}'
+    head = b"POST /model/m/converse-stream HTTP/1.1\r\nHost: node\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+    answered = b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.amazon.eventstream\r\nContent-Length: %d\r\n\r\n%b"
+    talk = Talk().open().say(0, head % (len(asked), asked)).say(1, answered % (len(body), body)).close()
+    (exchange,), _ = replay(pcap(talk.frames))
+    assert (exchange.api, exchange.output_text, exchange.finish_reasons) == ("bedrock.converse", "Hello.", ["end_turn"])
+    assert [anomaly.name for anomaly in exchange.anomalies] == ["stream_unterminated"] * missing
+
+
+def test_an_estimator_is_asked_before_the_record_is_handed_on() -> None:
+    def estimate(exchange: Exchange) -> None:
+        exchange.usage_estimated = EstimatedUsage(output_tokens=7, tokenizer="mine")
+
+    exchanges: list[Exchange] = []
+    pipeline = Pipeline(exchanges.append, fingerprinter(KEY), estimate=estimate, shield=False)
+    run(pipeline, pcap(Talk().open().say(0, POST).say(1, answer("hello")).close().frames))
+    assert [exchange.usage_estimated for exchange in exchanges] == [EstimatedUsage(output_tokens=7, tokenizer="mine")]
+
+
+def test_an_estimator_that_fails_costs_its_estimate_only() -> None:
+    def estimate(exchange: Exchange) -> None:
+        raise ValueError(exchange.output_text)
+
+    exchanges: list[Exchange] = []
+    defects: list[str] = []
+    pipeline = Pipeline(exchanges.append, fingerprinter(KEY), estimate=estimate, on_defect=defects.append)
+    run(pipeline, pcap(Talk().open().say(0, POST).say(1, answer("hello")).close().frames))
+    assert texts(exchanges) == ["hello"]
+    assert defects == ["tokens"]
+
+
+def run(pipeline: Pipeline, capture: bytes) -> None:
+    CaptureReader(pipeline).read_stream(io.BytesIO(capture), "memory")
+    pipeline.close()

@@ -61,7 +61,7 @@ class Report(msgspec.Struct):
 
 def unread(exchange: Exchange) -> list[str]:
     """Anomalies that say that something of the exchange was not read."""
-    names = [anomaly.name for anomaly in exchange.anomalies if anomaly.name in UNREAD]
+    names: list[str] = [anomaly.name for anomaly in exchange.anomalies if anomaly.name in UNREAD]
     return names or (["unreadable"] if exchange.completeness == "unreadable" else [])
 
 

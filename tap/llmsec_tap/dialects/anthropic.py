@@ -10,27 +10,26 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Final
 
-from llmsec_tap.dialects import messages
+from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
-    NotJSON,
     RequestView,
     ResponseView,
     dict_of,
     dump_json,
     list_of,
-    parse_json,
     text_of,
 )
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.failures import read_stream_failure
+from llmsec_tap.dialects.json_events import json_events
 from llmsec_tap.dialects.usage import anthropic_usage
 from llmsec_tap.model import Message, Part
+from llmsec_tap.providers.answers import provider_of_anthropic_id
 
 _RAW_PREDICT: Final = re.compile(r"/publishers/anthropic/models/[^/]+:(stream)?[rR]awPredict$")
-_OWN_ID: Final = re.compile(r"msg_01[0-9A-Za-z]{22}")
 _EVENTS: Final = frozenset(
     ("message_start", "content_block_start", "content_block_delta", "content_block_stop", "message_delta", "message_stop")
 )
@@ -39,27 +38,28 @@ _EVENTS: Final = frozenset(
 class AnthropicMessages(BaseDialect):
     api: ClassVar[str] = "anthropic.messages"
     operation: ClassVar[str] = "chat"
+    default_provider: ClassVar[str] = "anthropic_compatible"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST":
             return 0
         path = request.path.rstrip("/")
         if _RAW_PREDICT.search(path):
-            return 95
+            return claims.OWN_ROUTE
         if not path.endswith("/messages") or "/threads/" in path:
             return 0
         if "anthropic-version" in request.headers:
-            return 90
+            return claims.ROUTE_AND_SHAPE
         if isinstance(request.get("messages"), list):
-            return 85 if "max_tokens" in request.body or "model" in request.body else 30
-        return 30 if path.endswith("/v1/messages") and not request.body_is_json else 0
+            return claims.ROUTE_AND_FIELD if "max_tokens" in request.body or "model" in request.body else claims.GENERIC_ROUTE
+        return claims.GENERIC_ROUTE if path.endswith("/v1/messages") and not request.body_is_json else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         if not isinstance(body, dict):
             return 0
         if body.get("type") == "message" and isinstance(body.get("content"), list) and "role" in body:
-            return 90
-        return 90 if text_of(body.get("type")) in _EVENTS else 0
+            return claims.NAMES_ITSELF
+        return claims.NAMES_ITSELF if text_of(body.get("type")) in _EVENTS else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model"))
@@ -72,32 +72,21 @@ class AnthropicMessages(BaseDialect):
             AnthropicReader(draft).whole(body, ts_ns)
 
     def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
-        event = AnthropicReader(draft).event
-
-        def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
-            try:
-                value = parse_json(data, draft)
-            except NotJSON:
-                if data.strip() not in (b"", b"[DONE]"):
-                    draft.anomaly("event_bad_json")
-                return
-            if isinstance(value, dict):
-                event(value, ts_ns, name)
-
-        return on_event
+        return json_events(draft, AnthropicReader(draft).event)
 
 
 class AnthropicComplete(BaseDialect):
     api: ClassVar[str] = "anthropic.complete"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "anthropic"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not request.path.rstrip("/").endswith("/complete"):
             return 0
-        return 85 if "anthropic-version" in request.headers or request.get("max_tokens_to_sample") is not None else 0
+        return claims.ROUTE_AND_FIELD if "anthropic-version" in request.headers or request.get("max_tokens_to_sample") is not None else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
-        return 80 if isinstance(body, dict) and body.get("type") == "completion" and "completion" in body else 0
+        return claims.LIKELY_FIELDS if isinstance(body, dict) and body.get("type") == "completion" and "completion" in body else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model"))
@@ -143,7 +132,7 @@ class AnthropicReader:
         self._flush(ts_ns)
         self._draft.finish(0, text_of(body.get("stop_reason")))
 
-    def event(self, value: dict[str, JSON], ts_ns: int, name: str | None = None) -> None:
+    def event(self, ts_ns: int, name: str | None, value: dict[str, JSON]) -> None:
         draft = self._draft
         kind = value.get("type") or name
         if kind == "content_block_delta":
@@ -187,14 +176,7 @@ class AnthropicReader:
         draft.response_id = draft.response_id or text_of(message.get("id")) or None
         draft.response_model = draft.response_model or text_of(message.get("model")) or None
         if draft.provider_hint is None and draft.response_id is not None:
-            if draft.response_id.startswith("msg_bdrk_"):
-                draft.provider_hint = "aws.bedrock"
-            elif draft.response_id.startswith("msg_vrtx_"):
-                draft.provider_hint = "gcp.vertex_ai"
-            elif draft.response_id.startswith("chatcmpl-"):
-                draft.provider_hint = "vllm"
-            elif _OWN_ID.fullmatch(draft.response_id):
-                draft.provider_hint = "anthropic"
+            draft.provider_hint = provider_of_anthropic_id(draft.response_id)
         anthropic_usage(message.get("usage"), draft)
 
     def _block(self, block: dict[str, JSON], index: int, ts_ns: int) -> None:

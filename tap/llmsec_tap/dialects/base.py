@@ -114,8 +114,12 @@ class Dialect(Protocol):
     def operation(self) -> str:
         """OpenTelemetry's gen_ai.operation.name: chat, text_completion, embeddings, generate_content, …"""
 
+    @property
+    def default_provider(self) -> str:
+        """Who serves it where nothing on the wire tells: the only server of this API, or `openai_compatible` and the like."""
+
     def claims(self, request: RequestView) -> int:
-        """How sure the dialect is that this request is its own, 0 (no) to 100. Path, headers, host and body shape may decide."""
+        """How sure the dialect is that this request is its own (claims.py). Path, headers, host and body shape may decide."""
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         """The same from an answer alone (or a stream's first event), where the request was not captured."""
@@ -163,29 +167,6 @@ def parse_json(data: bytes, draft: Draft | None = None) -> JSON:
     if draft is not None:
         draft.anomaly("json_not_strict")
     return value
-
-
-def read_joined_events(read: Callable[[int, str | None, bytes], bool], ts_ns: int, name: str | None, data: bytes, draft: Draft) -> None:
-    """An event whose data is not JSON: `read` its lines where each is an event's of its own, or note that it passed unread."""
-    lines = _joined_events(data)
-    for line in lines:
-        read(ts_ns, name, line)
-    if not lines and data.strip():
-        draft.unread_event(data)
-
-
-def _joined_events(data: bytes) -> list[bytes]:
-    """The data of one event as lines, where each is JSON of its own: some servers part events by one line feed only, not two."""
-    lines = [line for line in data.split(b"\n") if line.strip()]
-    if len(lines) < 2:
-        return []
-    for line in lines:
-        try:
-            parse_json(line)
-        except NotJSON:
-            if line.strip() != b"[DONE]":
-                return []
-    return lines
 
 
 def is_json_lines(data: bytes) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Final
 
-from llmsec_tap.dialects import messages
+from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
@@ -25,6 +25,7 @@ from llmsec_tap.dialects.base import (
 )
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.dialects.json_events import json_events
 from llmsec_tap.dialects.usage import converse_usage
 from llmsec_tap.model import Message, Part
 
@@ -35,16 +36,17 @@ _EVENTS: Final = ("messageStart", "contentBlockStart", "contentBlockDelta", "con
 class BedrockConverse(BaseDialect):
     api: ClassVar[str] = "bedrock.converse"
     operation: ClassVar[str] = "chat"
+    default_provider: ClassVar[str] = "aws.bedrock"
 
     def claims(self, request: RequestView) -> int:
-        return 95 if request.method == "POST" and _ROUTE.search(request.path) else 0
+        return claims.OWN_ROUTE if request.method == "POST" and _ROUTE.search(request.path) else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         body = dict_of(body)
         if "stopReason" in body and isinstance(dict_of(body.get("output")).get("message"), dict):
-            return 90
+            return claims.NAMES_ITSELF
         if response.content_type == "application/vnd.amazon.eventstream":
-            return 70 if "contentBlockIndex" in body or body.get("role") == "assistant" or "stopReason" in body else 0
+            return claims.SOME_FIELDS if "contentBlockIndex" in body or body.get("role") == "assistant" or "stopReason" in body else 0
         return 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
@@ -56,19 +58,14 @@ class BedrockConverse(BaseDialect):
             ConverseReader(draft).whole(body, ts_ns)
 
     def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
-        event = ConverseReader(draft).event
+        reader = ConverseReader(draft)
+        read = json_events(draft, lambda ts_ns, name, value: reader.event(name or "", value, ts_ns))
 
         def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
             if name is not None and name.startswith("exception:"):
                 stream_exception(name, data, draft)
-                return
-            try:
-                value = parse_json(data, draft)
-            except NotJSON:
-                draft.anomaly("event_bad_json")
-                return
-            if isinstance(value, dict):
-                event(name or "", value, ts_ns)
+            else:
+                read(ts_ns, name, data)
 
         return on_event
 

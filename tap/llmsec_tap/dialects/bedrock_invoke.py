@@ -13,7 +13,7 @@ import re
 from binascii import a2b_base64
 from typing import ClassVar, Final
 
-from llmsec_tap.dialects import messages
+from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.anthropic import AnthropicReader, anthropic_request
 from llmsec_tap.dialects.base import JSON, EventHandler, NotJSON, RequestView, ResponseView, dict_of, int_of, list_of, parse_json, text_of
 from llmsec_tap.dialects.bedrock_converse import ConverseReader, converse_request, model_in_path, stream_exception
@@ -31,14 +31,15 @@ _NOVA_EVENTS: Final = ("contentBlockDelta", "contentBlockStart", "messageStop", 
 class BedrockInvoke(BaseDialect):
     api: ClassVar[str] = "bedrock.invoke"
     operation: ClassVar[str] = "chat"
+    default_provider: ClassVar[str] = "aws.bedrock"
 
     def claims(self, request: RequestView) -> int:
-        return 95 if request.method == "POST" and _ROUTE.search(request.path) else 0
+        return claims.OWN_ROUTE if request.method == "POST" and _ROUTE.search(request.path) else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         if response.content_type == "application/vnd.amazon.eventstream" and isinstance(dict_of(body).get("bytes"), str):
-            return 80
-        return 95 if "x-amzn-bedrock-invocation-latency" in response.headers and isinstance(body, dict) else 0
+            return claims.LIKELY_FIELDS
+        return claims.OWN_HEADER if "x-amzn-bedrock-invocation-latency" in response.headers and isinstance(body, dict) else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = model_in_path(request)
@@ -89,7 +90,7 @@ class BedrockInvoke(BaseDialect):
                 if isinstance(wrapped, str):
                     read(parse_json(a2b_base64(wrapped), draft), ts_ns, streaming=True)
             except (NotJSON, binascii.Error, ValueError):
-                draft.anomaly("event_bad_json")
+                draft.unread_event(data)
 
         return on_event
 
@@ -170,7 +171,7 @@ class _Reader:
         elif "completion" in body:  # Claude 2
             self._output(body, 0, ts_ns, "completion", "stop_reason")
         elif streaming:
-            self._anthropic.event(body, ts_ns)
+            self._anthropic.event(ts_ns, None, body)
         elif body.get("type") in ("message", "error"):
             self._anthropic.whole(body, ts_ns)
         elif isinstance(dict_of(body.get("Output")).get("__type"), str):

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from llmsec_tap.dialects import messages
+from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
-    NotJSON,
     RequestView,
     ResponseView,
     dict_of,
     dump_json,
     list_of,
-    parse_json,
     text_of,
 )
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.failures import read_stream_failure
+from llmsec_tap.dialects.json_events import json_events
 from llmsec_tap.dialects.usage import cohere_usage
 from llmsec_tap.dialects.vectors import count_vectors
 from llmsec_tap.model import Framing, Message, Part
@@ -32,17 +31,18 @@ from llmsec_tap.model import Framing, Message, Part
 class CohereChatV1(BaseDialect):
     api: ClassVar[str] = "cohere.chat"
     operation: ClassVar[str] = "chat"
+    default_provider: ClassVar[str] = "cohere"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not request.path.rstrip("/").endswith("/v1/chat"):
             return 0
-        return 60 if isinstance(request.get("message"), str) else 0
+        return claims.SHARED_ROUTE_AND_HINT if isinstance(request.get("message"), str) else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         body = dict_of(body)
         if "event_type" in body and "is_finished" in body:
-            return 85
-        return 85 if "generation_id" in body and isinstance(body.get("text"), str) else 0
+            return claims.OWN_FIELDS
+        return claims.OWN_FIELDS if "generation_id" in body and isinstance(body.get("text"), str) else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model"))
@@ -64,15 +64,16 @@ class CohereChatV1(BaseDialect):
 class CohereGenerate(CohereChatV1):
     api: ClassVar[str] = "cohere.generate"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "cohere"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not request.path.rstrip("/").endswith("/v1/generate"):
             return 0
-        return 40 if isinstance(request.get("prompt"), str) else 0
+        return claims.GENERIC_ROUTE_AND_SHAPE if isinstance(request.get("prompt"), str) else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         generations = list_of(dict_of(body).get("generations"))
-        return 80 if generations and "text" in dict_of(generations[0]) else 0
+        return claims.LIKELY_FIELDS if generations and "text" in dict_of(generations[0]) else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model"))
@@ -83,17 +84,18 @@ class CohereGenerate(CohereChatV1):
 class CohereChatV2(BaseDialect):
     api: ClassVar[str] = "cohere.chat"
     operation: ClassVar[str] = "chat"
+    default_provider: ClassVar[str] = "cohere"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not request.path.rstrip("/").endswith("/v2/chat"):
             return 0
-        return 85 if isinstance(request.get("messages"), list) else 20
+        return claims.ROUTE_AND_FIELD if isinstance(request.get("messages"), list) else claims.FAINT
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         body = dict_of(body)
         if body.get("type") in ("message-start", "content-delta", "content-start", "tool-call-start", "tool-plan-delta", "message-end"):
-            return 85
-        return 70 if isinstance(body.get("message"), dict) and "finish_reason" in body and "choices" not in body else 0
+            return claims.OWN_FIELDS
+        return claims.SOME_FIELDS if isinstance(body.get("message"), dict) and "finish_reason" in body and "choices" not in body else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model"))
@@ -112,15 +114,20 @@ class CohereChatV2(BaseDialect):
 class CohereEmbed(BaseDialect):
     api: ClassVar[str] = "cohere.embed"
     operation: ClassVar[str] = "embeddings"
+    default_provider: ClassVar[str] = "cohere"
 
     def claims(self, request: RequestView) -> int:
         path = request.path.rstrip("/")
         if request.method != "POST" or not path.endswith(("/v1/embed", "/v2/embed")):
             return 0
-        return 85 if any(key in dict_of(request.body) for key in ("texts", "images", "inputs", "input_type")) else 30
+        return (
+            claims.ROUTE_AND_FIELD
+            if any(key in dict_of(request.body) for key in ("texts", "images", "inputs", "input_type"))
+            else claims.GENERIC_ROUTE
+        )
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
-        return 85 if str(dict_of(body).get("response_type")).startswith("embeddings_") else 0
+        return claims.OWN_FIELDS if str(dict_of(body).get("response_type")).startswith("embeddings_") else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model"))
@@ -290,19 +297,10 @@ def cohere_v1_request(body: JSON, draft: Draft) -> None:
 
 
 def _handler(reader: CohereReader, draft: Draft) -> EventHandler:
-    def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
-        try:
-            value = parse_json(data, draft)
-        except NotJSON:
-            if data.strip() == b"[DONE]":
-                draft.terminated = True
-            elif data.strip():
-                draft.anomaly("event_bad_json")
-            return
-        if isinstance(value, dict):
-            if value.get("error"):
-                read_stream_failure(value, draft)
-            else:
-                reader.read(value, ts_ns)
+    def on_object(ts_ns: int, name: str | None, value: dict[str, JSON]) -> None:
+        if value.get("error"):
+            read_stream_failure(value, draft)
+        else:
+            reader.read(value, ts_ns)
 
-    return on_event
+    return json_events(draft, on_object)

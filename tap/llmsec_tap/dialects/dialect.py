@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from llmsec_tap.dialects.base import JSON, EventHandler, NotJSON, RequestView, ResponseView, parse_json, read_joined_events
+from llmsec_tap.dialects.base import JSON, EventHandler, RequestView, ResponseView
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.failures import read_failure
+from llmsec_tap.dialects.json_events import json_events
 from llmsec_tap.model import Framing
 
 
 class BaseDialect:
-    """Implements `Dialect`. Subclasses set `api` and `operation` and override what they know better."""
+    """Implements `Dialect`. Each subclass sets `api`, `operation` and `default_provider` itself, and overrides what it knows better."""
 
-    api: ClassVar[str] = ""
-    operation: ClassVar[str] = ""
+    api: ClassVar[str]
+    operation: ClassVar[str]
+    default_provider: ClassVar[str]
 
     def claims(self, request: RequestView) -> int:
         return 0
@@ -38,24 +40,10 @@ class BaseDialect:
     def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
         """Events that are JSON objects go to `event`; whatever else comes is noted and skipped."""
 
-        def is_read(ts_ns: int, name: str | None, data: bytes) -> bool:
-            if data == b"[DONE]":
-                draft.terminated = True
-                return True
-            try:
-                value = parse_json(data, draft)
-            except NotJSON:
-                return False
-            if isinstance(value, dict):
-                self.event(request, response, name, value, ts_ns, draft)
-            return True
+        def on_object(ts_ns: int, name: str | None, value: dict[str, JSON]) -> None:
+            self.event(request, response, name, value, ts_ns, draft)
 
-        def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
-            # A handler that called itself would be a cycle, and keep its exchange until the garbage collector comes.
-            if not is_read(ts_ns, name, data):
-                read_joined_events(is_read, ts_ns, name, data, draft)
-
-        return on_event
+        return json_events(draft, on_object)
 
     def event(
         self, request: RequestView | None, response: ResponseView, name: str | None, value: dict[str, JSON], ts_ns: int, draft: Draft

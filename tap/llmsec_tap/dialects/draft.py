@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from llmsec_tap.account import no_account
+from llmsec_tap.anomalies import AnomalyName
 from llmsec_tap.limits import (
     MAX_CHOICES,
     MAX_LATENCY_SAMPLES,
@@ -153,7 +154,7 @@ class Draft:
         self._reserve = reserve
         self._is_full = False
         self.operation: str | None = None  # set where a dialect serves several operations
-        self.provider_hint: str | None = None  # who serves it, as told by fields of the answer
+        self.provider_hint: str | None = None  # who serves it, as fields of the answer show (providers/answers.py)
         self.request_model: str | None = None
         self.messages: list[Message] = []
         self.tools: list[ToolDefinition] = []
@@ -172,7 +173,7 @@ class Draft:
         self.first_event_ns: int | None = None  # of a stream; set by the caller, as `events` is
         self.first_text_ns: int | None = None  # the first text, reasoning or tool call
         self.gaps_ns: array[int] = array("q")
-        self.anomalies: dict[str, int] = {}
+        self.anomalies: dict[AnomalyName, int] = {}
         self.other_texts: list[OtherText] = []
         self.unread: list[bytes] = []  # data of events that no dialect could read; a few, for detection to look at
         self.listener = listener
@@ -264,7 +265,7 @@ class Draft:
             found = self.choices[index] = Choice()
         return found
 
-    def anomaly(self, name: str, count: int = 1) -> None:
+    def anomaly(self, name: AnomalyName, count: int = 1) -> None:
         self.anomalies[name] = self.anomalies.get(name, 0) + count
 
     def unread_event(self, data: bytes) -> None:

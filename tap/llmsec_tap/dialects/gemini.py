@@ -10,22 +10,21 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Final
 
-from llmsec_tap.dialects import messages
+from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
-    NotJSON,
     RequestView,
     ResponseView,
     dict_of,
     dump_json,
     list_of,
-    parse_json,
     text_of,
 )
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.failures import read_stream_failure
+from llmsec_tap.dialects.json_events import json_events
 from llmsec_tap.dialects.usage import gemini_usage
 from llmsec_tap.dialects.vectors import count_vectors, dimensions
 from llmsec_tap.model import Framing, Message, Part, ToolDefinition
@@ -38,9 +37,10 @@ _PREDICT: Final = re.compile(r"/publishers/[^/]+/models/[^/]+:predict$|/endpoint
 class GeminiGenerate(BaseDialect):
     api: ClassVar[str] = "gemini.generate"
     operation: ClassVar[str] = "generate_content"
+    default_provider: ClassVar[str] = "gcp.gemini"
 
     def claims(self, request: RequestView) -> int:
-        return 95 if request.method == "POST" and _GENERATE.search(request.path) else 0
+        return claims.OWN_ROUTE if request.method == "POST" and _GENERATE.search(request.path) else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         if isinstance(body, list) and body:
@@ -49,8 +49,8 @@ class GeminiGenerate(BaseDialect):
         body = dict_of(body.get("response")) or body
         candidates = list_of(body.get("candidates"))
         if candidates and isinstance(candidates[0], dict) and ("content" in candidates[0] or "finishReason" in candidates[0]):
-            return 90
-        return 80 if "usageMetadata" in body else 0
+            return claims.NAMES_ITSELF
+        return claims.LIKELY_FIELDS if "usageMetadata" in body else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = model_in_path(request) or text_of(request.get("model"))
@@ -77,19 +77,8 @@ class GeminiGenerate(BaseDialect):
                 reader.read(chunk, ts_ns)
 
     def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
-        read = _Reader(draft).read
-
-        def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
-            try:
-                value = parse_json(data, draft)
-            except NotJSON:
-                if data.strip() not in (b"", b"[DONE]"):
-                    draft.anomaly("event_bad_json")
-                return
-            if isinstance(value, dict):
-                read(value, ts_ns)
-
-        return on_event
+        reader = _Reader(draft)
+        return json_events(draft, lambda ts_ns, _name, value: reader.read(value, ts_ns))
 
     def framing(self, request: RequestView, response: ResponseView) -> Framing | None:
         if "treamGenerateContent" in request.path and response.content_type == "application/json" and response.status < 400:
@@ -100,9 +89,10 @@ class GeminiGenerate(BaseDialect):
 class GeminiEmbed(BaseDialect):
     api: ClassVar[str] = "gemini.embed"
     operation: ClassVar[str] = "embeddings"
+    default_provider: ClassVar[str] = "gcp.gemini"
 
     def claims(self, request: RequestView) -> int:
-        return 95 if request.method == "POST" and _EMBED.search(request.path) else 0
+        return claims.OWN_ROUTE if request.method == "POST" and _EMBED.search(request.path) else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = model_in_path(request)
@@ -129,9 +119,14 @@ class VertexPredict(BaseDialect):
 
     api: ClassVar[str] = "vertex.predict"
     operation: ClassVar[str] = "embeddings"
+    default_provider: ClassVar[str] = "gcp.vertex_ai"
 
     def claims(self, request: RequestView) -> int:
-        return 90 if request.method == "POST" and _PREDICT.search(request.path) and isinstance(request.get("instances"), list) else 0
+        return (
+            claims.ROUTE_AND_SHAPE
+            if request.method == "POST" and _PREDICT.search(request.path) and isinstance(request.get("instances"), list)
+            else 0
+        )
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = model_in_path(request)

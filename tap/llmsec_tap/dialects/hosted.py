@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Final
 
-from llmsec_tap.dialects import messages
+from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import JSON, RequestView, ResponseView, dict_of, int_of, list_of, text_of
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
@@ -30,13 +30,14 @@ _TRITON: Final = re.compile(r"/v2/models/([^/]+)/(versions/[^/]+/)?generate(_str
 class WatsonxGenerate(BaseDialect):
     api: ClassVar[str] = "watsonx.generate"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "ibm.watsonx.ai"
 
     def claims(self, request: RequestView) -> int:
-        return 95 if request.method == "POST" and _WATSONX_TEXT.search(request.path) else 0
+        return claims.OWN_ROUTE if request.method == "POST" and _WATSONX_TEXT.search(request.path) else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         results = list_of(dict_of(body).get("results"))
-        return 85 if results and "generated_text" in dict_of(results[0]) else 0
+        return claims.OWN_FIELDS if results and "generated_text" in dict_of(results[0]) else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model_id"))
@@ -68,9 +69,10 @@ class WatsonxChat(OpenAIChat):
     """OpenAI's answers to a request that names the model `model_id`."""
 
     api: ClassVar[str] = "watsonx.chat"
+    default_provider: ClassVar[str] = "ibm.watsonx.ai"
 
     def claims(self, request: RequestView) -> int:
-        return 95 if request.method == "POST" and _WATSONX_CHAT.search(request.path) else 0
+        return claims.OWN_ROUTE if request.method == "POST" and _WATSONX_CHAT.search(request.path) else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         return 0
@@ -83,9 +85,10 @@ class WatsonxChat(OpenAIChat):
 class WatsonxEmbed(BaseDialect):
     api: ClassVar[str] = "watsonx.embed"
     operation: ClassVar[str] = "embeddings"
+    default_provider: ClassVar[str] = "ibm.watsonx.ai"
 
     def claims(self, request: RequestView) -> int:
-        return 95 if request.method == "POST" and _WATSONX_EMBED.search(request.path) else 0
+        return claims.OWN_ROUTE if request.method == "POST" and _WATSONX_EMBED.search(request.path) else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model_id"))
@@ -105,15 +108,16 @@ class WatsonxEmbed(BaseDialect):
 class AlephAlphaComplete(BaseDialect):
     api: ClassVar[str] = "aleph_alpha.complete"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "aleph_alpha"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not request.path.rstrip("/").endswith("/complete"):
             return 0
         body = dict_of(request.body)
-        return 80 if "prompt" in body and ("maximum_tokens" in body or "model" in body) else 0
+        return claims.SHARED_ROUTE_AND_SHAPE if "prompt" in body and ("maximum_tokens" in body or "model" in body) else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
-        return 85 if "num_tokens_prompt_total" in dict_of(body) else 0
+        return claims.OWN_FIELDS if "num_tokens_prompt_total" in dict_of(body) else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model"))
@@ -149,12 +153,13 @@ class ReplicatePredict(BaseDialect):
 
     api: ClassVar[str] = "replicate.predict"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "replicate"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not _REPLICATE.search(request.path):
             return 0
         asked = dict_of(request.get("input"))
-        return 70 if isinstance(asked.get("prompt"), str) or isinstance(asked.get("messages"), list) else 0
+        return claims.ROUTE if isinstance(asked.get("prompt"), str) or isinstance(asked.get("messages"), list) else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         asked = dict_of(request.get("input"))
@@ -188,12 +193,13 @@ class ReplicatePredict(BaseDialect):
 class CloudflareRun(BaseDialect):
     api: ClassVar[str] = "cloudflare.run"
     operation: ClassVar[str] = "chat"
+    default_provider: ClassVar[str] = "cloudflare"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not _CLOUDFLARE.search(request.path):
             return 0
         body = dict_of(request.body)
-        return 90 if "messages" in body or "prompt" in body else 0
+        return claims.ROUTE_AND_SHAPE if "messages" in body or "prompt" in body else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         found = _CLOUDFLARE.search(request.path)
@@ -220,12 +226,17 @@ class CloudflareRun(BaseDialect):
 class TritonGenerate(BaseDialect):
     api: ClassVar[str] = "triton.generate"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "triton"
 
     def claims(self, request: RequestView) -> int:
-        return 90 if request.method == "POST" and _TRITON.search(request.path) and "text_input" in dict_of(request.body) else 0
+        return (
+            claims.ROUTE_AND_SHAPE
+            if request.method == "POST" and _TRITON.search(request.path) and "text_input" in dict_of(request.body)
+            else 0
+        )
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
-        return 80 if isinstance(dict_of(body).get("text_output"), str) and "model_name" in dict_of(body) else 0
+        return claims.LIKELY_FIELDS if isinstance(dict_of(body).get("text_output"), str) and "model_name" in dict_of(body) else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         found = _TRITON.search(request.path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from llmsec_tap.dialects import messages
+from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import JSON, RequestView, ResponseView, dict_of, int_of, list_of, text_of
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
@@ -22,20 +22,21 @@ from llmsec_tap.model import Framing
 class SGLangGenerate(BaseDialect):
     api: ClassVar[str] = "sglang.generate"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "sglang"
 
     def claims(self, request: RequestView) -> int:
         if request.method not in ("POST", "PUT") or not request.path.rstrip("/").endswith("/generate"):
             return 0
         body = dict_of(request.body)
         if "sampling_params" in body:
-            return 85
-        return 45 if "text" in body or "input_ids" in body else 0
+            return claims.ROUTE_AND_FIELD
+        return claims.GENERIC_ROUTE_AND_FIELD if "text" in body or "input_ids" in body else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         if isinstance(body, list) and body:
             body = body[0]
         body = dict_of(body)
-        return 90 if isinstance(body.get("meta_info"), dict) and ("text" in body or "output_ids" in body) else 0
+        return claims.NAMES_ITSELF if isinstance(body.get("meta_info"), dict) and ("text" in body or "output_ids" in body) else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         messages.prompt(request.get("text"), draft)
@@ -61,7 +62,6 @@ class SGLangGenerate(BaseDialect):
         meta = output.get("meta_info")
         if not isinstance(meta, dict):
             return
-        draft.provider_hint = "sglang"
         if draft.response_id is None:
             draft.response_id = text_of(meta.get("id"))
         made = int_of(meta.get("completion_tokens"))
@@ -92,15 +92,16 @@ class SGLangGenerate(BaseDialect):
 class VLLMGenerate(BaseDialect):
     api: ClassVar[str] = "vllm.generate"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "vllm"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not request.path.rstrip("/").endswith("/generate"):
             return 0
-        return 35 if isinstance(request.get("prompt"), str) and "model" not in request.body else 0
+        return claims.GENERIC_ROUTE_AND_PROMPT if isinstance(request.get("prompt"), str) and "model" not in request.body else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         texts = list_of(dict_of(body).get("text"))
-        return 40 if len(dict_of(body)) == 1 and texts and isinstance(texts[0], str) else 0
+        return claims.LONE_FIELD if len(dict_of(body)) == 1 and texts and isinstance(texts[0], str) else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         messages.prompt(request.get("prompt"), draft)
@@ -115,7 +116,6 @@ class VLLMGenerate(BaseDialect):
             if isinstance(text, str):
                 if asked and not text.startswith(asked):
                     return  # another service with this route
-                draft.provider_hint = "vllm"
                 draft.cumulative_text(ts_ns, index, text[len(asked or "") :])
 
     def framing(self, request: RequestView, response: ResponseView) -> Framing | None:
@@ -127,6 +127,7 @@ class VLLMGenerate(BaseDialect):
 class LlamaCppCompletion(BaseDialect):
     api: ClassVar[str] = "llamacpp.completion"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "llamacpp"
 
     def claims(self, request: RequestView) -> int:
         path = request.path.rstrip("/")
@@ -134,16 +135,16 @@ class LlamaCppCompletion(BaseDialect):
         if request.method != "POST" or not path.endswith(("/completion", "/completions", "/infill")):
             return 0
         if path.endswith("/infill"):
-            return 70 if "input_prefix" in body or "input_suffix" in body else 0
+            return claims.ROUTE if "input_prefix" in body or "input_suffix" in body else 0
         if "prompt" not in body:
             return 0
         if path.endswith("/completion"):
-            return 75 if "n_predict" in body else 45
-        return 95 if path == "/completions" and "n_predict" in body and "model" not in body else 0
+            return claims.SHARED_ROUTE_AND_FIELD if "n_predict" in body else claims.GENERIC_ROUTE_AND_FIELD
+        return claims.OWN_ROUTE if path == "/completions" and "n_predict" in body and "model" not in body else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         body = dict_of(body)
-        return 85 if isinstance(body.get("content"), str) and "stop" in body and "tokens_predicted" in body else 0
+        return claims.OWN_FIELDS if isinstance(body.get("content"), str) and "stop" in body and "tokens_predicted" in body else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model"))
@@ -162,7 +163,6 @@ class LlamaCppCompletion(BaseDialect):
             return
         if not isinstance(output.get("content"), str) or "stop" not in output:
             return
-        draft.provider_hint = "llamacpp"
         index = output.get("index")
         if not isinstance(index, int):
             index = position
@@ -185,12 +185,13 @@ class LlamaCppEmbedding(BaseDialect):
 
     api: ClassVar[str] = "llamacpp.embedding"
     operation: ClassVar[str] = "embeddings"
+    default_provider: ClassVar[str] = "llamacpp"
 
     def claims(self, request: RequestView) -> int:
         path = request.path.rstrip("/")
         if request.method != "POST" or not path.endswith("/embedding"):
             return 0
-        return 60 if "content" in dict_of(request.body) else 0
+        return claims.SHARED_ROUTE_AND_HINT if "content" in dict_of(request.body) else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         messages.prompt(request.get("content"), draft)

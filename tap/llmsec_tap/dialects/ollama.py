@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from llmsec_tap.dialects import messages
+from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import JSON, RequestView, ResponseView, dict_of, int_of, list_of, text_of
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
@@ -25,7 +25,7 @@ class _Ollama(BaseDialect):
         if request.method != "POST" or not request.path.rstrip("/").endswith(self.route):
             return 0
         # The routes are too plain to be taken alone: many web applications have an `/api/chat`.
-        return 80 if isinstance(request.get("model"), str) and self.wants in request.body else 0
+        return claims.SHARED_ROUTE_AND_SHAPE if isinstance(request.get("model"), str) and self.wants in request.body else 0
 
     def framing(self, request: RequestView, response: ResponseView) -> Framing | None:
         if request.get("stream") is not False and response.status < 400 and response.content_type in ("", "text/plain"):
@@ -48,12 +48,13 @@ class _Ollama(BaseDialect):
 class OllamaChat(_Ollama):
     api: ClassVar[str] = "ollama.chat"
     operation: ClassVar[str] = "chat"
+    default_provider: ClassVar[str] = "ollama"
     route: ClassVar[str] = "/api/chat"
     wants: ClassVar[str] = "messages"
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         body = dict_of(body)
-        return 85 if isinstance(body.get("message"), dict) and "created_at" in body and "done" in body else 0
+        return claims.OWN_FIELDS if isinstance(body.get("message"), dict) and "created_at" in body and "done" in body else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model"))
@@ -81,12 +82,13 @@ class OllamaChat(_Ollama):
 class OllamaGenerate(_Ollama):
     api: ClassVar[str] = "ollama.generate"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "ollama"
     route: ClassVar[str] = "/api/generate"
     wants: ClassVar[str] = "prompt"
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         body = dict_of(body)
-        return 85 if isinstance(body.get("response"), str) and "created_at" in body and "done" in body else 0
+        return claims.OWN_FIELDS if isinstance(body.get("response"), str) and "created_at" in body and "done" in body else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model"))
@@ -112,12 +114,13 @@ class OllamaGenerate(_Ollama):
 class OllamaEmbed(_Ollama):
     api: ClassVar[str] = "ollama.embed"
     operation: ClassVar[str] = "embeddings"
+    default_provider: ClassVar[str] = "ollama"
     route: ClassVar[str] = "/api/embed"
     wants: ClassVar[str] = "input"
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         body = dict_of(body)
-        return 60 if isinstance(body.get("embeddings"), list) and "total_duration" in body else 0
+        return claims.FEW_FIELDS if isinstance(body.get("embeddings"), list) and "total_duration" in body else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model"))
@@ -138,9 +141,10 @@ class OllamaEmbeddings(OllamaEmbed):
     """The older route: one prompt, one vector."""
 
     api: ClassVar[str] = "ollama.embeddings"
+    default_provider: ClassVar[str] = "ollama"
     route: ClassVar[str] = "/api/embeddings"
     wants: ClassVar[str] = "prompt"
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         body = dict_of(body)
-        return 30 if len(body) == 1 and isinstance(body.get("embedding"), list) else 0
+        return claims.LONE_FIELD if len(body) == 1 and isinstance(body.get("embedding"), list) else 0

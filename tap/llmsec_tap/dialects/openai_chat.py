@@ -15,25 +15,23 @@ from typing import ClassVar
 
 import msgspec
 
-from llmsec_tap.dialects import messages
-from llmsec_tap.dialects.answer_marks import answer_hint
+from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
-    NotJSON,
     RequestView,
     ResponseView,
     dict_of,
     int_of,
     list_of,
-    parse_json,
-    read_joined_events,
     text_of,
 )
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.failures import read_stream_failure
+from llmsec_tap.dialects.json_events import json_events
 from llmsec_tap.dialects.usage import openai_usage
+from llmsec_tap.providers.answers import provider_of_answer
 
 
 class _Delta(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -68,6 +66,7 @@ _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 class OpenAIChat(BaseDialect):
     api: ClassVar[str] = "openai.chat"
     operation: ClassVar[str] = "chat"
+    default_provider: ClassVar[str] = "openai_compatible"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST":
@@ -75,24 +74,24 @@ class OpenAIChat(BaseDialect):
         path = request.path.rstrip("/")
         body = request.body
         if path.endswith("/chat/completions"):
-            return 90 if request.body_is_json and isinstance(request.get("messages"), list) else 70
+            return claims.ROUTE_AND_SHAPE if request.body_is_json and isinstance(request.get("messages"), list) else claims.ROUTE
         if not isinstance(body, dict) or not chat_shaped(body):
             return 0
         if path.endswith("/completions"):  # Portkey's prompts, proxies that fold both routes into one
-            return 60
+            return claims.SHARED_ROUTE_AND_HINT
         # Writer's /v1/chat, gateways with routes of their own: a model and messages in the shape of this API, confirmed by the answer.
         if isinstance(body.get("model"), str) and "anthropic_version" not in body:
-            return 40 if path.endswith("/chat") else 20
+            return claims.GENERIC_ROUTE_AND_SHAPE if path.endswith("/chat") else claims.FAINT
         return 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         if not isinstance(body, dict):
             return 0
         if text_of(body.get("object")) in ("chat.completion", "chat.completion.chunk"):
-            return 90
+            return claims.NAMES_ITSELF
         choices = list_of(body.get("choices"))
         if choices and isinstance(choices[0], dict) and ("delta" in choices[0] or "message" in choices[0]):
-            return 80
+            return claims.LIKELY_FIELDS
         return 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
@@ -119,21 +118,15 @@ class OpenAIChat(BaseDialect):
         decode_chunk = _decode_chunk
         has_head = False  # the id and the model are known
 
-        def is_read(ts_ns: int, name: str | None, data: bytes) -> bool:
+        def on_object(ts_ns: int, name: str | None, value: dict[str, JSON]) -> None:
             nonlocal has_head
-            try:
-                value = parse_json(data, draft)
-            except NotJSON:
-                is_end = data.strip() == b"[DONE]"
-                draft.terminated = draft.terminated or is_end
-                return is_end
-            if isinstance(value, dict):
-                if name == "error" and "choices" not in value:
-                    read_stream_failure(value, draft)
-                    return True
-                read(value, ts_ns)
-                has_head = bool(draft.response_id and draft.response_model)
-            return True
+            if name == "error" and "choices" not in value:
+                read_stream_failure(value, draft)
+                return
+            read(value, ts_ns)
+            has_head = bool(draft.response_id and draft.response_model)
+
+        in_general = json_events(draft, on_object)
 
         def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
             if has_head:
@@ -150,8 +143,8 @@ class OpenAIChat(BaseDialect):
                     return
             if data == b"[DONE]":
                 draft.terminated = True
-            elif not is_read(ts_ns, name, data):
-                read_joined_events(is_read, ts_ns, name, data, draft)
+            else:
+                in_general(ts_ns, name, data)
 
         return on_event
 
@@ -190,7 +183,7 @@ class Reader:
         if not draft.response_model:
             draft.response_model = text_of(value.get("model")) or None
         if draft.provider_hint is None or "timings" in value:
-            draft.provider_hint = answer_hint(value) or draft.provider_hint
+            draft.provider_hint = provider_of_answer(value) or draft.provider_hint
         choices = value.get("choices")
         if isinstance(choices, list):
             for position, choice in enumerate(choices):

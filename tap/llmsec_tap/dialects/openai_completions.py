@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from llmsec_tap.dialects import messages
-from llmsec_tap.dialects.answer_marks import answer_hint
+from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import JSON, RequestView, ResponseView, dict_of, list_of, text_of
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
@@ -17,6 +16,7 @@ from llmsec_tap.dialects.openai_chat import OpenAIChat, azure_deployment, chat_s
 from llmsec_tap.dialects.usage import openai_usage
 from llmsec_tap.dialects.vectors import dimensions
 from llmsec_tap.model import Message, Part
+from llmsec_tap.providers.answers import provider_of_answer
 
 
 class OpenAICompletions(OpenAIChat):
@@ -24,6 +24,7 @@ class OpenAICompletions(OpenAIChat):
 
     api: ClassVar[str] = "openai.completions"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "openai_compatible"
 
     def claims(self, request: RequestView) -> int:
         path = request.path.rstrip("/")
@@ -32,15 +33,15 @@ class OpenAICompletions(OpenAIChat):
         body = request.body
         if isinstance(body, dict) and chat_shaped(body) and "prompt" not in body:
             return 0
-        return 90 if isinstance(body, dict) and "prompt" in body else 50
+        return claims.ROUTE_AND_SHAPE if isinstance(body, dict) and "prompt" in body else claims.SHARED_ROUTE
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         if not isinstance(body, dict):
             return 0
         if body.get("object") == "text_completion":
-            return 90
+            return claims.NAMES_ITSELF
         choices = list_of(body.get("choices"))
-        return 60 if choices and isinstance(choices[0], dict) and "text" in choices[0] else 0
+        return claims.FEW_FIELDS if choices and isinstance(choices[0], dict) and "text" in choices[0] else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         body = request.body
@@ -53,9 +54,10 @@ class OpenAICompletions(OpenAIChat):
 class MistralFIM(OpenAIChat):
     api: ClassVar[str] = "mistral.fim"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "mistral_ai"
 
     def claims(self, request: RequestView) -> int:
-        return 95 if request.method == "POST" and request.path.rstrip("/").endswith("/fim/completions") else 0
+        return claims.OWN_ROUTE if request.method == "POST" and request.path.rstrip("/").endswith("/fim/completions") else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         return 0  # its answers are chat completions
@@ -69,6 +71,7 @@ class MistralFIM(OpenAIChat):
 class OpenAIEmbeddings(BaseDialect):
     api: ClassVar[str] = "openai.embeddings"
     operation: ClassVar[str] = "embeddings"
+    default_provider: ClassVar[str] = "openai_compatible"
 
     def claims(self, request: RequestView) -> int:
         path = request.path.rstrip("/")
@@ -77,16 +80,16 @@ class OpenAIEmbeddings(BaseDialect):
         body = request.body
         if isinstance(body, dict):
             if "input" in body:
-                return 90
+                return claims.ROUTE_AND_SHAPE
             # Ollama's own route has a prompt; llama.cpp also takes `content`.
-            return 20 if "prompt" in body and path.endswith("/api/embeddings") else 60
-        return 50
+            return claims.FAINT if "prompt" in body and path.endswith("/api/embeddings") else claims.SHARED_ROUTE_AND_HINT
+        return claims.SHARED_ROUTE
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         if not isinstance(body, dict):
             return 0
         data = list_of(body.get("data"))
-        return 85 if data and isinstance(data[0], dict) and "embedding" in data[0] else 0
+        return claims.OWN_FIELDS if data and isinstance(data[0], dict) and "embedding" in data[0] else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model")) or azure_deployment(request)
@@ -100,7 +103,7 @@ class OpenAIEmbeddings(BaseDialect):
         body = dict_of(body)
         draft.response_model = text_of(body.get("model")) or None
         draft.response_id = text_of(body.get("id")) or None
-        draft.provider_hint = answer_hint(body)
+        draft.provider_hint = provider_of_answer(body)
         data = body.get("data")
         if isinstance(data, list) and (not data or isinstance(data[0], dict)):
             draft.embeddings = len(data)

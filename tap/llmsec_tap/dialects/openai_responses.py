@@ -9,26 +9,25 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from llmsec_tap.dialects import messages
-from llmsec_tap.dialects.answer_marks import answer_hint
+from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import (
     JSON,
     EventHandler,
-    NotJSON,
     RequestView,
     ResponseView,
     dict_of,
     dump_json,
     list_of,
-    parse_json,
     text_of,
 )
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.failures import read_stream_failure
+from llmsec_tap.dialects.json_events import json_events
 from llmsec_tap.dialects.openai_chat import azure_deployment
 from llmsec_tap.dialects.usage import openai_usage
 from llmsec_tap.model import Message, Part
+from llmsec_tap.providers.answers import provider_of_answer
 
 # Output items that the client must run, and the field that holds what to run.
 _CLIENT_CALLS: Final[dict[str, str]] = {
@@ -42,6 +41,7 @@ _ENDINGS: Final = frozenset(("response.completed", "response.incomplete", "respo
 class OpenAIResponses(BaseDialect):
     api: ClassVar[str] = "openai.responses"
     operation: ClassVar[str] = "chat"
+    default_provider: ClassVar[str] = "openai_compatible"
 
     def claims(self, request: RequestView) -> int:
         path = request.path.rstrip("/")
@@ -49,16 +49,20 @@ class OpenAIResponses(BaseDialect):
             return 0
         body = request.body
         if isinstance(body, dict):
-            return 90 if "input" in body or "model" in body or "prompt" in body or "conversation" in body else 40
-        return 40
+            return (
+                claims.ROUTE_AND_SHAPE
+                if "input" in body or "model" in body or "prompt" in body or "conversation" in body
+                else claims.GENERIC_ROUTE
+            )
+        return claims.GENERIC_ROUTE
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         if not isinstance(body, dict):
             return 0
         if body.get("object") == "response" and "output" in body:
-            return 90
+            return claims.NAMES_ITSELF
         kind = body.get("type")
-        return 90 if isinstance(kind, str) and kind.startswith("response.") else 0
+        return claims.NAMES_ITSELF if isinstance(kind, str) and kind.startswith("response.") else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         body = request.body
@@ -87,17 +91,7 @@ class OpenAIResponses(BaseDialect):
         text = draft.text
         touched = reader.seen
 
-        def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
-            try:
-                value = parse_json(data, draft)
-            except NotJSON:
-                if data.strip() == b"[DONE]":
-                    draft.terminated = True
-                elif data.strip():
-                    draft.anomaly("event_bad_json")
-                return
-            if not isinstance(value, dict):
-                return
+        def on_object(ts_ns: int, name: str | None, value: dict[str, JSON]) -> None:
             kind = value.get("type")
             if kind == "response.output_text.delta":
                 delta = value.get("delta")
@@ -107,7 +101,7 @@ class OpenAIResponses(BaseDialect):
                 return
             reader.event(kind if isinstance(kind, str) else name, value, ts_ns)
 
-        return on_event
+        return json_events(draft, on_object)
 
 
 class _Reader:
@@ -131,7 +125,7 @@ class _Reader:
         draft.response_id = draft.response_id or text_of(answer.get("id")) or None
         draft.response_model = draft.response_model or text_of(answer.get("model")) or None
         if draft.provider_hint is None:
-            draft.provider_hint = answer_hint(answer)
+            draft.provider_hint = provider_of_answer(answer)
 
     def event(self, kind: str | None, value: dict[str, JSON], ts_ns: int) -> None:
         draft = self._draft

@@ -25,10 +25,6 @@ from llmsec_tap.dialects.openai_chat import OpenAIChat
 from llmsec_tap.dialects.openai_completions import MistralFIM, OpenAICompletions, OpenAIEmbeddings
 from llmsec_tap.dialects.openai_responses import OpenAIResponses
 from llmsec_tap.dialects.tgi import HFFeatureExtraction, HFTextGeneration, SageMakerInvoke, TGIGenerate
-from llmsec_tap.identity.non_inference import auxiliary
-from llmsec_tap.identity.who import identify
-
-__all__ = ["DIALECTS", "auxiliary", "classify", "classify_response", "identify"]
 
 # Of two equal claims the earlier dialect has it.
 DIALECTS: Final[tuple[Dialect, ...]] = (
@@ -69,21 +65,16 @@ DIALECTS: Final[tuple[Dialect, ...]] = (
     TritonGenerate(),
 )
 
-# Claims below this rest on the body's shape alone.
-_GENERIC_CLAIM: Final = 30
 
-
-def classify(request: RequestView) -> Dialect | None:
-    """The dialect that claims a request most surely, once its head and body are known."""
+def surest_claim(request: RequestView) -> tuple[Dialect | None, int]:
+    """The dialect that claims a request most surely, once its head and body are known, and its claim; (None, 0) where none does."""
     best: Dialect | None = None
     surest = 0
     for dialect in DIALECTS:
         claim = dialect.claims(request)
         if claim > surest:
             best, surest = dialect, claim
-    if surest < _GENERIC_CLAIM and auxiliary(request, None) is not None:
-        return None  # a token count or a rerank may carry messages too
-    return best
+    return best, surest
 
 
 def classify_response(response: ResponseView, body: JSON) -> Dialect | None:

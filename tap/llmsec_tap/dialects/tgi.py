@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Final
 
-from llmsec_tap.dialects import messages
+from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import JSON, RequestView, ResponseView, dict_of, int_of, list_of, text_of
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
@@ -26,24 +26,29 @@ _SAGEMAKER: Final = re.compile(r"/endpoints/[^/]+/invocations(-response-stream)?
 class TGIGenerate(BaseDialect):
     api: ClassVar[str] = "tgi.generate"
     operation: ClassVar[str] = "text_completion"
+    default_provider: ClassVar[str] = "tgi"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not _is_prompt(request.get("inputs")):
             return 0
         path = request.path.rstrip("/")
         if path.endswith(("/generate", "/generate_stream")):
-            return 80
+            return claims.SHARED_ROUTE_AND_SHAPE
         if path == "":
-            return 60 if isinstance(request.get("parameters"), dict) or isinstance(request.get("stream"), bool) else 30
-        return 40 if path.endswith("/invocations") else 0
+            return (
+                claims.SHARED_ROUTE_AND_HINT
+                if isinstance(request.get("parameters"), dict) or isinstance(request.get("stream"), bool)
+                else claims.GENERIC_ROUTE
+            )
+        return claims.GENERIC_ROUTE_AND_SHAPE if path.endswith("/invocations") else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         if isinstance(body, list) and body:
             body = body[0]
         body = dict_of(body)
         if "generated_text" in body and ("token" in body or "details" in body):
-            return 85
-        return 70 if isinstance(body.get("generated_text"), str) else 0
+            return claims.OWN_FIELDS
+        return claims.SOME_FIELDS if isinstance(body.get("generated_text"), str) else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         messages.prompt(request.get("inputs"), draft)
@@ -91,16 +96,21 @@ class HFTextGeneration(TGIGenerate):
     """The model is in the path of the Inference API; an endpoint of one's own has none."""
 
     api: ClassVar[str] = "hf.text_generation"
+    default_provider: ClassVar[str] = "huggingface"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST":
             return 0
         host = request.host
         if _HF_MODEL.search(request.path):  # the older conversational task nests its text
-            return 75 if _is_prompt(request.get("inputs")) or isinstance(dict_of(request.get("inputs")).get("text"), str) else 0
+            return (
+                claims.SHARED_ROUTE_AND_FIELD
+                if _is_prompt(request.get("inputs")) or isinstance(dict_of(request.get("inputs")).get("text"), str)
+                else 0
+            )
         if not _is_prompt(request.get("inputs")):
             return 0
-        return 70 if request.path == "/" and ".endpoints.huggingface.cloud" in host else 0
+        return claims.ROUTE if request.path == "/" and ".endpoints.huggingface.cloud" in host else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         return 0
@@ -118,11 +128,12 @@ class SageMakerInvoke(TGIGenerate):
     """https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html with a text generation body."""
 
     api: ClassVar[str] = "sagemaker.invoke"
+    default_provider: ClassVar[str] = "aws.sagemaker"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not _SAGEMAKER.search(request.path):
             return 0
-        return 85 if _is_prompt(request.get("inputs")) else 0
+        return claims.ROUTE_AND_FIELD if _is_prompt(request.get("inputs")) else 0
 
     def recognises(self, response: ResponseView, body: JSON) -> int:
         return 0
@@ -133,14 +144,15 @@ class HFFeatureExtraction(BaseDialect):
 
     api: ClassVar[str] = "hf.feature_extraction"
     operation: ClassVar[str] = "embeddings"
+    default_provider: ClassVar[str] = "huggingface"
 
     def claims(self, request: RequestView) -> int:
         if request.method != "POST" or not _is_prompt(request.get("inputs")):
             return 0
         path = request.path.rstrip("/")
         if _HF_PIPELINE.search(path) or path.endswith("/pipeline/feature-extraction"):
-            return 90
-        return 50 if path.endswith("/embed") else 0
+            return claims.ROUTE_AND_SHAPE
+        return claims.SHARED_ROUTE if path.endswith("/embed") else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         messages.prompt(request.get("inputs"), draft)

@@ -2,36 +2,38 @@
 
 One `ExchangeAssembly` per request and response pair. Which dialect reads it is settled when the request has ended (or, where the
 request was not captured, at the answer's first event or its end); everything before that is buffered.
-A dialect that raises is a defect of ours: it is caught here, counted as `decoder_error`, and the rest of the exchange goes on.
+What comes of it is settled elsewhere: `completeness.py` says how whole it is, `record.py` makes the record.
+An exception in a dialect is a bug in this project: it is caught here, counted as `decoder_error`, and the rest of the exchange is still
+processed.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 from llmsec_tap import limits
-from llmsec_tap.anomalies import UNREAD
-from llmsec_tap.dialects.base import JSON, Dialect, EventHandler, NotJSON, RequestView, ResponseView, is_costly, is_json_lines, parse_json
+from llmsec_tap.anomalies import UNREAD, AnomalyName
+from llmsec_tap.dialects.base import JSON, Dialect, EventHandler, NotJSON, RequestView, ResponseView, parse_json
 from llmsec_tap.dialects.draft import DeltaListener, Draft
 from llmsec_tap.dialects.failures import read_failure
-from llmsec_tap.dialects.registry import auxiliary, classify_response, identify
+from llmsec_tap.dialects.registry import classify_response
 from llmsec_tap.exchange.body import FRAME_PARSERS, FRAMING_BY_TYPE, Body, FrameParser, looks_like_sse
-from llmsec_tap.exchange.charsets import likely_text, seen_text
-from llmsec_tap.exchange.loose_json import read_loosely, texts_in
-from llmsec_tap.exchange.request_reading import fold_case, has_token_ids, needs_folding, read_body, read_left_over, settle
-from llmsec_tap.exchange.timing import timings
-from llmsec_tap.identity.credentials import Fingerprinter, clean_text, credential_of
-from llmsec_tap.identity.masking import mask_method, mask_record, mask_target
-from llmsec_tap.model import AnomalyCount, Completeness, Exchange, Framing, OtherText, Request, Response
+from llmsec_tap.exchange.charsets import likely_text
+from llmsec_tap.exchange.completeness import completeness_of
+from llmsec_tap.exchange.ids import RequestDigest
+from llmsec_tap.exchange.loose_json import texts_in
+from llmsec_tap.exchange.record import Facts, build_record
+from llmsec_tap.exchange.request_reading import fold_case, has_token_ids, needs_folding, read_body, read_left_over, scalars, settle
+from llmsec_tap.exchange.response_reading import late_framing, read_loose_answer
+from llmsec_tap.identity.credentials import Fingerprinter, credential_of
+from llmsec_tap.identity.non_inference import auxiliary
+from llmsec_tap.identity.who import identify
+from llmsec_tap.model import Completeness, Exchange, Framing, OtherText
 from llmsec_tap.wire.flow import Flow
-from llmsec_tap.wire.http1 import NO_BODY, Head
+from llmsec_tap.wire.messages import Head, ignore
 
 _T = TypeVar("_T")
-
-# Reasons a message ended, from the HTTP parser, and what they make of the exchange.
-_ABORTED = frozenset(("fin", "reset", "closed"))
 
 
 class ListenerFactory(Protocol):
@@ -62,7 +64,7 @@ class Context:
 
 
 class ExchangeAssembly:
-    """An `ExchangeSink` of wire/http_flow.py."""
+    """An `ExchangeSink` of wire/messages.py."""
 
     __slots__ = (
         "_anomalies",
@@ -106,7 +108,7 @@ class ExchangeAssembly:
         self.request = Body(self, self._request_data)
         self.response = Body(self, self._first_response_data)
         self.draft = Draft(reserve=self.reserve)
-        self._anomalies: dict[str, int] = {}
+        self._anomalies: dict[AnomalyName, int] = {}
         self._request_head: Head | None = None
         self._response_head: Head | None = None
         self._view: RequestView | None = None
@@ -118,7 +120,7 @@ class ExchangeAssembly:
         self._started_ns: int | None = None
         self._last_ns = 0
         self._response_body_ns: int | None = None
-        self._digest = hashlib.blake2b(digest_size=16)
+        self._digest = RequestDigest()
         self._truncated = False
         self._counted = False
         self._done = False
@@ -132,17 +134,13 @@ class ExchangeAssembly:
     def request_head(self, head: Head) -> None:
         self._request_head = head
         self._started_ns = head.ts_ns
-        self._digest.update(f"{head.method} {head.target.partition('?')[0]}".encode())  # a query may hold a credential
+        self._digest.head(head)
         self.request.head(head)
-        if head.method == "HEAD":
-            self.response.bodiless = True
-        elif head.method == "CONNECT":
-            self.response.bodiless = self.response.is_tunnel = True
         if self.context.listener_factory is not None:
             self.draft.listener = self.context.listener_factory(self)
 
     def _request_data(self, ts_ns: int, data: bytes) -> None:
-        self._digest.update(data)
+        self._digest.data(data)
         self.request.hold(data)
 
     def _request_complete(self) -> None:
@@ -151,11 +149,11 @@ class ExchangeAssembly:
         if head is None or self._view is not None:
             return
         raw, undecoded, others = self.request.take(), self.request.raw_prefix, self.request.other_bytes
-        view = self._view = RequestView(head.method, head.target, _joined(head), raw)
+        view = self._view = RequestView(head.method, head.target, head.joined(), raw)
         # A gap inside a long text leaves JSON that still reads, with both sides of the text joined; elsewhere it does not read.
         self._guarded(lambda: self._read_request(view, raw, undecoded, others))
         view.raw = b""
-        view.body = _scalars(view.body)
+        view.body = scalars(view.body)
         self.draft.request_cost(view.body)
 
     def _read_request(self, view: RequestView, raw: bytes, undecoded: bytes, others: bytes) -> None:
@@ -178,7 +176,7 @@ class ExchangeAssembly:
         if has_token_ids(view.body):
             self.anomaly("prompt_token_ids")
 
-    def _body_anomaly(self, name: str) -> None:
+    def _body_anomaly(self, name: AnomalyName) -> None:
         """Of damage that lost bytes explain, the loss says enough."""
         if name != "body_bad_json" or not self.request.gapped:
             self.anomaly(name)
@@ -190,7 +188,7 @@ class ExchangeAssembly:
         if self._started_ns is None:
             self._started_ns = head.ts_ns
         self.response.head(head)
-        self.response_view = ResponseView(head.status, _joined(head))
+        self.response_view = ResponseView(head.status, head.joined())
 
     def _first_response_data(self, ts_ns: int, data: bytes) -> None:
         """The body begins: is it a stream, and who reads it?"""
@@ -305,7 +303,7 @@ class ExchangeAssembly:
         self.response.release()
         # Cut the cycles, so that a finished exchange is freed at once and not at some later garbage collection.
         for body in (self.request, self.response):
-            body.on_data = body.data = NO_BODY.data
+            body.on_data = body.data = ignore
         del self.request, self.response
         self._handler = self._frames = None
         listener, self.draft.listener = self.draft.listener, None
@@ -336,10 +334,9 @@ class ExchangeAssembly:
             self._guarded(lambda: read_failure(view, body, draft))  # of an auxiliary call, if it turns out to be one
 
     def _streamed_late(self, view: ResponseView, raw: bytes) -> bool:
-        """A stream under the type of a whole answer: lines of JSON, or events behind white space."""
         dialect = self._dialect
-        framing: Framing | None = "sse" if looks_like_sse(raw.lstrip()) else "ndjson" if is_json_lines(raw) else None
-        if dialect is None or framing is None or view.status >= 400:
+        framing = late_framing(raw) if dialect is not None and view.status < 400 else None
+        if dialect is None or framing is None:
             return False
         self._framing = framing
         self._handler = self._guarded(lambda: dialect.stream(self._view, view, self.draft))
@@ -350,154 +347,94 @@ class ExchangeAssembly:
         return True
 
     def _loose_response(self, view: ResponseView, raw: bytes) -> JSON:
-        """What can be had of an answer that is no JSON as it stands: its value as far as it goes, and its text for detection."""
-        content_type = view.headers.get("content-type", "")
-        is_small = len(raw) <= limits.MAX_LOOSE_BODY_BYTES and not is_costly(raw)
-        raw = raw[: limits.MAX_LOOSE_BODY_BYTES]
-        loose = read_loosely(raw, content_type) if is_small else None
-        lost = self.response.gapped or self._truncated or self.response.ended != "complete"
-        for name in loose.marks if loose is not None else ():
-            if name != "body_bad_json" or (self._dialect is not None and not lost):
-                self.anomaly(name)
-        if loose is not None:
-            self._unread_texts(loose.rest)
-            return loose.value
-        if not view.content_type.startswith(("image/", "audio/", "video/")):
-            text, is_whole = seen_text(raw, content_type)
-            self._unread_texts([text])
-            if self._dialect is not None and not lost:
-                if "json" in view.content_type:
-                    self.anomaly("body_bad_json")
-                elif not is_whole:
-                    self.anomaly("body_unreadable")
-        return None
+        is_lost = self.response.gapped or self._truncated or self.response.ended != "complete"
+        value, texts = read_loose_answer(view, raw, self.anomaly, is_damage=self._dialect is not None and not is_lost)
+        self._unread_texts(texts)
+        return value
 
-    def _late_bytes(self) -> None:
-        """What the parser gave out of the request after it had ended: bytes that it skipped, copies that differed."""
-        raw, others = self.request.raw_prefix, self.request.other_bytes
-        for data in (raw[self._read_bytes[0] :], others[self._read_bytes[1] :]):
-            if data:
-                text = likely_text(data)
-                self._unread_texts((text, *texts_in(text)), path="$")
+    # --- the record ---------------------------------------------------------------------------------------------------
+
+    @property
+    def exchange_id(self) -> str:
+        """The id that the record will have. It is settled once the request is whole: nothing of the answer is in it."""
+        return self._digest.exchange_id(self.client, self.server, self._started_ns, self._ordinal, self.context.fingerprint)
+
+    def _record(self, ts_ns: int) -> Exchange:
+        view, draft, dialect = self._view, self.draft, self._dialect
+        provider = self._guarded(lambda: identify(view, self.response_view, draft, dialect))
+        api = dialect.api if dialect is not None and provider is not None else None
+        operation = None
+        if provider is not None:
+            operation = draft.operation or (dialect.operation if dialect is not None else None)
+            if operation is None and view is not None:
+                operation = self._guarded(lambda: auxiliary(view, self.response_view))
+        for name, count in draft.anomalies.items():
+            self.anomaly(name, count)
+        if provider is not None:
+            self._keep_unread()
+        completeness = self._completeness(is_llm=provider is not None)
+        is_whole_stream = self._framing is not None and provider is not None and completeness in ("complete", "unreadable")
+        is_cut = self._frames is not None and self._frames.unfinished
+        if is_whole_stream and (is_cut or not (draft.terminated or any(draft.finish_reasons()))):
+            self.anomaly("stream_unterminated")
+        facts = Facts(
+            exchange_id=self.exchange_id,
+            client=self.client,
+            server=self.server,
+            process=self.flow.process,
+            request_head=self._request_head,
+            response_head=self._response_head,
+            request_bytes=self.request.bytes,
+            response_bytes=max(self.response.bytes, self._frames.fed_bytes if self._frames else 0),
+            started_ns=self._started_ns,
+            response_body_ns=self._response_body_ns,
+            ended_ns=self._last_ns or ts_ns,
+            framing=self._framing,
+            provider=provider,
+            api=api,
+            operation=operation,
+            credential=credential_of(view) if view is not None else None,
+            completeness=completeness,
+        )
+        return build_record(facts, draft, self._anomalies, self.context.fingerprint)
+
+    def _completeness(self, *, is_llm: bool) -> Completeness:
+        request, response = self.request, self.response
+        is_unread = request.unreadable is not None or response.unreadable is not None or not UNREAD.isdisjoint(self._anomalies)
+        return completeness_of(
+            has_request=self._request_head is not None,
+            is_gapped=request.gapped or response.gapped,
+            is_truncated=self._truncated,
+            is_unread=is_llm and is_unread,
+            request_ended=request.ended,
+            response_ended=response.ended,
+            is_terminated=self.draft.terminated,
+        )
+
+    def _keep_unread(self) -> None:
+        """What could not be read, and copies that differed, is kept as text for detection, and said."""
+        draft, request, response = self.draft, self.request, self.response
+        if draft.unread or response.unreadable or response.other_bytes:
+            self._unread_texts(likely_text(data) for data in (*draft.unread, response.raw_prefix, response.other_bytes) if data)
+        if request.unreadable or request.other_bytes:
+            # The parser may have given more of it after the request had ended, which is when the first of it was read.
+            for data in (request.raw_prefix[self._read_bytes[0] :], request.other_bytes[self._read_bytes[1] :]):
+                if data:
+                    text = likely_text(data)
+                    self._unread_texts((text, *texts_in(text)), path="$")
+        for why in (request.unreadable, response.unreadable):
+            if why is not None and why not in self._anomalies:
+                self.anomaly(why)
 
     def _unread_texts(self, texts: Iterable[str], path: str = "response") -> None:
         self.draft.other_texts += [OtherText(path=path, text=text[: limits.MAX_OTHER_TEXT_CHARS]) for text in texts if text.strip()]
 
-    def _record(self, ts_ns: int) -> Exchange:
-        draft, head, response_head = self.draft, self._request_head, self._response_head
-        api = self._dialect.api if self._dialect is not None else None
-        provider = self._guarded(lambda: identify(self._view, self.response_view, draft, api))
-        operation = draft.operation or (self._dialect.operation if self._dialect is not None else None)
-        if provider is None:
-            api = operation = None
-        elif operation is None and self._view is not None:
-            view = self._view
-            operation = self._guarded(lambda: auxiliary(view, self.response_view))
-        for name, count in draft.anomalies.items():
-            self.anomaly(name, count)
-        is_llm = provider is not None
-        completeness = self._completeness()
-        first = draft.choices.get(0)
-        streaming = self._framing is not None and is_llm
-        exchange = Exchange(
-            exchange_id=self._id(),
-            client=self.client,
-            server=self.server,
-            started_ns=self._started_ns,
-            first_token_ns=draft.first_event_ns if streaming else self._response_body_ns,
-            first_text_ns=draft.first_text_ns if streaming else None,
-            ended_ns=self._last_ns or ts_ns,
-            provider=provider,
-            api=api,
-            operation=operation,
-            method=mask_method(head.method, self.context.fingerprint) if head else None,
-            path=mask_target(head.target, self.context.fingerprint) if head else None,
-            http_version=(head or response_head).version if head or response_head else None,  # type: ignore[union-attr]
-            status=response_head.status if response_head else None,
-            streaming=streaming,
-            framing=self._framing if streaming else None,
-            completeness=completeness,
-            process=self.flow.process,
-            request=Request(body_bytes=self.request.bytes),
-            response=Response(
-                body_bytes=max(self.response.bytes, self._frames.fed_bytes if self._frames else 0),
-                events=draft.events if streaming else None,
-            ),
-        )
-        if is_llm:
-            exchange.request_model = draft.request_model
-            exchange.response_model = draft.response_model
-            exchange.response_id = draft.response_id
-            exchange.input_text = draft.input_text
-            if first is not None:
-                exchange.output_text = str(first.text) if first.text or first.text.given else None
-                exchange.reasoning_text = str(first.reasoning) or None
-                exchange.refusal_text = str(first.refusal) or None
-            exchange.tool_calls = draft.tool_calls()
-            exchange.finish_reasons = draft.finish_reasons()
-            exchange.usage = draft.usage
-            exchange.error_type = draft.error_type
-            exchange.request.messages = draft.messages
-            exchange.request.tools = draft.tools
-            exchange.request.parameters = draft.parameters
-            exchange.response.messages = [choice.message() for _, choice in sorted(draft.choices.items())]
-            exchange.response.error_message = draft.error_message
-            exchange.response.embeddings = draft.embeddings
-            exchange.response.embedding_dimensions = draft.embedding_dimensions
-            if draft.unread or self.response.unreadable or self.response.other_bytes:
-                self._unread_texts(
-                    likely_text(data) for data in (*draft.unread, self.response.raw_prefix, self.response.other_bytes) if data
-                )
-            if self.request.unreadable or self.request.other_bytes:
-                self._late_bytes()
-            exchange.other_texts = draft.other_texts
-            mask_record(exchange, self.context.fingerprint)
-            timings(exchange, draft)
-            if streaming and completeness == "complete" and not draft.terminated and not any(exchange.finish_reasons):
-                self.anomaly("stream_unterminated")
-            for why in (self.request.unreadable, self.response.unreadable):
-                if why is not None and why not in self._anomalies:
-                    self.anomaly(why)
-            unread = self.request.unreadable or self.response.unreadable or not UNREAD.isdisjoint(self._anomalies)
-            if completeness == "complete" and unread:
-                exchange.completeness = "unreadable"
-        if self._view is not None:
-            credential = credential_of(self._view)
-            exchange.api_key_fingerprint = self.context.fingerprint(credential) if credential else None
-        exchange.anomalies = [AnomalyCount(name=name, count=count) for name, count in sorted(self._anomalies.items())]
-        return clean_text(exchange) if "json_not_strict" in self._anomalies else exchange
-
-    def _completeness(self) -> Completeness:
-        """midstream, gapped, truncated, aborted, complete: the first that holds."""
-        if self._request_head is None:
-            return "midstream"
-        if self.request.gapped or self.response.gapped:
-            return "gapped"
-        ends = {self.request.ended, self.response.ended}
-        if self.draft.terminated and self.response.ended in _ABORTED | {"capture_end", "expired"}:
-            ends.discard(self.response.ended)  # the stream's own last event came: nothing of it is missing
-        if ends & {"damage"}:
-            return "gapped"
-        if self._truncated or ends & {"capture_end", "expired", "memory", None}:
-            return "truncated"
-        return "aborted" if ends & _ABORTED else "complete"
-
-    def _id(self) -> str:
-        """48 bits of time, so that ids sort by it, then 80 bits of request and place: the same capture gives the same id.
-
-        Under the key of this installation: who has a record cannot try guesses of its request against its id. Nothing of the
-        answer is in it, so it can be told as soon as the request is known.
-        """
-        self._digest.update(f"{self.client} {self.server} {self._started_ns} {self._ordinal}".encode())
-        milliseconds = max(0, (self._started_ns or 0) // 1_000_000) & 0xFFFFFFFFFFFF
-        return f"{milliseconds:012x}{self.context.fingerprint('exchange ' + self._digest.hexdigest())[:20]}"
-
     # --- faults -------------------------------------------------------------------------------------------------------
 
-    def anomaly(self, name: str, count: int = 1) -> None:
+    def anomaly(self, name: AnomalyName, count: int = 1) -> None:
         self._anomalies[name] = self._anomalies.get(name, 0) + count
 
-    def unread(self, ts_ns: int, name: str, data: bytes) -> None:
+    def unread(self, ts_ns: int, name: AnomalyName, data: bytes) -> None:
         if self._started_ns is None:
             self._started_ns = ts_ns
         self.request.unread(name, data)
@@ -511,7 +448,7 @@ class ExchangeAssembly:
         self._held += size
         return True
 
-    def truncate(self, why: str) -> None:
+    def truncate(self, why: AnomalyName) -> None:
         self._truncated = True
         if why not in self._anomalies:
             self.anomaly(why)
@@ -528,19 +465,3 @@ class ExchangeAssembly:
             raise  # noqa: PLE0704 - called from except blocks only
         self.anomaly("decoder_error")
         self.context.on_defect(self._dialect.api if self._dialect is not None else "registry")
-
-
-def _joined(head: Head) -> dict[str, str]:
-    """Headers by name; repeats joined with a comma (RFC 9110 5.3)."""
-    headers: dict[str, str] = {}
-    for name, value in head.headers:
-        key, text = name.decode("latin-1"), value.decode("latin-1")
-        headers[key] = f"{headers[key]}, {text}" if key in headers else text
-    return headers
-
-
-def _scalars(body: JSON) -> JSON:
-    """What dialects still ask of a request once it is decoded: flags, names and the prompt. Messages are in the draft already."""
-    if not isinstance(body, dict):
-        return None
-    return {key: value for key, value in body.items() if not isinstance(value, dict | list)}

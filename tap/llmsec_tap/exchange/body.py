@@ -7,10 +7,11 @@ from typing import Protocol
 
 from llmsec_tap import limits
 from llmsec_tap.account import Entry
+from llmsec_tap.anomalies import AnomalyName, OnAnomaly
 from llmsec_tap.model import Framing
 from llmsec_tap.wire.encoding import ContentDecoder, content_decoder
 from llmsec_tap.wire.eventstream import EventStreamParser
-from llmsec_tap.wire.http1 import Head
+from llmsec_tap.wire.messages import Head
 from llmsec_tap.wire.ndjson import JSONArrayParser, NDJSONParser
 from llmsec_tap.wire.sse import EventSink, SSEParser
 
@@ -33,7 +34,10 @@ class FrameParser(Protocol):
     """SSEParser, NDJSONParser, JSONArrayParser and EventStreamParser."""
 
     fed_bytes: int
-    unfinished: bool
+
+    @property
+    def unfinished(self) -> bool:
+        """The body ended inside an event, which nobody can have read whole."""
 
     def feed(self, ts_ns: int, data: bytes) -> None: ...
 
@@ -42,7 +46,7 @@ class FrameParser(Protocol):
     def end(self, ts_ns: int) -> None: ...
 
 
-FRAME_PARSERS: dict[str, Callable[[EventSink, Callable[[str], None], Callable[[int], bool]], FrameParser]] = {
+FRAME_PARSERS: dict[str, Callable[[EventSink, OnAnomaly, Callable[[int], bool]], FrameParser]] = {
     "sse": SSEParser,
     "ndjson": NDJSONParser,
     "json-array": JSONArrayParser,
@@ -56,12 +60,12 @@ class BodyOwner(Protocol):
     @property
     def is_ended(self) -> bool: ...
 
-    def anomaly(self, name: str, count: int = 1) -> None: ...
+    def anomaly(self, name: AnomalyName, count: int = 1) -> None: ...
 
     def reserve(self, size: int) -> bool:
         """Take (or with a negative size give back) room in the account of all that is held; False where there is none."""
 
-    def truncate(self, why: str) -> None:
+    def truncate(self, why: AnomalyName) -> None:
         """Bytes were left out for a bound, the anomaly `why`."""
 
     def gap(self, body: Body) -> None: ...
@@ -89,12 +93,10 @@ class Body:
         "_raw_size",
         "_size",
         "_windows",
-        "bodiless",
         "bytes",
         "data",
         "ended",
         "gapped",
-        "is_tunnel",
         "on_data",
         "parts",
         "unreadable",
@@ -115,11 +117,9 @@ class Body:
         self._others: list[bytes] = []
         self._others_size = 0
         self._raw_size = 0
-        self.unreadable: str | None = None
+        self.unreadable: AnomalyName | None = None
         self.parts: list[bytes] = []
         self.bytes = 0  # as on the wire, codings included
-        self.bodiless = False
-        self.is_tunnel = False
         self.gapped = False
         self.ended: str | None = None
 
@@ -171,7 +171,7 @@ class Body:
             self.unread(decoder.fault, decoder.undecoded)
         decoder.undecoded = b""
 
-    def unread(self, why: str, data: bytes) -> None:
+    def unread(self, why: AnomalyName, data: bytes) -> None:
         """These bytes could not be read: keep the first of them as they are."""
         self.unreadable = self.unreadable or why
         data = data[: max(0, limits.MAX_RAW_PREFIX_BYTES - self._raw_size)]

@@ -13,6 +13,7 @@ from urllib.parse import unquote_plus
 
 import msgspec
 
+from llmsec_tap.anomalies import AnomalyName
 from llmsec_tap.exchange.charsets import declared_charset, likely_text, text_of_bytes
 from llmsec_tap.limits import MAX_FORM_FIELDS
 
@@ -31,7 +32,7 @@ class Form:
     def __init__(self) -> None:
         self.fields: dict[str, Any] = {}
         self.files: list[tuple[str, str, str]] = []
-        self.marks: list[str] = []
+        self.marks: list[AnomalyName] = []
 
     def add(self, name: str, text: str) -> None:
         if len(self.fields) >= MAX_FORM_FIELDS:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from llmsec_tap.anomalies import AnomalyName
 from llmsec_tap.exchange.charsets import charset_of, declared_charset, text_of_bytes
 from llmsec_tap.limits import MAX_JSON_DEPTH
 
@@ -45,7 +46,7 @@ class Loose:
     text: str
     lost: list[tuple[str, JSON]] = field(default_factory=list)
     rest: list[str] = field(default_factory=list)
-    marks: list[str] = field(default_factory=list)
+    marks: list[AnomalyName] = field(default_factory=list)
 
 
 def read_loosely(raw: bytes, content_type: str = "", *, fold: Callable[[str], str] | None = None) -> Loose | None:

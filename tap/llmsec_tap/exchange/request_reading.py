@@ -6,16 +6,17 @@ dialect did not name. What nobody can read is kept as the text that stands in it
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
+from llmsec_tap.anomalies import OnAnomaly
+from llmsec_tap.dialects import claims
 from llmsec_tap.dialects.base import Dialect, NotJSON, RequestView, is_costly, loose_path, parse_json
 from llmsec_tap.dialects.draft import Draft
-from llmsec_tap.dialects.registry import classify
 from llmsec_tap.exchange.charsets import declared_charset, seen_text, text_of_bytes
 from llmsec_tap.exchange.forms import read_form
 from llmsec_tap.exchange.left_over import LeftOver, fold_key, has_other_case
 from llmsec_tap.exchange.loose_json import Loose, may_repeat_keys, read_loosely, texts_in
+from llmsec_tap.identity.classify import classify
 from llmsec_tap.identity.non_inference import auxiliary
 from llmsec_tap.limits import MAX_LOOSE_BODY_BYTES
 
@@ -24,7 +25,6 @@ JSON = Any
 _JSON_BEGINS: Final = b"{[ \r\n\t"
 # Under these a token id stands where a text could.
 _PROMPTS: Final = ("prompt", "input", "inputs", "input_ids", "prompt_token_ids", "tokens")
-_SURE: Final = 60  # a claim that rests on the path
 _MEDIA: Final = ("image/", "audio/", "video/", "application/pdf", "application/zip", "application/gzip")
 
 
@@ -41,7 +41,7 @@ class BodyReading:
         self.lost: list[tuple[str, JSON]] = []
 
 
-def read_body(view: RequestView, raw: bytes, draft: Draft, mark: Callable[[str], None]) -> BodyReading:
+def read_body(view: RequestView, raw: bytes, draft: Draft, mark: OnAnomaly) -> BodyReading:
     """Sets `view.body`; anomalies go to `mark`."""
     content_type = view.headers.get("content-type", "")
     reading = BodyReading(raw, content_type)
@@ -79,7 +79,7 @@ def read_body(view: RequestView, raw: bytes, draft: Draft, mark: Callable[[str],
     return reading
 
 
-def fold_case(view: RequestView, reading: BodyReading, mark: Callable[[str], None]) -> bool:
+def fold_case(view: RequestView, reading: BodyReading, mark: OnAnomaly) -> bool:
     """Read the body again with the names of its fields in the APIs' own case. False where that changes nothing."""
     if len(reading.raw) > MAX_LOOSE_BODY_BYTES:
         mark("body_bad_json")
@@ -114,6 +114,13 @@ def read_left_over(view: RequestView, reading: BodyReading, draft: Draft) -> Lef
     return left
 
 
+def scalars(body: JSON) -> JSON:
+    """What dialects still ask of a request once it is decoded: flags, names and the prompt. Messages are in the draft already."""
+    if not isinstance(body, dict):
+        return None
+    return {key: value for key, value in body.items() if not isinstance(value, dict | list)}
+
+
 def has_token_ids(body: JSON) -> bool:
     """Whether the prompt is numbers: a list of token ids, or a list of such lists."""
     if not isinstance(body, dict) or "messages" in body:
@@ -127,7 +134,7 @@ def has_token_ids(body: JSON) -> bool:
     return False
 
 
-def _take(view: RequestView, reading: BodyReading, loose: Loose, mark: Callable[[str], None]) -> None:
+def _take(view: RequestView, reading: BodyReading, loose: Loose, mark: OnAnomaly) -> None:
     view.body = loose.value
     view.body_is_json = loose.value is not None
     reading.lost += loose.lost
@@ -138,7 +145,7 @@ def _take(view: RequestView, reading: BodyReading, loose: Loose, mark: Callable[
         mark(name)
 
 
-def _other_charset(reading: BodyReading, mark: Callable[[str], None]) -> None:
+def _other_charset(reading: BodyReading, mark: OnAnomaly) -> None:
     """JSON in UTF-8 whose type names another charset: a server that believes the type sees another text."""
     charset = declared_charset(reading.content_type)
     if charset is None:
@@ -149,7 +156,7 @@ def _other_charset(reading: BodyReading, mark: Callable[[str], None]) -> None:
         mark("charset_differs")
 
 
-def _as_text(reading: BodyReading, mark: Callable[[str], None]) -> None:
+def _as_text(reading: BodyReading, mark: OnAnomaly) -> None:
     text, is_whole = seen_text(reading.raw, reading.content_type)
     if text:
         reading.texts.append(("$", text))
@@ -160,7 +167,7 @@ def _as_text(reading: BodyReading, mark: Callable[[str], None]) -> None:
         mark("body_unreadable")
 
 
-def settle(view: RequestView, reading: BodyReading, mark: Callable[[str], None]) -> Dialect | None:
+def settle(view: RequestView, reading: BodyReading, mark: OnAnomaly) -> Dialect | None:
     """Who reads the request: as it stands, with its fields in the APIs' own case, or with its path as lenient servers route it."""
     if view.body is not None and view.method != "POST":
         view.method = "POST"  # servers that route by path alone read a body under any method
@@ -173,7 +180,7 @@ def settle(view: RequestView, reading: BodyReading, mark: Callable[[str], None])
     if loose != view.path:
         surest = dialect.claims(view) if dialect is not None else 0
         view.path = loose
-        other = classify(view) if surest < _SURE else None
+        other = classify(view) if surest < claims.RESTS_ON_ROUTE else None
         if other is not None and other.claims(view) > surest:
             return other
         if dialect is not None or auxiliary(view, None) is None:

@@ -10,7 +10,8 @@ import re
 from typing import Final
 
 from llmsec_tap.dialects.base import RequestView, ResponseView
-from llmsec_tap.identity.hosts import provider_of_host
+from llmsec_tap.providers.headers import MODEL_SERVERS, provider_of_headers
+from llmsec_tap.providers.hosts import provider_of_host
 
 # Path pattern, operation: the first that fits. Order matters: `/responses/{id}/input_tokens` before `/responses/{id}`.
 _OPERATIONS: Final = tuple(
@@ -52,8 +53,6 @@ _UNMISTAKABLE: Final = re.compile(
     r"|/model/[^/]+/count-tokens$|:(countTokens|computeTokens|batchGenerateContent)$"
 )
 _THREAD_MESSAGES: Final = re.compile(r"/v1/threads/[^/]+/messages$")
-# On hosts that vouch for themselves by a header.
-_VOUCHED: Final = re.compile(r"(?i)llama\.cpp|ollama|vllm|sglang")
 
 
 def auxiliary(request: RequestView, response: ResponseView | None) -> str | None:
@@ -64,7 +63,7 @@ def auxiliary(request: RequestView, response: ResponseView | None) -> str | None
         return operation or "other"
     if operation is None:
         return None
-    if response is not None and _VOUCHED.search(response.headers.get("server", "")):
+    if response is not None and provider_of_headers(response.headers, {}) in MODEL_SERVERS:
         return operation
     if _UNMISTAKABLE.search(path):
         return operation

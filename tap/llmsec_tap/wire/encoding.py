@@ -9,9 +9,11 @@ Bombs: what each stage gives is bounded by limits.MAX_EXPANSION_RATIO times the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Literal
 
 from llmsec_tap import limits
+from llmsec_tap.anomalies import AnomalyName, OnAnomaly
 from llmsec_tap.wire.codings import Coding, Plain, choose
 
 _SLICE = 64 * limits.KIB
@@ -23,7 +25,7 @@ class _Stage:
 
     __slots__ = ("_anomaly", "_coding", "_first", "_name", "produced")
 
-    def __init__(self, name: str, on_anomaly: Callable[[str], None]) -> None:
+    def __init__(self, name: str, on_anomaly: OnAnomaly) -> None:
         self._name = name
         self._anomaly = on_anomaly
         self._coding: Coding | None = None
@@ -63,11 +65,11 @@ class ContentDecoder:
 
     __slots__ = ("_anomaly", "_consumed", "_stages", "fault", "undecoded")
 
-    def __init__(self, names: list[str], on_anomaly: Callable[[str], None]) -> None:
+    def __init__(self, names: list[str], on_anomaly: OnAnomaly) -> None:
         self._stages = [_Stage(name, on_anomaly) for name in names]
         self._anomaly = on_anomaly
         self._consumed = 0
-        self.fault: str | None = None  # why nothing more comes
+        self.fault: AnomalyName | Literal["gap"] | None = None  # why nothing more comes
         self.undecoded = b""  # of the last piece fed: what came from the fault on
 
     @property
@@ -99,7 +101,7 @@ class ContentDecoder:
         """Lost input: what follows cannot be decoded."""
         self.stop("gap")
 
-    def stop(self, why: str) -> None:
+    def stop(self, why: AnomalyName | Literal["gap"]) -> None:
         self.fault = self.fault or why
         self._stages.clear()
 
@@ -128,13 +130,13 @@ class ContentDecoder:
             return b""
         return piece
 
-    def _fail(self, name: str) -> None:
+    def _fail(self, name: AnomalyName) -> None:
         if self.fault is None:
             self.stop(name)
             self._anomaly(name)
 
 
-def content_decoder(value: str, on_anomaly: Callable[[str], None]) -> ContentDecoder | None:
+def content_decoder(value: str, on_anomaly: OnAnomaly) -> ContentDecoder | None:
     """A decoder for a Content-Encoding header value, or None for `identity`, an unknown coding, or too many of them."""
     names = [name for name in (part.strip().lower() for part in value.split(",")) if name and name != "identity"]
     if not names:

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable
 
 from llmsec_tap.account import Entry, no_account
+from llmsec_tap.anomalies import OnAnomaly
 from llmsec_tap.limits import MAX_EVENTSTREAM_MESSAGE_BYTES
 from llmsec_tap.wire.sse import EventSink
 
@@ -29,7 +30,7 @@ class EventStreamParser:
 
     __slots__ = ("_anomaly", "_buffer", "_entry", "_on_event", "fed_bytes", "unfinished")
 
-    def __init__(self, on_event: EventSink, on_anomaly: Callable[[str], None], reserve: Callable[[int], bool] = no_account) -> None:
+    def __init__(self, on_event: EventSink, on_anomaly: OnAnomaly, reserve: Callable[[int], bool] = no_account) -> None:
         self._on_event = on_event
         self._anomaly = on_anomaly
         self._buffer = bytearray()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from llmsec_tap.account import no_account
+from llmsec_tap.anomalies import AnomalyName
 from llmsec_tap.model import Process
 
 
@@ -47,7 +48,7 @@ class FlowSink(Protocol):
 
     def close(self, ts_ns: int, reason: str) -> None: ...
 
-    def anomaly(self, name: str) -> None: ...
+    def anomaly(self, name: AnomalyName) -> None: ...
 
 
 class Flow:

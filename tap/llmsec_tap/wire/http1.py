@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final
 
 from llmsec_tap import limits
 from llmsec_tap.account import Entry, no_account
-
-Headers = list[tuple[bytes, bytes]]
+from llmsec_tap.anomalies import AnomalyName, OnAnomaly
+from llmsec_tap.wire.messages import IGNORED, BodySink, Head, Headers
 
 # Methods of RFC 9110, PATCH, WebDAV's common ones and QUERY: what a request may begin with when we look for one.
 _METHODS = b"GET|POST|PUT|DELETE|HEAD|OPTIONS|PATCH|CONNECT|TRACE|QUERY|PROPFIND|SEARCH|REPORT|LINK|UNLINK|PURGE"
@@ -30,8 +30,8 @@ REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) +([^ \r\n]+) +HT
 _REQUEST_PREFIX = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}(?: |\Z)")
 _STATUS_LINE = re.compile(rb"HTTP/(1\.\d) +(\d{3})(?: [^\n]*|\r)?\n")
 _STATUS_PREFIX = re.compile(rb"HTTP/1\.(?:\Z|\d(?:\Z| +(?:\Z|\d{1,2}\Z|\d{3}(?:\Z| |\n|\r(?:\Z|\n)))))")
-_REQUEST_START = re.compile(rb"(?:" + _METHODS + rb") [^ \r\n]+ HTTP/1\.[01] *\r?\n")
-_STATUS_START = re.compile(rb"HTTP/1\.[01] [1-5]\d\d[ \r\n]")
+REQUEST_START = re.compile(rb"(?:" + _METHODS + rb") [^ \r\n]+ HTTP/1\.[01] *\r?\n")
+STATUS_START = re.compile(rb"HTTP/1\.[01] [1-5]\d\d[ \r\n]")
 _EMPTY_LINES = re.compile(rb"[\r\n]*")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 # Any number of leading zeros, as llhttp takes them.
@@ -47,72 +47,9 @@ _ANYTHING, _LINE_END, _HEAD_END_WANTED = range(3)
 # Beyond limits.MAX_HEADERS only these are kept: they frame the body and tell what it is.
 _ESSENTIAL = frozenset((b"content-length", b"transfer-encoding", b"content-encoding", b"content-type", b"host", b"authorization"))
 
-_chunk_sizes: dict[bytes, int] = {}  # sizes repeat; a dictionary is several times cheaper than a checked conversion
-
-
-class Head:
-    """The head of a message. Header names are lower case, in wire order, repeats kept; values without outer white space."""
-
-    __slots__ = ("headers", "method", "status", "target", "ts_ns", "version")
-
-    def __init__(self, ts_ns: int, version: str, headers: Headers, *, method: str = "", target: str = "", status: int = 0) -> None:
-        self.ts_ns = ts_ns  # of the first byte
-        self.version = version
-        self.headers = headers
-        self.method = method
-        self.target = target
-        self.status = status
-
-    def all(self, name: bytes) -> list[bytes]:
-        return [value for key, value in self.headers if key == name]
-
-    def get(self, name: bytes) -> bytes | None:
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return None
-
-
-class BodySink(Protocol):
-    """Takes the body of one message, framing removed."""
-
-    @property
-    def bodiless(self) -> bool:
-        """The response answers HEAD, or opens a tunnel, so no body follows its head."""
-
-    @property
-    def is_tunnel(self) -> bool:
-        """What follows on the connection is no longer HTTP/1: a 2xx answer to CONNECT (RFC 9110 9.3.6)."""
-
-    data: Callable[[int, bytes], None]
-    """An attribute, which the sink may replace once it knows what the body is; parsers look it up each time."""
-
-    def gap(self, ts_ns: int, length: int | None) -> None: ...
-
-    def end(self, ts_ns: int, how: str) -> None:
-        """`how`: complete; or why the message is not: fin, reset, expired, capture_end, closed, damage."""
-
-
-class _NoBody:
-    """Ignores everything: no message is being read, or it is no exchange of its own (an interim response)."""
-
-    bodiless = True
-    is_tunnel = False
-
-    def __init__(self) -> None:
-        self.data: Callable[[int, bytes], None] = self.ignore
-
-    def ignore(self, ts_ns: int, data: bytes) -> None:
-        pass
-
-    def gap(self, ts_ns: int, length: int | None) -> None:
-        pass
-
-    def end(self, ts_ns: int, how: str) -> None:
-        pass
-
-
-NO_BODY = _NoBody()
+# Chunk sizes as nearly all servers write them (Go, node, nginx and uvicorn in lower case): looking one up is several times cheaper than a
+# checked conversion.
+_CHUNK_SIZES: Final = {b"%x" % size: size for size in range(4096)}
 
 
 class MessageParser:
@@ -145,7 +82,7 @@ class MessageParser:
     def __init__(
         self,
         on_head: Callable[[Head], BodySink],
-        on_anomaly: Callable[[str], None],
+        on_anomaly: OnAnomaly,
         on_lost: Callable[[], None] = lambda: None,
         on_skipped: Callable[[bytes], None] = lambda _data: None,
         reserve: Callable[[int], bool] = no_account,
@@ -166,7 +103,7 @@ class MessageParser:
         self._head_ns = 0
         self._remaining: int | None = 0
         self._body: BodySink | None = None
-        self._sink: BodySink = NO_BODY  # the body's own sink, or one that ignores
+        self._sink: BodySink = IGNORED  # the body's own sink, or one that ignores
         self._complete_at_end = False
         self._at_boundary = False
         self._at_chunk: Callable[[bytes, int], int] = self._chunk_header  # one object, so that `is` tells the state of most segments
@@ -189,7 +126,7 @@ class MessageParser:
         elif self._state is self._at_chunk:
             # The usual segment of a stream is exactly one chunk.
             cut = data.find(b"\r\n", 0, 20)
-            size = _chunk_sizes.get(data[:cut], 0) if cut > 0 else 0
+            size = _CHUNK_SIZES.get(data[:cut], 0) if cut > 0 else 0
             if size and len(data) == cut + 4 + size and data.endswith(b"\r\n"):
                 self._sink.data(ts_ns, data[cut + 2 : -2])
                 return
@@ -285,7 +222,7 @@ class MessageParser:
         self._drop_held()
         self._state = self._opaque
 
-    def drop(self, why: str) -> None:
+    def drop(self, why: AnomalyName) -> None:
         """There is no room for what is held: it goes unread, and the next message is looked for."""
         if not self._held:
             return
@@ -339,7 +276,7 @@ class MessageParser:
         self._begin(self._parse_head(data[at : found.start() + 1 + (data[found.start()] == 13)]))
         return found.end()
 
-    def _bad_head(self, data: bytes, at: int, anomaly: str) -> int:
+    def _bad_head(self, data: bytes, at: int, anomaly: AnomalyName) -> int:
         self._anomaly(anomaly)
         self._on_skipped(data[at : at + 1])
         self._state = self._find_start
@@ -389,7 +326,7 @@ class MessageParser:
             self._seek_chunk()
             return at
         line = data[at:cut].rstrip(b"\r")
-        size = _chunk_sizes.get(line)
+        size = _CHUNK_SIZES.get(line)
         if size is None:
             match = _CHUNK_SIZE.fullmatch(line)
             if match is None:
@@ -397,8 +334,6 @@ class MessageParser:
                 self._seek_chunk()
                 return at
             size = int(match[1], 16)
-            if len(line) <= 8 and len(_chunk_sizes) < 65536 and line.isalnum():
-                _chunk_sizes[line] = size
         if size == 0:
             self._state = self._trailers
         else:
@@ -565,13 +500,9 @@ class MessageParser:
     # --- bodies -------------------------------------------------------------------------------------------------------
 
     def _start_body(self, head: Head, *, length: int | None, chunked: bool, to_end: bool) -> None:
-        body = self._body = self._sink = self._on_head(head)
+        self._body = self._sink = self._on_head(head)
         self._complete_at_end = False
-        if body.bodiless:
-            self._finish("complete")
-            if body.is_tunnel:
-                self.pass_through()
-        elif chunked:
+        if chunked:
             self._state = self._at_chunk
         elif length is not None:
             self._remaining = length
@@ -588,7 +519,7 @@ class MessageParser:
 
     def _finish(self, how: str) -> None:
         body, self._body = self._body, None
-        self._sink = NO_BODY
+        self._sink = IGNORED
         self._state = self._at_start
         if body is not None:
             body.end(self._ts_ns, how)
@@ -610,7 +541,7 @@ class RequestParser(MessageParser):
     """The client's direction."""
 
     __slots__ = ()
-    _start = _REQUEST_START
+    _start = REQUEST_START
 
     _start_wants = _LINE_END
 
@@ -635,11 +566,33 @@ class RequestParser(MessageParser):
         self._start_body(head, length=None if chunked else self._content_length(head), chunked=chunked, to_end=False)
 
 
+def opens_tunnel(method: str, status: int) -> bool:
+    """Whether what follows this answer to a request of `method` is no longer HTTP/1, in both directions (RFC 9110 7.8 and 9.3.6)."""
+    return status == 101 or (method == "CONNECT" and 200 <= status < 300)
+
+
 class ResponseParser(MessageParser):
     """The server's direction. Message body length: RFC 9112 section 6.3."""
 
-    __slots__ = ()
-    _start = _STATUS_START
+    __slots__ = ("_answered",)
+    _start = STATUS_START
+
+    def __init__(
+        self,
+        on_head: Callable[[Head], BodySink],
+        on_anomaly: OnAnomaly,
+        on_lost: Callable[[], None] = lambda: None,
+        on_skipped: Callable[[bytes], None] = lambda _data: None,
+        reserve: Callable[[int], bool] = no_account,
+        answered: Callable[[], str] = lambda: "",
+    ) -> None:
+        """`answered` gives the method of the request that the next response answers; it is asked just before `on_head`."""
+        super().__init__(on_head, on_anomaly, on_lost, on_skipped, reserve)
+        self._answered = answered
+
+    def release(self) -> None:
+        super().release()
+        del self._answered
 
     def _may_be_start(self, data: bytes, at: int) -> bool:
         return _STATUS_PREFIX.match(data, at) is not None or b"HTTP/1.".startswith(data[at : at + 7])
@@ -658,21 +611,15 @@ class ResponseParser(MessageParser):
             self._on_head(head)
             self._state = self._at_start
             return
-        if status in (101, 204, 304):
-            self._start_body(head, length=0, chunked=False, to_end=False)
-            if status == 101:
-                self.pass_through()
-            return
-        chunked = self._is_chunked(head)
-        length = None if chunked else self._content_length(head)
+        method = self._answered()
+        is_tunnel = opens_tunnel(method, status)
+        chunked = False
+        length: int | None = 0
+        if status not in (101, 204, 304):
+            chunked = self._is_chunked(head)
+            length = None if chunked else self._content_length(head)
+        if is_tunnel or method == "HEAD":
+            chunked, length = False, 0
         self._start_body(head, length=length, chunked=chunked, to_end=not chunked and length is None)
-
-
-def find_message(data: bytes) -> tuple[str, int] | None:
-    """Where the first request or response begins in bytes of unknown meaning: its kind and offset."""
-    if b"HTTP/1." not in data:
-        return None
-    request, response = _REQUEST_START.search(data), _STATUS_START.search(data)
-    if request is not None and (response is None or request.start() < response.start()):
-        return "request", request.start()
-    return ("response", response.start()) if response is not None else None
+        if is_tunnel:
+            self.pass_through()

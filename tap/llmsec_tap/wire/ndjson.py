@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 
 from llmsec_tap.account import Entry, no_account
+from llmsec_tap.anomalies import AnomalyName, OnAnomaly
 from llmsec_tap.limits import MAX_EVENT_BYTES
 from llmsec_tap.wire.sse import EventSink
 
@@ -19,9 +20,11 @@ _WHITE = b" \t\r\n"
 class NDJSONParser:
     """Lines that are not blank, ended by LF or CRLF (NUL too: old SGLang versions used it); `end` gives an unfinished last one."""
 
-    __slots__ = ("_anomaly", "_buffer", "_entry", "_on_event", "_scanned", "_skipping", "fed_bytes", "unfinished")
+    unfinished = False  # the last line is given as it came
 
-    def __init__(self, on_event: EventSink, on_anomaly: Callable[[str], None], reserve: Callable[[int], bool] = no_account) -> None:
+    __slots__ = ("_anomaly", "_buffer", "_entry", "_on_event", "_scanned", "_skipping", "fed_bytes")
+
+    def __init__(self, on_event: EventSink, on_anomaly: OnAnomaly, reserve: Callable[[int], bool] = no_account) -> None:
         self._on_event = on_event
         self._anomaly = on_anomaly
         self._buffer = bytearray()
@@ -29,7 +32,6 @@ class NDJSONParser:
         self._scanned = 0
         self._skipping = False
         self.fed_bytes = 0
-        self.unfinished = False
 
     def feed(self, ts_ns: int, data: bytes) -> None:
         self.fed_bytes += len(data)
@@ -53,8 +55,12 @@ class NDJSONParser:
         if start:
             del buffer[:start]
         self._scanned = len(buffer)
-        over = "event_limit" if len(buffer) > MAX_EVENT_BYTES else None if self._entry.set(len(buffer)) else "memory_limit"
-        if over:
+        over: AnomalyName | None = None
+        if len(buffer) > MAX_EVENT_BYTES:
+            over = "event_limit"
+        elif not self._entry.set(len(buffer)):
+            over = "memory_limit"
+        if over is not None:
             if not self._skipping:
                 self._anomaly(over)
             self._skipping = True
@@ -73,7 +79,6 @@ class NDJSONParser:
         self._buffer.clear()
         self._entry.set(0)
         if line and not self._skipping:
-            self.unfinished = True
             self._on_event(ts_ns, None, line)
 
 
@@ -102,7 +107,7 @@ class JSONArrayParser:
         "unfinished",
     )
 
-    def __init__(self, on_event: EventSink, on_anomaly: Callable[[str], None], reserve: Callable[[int], bool] = no_account) -> None:
+    def __init__(self, on_event: EventSink, on_anomaly: OnAnomaly, reserve: Callable[[int], bool] = no_account) -> None:
         self._on_event = on_event
         self._anomaly = on_anomaly
         self._buffer = bytearray()

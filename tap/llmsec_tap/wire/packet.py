@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from llmsec_tap.account import Account
+from llmsec_tap.anomalies import AnomalyName
 from llmsec_tap.wire.fragments import Fragments, Key
 
 LINKTYPE_NULL = 0
@@ -59,7 +60,7 @@ class SegmentSink(Protocol):
 
     def cut_segment(self, ts_ns: int, key: bytes, seq: int, ack: int, flags: int, payload: bytes, missing: int) -> None: ...
 
-    def anomaly(self, name: str) -> None: ...
+    def anomaly(self, name: AnomalyName) -> None: ...
 
     holes: int
     """While this is 0, segments without data or flags other than ACK need not be given."""

@@ -4,7 +4,7 @@ To the letter, with these choices of an observer
 - CR, LF and CRLF end lines; a BOM at the start is dropped; comments are counted as nothing; one space after the colon is dropped.
 - An event without data is not dispatched (the specification's rule); its name is forgotten with it.
 - The end of the stream dispatches an unfinished event that has data: the specification discards it, but the bytes were sent, and
-  several servers end with no empty line. `unfinished` says that it happened.
+  several servers end with no empty line.
 - Data stays bytes: JSON decoders take bytes, and the specification's UTF-8 decoding is theirs to do.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llmsec_tap.account import Entry, no_account
+from llmsec_tap.anomalies import AnomalyName, OnAnomaly
 from llmsec_tap.limits import MAX_EVENT_BYTES
 
 EventSink = Callable[[int, "str | None", bytes], None]
@@ -21,6 +22,8 @@ EventSink = Callable[[int, "str | None", bytes], None]
 
 class SSEParser:
     """Feed bytes in any cut. Bound: one event holds at most limits.MAX_EVENT_BYTES; a longer one is dropped (`event_limit`)."""
+
+    unfinished = False  # the last event is given as it came
 
     __slots__ = (
         "_anomaly",
@@ -36,10 +39,9 @@ class SSEParser:
         "_skip_lf",
         "_skipping",
         "fed_bytes",
-        "unfinished",
     )
 
-    def __init__(self, on_event: EventSink, on_anomaly: Callable[[str], None], reserve: Callable[[int], bool] = no_account) -> None:
+    def __init__(self, on_event: EventSink, on_anomaly: OnAnomaly, reserve: Callable[[int], bool] = no_account) -> None:
         self._on_event = on_event
         self._anomaly = on_anomaly
         self._buffer = bytearray()
@@ -53,7 +55,6 @@ class SSEParser:
         self._at_start = True
         self._between = False  # no state at all: the next byte begins an event
         self.fed_bytes = 0
-        self.unfinished = False
 
     def feed(self, ts_ns: int, data: bytes) -> None:
         self.fed_bytes += len(data)
@@ -110,7 +111,7 @@ class SSEParser:
             buffer.clear()
             self._scanned = 0
 
-    def _over_limit(self, why: str) -> None:
+    def _over_limit(self, why: AnomalyName) -> None:
         if not self._skipping:
             self._skipping = True
             self._anomaly(why)
@@ -161,6 +162,5 @@ class SSEParser:
             self._buffer.clear()
             self._line(ts_ns, line)
         if self._has_data and not self._skipping:
-            self.unfinished = True
             self._line(ts_ns, b"")
         self._entry.set(0)

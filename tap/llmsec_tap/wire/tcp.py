@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 from llmsec_tap import limits
 from llmsec_tap.account import Account
+from llmsec_tap.anomalies import AnomalyName, OnAnomaly
 from llmsec_tap.wire.flow import Flow, FlowSink, StreamSink, endpoints
 from llmsec_tap.wire.packet import BAD_CHECKSUM, GOOD_CHECKSUM
 
@@ -131,7 +132,7 @@ class TCPReassembler:
     connection in limits; reaching one is an anomaly on the connection.
     """
 
-    def __init__(self, opener: Callable[[Flow], FlowSink], on_anomaly: Callable[[str], None], account: Account | None = None) -> None:
+    def __init__(self, opener: Callable[[Flow], FlowSink], on_anomaly: OnAnomaly, account: Account | None = None) -> None:
         self._account = account = account or Account()
         self._max_pending_bytes = account.limit // 6
         self._max_recent_bytes = account.limit // 12
@@ -364,7 +365,7 @@ class TCPReassembler:
     def _half(self, connection: _Connection, key: bytes) -> _Half:
         return connection.first if key == connection.key else connection.second
 
-    def _oddity(self, connection: _Connection, name: str) -> None:
+    def _oddity(self, connection: _Connection, name: AnomalyName) -> None:
         if connection.closed:
             self.anomaly(name)
         else:

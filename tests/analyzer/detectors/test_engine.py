@@ -6,7 +6,6 @@ import gzip
 import json
 import random
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -15,8 +14,7 @@ from hypothesis import strategies as st
 from llmsec_analyzer.engine.stream import MAX_ALIKE, StreamScanner, scan_whole
 from llmsec_analyzer.prove.synthetic import expand
 from llmsec_analyzer.recognizers.build import make_plan
-
-SHARED = Path(__file__).parents[4] / "shared" / "data" / "detection"
+from support import needs
 
 
 def found(scanner: StreamScanner) -> set[tuple[str, int, int, str]]:
@@ -105,10 +103,9 @@ def test_any_text_is_scanned_and_offsets_stay_inside(plans, text):
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not SHARED.exists(), reason="the detection corpora are not here")
 @pytest.mark.parametrize("name", ["pii", "secrets", "injection"])
 def test_corpora_give_the_same_streamed_as_whole_and_on_both_engines(plans, name):
-    with gzip.open(SHARED / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
+    with gzip.open(needs.shared("data", "detection", f"{name}.jsonl.gz"), "rt", encoding="utf-8") as lines:
         texts = [json.loads(line)["text"] for line in lines][:: 12 if name == "injection" else 4]
     fast, portable = plans
     draw = random.Random(3)

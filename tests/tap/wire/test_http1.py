@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsec_tap import limits
-from llmsec_tap.wire.http1 import NO_BODY, RequestParser
+from llmsec_tap.wire.http1 import RequestParser
+from llmsec_tap.wire.messages import IGNORED
 from support.http_recorder import Recorder
 from support.streams import feed_every_way
 
@@ -124,12 +125,12 @@ def test_obsolete_folding_is_joined() -> None:
 
 def test_a_response_to_head_has_no_body() -> None:
     data = b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n"
-    messages, _ = feed_every_way(lambda pieces: Recorder("response", bodiless=True).run(pieces), data)
+    messages, _ = feed_every_way(lambda pieces: Recorder("response", answered="HEAD").run(pieces), data)
     assert brief(messages) == [message(200, b""), message(200, b"")]
 
 
 def test_after_connect_nothing_is_read() -> None:
-    recorder = Recorder("response", bodiless=True, is_tunnel=True)
+    recorder = Recorder("response", answered="CONNECT")
     messages, anomalies = recorder.run([b"HTTP/1.1 200 Connection established\r\n\r\n", b"\x16\x03\x01GET / HTTP/1.1\r\n\r\n"])
     assert brief(messages) == [message(200, b"")]
     assert anomalies == {}
@@ -335,7 +336,7 @@ def test_what_servers_accept_is_read(request_bytes: bytes, anomalies: dict[str, 
 
 def test_bytes_outside_of_messages_are_given_out() -> None:
     skipped: list[bytes] = []
-    parser = RequestParser(lambda _head: NO_BODY, lambda _name: None, on_skipped=skipped.append)
+    parser = RequestParser(lambda _head: IGNORED, lambda _name: None, on_skipped=skipped.append)
     for piece in (b"GET / HTTP/1.1\r\n\r\n", b'{"messages":', b' "lost"}\n', b"GET / HTTP/1.1\r\n\r\nPOST / HTTP/1.1\r\nX"):
         parser.data(0, piece)
     parser.end(0, "fin")

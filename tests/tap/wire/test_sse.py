@@ -54,8 +54,8 @@ def test_rules(data: bytes, expected: list[tuple[str | None, bytes]]) -> None:
 
 
 @pytest.mark.parametrize("tail", [b"data: b", b"data: b\n", b"data: b\r"])
-def test_an_unfinished_last_event_is_given_and_marked(tail: bytes) -> None:
-    assert feed_every_way(run, b"data: a\n\n" + tail) == ([(None, b"a"), (None, b"b")], [], True)
+def test_an_unfinished_last_event_is_given(tail: bytes) -> None:
+    assert feed_every_way(run, b"data: a\n\n" + tail) == ([(None, b"a"), (None, b"b")], [], False)
 
 
 def test_an_event_is_given_when_its_last_byte_comes() -> None:

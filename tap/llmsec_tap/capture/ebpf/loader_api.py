@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from llmsec_tap import limits
+
 if TYPE_CHECKING:
     from llmsec_tap.capture.ebpf.ring import Ring
 
@@ -60,7 +62,7 @@ class KernelSettings:
     follow_forks: bool = True
     watch_all: bool = False
     comms: tuple[str, ...] = ()
-    ring_bytes: int = 16 << 20
+    ring_bytes: int = limits.RING_BYTES
     helper_pid: int = 0  # a process of the tap's own that is never watched, beside the one that loads
 
 

@@ -22,8 +22,8 @@ from llmsec_tap.capture.files.masked_packets import PacketMasker, checksum
 from llmsec_tap.errors import SourceError
 from llmsec_tap.model import Process
 from llmsec_tap.wire.flow import Flow
-from llmsec_tap.wire.http_flow import classify_start
 from llmsec_tap.wire.packet import LINKTYPE_RAW, PacketHandler
+from llmsec_tap.wire.sniff import classify_start
 
 _SECTION, _INTERFACE, _PACKET, _STATISTICS = 0x0A0D0D0A, 1, 6, 5
 _OPT_COMMENT, _OPT_NAME, _OPT_APPLICATION, _OPT_RESOLUTION = 1, 2, 4, 9

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from llmsec_tap import limits
 from llmsec_tap.account import Account
+from llmsec_tap.anomalies import AnomalyName
 from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.ebpf.events import Event
 from llmsec_tap.capture.ebpf.loader_api import ConnectionLoss
@@ -23,7 +24,7 @@ from llmsec_tap.capture.host.process import ProcessTable
 from llmsec_tap.clock import Clock
 from llmsec_tap.counters import Sample
 from llmsec_tap.wire.flow import Flow, FlowSink
-from llmsec_tap.wire.http_flow import classify_start
+from llmsec_tap.wire.sniff import classify_start
 
 # A record that waits keeps its event and a tuple, beside its bytes.
 _HELD_COST = 8 * limits.PIECE_COST_BYTES
@@ -193,7 +194,7 @@ class TLSFlows:
             self._gap(key, connection, direction, ts_ns, missing, "ebpf_cut")
             connection.next[direction] += missing
 
-    def _gap(self, key: _Key, connection: _Connection, direction: int, ts_ns: int, length: int, name: str) -> None:
+    def _gap(self, key: _Key, connection: _Connection, direction: int, ts_ns: int, length: int, name: AnomalyName) -> None:
         flow = connection.flow
         assert flow is not None
         self.gaps += 1

@@ -1,0 +1,1 @@
+"""Packet sockets (AF_PACKET) as a source of a running capture."""

@@ -78,7 +78,7 @@ class WardenClient:
                 for descriptor in received:  # the answer to a question that was given up
                     os.close(descriptor)
 
-    # --- the kernel half, as live.py and reader.py see a loader -------------------------------------------------------
+    # --- the kernel half, as live/capture.py and live/reader.py see a loader -------------------------------------------------------
 
     def wait(self, timeout_s: float) -> None:
         if self.ring is not None:

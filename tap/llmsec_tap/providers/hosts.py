@@ -1,4 +1,4 @@
-"""Public API hosts and who serves them, in OpenTelemetry's words where it has one (gen_ai.provider.name), else the vendor's own.
+"""Public API hosts and who serves them. `where` is a pattern of the whole host, `pattern` one of the path.
 
 Only names that are public, and bound to one vendor, are here. Private names and ports say nothing: any server may run behind them.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_EXACT: Final[dict[str, str]] = {
+from llmsec_tap.providers.mark import Mark, marks
+
+EXACT: Final[dict[str, str]] = {
     "api.openai.com": "openai",
     "chatgpt.com": "openai",
     "eu.api.openai.com": "openai",
@@ -82,41 +84,32 @@ _EXACT: Final[dict[str, str]] = {
     "api.upstage.ai": "upstage",
     "api.inceptionlabs.ai": "inception",
     "api.reka.ai": "reka",
-    "api.braintrust.dev": "",  # a logging service; only its proxy serves models, and that is told by path
     "ollama.com": "ollama",
 }
 
-# Hosts with a region or resource in the name.
-_PATTERNS: Final = tuple(
-    (re.compile(pattern), provider)
-    for pattern, provider in (
-        (r"[\w-]+\.openai\.azure\.(com|us|cn)", "azure.ai.openai"),
-        (r"[\w-]+\.cognitiveservices\.azure\.(com|us|cn)", "azure.ai.openai"),
-        (r"[\w-]+\.services\.ai\.azure\.(com|us|cn)", "azure.ai.openai"),
-        (r"[\w.-]+\.inference\.(ai|ml)\.azure\.com", "azure.ai.inference"),
-        (r"bedrock(-runtime|-mantle|-agent-runtime)?(-fips)?\..*", "aws.bedrock"),
-        (r"[\w-]+\.bedrock-(runtime|agent-runtime)\..*", "aws.bedrock"),
-        (r"runtime\.sagemaker\.[\w-]+\.amazonaws\.com(\.cn)?", "aws.sagemaker"),
-        (r"([\w-]+-)?aiplatform(\.[\w-]+\.rep)?\.googleapis\.com", "gcp.vertex_ai"),
-        (r"[\w-]+\.ml\.cloud\.ibm\.com", "ibm.watsonx.ai"),
-        (r"dashscope[\w-]*\.aliyuncs\.com", "alibaba_cloud"),
-        (r"[\w-]+\.inference\.heroku\.com", "heroku"),
-        (r"[\w.-]+\.endpoints\.huggingface\.cloud", "huggingface"),
-        (r"api\.(individual|business|enterprise)\.githubcopilot\.com", "github_copilot"),
-    )
+# Hosts with a region or resource in the name, any path; then hosts that serve much else besides, with a path that says so.
+PATTERNS: Final[tuple[Mark, ...]] = marks(
+    (r"[\w-]+\.openai\.azure\.(com|us|cn)", r"", "azure.ai.openai"),
+    (r"[\w-]+\.cognitiveservices\.azure\.(com|us|cn)", r"", "azure.ai.openai"),
+    (r"[\w-]+\.services\.ai\.azure\.(com|us|cn)", r"", "azure.ai.openai"),
+    (r"[\w.-]+\.inference\.(ai|ml)\.azure\.com", r"", "azure.ai.inference"),
+    (r"bedrock(-runtime|-mantle|-agent-runtime)?(-fips)?\..*", r"", "aws.bedrock"),
+    (r"[\w-]+\.bedrock-(runtime|agent-runtime)\..*", r"", "aws.bedrock"),
+    (r"runtime\.sagemaker\.[\w-]+\.amazonaws\.com(\.cn)?", r"", "aws.sagemaker"),
+    (r"([\w-]+-)?aiplatform(\.[\w-]+\.rep)?\.googleapis\.com", r"", "gcp.vertex_ai"),
+    (r"[\w-]+\.ml\.cloud\.ibm\.com", r"", "ibm.watsonx.ai"),
+    (r"dashscope[\w-]*\.aliyuncs\.com", r"", "alibaba_cloud"),
+    (r"[\w-]+\.inference\.heroku\.com", r"", "heroku"),
+    (r"[\w.-]+\.endpoints\.huggingface\.cloud", r"", "huggingface"),
+    (r"api\.(individual|business|enterprise)\.githubcopilot\.com", r"", "github_copilot"),
 )
-
-# Hosts that serve much else besides: only with a path that says so.
-_WITH_PATH: Final = tuple(
-    (re.compile(host), re.compile(path), provider)
-    for host, path, provider in (
-        (r"[\w.-]+\.snowflakecomputing\.com", r"/api/v2/cortex/", "snowflake"),
-        (r"[\w.-]+\.(azuredatabricks\.net|cloud\.databricks\.com|gcp\.databricks\.com)", r"/serving-endpoints/", "databricks"),
-        (r"api\.cloudflare\.com", r"/client/v4/accounts/[^/]+/ai/", "cloudflare"),
-        (r"huggingface\.co", r"/api/inference-proxy/", "huggingface"),
-        (r"api\.deepgram\.com", r"/v1/(speak|listen|agent)", "deepgram"),
-        (r"chatgpt\.com", r"/backend-api/(codex|conversation)", "openai"),
-    )
+WITH_PATH: Final[tuple[Mark, ...]] = marks(
+    (r"[\w.-]+\.snowflakecomputing\.com", r"/api/v2/cortex/", "snowflake"),
+    (r"[\w.-]+\.(azuredatabricks\.net|cloud\.databricks\.com|gcp\.databricks\.com)", r"/serving-endpoints/", "databricks"),
+    (r"api\.cloudflare\.com", r"/client/v4/accounts/[^/]+/ai/", "cloudflare"),
+    (r"huggingface\.co", r"/api/inference-proxy/", "huggingface"),
+    (r"api\.deepgram\.com", r"/v1/(speak|listen|agent)", "deepgram"),
+    (r"chatgpt\.com", r"/backend-api/(codex|conversation)", "openai"),
 )
 _ONLY_WITH_PATH: Final = frozenset(("chatgpt.com", "ollama.com", "openrouter.ai"))
 _API_PATH: Final = re.compile(r"/(api|v1|backend-api)(/|$)")
@@ -131,18 +124,22 @@ def bare_host(host: str) -> str:
     return name if colon and port.isdigit() else host
 
 
+_COMPILED: Final = tuple((re.compile(where), pattern, provider) for where, pattern, provider in PATTERNS)
+_COMPILED_WITH_PATH: Final = tuple((re.compile(where), pattern, provider) for where, pattern, provider in WITH_PATH)
+
+
 def provider_of_host(host: str, path: str) -> str | None:
     """Who serves this public name, or None where the name says nothing."""
     host = bare_host(host)
-    for host_pattern, path_pattern, provider in _WITH_PATH:
+    for host_pattern, path_pattern, provider in _COMPILED_WITH_PATH:
         if path_pattern.search(path) and host_pattern.fullmatch(host):
             return provider
     if host in _ONLY_WITH_PATH and not _API_PATH.match(path):
         return None
-    exact = _EXACT.get(host)
+    exact = EXACT.get(host)
     if exact:
         return exact
-    for pattern, provider in _PATTERNS:
-        if pattern.fullmatch(host):
+    for host_pattern, _, provider in _COMPILED:
+        if host_pattern.fullmatch(host):
             return provider
     return None

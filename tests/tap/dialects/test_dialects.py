@@ -13,7 +13,8 @@ import pytest
 
 from llmsec_tap.dialects.base import RequestView, ResponseView
 from llmsec_tap.dialects.draft import Draft
-from llmsec_tap.dialects.registry import classify, identify
+from llmsec_tap.identity.classify import classify
+from llmsec_tap.identity.who import identify
 
 SSE = "text/event-stream"
 AWS = "application/vnd.amazon.eventstream"
@@ -45,7 +46,7 @@ def decode(
             handler(at + 1, name, value if isinstance(value, bytes) else json.dumps(value).encode())
     else:
         dialect.decode_response(view, response, answer, 1, draft)
-    return draft, identify(view, response, draft, dialect.api)
+    return draft, identify(view, response, draft, dialect)
 
 
 def summary(draft: Draft) -> dict[str, Any]:
@@ -648,9 +649,48 @@ def test_several_choices_are_kept_apart():
     assert list(draft.finish_reasons()) == ["stop", "length"]
 
 
-def test_an_event_that_is_not_json_is_noted_and_skipped():
-    draft, _ = decode(
-        request("/v1/chat/completions", HELLO), [chunk({"content": "a"}), b"{nonsense", chunk({"content": "b"})], content_type=SSE
-    )
+ANTHROPIC = [
+    {"type": "message_start", "message": {"id": "m", "model": "c", "content": []}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "a"}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "b"}},
+]
+STREAMS = [
+    ("openai.chat", request("/v1/chat/completions", HELLO), [chunk({"content": "a"}), chunk({"content": "b"})]),
+    ("anthropic.messages", request("/v1/messages", HELLO, anthropic_version="2023-06-01"), ANTHROPIC),
+    (
+        "openai.responses",
+        request("/v1/responses", {"model": "m", "input": "x"}),
+        [{"type": "response.output_text.delta", "delta": "a"}, {"type": "response.output_text.delta", "delta": "b"}],
+    ),
+    (
+        "cohere.chat",
+        request("/v1/chat", {"model": "m", "message": "x"}),
+        [{"event_type": "text-generation", "text": "a"}, {"event_type": "text-generation", "text": "b"}],
+    ),
+    (
+        "gemini.generate",
+        request("/v1beta/models/g:streamGenerateContent", {"contents": []}),
+        [{"candidates": [{"content": {"parts": [{"text": text}]}}]} for text in "ab"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("view", "events"), [row[1:] for row in STREAMS], ids=[row[0] for row in STREAMS])
+def test_an_event_that_is_not_json_is_noted_and_kept_for_detection(view: RequestView, events: list[Any]):
+    draft, _ = decode(view, [*events[:-1], b"{nonsense", events[-1]], content_type=SSE)
     assert str(draft.choices[0].text) == "ab"
-    assert draft.anomalies == {"event_bad_json": 1}
+    assert (draft.anomalies, draft.unread) == ({"event_bad_json": 1}, [b"{nonsense"])
+
+
+@pytest.mark.parametrize(("view", "events"), [row[1:] for row in STREAMS], ids=[row[0] for row in STREAMS])
+def test_events_parted_by_one_line_feed_are_read_one_by_one(view: RequestView, events: list[Any]):
+    draft, _ = decode(view, [b"\n".join([*(json.dumps(event).encode() for event in events), b"[DONE]"])], content_type=SSE)
+    assert str(draft.choices[0].text) == "ab"
+    assert (draft.anomalies, draft.terminated) == ({}, True)
+
+
+@pytest.mark.parametrize(("view", "events"), [row[1:] for row in STREAMS], ids=[row[0] for row in STREAMS])
+def test_lines_of_which_one_is_no_json_are_unread_as_a_whole(view: RequestView, events: list[Any]):
+    data = json.dumps(events[-1]).encode() + b"\nnonsense\n[DONE]"
+    draft, _ = decode(view, [*events[:-1], data], content_type=SSE)
+    assert (draft.unread, draft.terminated) == ([data], False)

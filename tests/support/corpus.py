@@ -19,7 +19,10 @@ from urllib.parse import urlsplit
 from llmsec_tap.dialects.base import NotJSON, RequestView, ResponseView, parse_json
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.failures import read_failure
-from llmsec_tap.dialects.registry import auxiliary, classify, classify_response, identify
+from llmsec_tap.dialects.registry import classify_response
+from llmsec_tap.identity.classify import classify
+from llmsec_tap.identity.non_inference import auxiliary
+from llmsec_tap.identity.who import identify
 
 CORE = {"chat", "completion", "response", "embedding"}
 
@@ -153,7 +156,7 @@ def run(request: RequestView | None, response: ResponseView, body: bytes) -> dic
         else:
             dialect.decode_response(request, response, whole, 0, draft)
     api = dialect.api if dialect is not None else None
-    provider = identify(request, response, draft, api)
+    provider = identify(request, response, draft, dialect)
     operation = (draft.operation or dialect.operation) if dialect is not None else None
     if request is not None and (dialect is None or provider is None):
         operation = auxiliary(request, response)

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from llmsec_tap.dialects.registry import DIALECTS
+from llmsec_tap.model import Exchange
 from support.replay import replay
 from support.wire import Talk, pcap
 
@@ -68,13 +70,18 @@ ROWS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("row", ROWS, ids=[row.api for row in ROWS])
-def test_records(row: Row) -> None:
+def exchange_of(row: Row) -> Exchange:
     body, answer = json.dumps(row.body).encode(), json.dumps(row.answer).encode()
     head = f"POST {row.path} HTTP/1.1\r\nHost: {row.host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     talk = Talk().open().say(0, head.encode() + body)
     talk.say(1, b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(answer), answer)).close()
     (exchange,), _ = replay(pcap(talk.frames))
+    return exchange
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.api for row in ROWS])
+def test_records(row: Row) -> None:
+    exchange = exchange_of(row)
     special = {
         "embeddings": exchange.response.embeddings,
         "dimensions": exchange.response.embedding_dimensions,
@@ -85,3 +92,9 @@ def test_records(row: Row) -> None:
     assert (exchange.api, found) == (row.api, row.expected)
     assert exchange.provider is not None
     assert exchange.completeness == "complete"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.api for row in ROWS])
+def test_behind_a_private_name_the_dialect_says_who_serves_it(row: Row) -> None:
+    exchange = exchange_of(row._replace(host="node-3.internal"))
+    assert {exchange.provider} == {dialect.default_provider for dialect in DIALECTS if dialect.api == row.api}

@@ -8,8 +8,11 @@ import pytest
 
 from llmsec_tap.dialects.base import RequestView, ResponseView
 from llmsec_tap.dialects.draft import Draft
-from llmsec_tap.dialects.registry import auxiliary, classify, classify_response, identify
-from llmsec_tap.identity.hosts import bare_host, provider_of_host
+from llmsec_tap.dialects.registry import classify_response
+from llmsec_tap.identity.classify import classify
+from llmsec_tap.identity.non_inference import auxiliary
+from llmsec_tap.identity.who import identify
+from llmsec_tap.providers.hosts import bare_host, provider_of_host
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 ANSWER = {"id": "chatcmpl-1", "model": "m", "choices": [{"index": 0, "message": {"content": "y"}, "finish_reason": "stop"}]}
@@ -35,7 +38,7 @@ def who(
         dialect.decode_request(view, draft)
         dialect.decode_response(view, response, answer, 1, draft)
     api = dialect.api if dialect is not None else None
-    provider = identify(view, response, draft, api)
+    provider = identify(view, response, draft, dialect)
     if provider is None:
         return None, None, None
     return provider, api, (draft.operation or dialect.operation) if dialect is not None else auxiliary(view, response)

@@ -11,9 +11,12 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmsec_tap.dialects.base import RequestView, ResponseView
+from llmsec_tap.dialects.base import Dialect, RequestView, ResponseView
 from llmsec_tap.dialects.draft import Draft
-from llmsec_tap.dialects.registry import DIALECTS, auxiliary, classify, classify_response, identify
+from llmsec_tap.dialects.registry import DIALECTS, classify_response
+from llmsec_tap.identity.classify import classify
+from llmsec_tap.identity.non_inference import auxiliary
+from llmsec_tap.identity.who import identify
 
 spec = importlib.util.spec_from_file_location("provider_rows", Path(__file__).with_name("test_dialects.py"))
 assert spec is not None
@@ -88,8 +91,8 @@ def plain(value: Any) -> Any:
     return value
 
 
-def settle(view: RequestView | None, response: ResponseView, draft: Draft, api: str | None) -> None:
-    identify(view, response, draft, api)
+def settle(view: RequestView | None, response: ResponseView, draft: Draft, dialect: Dialect | None) -> None:
+    identify(view, response, draft, dialect)
     if view is not None:
         auxiliary(view, response)
     for choice in draft.choices.values():
@@ -123,7 +126,7 @@ def test_mutated_traffic_never_raises(data: st.DataObject):
         body = mutated(data, answer)
         classify_response(response, body)
         claimed.decode_response(request, response, body, 1, draft)
-    settle(request, response, draft, claimed.api)
+    settle(request, response, draft, claimed)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
@@ -147,7 +150,7 @@ def test_any_dialect_takes_any_json(dialect: Any, body: Any, answer: Any, raw: b
         handler = dialect.stream(None, response, draft)
         handler(1, name, json.dumps(answer).encode())
         handler(2, name, raw)
-        settle(request, response, draft, dialect.api)
+        settle(request, response, draft, dialect)
 
 
 @settings(max_examples=100, deadline=None)
@@ -159,4 +162,4 @@ def test_any_request_can_be_classified(path: str, method: str, host: str, body: 
     draft = Draft()
     if dialect is not None:
         dialect.decode_request(request, draft)
-    settle(request, ResponseView(200, {}), draft, dialect.api if dialect else None)
+    settle(request, ResponseView(200, {}), draft, dialect)

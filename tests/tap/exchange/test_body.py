@@ -9,7 +9,7 @@ import pytest
 
 from llmsec_tap import limits
 from llmsec_tap.exchange.body import Body
-from llmsec_tap.wire.http1 import Head
+from llmsec_tap.wire.messages import Head
 
 TEXT = b'{"model":"m","messages":[{"role":"user","content":"hello"}]}'
 

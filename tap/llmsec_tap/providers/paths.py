@@ -1,0 +1,22 @@
+"""Routes that only one vendor has. Gateways keep them behind a prefix."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from llmsec_tap.providers.mark import Mark, marks
+
+PATHS: Final[tuple[Mark, ...]] = marks(
+    ("path", r"/openai/deployments/[^/]+/", "azure.ai.openai"),
+    ("path", r"/model/[^/]+/(converse|converse-stream|invoke|invoke-with-response-stream|count-tokens)$", "aws.bedrock"),
+    ("path", r"/publishers/(google|anthropic|mistralai|meta)/models/[^/]+:\w+$", "gcp.vertex_ai"),
+    ("path", r"/v1(beta|alpha)?/models/[^/]+:(stream)?[gG]enerateContent$", "gcp.gemini"),
+    ("path", r"/v1(beta|alpha)?/models/[^/]+:(batchEmbedContents|embedContent|countTokens)$", "gcp.gemini"),
+)
+
+
+def provider_of_path(path: str) -> str | None:
+    for _, pattern, provider in PATHS:
+        if pattern.search(path):
+            return provider
+    return None
