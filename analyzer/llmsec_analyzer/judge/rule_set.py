@@ -6,9 +6,10 @@ import re
 
 import msgspec
 
-from llmsec_analyzer.rules.load import RuleError, check_form, load_builtin, load_paths, nearest
+from llmsec_analyzer.rules.load import RuleError, check_form, load_builtin, load_paths
 from llmsec_analyzer.rules.schema import Rule
 from llmsec_analyzer.settings import DetectionSettings
+from llmsec_analyzer.typed_files import nearest
 from llmsec_tap.errors import ConfigError
 
 
@@ -35,12 +36,12 @@ def rule_set(settings: DetectionSettings) -> RuleSet:
         rules[rule.id] = rule
     for name in settings.disabled_rules:
         if name not in rules:
-            raise ConfigError(f"security.disabled_rules: there is no rule {name!r}", nearest(name, rules))
+            raise ConfigError(f"security.disabled_rules: there is no rule {name!r}", nearest(name, list(rules)))
     _apply_pii(settings, rules)
     _apply_injection(settings, rules)
     off = set(settings.disabled_rules)
     kept = {name: rule for name, rule in rules.items() if name not in off and _is_on(settings, rule)}
-    with_model = settings.prompt_injection.enabled and settings.prompt_injection.chosen_model.enabled
+    with_model = settings.prompt_injection.enabled and settings.prompt_injection.model.enabled
     evidence = [rule for rule in rules.values() if rule.evidence]
     matching = [rule for rule in kept.values() if not (rule.evidence and with_model)]
     return RuleSet(kept, matching, evidence, trusted)
@@ -75,6 +76,8 @@ def _apply_injection(settings: DetectionSettings, rules: dict[str, Rule]) -> Non
     for pattern in settings.prompt_injection.patterns:
         if pattern.name in ("ignore_instructions", "system_override"):
             rules[pattern.name] = msgspec.structs.replace(rules[pattern.name], severity=pattern.severity)
+        elif pattern.regex is None:
+            raise ConfigError(f"security.prompt_injection.patterns: {pattern.name!r} has no regex")
         else:
             rules[f"custom.{pattern.name}"] = _custom(pattern.name, pattern.regex, "prompt_injection", pattern.severity, "alert_only")
 

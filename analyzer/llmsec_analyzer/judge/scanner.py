@@ -72,7 +72,7 @@ class Scanner:
         engine = engine or settings.engine
         self.plan = make_plan(self.rules.matching, trusted=self.rules.trusted, engine=engine, on_fault=self._recognizer_fault)
         self.model: InjectionModel | None = None
-        chosen = settings.prompt_injection.chosen_model
+        chosen = settings.prompt_injection.model
         if settings.prompt_injection.enabled and chosen.enabled:
             preparer = Preparer(self.rules.evidence, self.rules.trusted, engine)
             self.model = InjectionModel(preparer, Path(chosen.path) if chosen.path else None, runtime=model_runtime)

@@ -6,13 +6,20 @@ Rules hold no code: what a pattern cannot say is one of the named validators (re
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
+from llmsec_analyzer.typed_files import key
 from llmsec_tap.model import Category, Severity, Taxonomy
 
-Action = Literal["alert_only", "alert_and_redact"]
+Action = Annotated[
+    Literal["alert_only", "alert_and_redact"],
+    key(
+        words={"alert": "alert_only"},
+        refused={"block": "a tap is not in the path and cannot block: use alert_only, or alert_and_redact to mask what is stored"},
+    ),
+]
 Trigger = Literal["digits", "at", "hex_colon", "dotted_name", "iban", "long_token", "tags"]
 
 

@@ -64,7 +64,7 @@ def scan(
     settings = load_config(config).security
     if not model:
         injection = msgspec.structs.replace(
-            settings.prompt_injection, model=msgspec.structs.replace(settings.prompt_injection.model, enabled=False), ml_model=None
+            settings.prompt_injection, model=msgspec.structs.replace(settings.prompt_injection.model, enabled=False)
         )
         settings = msgspec.structs.replace(settings, prompt_injection=injection)
     scanner = Scanner(settings, fingerprinter(install_key()), on_fault=report_fault)
