@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from llmsec_agent.config import load_config
+from llmsec_agent.config import load_all
 from llmsec_analyzer.worker.child import ChildDetector, RemoteDetector, StartDetector
 from llmsec_analyzer.worker.client import DetectionProcess
 from llmsec_tap.model import Exchange, Severity
@@ -27,10 +27,11 @@ def start_detection(
     `remote` starts and ends the process where this one may start none (worker/child.py).
     """
     start: StartDetector = ChildDetector if remote is None else lambda: RemoteDetector(*remote)
-    settings = load_config(config).security
+    loaded = load_all(config, report)
+    settings = loaded.config.security
     process = DetectionProcess(
         settings, key, deliver, may_wait=may_wait, report=report, redact=redact, fail_on=fail_on, start=start, queue_bytes=queue_bytes
     )
-    if config is not None:  # what ships is known to load, and need not be waited for
+    if any(name.startswith("security.") for name in loaded.origins):  # what ships is known to load, and need not be waited for
         process.await_ready()
     return process

@@ -131,3 +131,8 @@ class DetectionSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknow
     disabled_rules: Annotated[tuple[str, ...], key("ids of rules that are left out (`llmsec-analyze rules list`)")] = ()
     engine: Annotated[Literal["auto", "hyperscan", "portable"], key("what passes over texts; findings are the same")] = "auto"
     plugins: Annotated[bool, key("load detectors of other packages (docs/rules.md)")] = True
+
+    @property
+    def asks_redaction(self) -> bool:
+        """Whether patterns here are to be masked; rules of one's own files may be, too."""
+        return self.enabled and any(wanted.action == "alert_and_redact" for wanted in self.pii_detection.patterns.values())

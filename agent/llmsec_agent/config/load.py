@@ -47,11 +47,16 @@ def load_config(path: str | None, report: Callable[[str], None] | None = None) -
 
     `report` is given one line where something in it does nothing, or where the default file cannot be read.
     """
+    return load_all(path, report).config
+
+
+def load_all(path: str | None, report: Callable[[str], None] | None = None) -> Loaded:
+    """As `load_config`, with the file it is from, the origin of each value, and notes."""
     loaded = read_config(path, report=report)
     if report is not None and loaded.notes:
         count = len(loaded.notes)
         report(f"note: {loaded.file or 'the environment'}: {count} notes on the configuration; `llmsec-analyze config check` lists them")
-    return loaded.config
+    return loaded
 
 
 def read_config(

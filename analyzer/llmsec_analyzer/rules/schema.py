@@ -61,6 +61,11 @@ class Rule(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     references: tuple[str, ...] = ()
     examples: Examples = Examples()
 
+    @property
+    def redacts(self) -> bool:
+        """Whether its matches are masked. Of shipped rules, `action` is advice until a configuration says so (judge/rule_set.py)."""
+        return self.action == "alert_and_redact"
+
 
 class RuleFile(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     rules: tuple[Rule, ...]

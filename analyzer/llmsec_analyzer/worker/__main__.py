@@ -56,7 +56,7 @@ class Worker:
             streams = self._streams.pop(message.stream, None)
             report = self._detector.examine(message.exchange_id, message.parts, streams, pressure=message.pressure, unread=message.unread)
             if not self._redact:
-                report.masks = []
+                report.masks = [mask.of(report.redacting) for mask in report.masks] if report.redacting else []
             self._reply(Examined(message.number, report))
         elif isinstance(message, Forget):
             self._streams.pop(message.stream, None)
@@ -87,7 +87,7 @@ class Worker:
                 privileges.load_encodings()
             privileges.become(user)
             privileges.confine()
-            self._reply(Ready())
+            self._reply(Ready(redacts=bool(self._detector.scanner.rules.redacting)))
 
     def _feed(self, message: Increments) -> None:
         assert self._detector is not None
