@@ -36,7 +36,7 @@ def as_json(loaded: Loaded) -> str:
     """An object: `config`, `origins` (by dotted key; what is not there is a default) and `notes`."""
     made = {
         "file": str(loaded.file) if loaded.file is not None else None,
-        "config": _plain(loaded.config, struct_type(Config), {}),
+        "config": plain(loaded.config, struct_type(Config), {}),
         "origins": loaded.origins,
         "notes": [note.sentence() for note in loaded.notes],
     }
@@ -58,27 +58,27 @@ def _lines(name: str, value: Any, kind: inspect.Type, where: Where, origins: Map
             yield from _lines(item_name, item, inner.value_type, (*where, item_name), origins, depth + 1)
     else:
         origin = origins.get(dotted_key(where), "default")
-        yield f"{head} {json.dumps(_plain(value, kind, facts), ensure_ascii=False)}", origin
+        yield f"{head} {json.dumps(plain(value, kind, facts), ensure_ascii=False)}", origin
 
 
 def _type_of(value: msgspec.Struct) -> inspect.StructType:
     return struct_type(type(value))
 
 
-def _plain(value: Any, kind: inspect.Type, facts: Mapping[str, Any]) -> Any:
+def plain(value: Any, kind: inspect.Type, facts: Mapping[str, Any]) -> Any:
     """A value as a file has it: with units, and secrets as references."""
     inner, own = bare(kind)
     facts = {**own, **facts}
     if isinstance(value, Secret):
         return value.reference
     if isinstance(value, msgspec.Struct):
-        return {field.encode_name: _plain(getattr(value, field.name), field.type, {}) for field in _type_of(value).fields}
+        return {field.encode_name: plain(getattr(value, field.name), field.type, {}) for field in _type_of(value).fields}
     if isinstance(value, dict):
         below = inner.value_type if isinstance(inner, inspect.DictType) else inner
-        return {name: _plain(item, below, {}) for name, item in value.items()}
+        return {name: plain(item, below, {}) for name, item in value.items()}
     if isinstance(value, tuple | list):
         below = inner.item_type if isinstance(inner, inspect.VarTupleType | inspect.ListType) else inner
-        return [_plain(item, below, {}) for item in value]
+        return [plain(item, below, {}) for item in value]
     if value is not None and facts.get("unit") == "duration":
         return show_duration(value)
     if value is not None and facts.get("unit") == "size":
