@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from llmsec_agent import summary
+from llmsec_agent.capture_settings import CaptureSettings
+from llmsec_agent.exposer import Exposer, State, answer_state
 from llmsec_agent.lane import Sink
 from llmsec_agent.run import Deliver, Detection, Run
 from llmsec_agent.shares import Shares
 from llmsec_agent.sinks.store import StoreSink
 from llmsec_agent.stop import Stop
+from llmsec_agent.traffic import Traffic
 from llmsec_tap import limits, privileges
 from llmsec_tap.capture.host.kubernetes import RemotePods
 from llmsec_tap.capture.host.process import ProcessTable
@@ -47,21 +51,9 @@ MakePrinter = Callable[[Callable[[], None]], Sink]
 _LATE: Final = ("brotli", "zstandard")
 # Of the grace at the end, so much is for decoding what was read already.
 _DECODING: Final = 0.4
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptureSettings:
-    """What a capture reads, keeps and may take. `ports`: of the interfaces; None for all."""
-
-    interfaces: tuple[str, ...] = ()
-    ports: frozenset[int] | None = None
-    write: str | None = None
-    write_secrets: bool = False
-    store: str | None = None
-    content: bool = True
-    tokenizer: str | None = None
-    memory_cap_bytes: int = limits.MEMORY_CAP_BYTES
-    duration_s: float | None = None
+# The decoder makes a round twice a second at least; one that makes none for so long is not healthy.
+_STUCK_S: Final = 30.0
+_ALIVE_S: Final = 2.0
 
 
 def capture(
@@ -72,6 +64,7 @@ def capture(
     *,
     print_to: MakePrinter | None,
     start_detection: StartDetection | None,
+    exposer: Exposer | None = None,
 ) -> int:
     """Run in the decoder's process until the warden says stop; the exit code, as docs/cli.md has them. Raises SourceError."""
     begun = time.monotonic()
@@ -109,9 +102,12 @@ def capture(
         ports=settings.ports,
         content=settings.content,
         estimator=estimator,
+        traffic=Traffic() if exposer is not None else None,
         start_detection=(lambda deliver: start_detection(deliver, key)) if start_detection is not None else None,
     )
     source = LiveSource(settings, run, warden, pods, shares, recording)
+    if exposer is not None:
+        answer_state(exposer.socket, lambda: _state(run, source))
     fault: SourceError | None = None
     try:
         run.run(source)
@@ -147,6 +143,13 @@ class LiveSource:
         self._queue = BatchQueue(shares.queue, min(limits.QUEUE_SHED_BYTES, shares.queue // 2))
         self._live = LiveCapture(run.pipeline, self._queue, self._clock, memory_cap_bytes=settings.memory_cap_bytes)
         self._packets: list[PacketSource] = []
+        self._round_at = time.monotonic()
+        self.is_open = False
+
+    @property
+    def silent_s(self) -> float:
+        """Since the decoder last finished a round of work."""
+        return time.monotonic() - self._round_at
 
     @property
     def has_read(self) -> bool:
@@ -166,11 +169,19 @@ class LiveSource:
         self._live.on_step = run.step
         self._live.on_tick = self._tick
         self._live.left_s = lambda: run.stop.left_s(_DECODING)
+        self.is_open = True
         run.journal.info("capturing", "capturing; Ctrl-C stops")
+        threading.Thread(target=self._say_alive, name="llmsec-alive", daemon=True).start()
         self._live.run(self._settings.duration_s)
 
     def samples(self) -> Iterable[Sample]:
         return self._live.samples()
+
+    def _say_alive(self) -> None:
+        while True:
+            if self.silent_s < _STUCK_S:
+                self._warden.alive()
+            time.sleep(_ALIVE_S)
 
     def _open_ring(self, run: Run) -> None:
         recorder = None
@@ -197,8 +208,23 @@ class LiveSource:
         self._live.add_packets(self._packets)
 
     def _tick(self) -> None:
+        self._round_at = time.monotonic()
         if self._recording is not None:
             self._recording.flush()
+
+
+def _state(run: Run, source: LiveSource) -> State:
+    """What the exposer answers with: the same snapshot that the closing summary reads."""
+    reasons = [f"sink {lane.name}: {lane.fault}" for lane in run.lanes if lane.fault is not None]
+    silent_s = source.silent_s
+    if silent_s > _STUCK_S:
+        reasons.append(f"nothing was decoded for {silent_s:.0f} s, although the decoder looks twice a second")
+    ready = source.is_open and not run.stop.is_requested
+    samples = [Sample(name, value, labels) for (name, labels), value in run.snapshot().values.items()]
+    samples += [Sample("llmsec_ready", float(ready)), Sample("llmsec_heartbeat_timestamp_seconds", time.time() - silent_s)]
+    if not ready:
+        reasons.append("stopping" if run.stop.is_requested else "not everything is attached yet")
+    return State(ready=ready, healthy=silent_s <= _STUCK_S, reasons=reasons, samples=samples)
 
 
 def _recording(settings: CaptureSettings, user: privileges.User | None) -> PcapngWriter | None:

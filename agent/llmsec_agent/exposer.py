@@ -13,7 +13,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, Final
@@ -21,6 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from llmsec_agent.metrics import exposition
+from llmsec_agent.text import leave
 from llmsec_tap import privileges
 from llmsec_tap.counters import Sample
 from llmsec_tap.errors import ConfigError
@@ -60,8 +61,8 @@ class Exposer:
         self.pid = pid
 
     @classmethod
-    def start(cls, paths: Mapping[tuple[str, int], tuple[str, ...]], tls: TLSFiles | None, others: Iterable[socket.socket] = ()) -> Exposer:
-        """`paths`: for each address (host, port) what is served there. `others` are sockets that the new process must not keep open.
+    def start(cls, paths: Mapping[tuple[str, int], tuple[str, ...]], tls: TLSFiles | None) -> Exposer:
+        """`paths`: for each address (host, port) what is served there.
 
         Raises ConfigError for an address that cannot be bound and for a certificate that cannot be read.
         """
@@ -74,18 +75,24 @@ class Exposer:
             for sock, _ in listening:
                 sock.close()
             return cls(ours, pid)
-        try:
-            ours.close()
-            for sock in others:
-                sock.close()
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)
-            exposition(())  # imports what it needs while it may
-            privileges.become(privileges.unprivileged_user())
-            privileges.confine(serving=True)
-            _serve(_Decoder(theirs), listening, context)
-        finally:
-            os._exit(0)
+        leave(lambda: cls._run(ours, theirs, listening, context))
+
+    @staticmethod
+    def _run(
+        ours: socket.socket,
+        theirs: socket.socket,
+        listening: list[tuple[socket.socket, tuple[str, ...]]],
+        context: ssl.SSLContext | None,
+    ) -> None:
+        ours.close()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        decoder = _Decoder(theirs)
+        servers = [_Server(sock, served, decoder, context) for sock, served in listening]
+        exposition(())  # imports what it needs while it may
+        privileges.become(privileges.unprivileged_user())
+        privileges.confine(serving=True)
+        _serve(servers, decoder)
 
 
 def answer_state(sock: socket.socket, state: Callable[[], State]) -> None:
@@ -214,8 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-def _serve(decoder: _Decoder, listening: list[tuple[socket.socket, tuple[str, ...]]], context: ssl.SSLContext | None) -> None:
-    servers = [_Server(sock, served, decoder, context) for sock, served in listening]
+def _serve(servers: list[_Server], decoder: _Decoder) -> None:
     for server in servers:
         threading.Thread(target=server.serve_forever, daemon=True).start()
     while True:

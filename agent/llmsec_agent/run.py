@@ -16,6 +16,7 @@ from typing import Protocol
 from llmsec_agent.lane import Lane, Sink
 from llmsec_agent.shares import Shares
 from llmsec_agent.stop import Stop
+from llmsec_agent.traffic import Traffic
 from llmsec_tap.counters import Sample, Samples, Snapshot, by_label
 from llmsec_tap.dialects.draft import DeltaListener
 from llmsec_tap.exchange.assembly import ExchangeAssembly
@@ -77,6 +78,7 @@ class Run:
         ports: frozenset[int] | None = None,
         content: bool = True,
         estimator: TokenEstimator | None = None,
+        traffic: Traffic | None = None,
         start_detection: Callable[[Deliver], Detection] | None = None,
     ) -> None:
         """`may_wait`: the source can (files), or cannot (live). `follows`: it may be live all the same, so nothing is kept for company.
@@ -87,6 +89,7 @@ class Run:
         self.journal = journal
         self.stop = stop
         self._content = content
+        self.traffic = traffic
         self._defects: Counter[str] = Counter()
         self._completeness: Counter[str] = Counter()
         self.lanes = [Lane(sink, journal, stop, max_bytes=shares.lane, may_wait=may_wait) for sink in sinks]
@@ -105,6 +108,8 @@ class Run:
         self._samples: list[Samples] = [self.samples, self.pipeline.samples, *(lane.samples for lane in self.lanes)]
         if self.detection is not None:
             self._samples.append(self.detection.samples)
+        if traffic is not None:
+            self._samples.append(traffic.samples)
 
     def run(self, source: Source) -> None:
         """To the source's end. Raises what it raises; everything before that is delivered."""
@@ -154,6 +159,8 @@ class Run:
 
     def _deliver(self, exchange: Exchange) -> None:
         self._completeness[exchange.completeness] += 1
+        if self.traffic is not None:
+            self.traffic.observe(exchange)
         if not self._content:
             exchange = exchange.without_content()
         for lane in self.lanes:

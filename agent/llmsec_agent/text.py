@@ -24,17 +24,17 @@ def report(line: str) -> None:
 
 
 def error_line(fault: LLMSecError) -> str:
-    return printable(f"error: {fault}" + (f" ({fault.hint})" if fault.hint else ""))
+    return "\n".join(printable(f"error: {line}") for line in fault.lines())
 
 
-def leave(run: Callable[[], None]) -> NoReturn:
+def leave(run: Callable[[], int | None]) -> NoReturn:
     """Run a forked process to its end and leave by its exit code: what the parent set up for its own exit is not run twice."""
     code = 1
     try:
-        run()
-        code = 0
+        code = run() or 0
     except LLMSecError as fault:
-        report(error_line(fault))
+        for line in fault.lines():
+            report(f"error: {line}")
         code = fault.exit_code
     except BaseException as raised:  # noqa: BLE001 - typer.Exit carries the code; anything else is a defect of ours
         code = getattr(raised, "exit_code", 1)

@@ -2,89 +2,137 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import msgspec
 
 from llmsec_analyzer.rules.schema import Action
+from llmsec_analyzer.typed_files import key
 from llmsec_tap.model import Severity
 
 
 class ModelSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """`path`: an ONNX file; none: the one that ships. `confidence_threshold`: none: the one fixed in training."""
 
-    enabled: bool = True
-    path: str | None = None
-    confidence_threshold: float | None = None
+    enabled: Annotated[bool, key("judge prompt injection with the model; without it the patterns alarm by themselves")] = True
+    path: Annotated[
+        str | None, key("an ONNX file of the same form (docs/model-card.md), from the configuration's folder; none: the one that ships")
+    ] = None
+    confidence_threshold: Annotated[
+        float | None,
+        key(
+            "score from which a text counts as injection; none: fixed in training", env="LLMSEC_INJECTION_THRESHOLD", at_least=0, at_most=1
+        ),
+    ] = None
 
 
 class NamedPattern(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    name: str
-    regex: str
-    severity: Severity = "medium"
+    name: Annotated[str, key("`ignore_instructions` and `system_override` ship; any other name is a pattern of your own", filled=True)]
+    regex: Annotated[str | None, key("RE2 syntax; may be left out of the two that ship", filled=True)] = None
+    severity: Annotated[Severity, key("severity of its findings")] = "medium"
 
 
 class InjectionSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    enabled: bool = True
-    model: ModelSettings = ModelSettings()
-    ml_model: ModelSettings | None = None  # the design's own name for the same
-    patterns: tuple[NamedPattern, ...] = ()
-
-    @property
-    def chosen_model(self) -> ModelSettings:
-        return self.ml_model or self.model
+    enabled: Annotated[bool, key("look for prompt injection")] = True
+    model: Annotated[ModelSettings, key("the classifier")] = ModelSettings()
+    patterns: Annotated[tuple[NamedPattern, ...], key("patterns that alarm by themselves, beside the model")] = ()
 
 
 class PatternAction(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    regex: str | None = None
-    action: Action = "alert_only"
-    severity: Severity | None = None
+    regex: Annotated[str | None, key("RE2 syntax; looked for beside the shipped rule of that name, if there is one", filled=True)] = None
+    action: Annotated[Action, key("alert_and_redact masks every match in what is printed, stored and sent")] = "alert_only"
+    severity: Annotated[Severity | None, key("none: the shipped rule's; medium for a kind of your own")] = None
 
 
 class NamesSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """Names of people need the extra `names` and a spaCy pipeline: the name of an installed one, or a folder."""
 
-    enabled: bool = False
-    model: str = "en_core_web_sm"
+    enabled: Annotated[bool, key("look for names of people; needs the extra `names` and a spaCy pipeline")] = False
+    model: Annotated[str, key("an installed spaCy pipeline, or a folder", filled=True)] = "en_core_web_sm"
 
 
 class PIISettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    enabled: bool = True
-    patterns: dict[str, PatternAction] = {}
-    names: NamesSettings = NamesSettings()
-    addresses: bool = False  # postal addresses, by rules
+    enabled: Annotated[bool, key("look for personal data", env="LLMSEC_PII_DETECTION")] = True
+    patterns: Annotated[
+        dict[str, PatternAction], key("by kind: `ssn`, `credit_card`, `email`, any kind of `rules list`, or one of your own with a regex")
+    ] = {}
+    names: Annotated[NamesSettings, key("names of people")] = NamesSettings()
+    addresses: Annotated[bool, key("look for postal addresses, by rules")] = False
 
 
 class SecretSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    enabled: bool = True
+    enabled: Annotated[bool, key("look for credentials")] = True
 
 
 class ToolPolicy(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """A call that matters: of tools named so, with an argument named so, whose value holds what the pattern says."""
 
-    tool: str  # * and ? are wildcards
-    argument: str = "*"  # a name, or a path like `options.headers.*`; * is any
-    matches: str | None = None  # RE2 syntax; none: the argument need only be there
-    severity: Severity | None = None  # none: the rule's own
+    tool: Annotated[str, key("name of the tool; * and ? are wildcards", filled=True)]
+    argument: Annotated[str, key("a name, or a path like `options.headers.*`; * is any", filled=True)] = "*"
+    matches: Annotated[str | None, key("what its value holds, RE2 syntax; none: it need only be there", filled=True)] = None
+    severity: Annotated[Severity | None, key("none: the rule's own")] = None
 
 
 class OutputSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    enabled: bool = True
-    canaries: tuple[str, ...] = ()
-    sensitive_tools: tuple[str | ToolPolicy, ...] = ()  # a name alone (* and ? are wildcards), or a name and what its arguments hold
+    enabled: Annotated[bool, key("judge answers and tool calls")] = True
+    canaries: Annotated[tuple[Annotated[str, key(filled=True)], ...], key("words of your system prompts that no answer may hold")] = ()
+    sensitive_tools: Annotated[
+        tuple[str | ToolPolicy, ...], key("tools whose call is a finding: a name (* and ? are wildcards), or a mapping of the keys below")
+    ] = ()
 
 
 class BudgetSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """`share`: how much of the time that passes may go into scanning before it degrades, 1.0: one core. None: no budget."""
 
-    share: float | None = None
+    share: Annotated[
+        float | None, key("part of one core's time that scanning may take before it degrades; none: no limit", above=0, at_most=1)
+    ] = None
+
+
+class AnomalySettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    enabled: Annotated[bool, key("look for unusual cost, rates and token use")] = True
+    cost_threshold_multiplier: Annotated[float, key("times the tenant's usual cost", above=0)] = 3.0
+    request_rate_threshold: Annotated[int, key("requests a minute", at_least=1)] = 1000
+    token_velocity_threshold: Annotated[int, key("tokens a minute", at_least=1)] = 50_000
+
+
+class GlobalRate(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    requests_per_second: Annotated[int, key("over all callers", at_least=1)] = 1000
+    burst_size: Annotated[int, key("requests at once", at_least=1)] = 2000
+
+
+class TenantRate(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    default_rps: Annotated[int, key("requests a second of one tenant", at_least=1)] = 100
+    default_burst: Annotated[int, key("requests at once of one tenant", at_least=1)] = 200
+
+
+class RateSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """Rates that are watched. A tap reports who went over; it never rejects."""
+
+    everyone: Annotated[GlobalRate, key("all callers together")] = msgspec.field(default=GlobalRate(), name="global")
+    per_tenant: Annotated[TenantRate, key("one tenant")] = TenantRate()
 
 
 class DetectionSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    prompt_injection: InjectionSettings = InjectionSettings()
-    pii_detection: PIISettings = PIISettings()
-    secret_detection: SecretSettings = SecretSettings()
-    output: OutputSettings = OutputSettings()
-    budget: BudgetSettings = BudgetSettings()
-    rules: tuple[str, ...] = ()  # files and folders of one's own rules
-    disabled_rules: tuple[str, ...] = ()
-    engine: str = "auto"
-    plugins: bool = True
+    enabled: Annotated[bool, key("look for anything at all; false leaves `risk_score` null", env="LLMSEC_SECURITY_ENABLED")] = True
+    prompt_injection: Annotated[InjectionSettings, key("prompt injection and jailbreaks")] = InjectionSettings()
+    pii_detection: Annotated[PIISettings, key("personal data")] = PIISettings()
+    secret_detection: Annotated[SecretSettings, key("credentials")] = SecretSettings()
+    output: Annotated[OutputSettings, key("answers and tool calls")] = OutputSettings()
+    anomaly_detection: Annotated[
+        AnomalySettings,
+        key("unusual cost and use by tenant", later="cost, rates and token use are recorded on each exchange and not watched"),
+    ] = AnomalySettings()
+    rate_limiting: Annotated[
+        RateSettings, key("rates to report on; a tap never rejects", later="rates are not watched, and a tap never rejects a request")
+    ] = RateSettings()
+    budget: Annotated[BudgetSettings, key("how much scanning may cost")] = BudgetSettings()
+    rules: Annotated[tuple[str, ...], key("files and folders of rules of your own (docs/rules.md), from the configuration's folder")] = ()
+    disabled_rules: Annotated[tuple[str, ...], key("ids of rules that are left out (`llmsec-analyze rules list`)")] = ()
+    engine: Annotated[Literal["auto", "hyperscan", "portable"], key("what passes over texts; findings are the same")] = "auto"
+    plugins: Annotated[bool, key("load detectors of other packages (docs/rules.md)")] = True
+
+    @property
+    def asks_redaction(self) -> bool:
+        """Whether patterns here are to be masked; rules of one's own files may be, too."""
+        return self.enabled and any(wanted.action == "alert_and_redact" for wanted in self.pii_detection.patterns.values())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ MAX_NODES = 500_000
 MAX_DEPTH = 100
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Fault = Callable[[str], ConfigError]
+Where = tuple[str | int, ...]  # a place in a file: ("backends", "openai", "endpoints", 0, "url")
+Lines = Callable[[Where], int | None]
 _QUOTED = re.compile(r"'[^']{3,}'|\"[^\"]{3,}\"|`[^`]{3,}`")
 
 
@@ -38,8 +40,11 @@ def shown(word: object) -> str:
 
 def read_yaml(path: Path, fault: _Fault = ConfigError) -> tuple[Any, yaml.Node | None]:
     """The value of a file and its tree with lines; None and None where it is empty. Raises what `fault` makes of a sentence."""
-    text = _read(path, fault)
-    where = str(path)
+    return parse_yaml(read_text(path, fault), str(path), fault)
+
+
+def parse_yaml(text: str, where: str, fault: _Fault = ConfigError) -> tuple[Any, yaml.Node | None]:
+    """As `read_yaml`, of a text; `where` names it in errors."""
     try:
         # One loader to look at, one to construct with: a tree of nodes is small before aliases are followed.
         node = yaml.compose(text, Loader=_Loader)
@@ -57,7 +62,8 @@ def read_yaml(path: Path, fault: _Fault = ConfigError) -> tuple[Any, yaml.Node |
         raise fault(f"{where}: not YAML: a value that is none") from None
 
 
-def _read(path: Path, fault: _Fault) -> str:
+def read_text(path: Path, fault: _Fault = ConfigError) -> str:
+    """A regular UTF-8 file of bounded size. Raises what `fault` makes of a sentence that names the file."""
     try:
         # Not to be kept waiting by a pipe that nobody writes to.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -103,3 +109,50 @@ def _measure(node: yaml.Node, where: str, fault: _Fault) -> None:
         return total
 
     size(node, 0)
+
+
+def yaml_lines(node: yaml.Node | None) -> Lines:
+    """The line of the key at a place; of the nearest thing around it where the file has none there."""
+    if node is None:
+        return lambda _: None
+    root = node
+
+    def line_of(where: Where) -> int | None:
+        at: yaml.Node = root
+        line: int = at.start_mark.line + 1
+        for step in where:
+            if isinstance(step, int):
+                if not isinstance(at, yaml.SequenceNode) or step >= len(at.value):
+                    return line
+                at = at.value[step]
+                line = at.start_mark.line + 1
+            else:
+                pair = next((pair for pair in at.value if pair[0].value == step), None) if isinstance(at, yaml.MappingNode) else None
+                if pair is None:
+                    return line
+                line, at = pair[0].start_mark.line + 1, pair[1]
+        return line
+
+    return line_of
+
+
+def repeated_keys(node: yaml.Node | None) -> Iterator[tuple[Where, int, int]]:
+    """Keys that a mapping has twice, with the lines of the repetition and of the first: YAML keeps the last without a word."""
+    pending: list[tuple[yaml.Node, Where]] = [(node, ())] if node is not None else []
+    looked: set[int] = set()  # aliases stand for the same node: each is looked at once
+    while pending:
+        at, where = pending.pop()
+        if id(at) in looked:
+            continue
+        looked.add(id(at))
+        if isinstance(at, yaml.SequenceNode):
+            pending += [(item, (*where, number)) for number, item in enumerate(at.value)]
+        elif isinstance(at, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for name, item in at.value:
+                if not isinstance(name, yaml.ScalarNode):
+                    continue
+                line = name.start_mark.line + 1
+                if name.value != "<<" and lines.setdefault(name.value, line) != line:
+                    yield (*where, name.value), line, lines[name.value]
+                pending.append((item, (*where, name.value)))

@@ -33,6 +33,7 @@ AnomalyName = Literal[
     # detection
     "detection_fault", "detection_incomplete", "findings_limit", "detection_without_model", "detection_skipped",
     "detection_secrets_only",
+    "content_withheld",
 ]  # fmt: skip
 """The type of a name, so that the type checker proves each one where it is reported."""
 
@@ -121,6 +122,7 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     "findings_limit": "More findings than a record keeps: the gravest of each rule were kept, the count says how many were not; all are masked by --redact.",
     "detection_without_model": "Over its budget, detection ran without the injection model.",
     "detection_skipped": "Detection could not keep up, or its process had ended; this exchange was not looked at.",
+    "content_withheld": "Its texts should have been masked and were not (all) looked at, so they were left out.",
     "detection_secrets_only": "Over its budget, detection looked for secrets and unsafe output only.",
 }
 

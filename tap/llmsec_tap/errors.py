@@ -15,6 +15,10 @@ class LLMSecError(Exception):
         super().__init__(message)
         self.hint = hint
 
+    def lines(self) -> list[str]:
+        """What a command prints: a line for each thing that is wrong, with its hint."""
+        return [f"{self}" + (f" ({self.hint})" if self.hint else "")]
+
 
 class ConfigError(LLMSecError):
     """Wrong use: a bad option, an unknown key, a bad rule, a statement that is not read-only SQL."""

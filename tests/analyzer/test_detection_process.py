@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from llmsec_agent.config import load_config
 from llmsec_agent.start_detection import detection_starter
 from llmsec_analyzer.judge.scanner import Scanner
-from llmsec_analyzer.settings import DetectionSettings
+from llmsec_analyzer.settings import DetectionSettings, PatternAction, PIISettings
 from llmsec_analyzer.worker import child, client
 from llmsec_analyzer.worker.client import DetectionProcess
 from llmsec_analyzer.worker.fair import FairQueue, Waiting
@@ -64,11 +64,11 @@ def started(settings: DetectionSettings, deliver: Any) -> DetectionProcess:
 
 
 class Run:
-    def __init__(self, *, may_wait: bool = True, **options: Any) -> None:
+    def __init__(self, *, may_wait: bool = True, settings: DetectionSettings | None = None, **options: Any) -> None:
         self.delivered: list[Exchange] = []
         self.journal = Said()
         self.detection = DetectionProcess(
-            DetectionSettings(plugins=False), KEY, self.delivered.append, may_wait=may_wait, journal=self.journal, **options
+            settings or DetectionSettings(plugins=False), KEY, self.delivered.append, may_wait=may_wait, journal=self.journal, **options
         )
         self.order: list[str] = []
         self.pipeline = Pipeline(self.add, fingerprinter(KEY), listener_factory=self.detection.listener, shield=False)
@@ -453,3 +453,26 @@ class FairShares(RuleBasedStateMachine):
 
 
 TestFairShares = FairShares.TestCase
+
+
+def test_the_action_of_a_pattern_masks_through_the_process_and_nothing_else():
+    settings = DetectionSettings(
+        plugins=False, pii_detection=PIISettings(patterns={"credit_card": PatternAction(action="alert_and_redact")})
+    )
+    run = Run(settings=settings).replay(capture(2)).close()
+    assert [exchange.output_text for exchange in run.delivered] == ["card [CREDIT_CARD] noted and so on"] * 2
+    assert all("@example.org" in (exchange.input_text or "") for exchange in run.delivered)
+
+
+def test_what_was_not_scanned_and_should_be_masked_goes_on_without_its_texts(monkeypatch):
+    monkeypatch.setattr(child, "COMMAND", ("/nowhere/python",))
+    settings = DetectionSettings(
+        plugins=False, pii_detection=PIISettings(patterns={"credit_card": PatternAction(action="alert_and_redact")})
+    )
+    for run in (Run(settings=settings), Run(redact=True)):
+        run.replay(capture(1)).close()
+        assert run.delivered[0].output_text is None
+        assert run.delivered[0].request.messages == []
+        assert "content_withheld" in [anomaly.name for anomaly in run.delivered[0].anomalies]
+    plain = Run().replay(capture(1)).close()
+    assert plain.delivered[0].output_text

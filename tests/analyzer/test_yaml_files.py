@@ -50,7 +50,7 @@ def test_it_is_one_clear_error_that_quotes_nothing(tmp_path, name, load):
 def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name in (str(tmp_path / "pipe"), "/dev/zero", str(tmp_path), "a\0b"):
-        with pytest.raises(ConfigError, match="cannot be read"):
+        with pytest.raises(ConfigError, match="Failed to read config file"):
             load_config(name)
 
 

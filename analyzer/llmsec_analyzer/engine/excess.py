@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -25,16 +25,29 @@ T = TypeVar("T")
 
 
 class Mask(msgspec.Struct, array_like=True):
-    """Places in one text to be masked that no finding names: `places` holds start, end and number of the kind, 32 bits each."""
+    """Places in one text to be masked that no finding names: `places` holds start, end and number of the kind, 32 bits each.
+
+    `kinds` and `rules` go together: what the number says was found, and by which rule.
+    """
 
     part: str
     kinds: list[str]
     places: bytes
+    rules: list[str] = []
 
     def spans(self) -> Iterator[tuple[int, int, str]]:
         flat = array("I", self.places)
         for at in range(0, len(flat), 3):
             yield flat[at], flat[at + 1], self.kinds[flat[at + 2]]
+
+    def of(self, rules: Collection[str]) -> Mask:
+        """Only the places of these rules."""
+        wanted = [rule in rules for rule in self.rules]
+        flat, kept = array("I", self.places), array("I")
+        for at in range(0, len(flat), 3):
+            if wanted[flat[at + 2]]:
+                kept.extend(flat[at : at + 3])
+        return Mask(self.part, self.kinds, kept.tobytes(), self.rules)
 
 
 class Excess:
@@ -45,12 +58,17 @@ class Excess:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._places = array("I")
-        self._numbers: dict[str, int] = {}
+        self._numbers: dict[tuple[str, str], int] = {}  # of (rule, kind)
 
-    def add(self, rule: str, category: str, kind: str, start: int, end: int) -> None:
+    def add(self, rule: str, category: str, kind: str, start: int, end: int, *, redact: bool = False) -> None:
+        """`redact`: the rule masks its matches, whatever they are."""
         self.counts[rule] += 1
-        if is_masked(category, kind):
-            self._places.extend((start, end, self._numbers.setdefault(kind, len(self._numbers))))
+        if redact or is_masked(category, kind):
+            self.hide(rule, kind, start, end)
+
+    def hide(self, rule: str, kind: str, start: int, end: int) -> None:
+        """A place that is masked and not counted: what was found there stands under another name."""
+        self._places.extend((start, end, self._numbers.setdefault((rule, kind), len(self._numbers))))
 
     def moved(self, place: Callable[[int], int]) -> None:
         """Every place goes through `place`."""
@@ -59,7 +77,7 @@ class Excess:
             flat[at], flat[at + 1] = place(flat[at]), place(flat[at + 1] - 1) + 1
 
     def mask(self, part: str) -> Mask:
-        return Mask(part, list(self._numbers), self._places.tobytes())
+        return Mask(part, [kind for _, kind in self._numbers], self._places.tobytes(), [rule for rule, _ in self._numbers])
 
     def spans(self) -> Iterator[tuple[int, int, str]]:
         return self.mask("").spans()

@@ -294,7 +294,7 @@ class StreamScanner:
             if self._alike[alike] >= MAX_ALIKE:
                 if self.excess is None:
                     self.excess = Excess()
-                self.excess.add(match.rule.id, match.rule.category, match.kind, match.start, match.end)
+                self.excess.add(match.rule.id, match.rule.category, match.kind, match.start, match.end, redact=match.rule.redacts)
                 continue
             self._alike[alike] += 1
             self.matches.append(match)

@@ -46,7 +46,9 @@ class TriggerIndex:
         self.classes = list(classes)
         self.engine = _available(engine)
         self.hits: Callable[[bytes], Hits]
-        if self.engine == "hyperscan":
+        if not keywords and not classes:  # every rule is switched off; hyperscan takes no empty list
+            self.hits = lambda _: []
+        elif self.engine == "hyperscan":
             self.hits = _hyperscan(self.keywords, self.classes)
         else:
             self.hits = _portable(self.keywords, self.classes)

@@ -97,7 +97,7 @@ class ExchangeDetector:
         started = self._clock()
         self.budget.pressure = pressure
         faults = self._faults()
-        gathered = _Gathered()
+        gathered = _Gathered(self.scanner.rules.redacting)
         try:
             marks = self._findings(exchange_id, parts, streams, gathered)
         except Exception as fault:  # noqa: BLE001 - see above
@@ -108,10 +108,14 @@ class ExchangeDetector:
         if unread:
             gathered.found[:0] = self._unread(exchange_id, unread)
         gathered.prune()
+        score: int | None
         score, reasons = risk(gathered.found)
         self.budget.spent(self._clock() - started)
         dropped, masks = gathered.left_out()
-        return Report(gathered.found, None if unread or "detection_skipped" in marks else score, reasons, marks, dropped, masks)
+        if unread or "detection_skipped" in marks or not self.scanner.settings.enabled:
+            score = None
+        acting = {finding.rule_id for finding in gathered.found}.union(*(mask.rules for mask in masks)) & self.scanner.rules.redacting
+        return Report(gathered.found, score, reasons, marks, dropped, masks, sorted(acting))
 
     def _faults(self) -> int:
         return sum(self.scanner.faults.values()) + sum(self.scanner.plan.faults.values())
@@ -242,7 +246,8 @@ class ExchangeDetector:
 class _Gathered:
     """The findings of one exchange as they come, the gravest of them kept (excess.py)."""
 
-    def __init__(self) -> None:
+    def __init__(self, redacting: frozenset[str]) -> None:
+        self._redacting = redacting
         self.found: list[Finding] = []
         self._excess: dict[str, Excess] = {}
 
@@ -258,7 +263,8 @@ class _Gathered:
         for finding in left:
             place = finding.location
             excess = self._excess.setdefault(place.part, Excess())
-            excess.add(finding.rule_id, finding.category, finding.type, place.start, place.end)
+            redact = finding.rule_id in self._redacting
+            excess.add(finding.rule_id, finding.category, finding.type, place.start, place.end, redact=redact)
         self.found = list(kept)
 
     def left_out(self) -> tuple[dict[str, int], list[Mask]]:

@@ -32,7 +32,8 @@ class TextPart(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct):
     """What an exchange holds. `marks` are the names of anomalies: what was not scanned, or not as it should have been.
 
-    `dropped`: findings beyond those kept, by rule; `masks`: where they are, for redaction.
+    `dropped`: findings beyond those kept, by rule; `masks`: where they are, for redaction. `redacting`: rules that found something and
+    whose matches the configuration has masked.
     """
 
     findings: list[Finding]
@@ -41,6 +42,7 @@ class Report(msgspec.Struct):
     marks: list[str] = []
     dropped: dict[str, int] = {}
     masks: list[Mask] = []
+    redacting: list[str] = []
 
     def applied(self, exchange: Exchange) -> Exchange:
         """The exchange with this report in it."""

@@ -7,7 +7,7 @@ the copies of it: there may be millions. Offsets of findings go on meaning the t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 from typing import Any
 
@@ -16,29 +16,35 @@ from ahocorasick_rs import BytesAhoCorasick, MatchKind
 
 from llmsec_analyzer.engine.excess import Mask, is_masked
 from llmsec_analyzer.judge.exchange_parts import text_parts
-from llmsec_tap.model import Exchange
+from llmsec_tap.model import AnomalyCount, Exchange
 
 _SHORTEST = 4
 
 
-def redacted(exchange: Exchange, masks: Sequence[Mask] = ()) -> Exchange:
-    """The exchange with secrets and personal data masked: those of its findings, and of `masks`. Names of addresses stay."""
+def redacted(exchange: Exchange, masks: Sequence[Mask] = (), *, everything: bool = True, rules: Collection[str] = ()) -> Exchange:
+    """The exchange with what was found in it masked: what its findings name, and the places of `masks`.
+
+    `everything`: all secrets and personal data (names of addresses stay). `rules`: whatever these rules found, besides.
+    """
     places: dict[str, list[tuple[int, int, str]]] = {}
     for finding in exchange.findings:
-        if is_masked(finding.category, finding.type):
+        if (everything and is_masked(finding.category, finding.type)) or finding.rule_id in rules:
             places.setdefault(finding.location.part, []).append((finding.location.start, finding.location.end, finding.type))
     beyond = {mask.part: mask for mask in masks if mask.places}
     values: dict[bytes, bytes] = {}
     whole: dict[str, str] = {}
     for part in text_parts(exchange):
         known = places.get(part.part, ())
+        by_place = False  # a short value may stand anywhere for something else: it is masked where it was found
         for start, end, kind in known:
             value = part.text[start:end]
             if len(value) >= _SHORTEST:
                 values.setdefault(_bytes(value), _bytes(f"[{kind}]"))
+            else:
+                by_place = True
         mask = beyond.get(part.part)
-        if mask is not None:
-            whole[part.text] = _without(part.text, [*known, *mask.spans()])
+        if mask is not None or by_place:
+            whole[part.text] = _without(part.text, [*known, *(mask.spans() if mask is not None else ())])
     if not values and not whole:
         return exchange
     _add_joined(exchange, whole)
@@ -55,13 +61,22 @@ def redacted(exchange: Exchange, masks: Sequence[Mask] = ()) -> Exchange:
             return msgspec.structs.replace(value, **{name: masked(getattr(value, name)) for name in value.__struct_fields__})
         return value
 
+    # A preview knows what was found around it; of a long repetition (repeats.py) not every copy is looked at.
+    findings = [msgspec.structs.replace(finding, preview=replaced(finding.preview)) for finding in exchange.findings]
     return msgspec.structs.replace(
         exchange,
+        findings=findings,
         **{
             name: masked(getattr(exchange, name))
             for name in ("input_text", "output_text", "reasoning_text", "refusal_text", "tool_calls", "request", "response", "other_texts")
         },
     )
+
+
+def withheld(exchange: Exchange) -> Exchange:
+    """The exchange without its texts: they should have been masked, and were not looked at."""
+    bare = exchange.without_content()
+    return msgspec.structs.replace(bare, anomalies=[*bare.anomalies, AnomalyCount(name="content_withheld", count=1)])
 
 
 def _without(text: str, spans: list[tuple[int, int, str]]) -> str:

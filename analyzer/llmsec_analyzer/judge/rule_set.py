@@ -3,47 +3,67 @@
 from __future__ import annotations
 
 import re
+import warnings
+from typing import Any
 
 import msgspec
 
-from llmsec_analyzer.rules.load import RuleError, check_form, load_builtin, load_paths, nearest
+from llmsec_analyzer.engine.triggers import MAX_KEYWORD_BYTES
+from llmsec_analyzer.recognizers.patterns import compile_pattern
+from llmsec_analyzer.rules.load import RuleError, check_form, load_builtin, load_paths
 from llmsec_analyzer.rules.schema import Rule
 from llmsec_analyzer.settings import DetectionSettings
+from llmsec_analyzer.typed_files import nearest
 from llmsec_tap.errors import ConfigError
 
 
 class RuleSet(msgspec.Struct, frozen=True):
-    """`matching` make findings, `evidence` feeds the model (or matches too, where there is no model)."""
+    """`matching` make findings, `evidence` feeds the model (or matches too, where there is no model).
+
+    `whole_text`: of those that match, the ones that nothing in a text starts. `redacting`: ids of rules whose matches are masked.
+    """
 
     by_id: dict[str, Rule]
     matching: list[Rule]
     evidence: list[Rule]
     trusted: frozenset[str]
+    whole_text: list[Rule] = []
+    redacting: frozenset[str] = frozenset()
 
 
 # The design's names for patterns of personal data, and the rules that stand for them here.
 _PII_NAMES = {"ssn": ("ssn", "pii.ssn_plain"), "credit_card": ("credit_card",), "email": ("email",)}
+# And for injection: signs that feed the model.
+_SIGNS = ("ignore_instructions", "system_override")
+# Matches of patterns up to this long are found as a text arrives; longer ones once it is whole.
+_LONGEST = 200
 
 
 def rule_set(settings: DetectionSettings) -> RuleSet:
+    """Raises ConfigError for a rule, a pattern or a name that is wrong."""
     builtin = load_builtin()
     trusted = frozenset(rule.id for rule in builtin)
-    rules = {rule.id: rule for rule in builtin}
+    # What shipped rules say of redaction is advice: nothing is masked that nobody asked to have masked.
+    rules = {rule.id: msgspec.structs.replace(rule, action="alert_only") if rule.redacts else rule for rule in builtin}
     for rule in load_paths(settings.rules):
         if rule.id in rules:
             raise RuleError(f"rule {rule.id}: the id is taken", "give it another; shipped rules are switched off by disabled_rules")
         rules[rule.id] = rule
+    _apply_pii(settings, rules)
+    replaced = _apply_injection(settings, rules)
     for name in settings.disabled_rules:
         if name not in rules:
-            raise ConfigError(f"security.disabled_rules: there is no rule {name!r}", nearest(name, rules))
-    _apply_pii(settings, rules)
-    _apply_injection(settings, rules)
+            raise ConfigError(f"security.disabled_rules: there is no rule {name!r}", nearest(name, list(rules)))
+    if not settings.enabled:
+        return RuleSet({}, [], [], trusted)
     off = set(settings.disabled_rules)
     kept = {name: rule for name, rule in rules.items() if name not in off and _is_on(settings, rule)}
-    with_model = settings.prompt_injection.enabled and settings.prompt_injection.chosen_model.enabled
+    with_model = settings.prompt_injection.enabled and settings.prompt_injection.model.enabled
     evidence = [rule for rule in rules.values() if rule.evidence]
-    matching = [rule for rule in kept.values() if not (rule.evidence and with_model)]
-    return RuleSet(kept, matching, evidence, trusted)
+    matching = [rule for rule in kept.values() if not (rule.evidence and with_model) and rule.id not in replaced]
+    whole_text = [rule for rule in matching if rule.pattern is not None and not rule.keywords and rule.trigger is None]
+    redacting = frozenset(rule.id for rule in kept.values() if rule.redacts)
+    return RuleSet(kept, matching, evidence, trusted, whole_text, redacting)
 
 
 def _is_on(settings: DetectionSettings, rule: Rule) -> bool:
@@ -51,77 +71,107 @@ def _is_on(settings: DetectionSettings, rule: Rule) -> bool:
         return settings.pii_detection.enabled
     if rule.category == "secret":
         return settings.secret_detection.enabled
-    if rule.id.startswith("injection.") or rule.id in ("ignore_instructions", "system_override"):
+    if rule.id.startswith(("injection.", "custom.")) or rule.id in _SIGNS:
         return settings.prompt_injection.enabled
     return settings.output.enabled or not rule.id.startswith(("output.", "tool."))
 
 
 def _apply_pii(settings: DetectionSettings, rules: dict[str, Rule]) -> None:
-    """`security.pii_detection.patterns`: the action and severity of a shipped kind, or a kind of one's own with a regex."""
+    """`security.pii_detection.patterns`: the action and severity of a shipped kind, and a regex that is looked for beside it."""
     for name, wanted in settings.pii_detection.patterns.items():
         known = _PII_NAMES.get(name) or ((f"pii.{name}",) if f"pii.{name}" in rules else ())
+        kind, severity = name.upper(), wanted.severity
         for rule_id in known:
             rule = rules[rule_id]
+            kind, severity = rule.type, severity or rule.severity
             rules[rule_id] = msgspec.structs.replace(rule, action=wanted.action, severity=wanted.severity or rule.severity)
-        if not known:
-            if wanted.regex is None:
-                names = [*_PII_NAMES, *(rule.removeprefix("pii.") for rule in rules if rule.startswith("pii."))]
-                raise ConfigError(f"security.pii_detection.patterns.{name}: no such kind, and no regex", nearest(name, names))
-            rules[f"custom.{name}"] = _custom(name, wanted.regex, "pii", wanted.severity or "medium", wanted.action)
+        if wanted.regex is not None:
+            place = f"security.pii_detection.patterns.{name}"
+            _add(rules, _custom(place, name, wanted.regex, "pii", severity or "medium", kind=kind, action=wanted.action), place)
+        elif not known:
+            names = [*_PII_NAMES, *(rule.removeprefix("pii.") for rule in rules if rule.startswith("pii."))]
+            raise ConfigError(f"security.pii_detection.patterns.{name}: no such kind, and no regex", nearest(name, names))
 
 
-def _apply_injection(settings: DetectionSettings, rules: dict[str, Rule]) -> None:
-    """`security.prompt_injection.patterns`: of the two shipped ones the severity; others are rules of their own."""
+def _apply_injection(settings: DetectionSettings, rules: dict[str, Rule]) -> frozenset[str]:
+    """`security.prompt_injection.patterns`: what has a regex alarms by itself, beside the model. The ids that it stands in for."""
+    replaced = set()
     for pattern in settings.prompt_injection.patterns:
-        if pattern.name in ("ignore_instructions", "system_override"):
+        place = f"security.prompt_injection.patterns: {pattern.name}"
+        if pattern.name in _SIGNS:
             rules[pattern.name] = msgspec.structs.replace(rules[pattern.name], severity=pattern.severity)
-        else:
-            rules[f"custom.{pattern.name}"] = _custom(pattern.name, pattern.regex, "prompt_injection", pattern.severity, "alert_only")
+        elif pattern.regex is None:
+            raise ConfigError(f"{place}: no such pattern, and no regex", nearest(pattern.name, list(_SIGNS)))
+        if pattern.regex is not None:
+            replaced.add(pattern.name)
+            _add(rules, _custom(place, pattern.name, pattern.regex, "prompt_injection", pattern.severity, kind=pattern.name), place)
+    return frozenset(replaced)
 
 
-def _custom(name: str, regex: str, category: str, severity: str, action: str) -> Rule:
-    rule_id = "custom." + re.sub(r"[^a-z0-9_]", "_", name.lower())
+def _add(rules: dict[str, Rule], rule: Rule, place: str) -> None:
+    if rule.id in rules:
+        raise ConfigError(f"{place}: another pattern has this name", "names count without case, and with _ for what is no letter or digit")
+    rules[rule.id] = rule
+
+
+def _custom(place: str, name: str, regex: str, category: str, severity: str, *, kind: str, action: str = "alert_only") -> Rule:
+    """The rule of a configured regex. Where every match holds a known word and is short, that word starts it; else nothing does."""
     words = literals(regex)
-    digits = not words and "\\d" in regex
-    if not words and not digits:
-        raise ConfigError(
-            f"the pattern {name!r} holds no word that every match has", "write it as a rule file, with keywords that start it"
-        )
+    shortest, longest = _widths(regex)
+    is_started = bool(words) and longest <= _LONGEST and all(word.isascii() and len(word) <= MAX_KEYWORD_BYTES for word in words)
     rule = msgspec.convert(
         {
-            "id": rule_id,
+            "id": "custom." + re.sub(r"[^a-z0-9_]", "_", name.lower()),
             "name": name,
             "description": f"The pattern {name!r} of the configuration matched.",
             "category": category,
-            "type": name if category == "prompt_injection" else name.upper(),
+            "type": kind,
             "severity": severity,
             "confidence": 0.6,
             "pattern": regex,
-            "keywords": words,
-            "trigger": "digits" if digits else None,
-            "left": 80,
-            "horizon": 160,
-            "settle": 8,
+            "keywords": words if is_started else [],
+            "left": longest if is_started else 0,
+            "horizon": longest if is_started else 0,
+            "settle": longest - shortest + 1 if is_started else 1,
             "action": action,
         },
         Rule,
     )
     try:
-        check_form(rule)
+        if is_started:
+            check_form(rule)
+        else:
+            compile_pattern(regex)
     except ConfigError as fault:
-        raise ConfigError(f"the pattern {name!r}: {fault}", fault.hint) from None
+        raise ConfigError(f"{place}: {fault}", fault.hint) from None
     return rule
+
+
+def _parsed(regex: str) -> Any:
+    """As Python reads it; None where it does not, as the engines know forms that it does not know."""
+    try:
+        from re import _parser  # type: ignore[attr-defined]  # noqa: PLC0415
+
+        with warnings.catch_warnings():  # about what may mean something else one day
+            warnings.simplefilter("ignore")
+            return _parser.parse(regex)
+    except (re.error, RecursionError, OverflowError):
+        return None
+
+
+def _widths(regex: str) -> tuple[int, int]:
+    """The lengths of the shortest and the longest match; an unknown one is very long."""
+    parsed = _parsed(regex)
+    if parsed is None:
+        return 0, 1 << 30
+    shortest, longest = parsed.getwidth()
+    return int(shortest), int(longest)
 
 
 def literals(regex: str) -> list[str]:
     """Words of which every match of the pattern holds at least one; none where that cannot be told."""
-    try:
-        from re import _parser  # type: ignore[attr-defined]  # noqa: PLC0415
-
-        parsed = _parser.parse(regex)
-    except re.error:
-        return []
-    return _needed(parsed)
+    parsed = _parsed(regex)
+    return [] if parsed is None else _needed(parsed)
 
 
 def _needed(parsed: object) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -23,10 +23,11 @@ from llmsec_analyzer.engine.stream import Plan, StreamScanner, scan_whole
 from llmsec_analyzer.injection.hidden import hidden_secrets
 from llmsec_analyzer.injection.model import InjectionModel, Verdict
 from llmsec_analyzer.injection.prepare import MAX_CHARS, Preparer
-from llmsec_analyzer.judge.rule_set import RuleSet, rule_set
+from llmsec_analyzer.judge.rule_set import RuleSet, literals, rule_set
 from llmsec_analyzer.recognizers import names_and_addresses as places
 from llmsec_analyzer.recognizers.build import make_plan
 from llmsec_analyzer.recognizers.plugins import Plugins
+from llmsec_analyzer.recognizers.whole_text import WholeTextPatterns
 from llmsec_analyzer.rules.schema import INDIRECT, OBFUSCATED, Rule, taxonomy_of
 from llmsec_analyzer.settings import DetectionSettings
 from llmsec_tap.model import Category, Finding, Location, Severity
@@ -70,16 +71,17 @@ class Scanner:
         self._fingerprint = fingerprint
         engine = engine or settings.engine
         self.plan = make_plan(self.rules.matching, trusted=self.rules.trusted, engine=engine, on_fault=self._recognizer_fault)
+        self._whole_text = WholeTextPatterns([(rule, literals(rule.pattern or "")) for rule in self.rules.whole_text])
         self.model: InjectionModel | None = None
-        chosen = settings.prompt_injection.chosen_model
-        if settings.prompt_injection.enabled and chosen.enabled:
+        chosen = settings.prompt_injection.model
+        if settings.enabled and settings.prompt_injection.enabled and chosen.enabled:
             preparer = Preparer(self.rules.evidence, self.rules.trusted, engine)
             self.model = InjectionModel(preparer, Path(chosen.path) if chosen.path else None, runtime=model_runtime)
         self.threshold = chosen.confidence_threshold
         if self.threshold is None:
             self.threshold = self.model.threshold if self.model is not None else 1.0
         ours = places.detectors(settings.pii_detection, self.rules.by_id)
-        self.plugins = Plugins(enabled=settings.plugins, on_fault=self.count_fault, ours=ours)
+        self.plugins = Plugins(enabled=settings.plugins and settings.enabled, on_fault=self.count_fault, ours=ours)
 
     @cached_property
     def lean_plan(self) -> Plan:
@@ -110,17 +112,22 @@ class Scanner:
         """Findings of a closed stream, with the verdict of the model and of plug-ins on the whole text."""
         role = stream.view.role
         found = stream.matches
+        excess = stream.excess
         if text:
             found = [*found, *hidden_secrets(self.secrets_plan, text, role, found)]
+            if stream.plan is self.plan:
+                whole, excess = self._whole_text.scan(text, role, excess)
+                found += whole
         matches = resolve(found)
-        excess = stream.excess
+        if self.rules.redacting:
+            excess = self._hide_outdone(found, matches, excess)
         near = Neighbours(matches, excess)
         kept, left = severest(matches, MAX_FINDINGS, lambda match: (match.severity, match.rule.id, match.confidence))
         if left and excess is None:
             excess = Excess()
         for match in left:
             assert excess is not None
-            excess.add(match.rule.id, match.rule.category, match.kind, match.start, match.end)
+            excess.add(match.rule.id, match.rule.category, match.kind, match.start, match.end, redact=match.rule.redacts)
         known = {id(match): at for match, at in zip(stream.matches, stream.known_at, strict=True)} if streamed else {}
         findings = [self._finding(match, text, near, part=part, exchange_id=exchange_id, at=known.get(id(match))) for match in kept]
         result = TextResult(findings, excess=excess)
@@ -130,6 +137,15 @@ class Scanner:
             self._finding(match, text, near, part=part, exchange_id=exchange_id, at=None) for match in self.plugins.scan(text, role)
         ]
         return result
+
+    def _hide_outdone(self, found: Sequence[Match], matches: Sequence[Match], excess: Excess | None) -> Excess | None:
+        """Matches that are masked by their rule's action, and that a match of another rule at the same place outdid."""
+        kept = set(map(id, matches))
+        for match in found:
+            if match.rule.redacts and id(match) not in kept:
+                excess = excess or Excess()
+                excess.hide(match.rule.id, match.kind, match.start, match.end)
+        return excess
 
     def _judge(
         self, model: InjectionModel, text: str, role: str, result: TextResult, near: Neighbours, *, part: str, exchange_id: str
@@ -262,7 +278,7 @@ class Neighbours:
         spans = [
             (match.start, match.end, match.kind)
             for match in matches
-            if match.rule.category in ("pii", "secret") and match.severity != "info"
+            if (match.rule.category in ("pii", "secret") and match.severity != "info") or match.rule.redacts
         ]
         if excess is not None:
             spans += excess.spans()
@@ -286,7 +302,7 @@ class Neighbours:
 
 def preview(text: str, match: Match, near: Neighbours) -> str:
     """A few characters on either side; the match itself and all other sensitive spans there as `[TYPE]`."""
-    if match.rule.category in ("pii", "secret", "system_prompt_leak"):
+    if match.rule.category in ("pii", "secret", "system_prompt_leak") or match.rule.redacts:
         first, last = max(0, match.start - _CONTEXT_SHOWN), min(len(text), match.end + _CONTEXT_SHOWN)
         spans = [*near.between(first, last), (match.start, match.end, match.kind)]
     else:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import yaml
 
 from llmsec_analyzer.engine.stream import MAX_NEAR
@@ -18,17 +16,20 @@ from llmsec_analyzer.recognizers.build import JUDGEMENT
 from llmsec_analyzer.recognizers.identifiers import is_known_validator, known_validators
 from llmsec_analyzer.recognizers.patterns import BadPatternError, compile_pattern
 from llmsec_analyzer.rules.schema import Rule, RuleFile
-from llmsec_analyzer.yaml_files import read_yaml, shown
+from llmsec_analyzer.typed_files import Checker, FileError, Problem, nearest
+from llmsec_analyzer.yaml_files import read_yaml, repeated_keys, shown, yaml_lines
 from llmsec_tap.errors import ConfigError
 
 BUILTIN = Path(__file__).parent / "builtin"
 _ID = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
-_UNKNOWN = re.compile(r"unknown field `([^`]+)`")
-_PATH = re.compile(r"`\$([^`]*)`")
 
 
 class RuleError(ConfigError):
-    """One thing wrong in one rule file: the message begins with file and line."""
+    """Something wrong with rules; of a file, the message begins with file and line."""
+
+
+class RuleFileError(FileError, RuleError):
+    """All that is wrong with the form of one rule file."""
 
 
 def load_builtin() -> list[Rule]:
@@ -55,7 +56,7 @@ def load_file(path: Path) -> list[Rule]:
         try:
             check_form(rule)
         except ConfigError as fault:
-            line = _line(node, f".rules[{number}]") if node is not None else 1
+            line = yaml_lines(node)(("rules", number))
             raise RuleError(f"{path}:{line}: rule {rule.id}: {fault}", fault.hint) from None
     return rules
 
@@ -65,10 +66,18 @@ def _read(path: Path) -> tuple[list[Rule], yaml.Node | None]:
     value, node = read_yaml(path, RuleError)
     if value is None or node is None:
         return [], None
-    try:
-        return list(msgspec.convert(_texts(value), RuleFile).rules), node
-    except msgspec.ValidationError as fault:
-        raise _explained(path, node, str(fault)) from None
+    checker = Checker(yaml_lines(node))
+    read = checker.struct(_texts(value), RuleFile)
+    problems = [
+        *(
+            Problem(where[:-1], f"the key `{shown(where[-1])}` is given twice, first in line {first}", "", line)
+            for where, line, first in repeated_keys(node)
+        ),
+        *checker.problems,
+    ]
+    if problems:
+        raise RuleFileError(str(path), problems, checker.more)
+    return list(read.rules), node
 
 
 def check_form(rule: Rule) -> None:
@@ -78,7 +87,7 @@ def check_form(rule: Rule) -> None:
     if (rule.pattern is None) == (rule.recognizer is None):
         raise ConfigError("a rule has either a pattern or a recognizer")
     if rule.recognizer is not None and rule.recognizer not in (*RECOGNIZERS, JUDGEMENT):
-        raise ConfigError(f"there is no recognizer {rule.recognizer!r}", _nearest(rule.recognizer, [*RECOGNIZERS, JUDGEMENT]))
+        raise ConfigError(f"there is no recognizer {rule.recognizer!r}", nearest(rule.recognizer, [*RECOGNIZERS, JUDGEMENT]))
     if not 0 <= rule.confidence <= 1:
         raise ConfigError("confidence is a number from 0 to 1")
     if rule.pattern is not None:
@@ -99,17 +108,7 @@ def check_form(rule: Rule) -> None:
             raise ConfigError(f"the keyword {word!r} has no or more than {MAX_KEYWORD_BYTES} bytes")
     for name in rule.validate:
         if not is_known_validator(name):
-            raise ConfigError(f"there is no check {name!r}", _nearest(name, known_validators()))
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint: the known word that is most like it, or all of them."""
-    return _nearest(word, list(known))
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else "one of: " + ", ".join(known)
+            raise ConfigError(f"there is no check {name!r}", nearest(name, known_validators()))
 
 
 def _texts(value: Any) -> Any:
@@ -117,53 +116,3 @@ def _texts(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: str(item) if key == "version" and isinstance(item, int | float) else _texts(item) for key, item in value.items()}
     return [_texts(item) for item in value] if isinstance(value, list) else value
-
-
-def _explained(path: Path, node: yaml.Node, message: str) -> RuleError:
-    place = _PATH.search(message)
-    at = place[1] if place else ""
-    plain = _PATH.sub(at.removeprefix(".") or "the file", message.replace("Object", "It", 1) if message.startswith("Object") else message)
-    unknown = _UNKNOWN.search(message)
-    hint = ""
-    if unknown is not None:
-        hint = _nearest(unknown[1], [*Rule.__struct_fields__, "match", "no_match"])
-        line = _line(node, f"{at}.{unknown[1]}")
-    else:
-        line = _line(node, at)
-        wrong = re.search(r"Invalid enum value '([^']+)'", message)
-        if wrong is not None:
-            field = at.rpartition(".")[2]
-            hint = _nearest(wrong[1], _ENUMS.get(field, []))
-    plain = re.sub(r"(?<=[`'])[^`']+(?=[`'])", lambda word: shown(word[0]), plain)
-    return RuleError(f"{path}:{line}: {plain}", hint)
-
-
-_ENUMS = {
-    "severity": ["info", "low", "medium", "high", "critical"],
-    "category": [
-        "prompt_injection", "jailbreak", "system_prompt_leak", "pii", "secret", "data_exfiltration", "unsafe_output", "anomaly",
-    ],
-    "action": ["alert_only", "alert_and_redact"],
-    "trigger": ["digits", "at", "hex_colon", "dotted_name", "iban", "long_token", "tags"],
-}  # fmt: skip
-
-
-def _line(node: yaml.Node, path: str) -> int:
-    """The line of the value at a path like `.rules[3].severity`; of the nearest thing around it where there is none."""
-    line: int = node.start_mark.line + 1
-    for name, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", path):
-        if index:
-            if not isinstance(node, yaml.SequenceNode) or int(index) >= len(node.value):
-                return line
-            node = node.value[int(index)]
-        else:
-            if not isinstance(node, yaml.MappingNode):
-                return line
-            pairs = {key.value: (key, value) for key, value in node.value}
-            if name not in pairs:
-                return line
-            key, node = pairs[name]
-            line = key.start_mark.line + 1
-            continue
-        line = node.start_mark.line + 1
-    return line

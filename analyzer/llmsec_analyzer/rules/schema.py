@@ -6,13 +6,20 @@ Rules hold no code: what a pattern cannot say is one of the named validators (re
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
+from llmsec_analyzer.typed_files import key
 from llmsec_tap.model import Category, Severity, Taxonomy
 
-Action = Literal["alert_only", "alert_and_redact"]
+Action = Annotated[
+    Literal["alert_only", "alert_and_redact"],
+    key(
+        words={"alert": "alert_only"},
+        refused={"block": "a tap is not in the path and cannot block: use alert_only, or alert_and_redact to mask what is stored"},
+    ),
+]
 Trigger = Literal["digits", "at", "hex_colon", "dotted_name", "iban", "long_token", "tags"]
 
 
@@ -53,6 +60,11 @@ class Rule(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     taxonomy: Taxonomy | None = None
     references: tuple[str, ...] = ()
     examples: Examples = Examples()
+
+    @property
+    def redacts(self) -> bool:
+        """Whether its matches are masked. Of shipped rules, `action` is advice until a configuration says so (judge/rule_set.py)."""
+        return self.action == "alert_and_redact"
 
 
 class RuleFile(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

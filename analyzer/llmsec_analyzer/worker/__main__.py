@@ -61,7 +61,7 @@ class Worker:
             streams = self._streams.pop(message.stream, None)
             report = self._detector.examine(message.exchange_id, message.parts, streams, pressure=message.pressure, unread=message.unread)
             if not self._redact:
-                report.masks = []
+                report.masks = [mask.of(report.redacting) for mask in report.masks] if report.redacting else []
             self._reply(Examined(message.number, report))
         elif isinstance(message, Forget):
             self._streams.pop(message.stream, None)
@@ -95,7 +95,7 @@ class Worker:
                 privileges.load_encodings()
             privileges.become(user)
             privileges.confine()
-            self._reply(Ready())
+            self._reply(Ready(redacts=bool(self._detector.scanner.rules.redacting)))
 
     def _fault(self, detector: str, fault: Exception) -> None:
         self._reply(DetectorFault(detector, type(fault).__name__, where(fault)))

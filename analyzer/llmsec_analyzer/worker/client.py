@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from hashlib import blake2b
 
 from llmsec_analyzer.judge.exchange_parts import Report, text_parts, unread
-from llmsec_analyzer.judge.redact import redacted
+from llmsec_analyzer.judge.redact import redacted, withheld
 from llmsec_analyzer.risk import SEVERITIES, rank
 from llmsec_analyzer.settings import DetectionSettings
 from llmsec_analyzer.worker.child import ChildDetector, Detector, StartDetector
@@ -67,6 +67,8 @@ _START_S = 60.0
 # Texts that were in hand when a process died, by hash: what was so twice is set aside.
 _MAX_SUSPECTS = 1024
 _MAX_TOLD = 10_000
+# Of an exchange with one of these, not all is known that would have to be masked.
+_UNSCANNED = frozenset(("detection_skipped", "detection_secrets_only", "detection_fault"))
 
 
 class AnswerListener:
@@ -124,6 +126,7 @@ class DetectionProcess:
         self._may_wait = may_wait
         self._journal = journal
         self._redact = redact
+        self._redacts = redact or settings.asks_redaction  # something is to be masked
         self._fail_on = fail_on
         self.failed = False  # something as severe as `fail_on` was found
         self.generation = 0
@@ -359,6 +362,7 @@ class DetectionProcess:
             self._tell(message)
         elif isinstance(message, Ready):
             self._ready = message
+            self._redacts = self._redacts or message.redacts
         elif isinstance(message, DetectorFault):
             self._journal.warning(
                 "detector_failed",
@@ -396,8 +400,10 @@ class DetectionProcess:
                 for finding in exchange.findings:
                     self._findings[finding.severity] += 1
                     self.failed = self.failed or (self._fail_on is not None and rank(finding.severity) >= rank(self._fail_on))
-                if self._redact and exchange.findings:
-                    exchange = redacted(exchange, entry.report.masks)
+                if self._redacts and not _UNSCANNED.isdisjoint(entry.report.marks):
+                    exchange = withheld(exchange)
+                elif self._redact or entry.report.redacting:
+                    exchange = redacted(exchange, entry.report.masks, everything=self._redact, rules=entry.report.redacting)
             self._deliver(exchange)
             self._waiting.popleft()
 

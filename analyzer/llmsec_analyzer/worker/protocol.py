@@ -58,6 +58,7 @@ class Ready(msgspec.Struct, tag="ready", array_like=True):
 
     error: str = ""
     hint: str = ""
+    redacts: bool = False  # the configuration has matches of some rules masked
 
 
 class Early(msgspec.Struct, tag="early", array_like=True):

@@ -87,7 +87,7 @@ def test_findings_are_listed_filtered_and_exported(run, fill, make_exchange, bui
     [
         ("security: {prompt_injectoin: {}}", "unknown key `prompt_injectoin`", "prompt_injection"),
         ("security: {prompt_injection: {model: {pth: x}}}", "unknown key `pth`", "path"),
-        ("securty: {}", "unknown section", "security"),
+        ("securty: {}", "unknown key `securty`", "security"),
         ("security: {budget: {share: much}}", "security.budget.share", ""),
         ("security: [", "not YAML", ""),
         ("just text", "no settings", ""),

@@ -98,7 +98,7 @@ def test_patterns_of_the_design_settings_work():
         prompt_injection=InjectionSettings(
             model=ModelSettings(enabled=False),
             patterns=(
-                NamedPattern(name="ignore_instructions", regex="x", severity="critical"),
+                NamedPattern(name="ignore_instructions", severity="critical"),
                 NamedPattern(name="override", regex=r"(?i)acme-override"),
             ),
         ),

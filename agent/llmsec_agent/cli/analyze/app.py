@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llmsec_agent.cli.analyze import exchanges, findings, query, replay, rules, scan
+from llmsec_agent.cli.analyze import config, exchanges, findings, query, replay, rules, scan
 from llmsec_tap import __version__
 from llmsec_tap.errors import LLMSecError
 
@@ -21,7 +21,7 @@ app = typer.Typer(
 )
 
 # Each module of commands adds its own.
-for _module in (replay, scan, exchanges, findings, query, rules):
+for _module in (replay, scan, exchanges, findings, query, rules, config):
     _module.register(app)
 
 
@@ -43,11 +43,11 @@ def root(
 
 
 def report_error(fault: LLMSecError) -> None:
-    """One line on standard error; control characters that a message may quote are made visible."""
+    """A line on standard error for each thing that is wrong; control characters that a message may quote are made visible."""
     from llmsec_analyzer.show.terminal import visible
 
-    line = f"error: {fault}" + (f" ({fault.hint})" if fault.hint else "")
-    typer.echo(visible(line), err=True)
+    for line in fault.lines():
+        typer.echo(visible(f"error: {line}"), err=True)
 
 
 def main() -> None:

@@ -53,19 +53,20 @@ def replay(
 
     Example: llmsec-analyze replay capture.pcap --format jsonl
     """
-    from llmsec_agent.config import load_config
+    from llmsec_agent.config import load_all
     from llmsec_agent.journals import journal
     from llmsec_agent.output import printer
     from llmsec_agent.replay import ReplaySettings
     from llmsec_agent.replay import replay as run
     from llmsec_agent.shares import Shares
     from llmsec_agent.start_detection import detection_starter
+    from llmsec_agent.text import report
     from llmsec_tap.errors import ConfigError
 
     if not detect and (redact or fail_on):
         raise ConfigError("--redact and --fail-on need detection", "leave out --no-detect")
     log = journal()
-    security = load_config(config).security
+    loaded = load_all(config, report)
     settings = ReplaySettings(
         files=tuple(files),
         ports=frozenset(port) if port else None,
@@ -75,11 +76,11 @@ def replay(
         memory_cap_bytes=memory_cap << 20,
     )
     detection = detection_starter(
-        security,
+        loaded.config.security,
         log,
         may_wait=True,
         queue_bytes=Shares.of(settings.memory_cap_bytes).detection,
-        is_built_in=config is None,
+        is_built_in=not loaded.sets("security"),
         redact=redact,
         fail_on=fail_on.value if fail_on else None,
     )

@@ -24,7 +24,12 @@ class SeverityChoice(StrEnum):
 
 ConfigOption = Annotated[
     str | None,
-    typer.Option("--config", envvar="LLMSEC_CONFIG", metavar="FILE", help="Configuration (YAML); its `security` part counts here."),
+    typer.Option(
+        "--config",
+        envvar="LLMSEC_CONFIG",
+        metavar="FILE",
+        help="Configuration (YAML, JSON or TOML); its `security` part counts here. Default: /etc/llmsec-trace/config.yaml, if it exists.",
+    ),
 ]
 FailOnOption = Annotated[SeverityChoice | None, typer.Option("--fail-on", help="Exit with 1 if a finding is at least this severe.")]
 
@@ -55,6 +60,7 @@ def scan(
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.config import load_config
     from llmsec_agent.journals import journal as new_journal
+    from llmsec_agent.text import report
     from llmsec_analyzer.judge import texts as scanning
     from llmsec_analyzer.judge.scanner import Scanner, where
     from llmsec_analyzer.show.finding_rows import scan_rows
@@ -62,10 +68,10 @@ def scan(
     from llmsec_tap.identity.credentials import fingerprinter
     from llmsec_tap.install_key import install_key
 
-    settings = load_config(config).security
+    settings = load_config(config, report).security
     if not model:
         injection = msgspec.structs.replace(
-            settings.prompt_injection, model=msgspec.structs.replace(settings.prompt_injection.model, enabled=False), ml_model=None
+            settings.prompt_injection, model=msgspec.structs.replace(settings.prompt_injection.model, enabled=False)
         )
         settings = msgspec.structs.replace(settings, prompt_injection=injection)
     journal = new_journal()

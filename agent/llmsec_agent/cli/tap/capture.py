@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from llmsec_agent.config import Loaded
 
 # storage.DEFAULT_STORE, without the import: it would stand between the command and its probes for 50 ms. A test compares.
 DEFAULT_STORE = "llmsec-data"
@@ -104,14 +106,11 @@ def capture(
 
     Example: llmsec-tap capture --pid 4242 --format jsonl
     """
-    from llmsec_agent.attach import attach, read_offsets
+    from llmsec_agent.attach import read_offsets
+    from llmsec_agent.capture_settings import CaptureSettings
+    from llmsec_agent.capturing import CapturePlan, capture_with
     from llmsec_agent.journals import journal
-    from llmsec_agent.text import leave
-    from llmsec_tap.capture.host.kubernetes import PodHelper
-    from llmsec_tap.capture.packets.packet_socket import open_packet_socket
     from llmsec_tap.capture.probes.selection import Selection
-    from llmsec_tap.capture.warden.client import WardenClient
-    from llmsec_tap.capture.warden.warden import Warden
     from llmsec_tap.errors import ConfigError
     from llmsec_tap.privileges import unprivileged_user
 
@@ -131,52 +130,37 @@ def capture(
     given = None if read_offset is None or write_offset is None else (_offset(read_offset), _offset(write_offset))
     unprivileged_user()  # a wrong name ends the command before anything is attached
     finder = read_offsets(given, offsets_file, fast=fast_probes)
-    log = journal()
-    pods = None if selection.is_empty else PodHelper.start(log)
-    warden = Warden(log, (sys.executable, "-P", "-m", "llmsec_analyzer.worker"))
-    if warden.fork():
-
-        def decode() -> None:
-            from llmsec_agent.capture_run import CaptureSettings
-            from llmsec_agent.capture_run import capture as run
-            from llmsec_agent.config import load_config
-            from llmsec_agent.output import printer
-            from llmsec_agent.shares import Shares
-            from llmsec_agent.start_detection import detection_starter
-
-            client = WardenClient(warden.client_socket, warden.stop_pipe)
-            security = load_config(config).security  # what is wrong there is an error, whether it counts or not
-            print_to = printer(output.value)
-            if not client.await_attached():
-                return
-            settings = CaptureSettings(
-                interfaces=tuple(iface or ()),
-                ports=frozenset(port) if port else None,
-                write=write,
-                write_secrets=write_secrets,
-                store=None if store == "none" else store,
-                content=content,
-                tokenizer=tokenizer,
-                memory_cap_bytes=memory_cap << 20,
-                duration_s=duration,
-            )
-            detection = detection_starter(
-                security,
-                log,
-                may_wait=False,
-                queue_bytes=Shares.of(settings.memory_cap_bytes).detection,
-                is_built_in=config is None,
+    raise typer.Exit(
+        capture_with(
+            CapturePlan(
+                selection=selection,
+                finder=finder,
+                backend=backend.value,
+                ring_bytes=ring_size * 1024,
+                settings=CaptureSettings(
+                    interfaces=tuple(iface or ()),
+                    ports=frozenset(port) if port else None,
+                    write=write,
+                    write_secrets=write_secrets,
+                    store=None if store == "none" else store,
+                    content=content,
+                    tokenizer=tokenizer,
+                    memory_cap_bytes=memory_cap << 20,
+                    duration_s=duration,
+                    output=output.value,
+                ),
+                detect=detect,
                 redact=redact,
-                remote=(client.start_detector, client.kill_detector),
-            )
-            pods_socket = pods.socket if pods is not None else None
-            raise typer.Exit(run(settings, log, client, pods_socket, print_to=print_to, start_detection=detection if detect else None))
-
-        leave(decode)
-    chosen_ports = frozenset(port) if port else None
-    helper_pid = pods.pid if pods is not None else 0
-    code = warden.run(
-        lambda: None if selection.is_empty else attach(selection, finder, backend.value, ring_size * 1024, log, helper_pid),
-        lambda: [open_packet_socket(name, chosen_ports) for name in iface or ()],
+                load=lambda: load(config),
+            ),
+            journal(),
+        )
     )
-    raise typer.Exit(code)
+
+
+def load(config: str | None) -> Loaded:
+    """What is wrong in the file is an error, whether it counts or not."""
+    from llmsec_agent.config import load_all
+    from llmsec_agent.text import report
+
+    return load_all(config, report)

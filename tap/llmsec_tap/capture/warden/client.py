@@ -145,6 +145,13 @@ class WardenClient:
         except OSError:
             return
 
+    def alive(self) -> None:
+        """Say that decoding makes progress."""
+        try:
+            self._ask(Ask.ALIVE)
+        except OSError:
+            return
+
     def compact(self, folder: int) -> None:
         """Merge the parts of the store whose folder this descriptor is, aside. Nothing happens where the warden is gone."""
         try:

@@ -27,5 +27,6 @@ class Ask(IntEnum):
     DETACH = 5  # all probes out -> nothing
     DETECTOR = 6  # start a detection process -> its input, its output
     KILL_DETECTOR = 7  # -> nothing
+    ALIVE = 10  # the decoder has made progress -> nothing
     SOCKETS = 9  # -> packet sockets, opened now: their rings fill from here on
     COMPACT = 8  # beside it: the store's folder -> nothing; parts are merged by a process of the folder's owner

@@ -46,8 +46,20 @@ _COMPACTOR: Final = (sys.executable, "-P", "-m", "llmsec_tap.storage.compact_her
 class Warden:
     """`decoder`: one end of the socket that the decoder asks by, and its process. `run` returns the exit code of the capture."""
 
-    def __init__(self, journal: Journal, detector: Sequence[str]) -> None:
-        """`detector`: the command of a detection process."""
+    def __init__(
+        self,
+        journal: Journal,
+        detector: Sequence[str],
+        *,
+        on_hangup: Callable[[], None] | None = None,
+        on_alive: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`detector`: the command of a detection process. `on_hangup`: what SIGHUP asks for; it ends the capture where there is none.
+
+        `on_alive` is called, on another thread, each time the decoder says that it makes progress.
+        """
+        self._on_hangup = on_hangup
+        self._on_alive = on_alive
         self._journal = journal
         self._detector_command = detector
         self._asked, self.client_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -112,8 +124,11 @@ class Warden:
             due = self._observed.next_due_s() if self._observed is not None else None
             ready = dict(poll.poll(max(0.0, min(_LOOK_S, _LOOK_S if due is None else due)) * 1000))
             if wake in ready:
-                os.read(wake, 64)
-                self._stop_decoder()
+                signals = set(os.read(wake, 64))
+                if self._on_hangup is not None and signal.SIGHUP in signals:
+                    self._on_hangup()
+                if self._signals:
+                    self._stop_decoder()
             if ring is not None:
                 if ring.fileno() in ready:
                     ring.wait(0.0)  # take the edge, before the records that it announces
@@ -181,6 +196,8 @@ class Warden:
             return b"".join(protocol.LOSS.pack(*loss) for loss in some), []
         if kind == Ask.DETACH:
             self._detach()
+        elif kind == Ask.ALIVE:
+            self._on_alive()
         elif kind == Ask.DETECTOR:
             return b"", self._start_detector()
         elif kind == Ask.KILL_DETECTOR:
@@ -235,6 +252,8 @@ class Warden:
         read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
         def stop(number: int, frame: FrameType | None) -> None:
+            if number == signal.SIGHUP and self._on_hangup is not None:
+                return
             self._signals += 1
             if self._signals > 1:
                 os.kill(self._child, signal.SIGKILL)

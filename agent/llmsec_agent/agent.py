@@ -1,0 +1,110 @@
+"""The agent: a capture that a file describes, with health, metrics, notification and reload around it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Final
+
+from llmsec_agent.attach import read_offsets
+from llmsec_agent.capture_settings import CaptureSettings
+from llmsec_agent.capturing import CapturePlan, capture_with
+from llmsec_agent.config import Config, Loaded, load_all
+from llmsec_agent.exposer import Exposer, TLSFiles
+from llmsec_agent.journals import journal as new_journal
+from llmsec_agent.notify import Notify
+from llmsec_agent.text import report
+from llmsec_tap import privileges
+from llmsec_tap.capture.probes.selection import Selection
+from llmsec_tap.errors import ConfigError
+from llmsec_tap.journal import Journal, Level
+
+_LEVELS: Final = {"debug": Level.DEBUG, "info": Level.INFO, "warn": Level.WARNING, "error": Level.ERROR}
+_OFF: Final = "none"
+
+
+def run_agent(path: str | None) -> int:
+    """Until told to stop; the exit code. Raises ConfigError for a wrong file, and what attaching and opening raise."""
+    loaded = load_all(path, report)
+    config = loaded.config
+    if config.capture.user is not None:
+        os.environ[privileges.USER_VARIABLE] = config.capture.user
+    privileges.unprivileged_user()  # a wrong name ends the command before anything is attached
+    journal = _journal(config)
+    notify = Notify()
+    exposer = _exposer(config)
+    plan = _plan(loaded, journal, notify)
+    try:
+        return capture_with(plan, journal, exposer)
+    finally:
+        notify.stopping()
+
+
+def _plan(loaded: Loaded, journal: Journal, notify: Notify) -> CapturePlan:
+    config = loaded.config
+    capture = config.capture
+    selection = selection_of(config)
+    if selection.is_empty and not capture.interfaces:
+        raise ConfigError(
+            f"{loaded.file or 'the configuration'}: nothing to capture", "Set capture.all, pids, comms, containers or interfaces."
+        )
+    return CapturePlan(
+        selection=selection,
+        finder=read_offsets(None, None, fast=capture.fast_probes in (True, "auto")),
+        backend=capture.backend,
+        ring_bytes=capture.ring_size,
+        settings=CaptureSettings(
+            interfaces=capture.interfaces,
+            ports=frozenset(capture.ports) or None,
+            store=None if config.storage.path == _OFF else config.storage.path,
+            content=config.storage.content != "none",
+            memory_cap_bytes=capture.memory_cap,
+        ),
+        detect=True,
+        redact=config.storage.content == "redacted",
+        load=lambda: loaded,
+        on_alive=notify.alive,
+    )
+
+
+def selection_of(config: Config) -> Selection:
+    capture = config.capture
+    return Selection(
+        pids=capture.pids,
+        comms=capture.comms,
+        containers=capture.containers,
+        everything=capture.all,
+        follow_forks=capture.follow_children,
+    )
+
+
+def _journal(config: Config) -> Journal:
+    logging = config.observability.logging
+    return new_journal(level=_LEVELS[logging.level], as_json=logging.format == "json", fields=logging.include_fields or None)
+
+
+def _exposer(config: Config) -> Exposer | None:
+    """None where both listeners are switched off."""
+    server, metrics = config.server, config.observability.metrics
+    paths: dict[tuple[str, int], tuple[str, ...]] = {}
+    if server.bind_address != _OFF:
+        paths[_address(server.bind_address)] = ("/health", "/ready")
+    if metrics.enabled:
+        address = metrics.address, metrics.port
+        paths[address] = (*paths.get(address, ()), metrics.path)
+    if not paths:
+        return None
+    tls = server.tls
+    files = None
+    if tls.enabled:
+        if tls.cert_file is None or tls.key_file is None:
+            raise ConfigError("server.tls: cert_file and key_file are needed", "Name both, or set enabled: false.")
+        files = TLSFiles(tls.cert_file, tls.key_file, tls.client_auth, tls.client_ca_file)
+    return Exposer.start(paths, files)
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise ConfigError(f"server.bind_address: {text!r} is not `host:port`", "For example 127.0.0.1:8080, or none.")
+    return host.strip("[]") or socket.gethostbyname("localhost"), int(port)

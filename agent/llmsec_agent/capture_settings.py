@@ -1,0 +1,23 @@
+"""What a live capture is asked to do, by flags or by file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmsec_tap import limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureSettings:
+    """What a decoder reads, keeps and may take. `ports`: of the interfaces; None for all. `output`: table, jsonl or none."""
+
+    interfaces: tuple[str, ...] = ()
+    ports: frozenset[int] | None = None
+    write: str | None = None
+    write_secrets: bool = False
+    store: str | None = None
+    content: bool = True
+    tokenizer: str | None = None
+    memory_cap_bytes: int = limits.MEMORY_CAP_BYTES
+    duration_s: float | None = None
+    output: str = "none"

@@ -1,0 +1,88 @@
+"""The processes of a live capture, of a command as of the agent: the warden, the decoder that it forks, and their helpers.
+
+It imports little before the probes are attached: what the processes say meanwhile waits in the ring.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmsec_agent.attach import attach
+from llmsec_agent.capture_settings import CaptureSettings
+from llmsec_agent.text import leave
+from llmsec_tap.capture.host.kubernetes import PodHelper
+from llmsec_tap.capture.packets.packet_socket import open_packet_socket
+from llmsec_tap.capture.probes.selection import Selection
+from llmsec_tap.capture.probes.targets import TargetFinder
+from llmsec_tap.capture.warden.client import WardenClient
+from llmsec_tap.capture.warden.warden import Warden
+
+if TYPE_CHECKING:
+    from llmsec_agent.config import Loaded
+    from llmsec_agent.exposer import Exposer
+    from llmsec_tap.journal import Journal
+
+_DETECTOR = (sys.executable, "-P", "-m", "llmsec_analyzer.worker")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapturePlan:
+    """`load` reads the configuration, in the decoder and with the caller's rights; its `security` part is what detection goes by."""
+
+    selection: Selection
+    finder: TargetFinder
+    backend: str
+    ring_bytes: int
+    settings: CaptureSettings
+    detect: bool
+    redact: bool
+    load: Callable[[], Loaded]
+    on_hangup: Callable[[], None] | None = None
+    on_alive: Callable[[], None] = lambda: None
+
+
+def capture_with(plan: CapturePlan, journal: Journal, exposer: Exposer | None = None) -> int:
+    """Until stopped; the exit code, as docs/cli.md has them. Raises what attaching and opening raise, with nothing left behind."""
+    selection, interfaces = plan.selection, plan.settings.interfaces
+    pods = None if selection.is_empty else PodHelper.start(journal)
+    warden = Warden(journal, _DETECTOR, on_hangup=plan.on_hangup, on_alive=plan.on_alive)
+    if warden.fork():
+        leave(lambda: _decode(plan, journal, WardenClient(warden.client_socket, warden.stop_pipe), pods, exposer))
+    helper_pid = pods.pid if pods is not None else 0
+    return warden.run(
+        lambda: None if selection.is_empty else attach(selection, plan.finder, plan.backend, plan.ring_bytes, journal, helper_pid),
+        lambda: [open_packet_socket(name, plan.settings.ports) for name in interfaces],
+    )
+
+
+def _decode(plan: CapturePlan, journal: Journal, warden: WardenClient, pods: PodHelper | None, exposer: Exposer | None) -> int:
+    from llmsec_agent.capture_run import capture
+    from llmsec_agent.output import printer
+    from llmsec_agent.shares import Shares
+    from llmsec_agent.start_detection import detection_starter
+
+    loaded = plan.load()
+    print_to = printer(plan.settings.output)
+    if not warden.await_attached():
+        return 0  # the warden says why
+    detection = detection_starter(
+        loaded.config.security,
+        journal,
+        may_wait=False,
+        queue_bytes=Shares.of(plan.settings.memory_cap_bytes).detection,
+        is_built_in=not loaded.sets("security"),
+        redact=plan.redact,
+        remote=(warden.start_detector, warden.kill_detector),
+    )
+    return capture(
+        plan.settings,
+        journal,
+        warden,
+        pods.socket if pods is not None else None,
+        print_to=print_to,
+        start_detection=detection if plan.detect else None,
+        exposer=exposer,
+    )

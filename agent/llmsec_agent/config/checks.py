@@ -1,0 +1,112 @@
+"""What types do not say: keys that go together, and what of a file does less than it seems to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from llmsec_agent.config.names import secret_keys
+from llmsec_agent.config.schema import Config
+from llmsec_agent.config.secret import Secret
+from llmsec_analyzer.typed_files import Problem, nearest
+from llmsec_analyzer.yaml_files import Where
+
+_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9_.-]*):([0-9]{1,5})")
+_LATER = "not in this version yet: "
+
+Found = Sequence[tuple[Where, Where, Mapping[str, Any], str]]
+
+
+def check_together(config: Config) -> Iterator[Problem]:
+    """Faults between keys, each at the key that is to be changed."""
+    yield from _capture(config)
+    yield from _listeners(config)
+    yield from _stores(config)
+    yield from _backends(config)
+    yield from _alerts(config)
+
+
+def _capture(config: Config) -> Iterator[Problem]:
+    if config.capture.ring_size & (config.capture.ring_size - 1):
+        yield Problem(("capture", "ring_size"), "must be a power of two", "for example 16MiB")
+
+
+def _listeners(config: Config) -> Iterator[Problem]:
+    server = config.server
+    found = _ADDRESS.fullmatch(server.bind_address)
+    if found is None or not 0 < int(found[1]) <= 65_535:
+        yield Problem(("server", "bind_address"), "must be host:port", "for example 127.0.0.1:8080")
+    elif config.observability.metrics.enabled and int(found[1]) == config.observability.metrics.port:
+        yield Problem(("observability", "metrics", "port"), "must not be the port of server.bind_address", "health is served there")
+    if server.tls.enabled:
+        for name in ("cert_file", "key_file"):
+            if getattr(server.tls, name) is None:
+                yield Problem(("server", "tls"), f"the key `{name}` is required where TLS is enabled")
+    if not config.observability.metrics.path.startswith("/"):
+        yield Problem(("observability", "metrics", "path"), "must begin with /")
+
+
+def _stores(config: Config) -> Iterator[Problem]:
+    for name, store in (("clickhouse", config.storage.clickhouse), ("redis", config.storage.redis)):
+        for number, node in enumerate(store.nodes if store is not None else ()):
+            found = _ADDRESS.fullmatch(node)
+            if found is None or not 0 < int(found[1]) <= 65_535:
+                yield Problem(("storage", name, "nodes", number), "must be host:port")
+    postgres = config.storage.postgres
+    if postgres is not None and postgres.min_connections > postgres.max_connections:
+        yield Problem(("storage", "postgres", "min_connections"), "must not be more than max_connections")
+
+
+def _backends(config: Config) -> Iterator[Problem]:
+    for name, backend in config.backends.items():
+        hosted = (backend.type == "azure_openai" and backend.resource_name) or backend.type == "aws_bedrock"
+        if backend.base_url is None and not backend.endpoints and not hosted:
+            yield Problem(("backends", name), "needs base_url or endpoints")
+    wanted: list[tuple[Where, str]] = [(("routing", "rules", n, "backend"), rule.backend) for n, rule in enumerate(config.routing.rules)]
+    if config.routing.default_backend is not None:
+        wanted.append((("routing", "default_backend"), config.routing.default_backend))
+    for where, name in wanted:
+        if config.backends and name not in config.backends:
+            yield Problem(where, "there is no backend of this name", nearest(name, list(config.backends)))
+
+
+def _alerts(config: Config) -> Iterator[Problem]:
+    channels = config.alerting.channels
+    for number, rule in enumerate(config.alerting.rules):
+        for at, channel in enumerate(rule.channels):
+            if getattr(channels, channel) is None:
+                yield Problem(("alerting", "rules", number, "channels", at), f"alerting.channels.{channel} is not given")
+    names = [rule.name for rule in config.alerting.rules]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            yield Problem(("alerting", "rules", number, "name"), "another rule has this name")
+
+
+# --- notes ------------------------------------------------------------------------------------------------------------------
+
+
+def notes_on(config: Config, given: Found) -> Iterator[tuple[Where, str]]:
+    """What was given and only a proxy could honour, what is not in this version yet, and secrets that cannot be read here."""
+    alike: dict[tuple[Where, str], list[Where]] = {}
+    for where, pattern, facts, _ in given:
+        if "later" in facts:
+            alike.setdefault((pattern, _LATER + facts["later"]), []).append(where)
+        elif "instead" in facts and not (pattern[-1] == "output" and config.observability.logging.output == "stderr"):
+            alike.setdefault((pattern, facts["instead"]), []).append(where)
+    for (_, text), places in alike.items():
+        more = f" (and for {len(places) - 1} more)" if len(places) > 1 else ""
+        yield places[0], text + more
+    for where in secret_keys():
+        secret = _at(config, where)
+        if isinstance(secret, Secret) and (warning := secret.warning()):
+            yield where, warning
+    email = config.alerting.channels.email
+    if email is not None and not email.to:
+        yield ("alerting", "channels", "email"), "without `to`, a list of recipients, no mail can be sent"
+
+
+def _at(value: Any, where: Where) -> Any:
+    for step in where:
+        value = getattr(value, str(step), None)
+    return value

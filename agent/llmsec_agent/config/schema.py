@@ -1,0 +1,379 @@
+"""The whole configuration file as one tree of frozen types: every key, its default, unit and range, and what it does.
+
+docs/configuration.md is generated from this. A key with `instead` is the original design's for a proxy in the request path: it is
+taken, and a note says what a passive tap does in its place. One with `later` is checked and does nothing in this version.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from llmsec_agent.config.secret import Secret
+from llmsec_analyzer.settings import DetectionSettings
+from llmsec_analyzer.typed_files import key
+from llmsec_tap import limits
+
+Port = Annotated[int, key(at_least=1, at_most=65_535)]
+Name = Annotated[str, key(filled=True)]
+
+
+# --- capture ----------------------------------------------------------------------------------------------------------------
+
+
+class Capture(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    pids: Annotated[tuple[Annotated[int, key(at_least=1)], ...], key("processes to observe")] = ()
+    comms: Annotated[tuple[Name, ...], key("processes of these names (/proc/PID/comm), also later ones")] = ()
+    containers: Annotated[tuple[Name, ...], key("processes of these containers; the id's first digits do")] = ()
+    labels: Annotated[dict[str, str], key("processes of pods on this node that have all of these labels")] = {}
+    all: Annotated[bool, key("every process that maps a known TLS library, also later ones")] = False
+    interfaces: Annotated[tuple[Name, ...], key("read plain HTTP from these interfaces (lo, eth0, any)")] = ()
+    ports: Annotated[tuple[Port, ...], key("of interfaces: only these TCP ports; empty: any")] = ()
+    follow_children: Annotated[bool, key("observe what a process of `pids` forks, too")] = True
+    backend: Annotated[Literal["auto", "core", "bcc"], key("which eBPF loader; auto takes core, then bcc, and says why")] = "auto"
+    fast_probes: Annotated[
+        bool | Literal["auto"], key("probe libssl's internal functions where that is sure, at about a fifth of the cost")
+    ] = "auto"
+    ring_size: Annotated[
+        int, key("buffer between kernel and tap; a power of two", unit="size", at_least=4 * limits.KIB, at_most=1024 * limits.MIB)
+    ] = limits.RING_BYTES
+    memory_cap: Annotated[
+        int, key("resident memory of a decoder at most; the detection process is apart", unit="size", at_least=128 * limits.MIB)
+    ] = limits.MEMORY_CAP_BYTES
+    user: Annotated[
+        str | None,
+        key(
+            "account that decodes when started as root; none: the caller of sudo, `llmsec`, or a number of its own",
+            env="LLMSEC_USER",
+            filled=True,
+        ),
+    ] = None
+    decoders: Annotated[int | Literal["auto"], key("processes that decode; auto: by the number of cores", at_least=1, at_most=256)] = "auto"
+    node: Annotated[str | None, key("name of this host on records; none: its host name", filled=True)] = None
+
+
+# --- storage ----------------------------------------------------------------------------------------------------------------
+
+
+class Retention(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    days: Annotated[float | None, key("delete what is older; none: keep", above=0)] = None
+    bytes: Annotated[int | None, key("delete the oldest beyond this size; none: no bound", unit="size", at_least=limits.MIB)] = None
+
+
+class ClickHouse(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    nodes: Annotated[tuple[Name, ...], key("`host:port`, the first that answers is used", env="LLMSEC_CLICKHOUSE_NODES", filled=True)]
+    database: Annotated[str, key("database", filled=True)] = "llmsec_traces"
+    username: Annotated[str, key("user", filled=True)] = "llmsec"
+    password: Annotated[Secret | None, key("its password: `env:NAME` or `file:/path`")] = None
+    max_connections: Annotated[int, key("connections at once", at_least=1)] = 100
+    connection_timeout: Annotated[float, key("until a connection counts as failed", unit="duration", above=0)] = 30.0
+    query_timeout: Annotated[float, key("until a statement counts as failed", unit="duration", above=0)] = 60.0
+    batch_size: Annotated[int, key("rows a batch", at_least=1)] = 10_000
+    flush_interval: Annotated[float, key("a batch is sent after so long", unit="duration", above=0)] = 5.0
+    max_batch_delay: Annotated[float, key("a row waits so long at most", unit="duration", above=0)] = 10.0
+
+
+class Postgres(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    host: Annotated[str, key("host", filled=True)] = "postgres-primary"
+    port: Annotated[int, key("port", at_least=1, at_most=65_535)] = 5432
+    database: Annotated[str, key("database", filled=True)] = "llmsec_metadata"
+    username: Annotated[str, key("user", filled=True)] = "llmsec"
+    password: Annotated[Secret | None, key("its password: `env:NAME` or `file:/path`")] = None
+    max_connections: Annotated[int, key("connections at once", at_least=1)] = 50
+    min_connections: Annotated[int, key("connections kept open", at_least=0)] = 10
+    connection_timeout: Annotated[float, key("until a connection counts as failed", unit="duration", above=0)] = 30.0
+
+
+class Redis(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    mode: Annotated[Literal["standalone", "sentinel", "cluster"], key("how its nodes belong together")] = "standalone"
+    nodes: Annotated[tuple[Name, ...], key("`host:port`", filled=True)] = ("localhost:6379",)
+    password: Annotated[Secret | None, key("its password: `env:NAME` or `file:/path`")] = None
+    default_ttl: Annotated[float, key("until an entry expires", unit="duration", above=0)] = 300.0
+    max_memory_usage: Annotated[int, key("memory that the cache may take", unit="size", at_least=limits.MIB)] = 2_000_000_000
+
+
+class Storage(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    path: Annotated[str, key("folder of the store; `none` keeps nothing", env="LLMSEC_STORE", filled=True, address=True)] = (
+        "/var/lib/llmsec-trace"
+    )
+    content: Annotated[Literal["full", "redacted", "none"], key("texts as sent, with secrets and personal data masked, or left out")] = (
+        "full"
+    )
+    flush_interval: Annotated[float, key("a record is on the disk after so long", unit="duration", above=0)] = 5.0
+    retention: Annotated[Retention, key("what is deleted, and when", later="nothing is deleted from a store by itself")] = Retention()
+    clickhouse: Annotated[
+        ClickHouse | None, key("a ClickHouse cluster to copy records to", later="records go to the folder `storage.path` alone")
+    ] = None
+    postgres: Annotated[
+        Postgres | None, key("a database of tenants", later="tenants are not looked up, and no metadata leaves the store's folder")
+    ] = None
+    redis: Annotated[Redis | None, key("a cache of tenants", later="there is no lookup that would need a cache")] = None
+
+
+# --- server and observability -----------------------------------------------------------------------------------------------
+
+
+class TLS(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    enabled: Annotated[bool, key("serve HTTPS")] = False
+    cert_file: Annotated[str | None, key("certificate chain, PEM", filled=True)] = None
+    key_file: Annotated[str | None, key("its key, PEM", filled=True)] = None
+    client_auth: Annotated[Literal["none", "optional", "required"], key("whether clients show a certificate")] = "none"
+    client_ca_file: Annotated[str | None, key("who signs clients' certificates, PEM; none: whom the system trusts", filled=True)] = None
+
+
+_BODIES = f"a tap refuses nothing by size: it reads bodies up to {limits.MAX_BODY_BYTES >> 20} MiB and marks longer ones truncated"
+_HEADS = f"a tap refuses nothing by size: it reads heads up to {limits.MAX_HEAD_BYTES >> 20} MiB, so that none slips by unread"
+_CONNECTIONS = f"a tap accepts no connections: it follows up to {limits.MAX_CONNECTIONS:,} within `capture.memory_cap`"
+_NO_TIMEOUT = "a tap ends no connection: it follows each until its peers close it, and forgets one that is silent for an hour"
+
+
+class Server(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    bind_address: Annotated[str, key("where the agent serves /health and /ready, `host:port`", env="LLMSEC_BIND_ADDRESS", filled=True)] = (
+        "127.0.0.1:8080"
+    )
+    tls: Annotated[TLS, key("TLS of /health, /ready and /metrics")] = TLS()
+    max_connections: Annotated[int, key("connections to forward", at_least=1, instead=_CONNECTIONS)] = 10_000
+    keep_alive_timeout: Annotated[float, key("idle connections", unit="duration", above=0, instead=_NO_TIMEOUT)] = 30.0
+    read_timeout: Annotated[float, key("slow requests", unit="duration", above=0, instead=_NO_TIMEOUT)] = 60.0
+    write_timeout: Annotated[float, key("slow answers", unit="duration", above=0, instead=_NO_TIMEOUT)] = 60.0
+    max_request_size: Annotated[int, key("larger requests", unit="size", at_least=1, instead=_BODIES)] = 50_000_000
+    max_header_size: Annotated[int, key("larger headers", unit="size", at_least=1, instead=_HEADS)] = 8_000
+
+
+class CustomMetric(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    name: Annotated[str, key("name of the metric", filled=True)]
+    type: Annotated[Literal["counter", "histogram"], key("its type")]
+    labels: Annotated[tuple[Name, ...], key("its labels")] = ()
+    buckets: Annotated[tuple[float, ...], key("upper bounds of a histogram's buckets")] = ()
+
+
+class Metrics(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    enabled: Annotated[bool, key("serve /metrics")] = True
+    address: Annotated[str, key("where to serve it; 0.0.0.0: on every interface", filled=True)] = "127.0.0.1"
+    port: Annotated[int, key("port", at_least=1, at_most=65_535)] = 9090
+    path: Annotated[str, key("path", filled=True)] = "/metrics"
+    custom_metrics: Annotated[
+        tuple[CustomMetric, ...], key("metrics with labels of your choice", later="metrics have fixed names and labels")
+    ] = ()
+
+
+class Sampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    default_rate: Annotated[float, key("share of exchanges", env="LLMSEC_SAMPLING_RATE", at_least=0, at_most=1)] = 0.1
+    error_rate: Annotated[float, key("share of those that failed", at_least=0, at_most=1)] = 1.0
+
+
+class Tracing(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    enabled: Annotated[bool, key("send traces")] = False
+    endpoint: Annotated[
+        str, key("OTLP over HTTP; Jaeger takes it on port 4318", env="LLMSEC_TRACING_ENDPOINT", filled=True, address=True)
+    ] = "http://localhost:4318/v1/traces"
+    service_name: Annotated[str, key("name of the service on traces", env="LLMSEC_SERVICE_NAME", filled=True)] = "llmsec-trace"
+    batch_size: Annotated[int, key("traces a request", env="LLMSEC_BATCH_SIZE", at_least=1)] = 100
+    flush_interval: Annotated[float, key("a trace is sent after so long", unit="duration", env="LLMSEC_FLUSH_INTERVAL", above=0)] = 5.0
+    sampling: Annotated[Sampling, key("which traces are sent; the store keeps all")] = Sampling()
+
+
+class Logging(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    level: Annotated[
+        Literal["debug", "info", "warn", "error"], key("least level that is written; LLMSEC_DEBUG=true is debug", words={"warning": "warn"})
+    ] = "info"
+    format: Annotated[Literal["text", "json"], key("lines for people, or JSON lines")] = "text"
+    output: Annotated[
+        Literal["stderr", "stdout"], key("always stderr", instead="standard output holds records: what is logged goes to standard error")
+    ] = "stderr"
+    include_fields: Annotated[tuple[Name, ...], key("facts that JSON lines have besides time, level and event; empty: all")] = ()
+
+
+class Observability(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    metrics: Annotated[Metrics, key("Prometheus metrics of the agent")] = Metrics()
+    tracing: Annotated[Tracing, key("traces of exchanges", later="no traces are sent; every exchange is in the store")] = Tracing()
+    logging: Annotated[Logging, key("what the agent writes to standard error")] = Logging()
+
+
+# --- tenants, backends, routing ---------------------------------------------------------------------------------------------
+
+
+class TenantMatch(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """Whose requests; all that is given must hold, nothing at all holds for every request."""
+
+    api_key_prefix: Annotated[str | None, key("first characters of the client's key", filled=True)] = None
+    model: Annotated[str | None, key("requested model", filled=True)] = None
+    tenant_id: Annotated[str | None, key("tenant by header", filled=True)] = None
+
+
+class RequestRate(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    requests_per_minute: Annotated[int, key("requests a minute", at_least=1)]
+
+
+class TenantRule(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    match: Annotated[TenantMatch, key("whose requests; the first rule that matches counts")] = TenantMatch()
+    tenant: Annotated[str, key("name of the tenant", filled=True)]
+    plan: Annotated[str | None, key("plan of the tenant", filled=True)] = None
+    rate_limit: Annotated[RequestRate | None, key("rate to report on")] = None
+    alert_threshold: Annotated[
+        Literal["info", "low", "medium", "high", "critical"] | None, key("least severity that alerts for this tenant")
+    ] = None
+
+
+class Tenants(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    default: Annotated[str | None, key("tenant of all that no rule names", env="LLMSEC_TENANT_ID", filled=True)] = None
+    header: Annotated[str, key("request header that names the tenant", filled=True)] = "x-tenant-id"
+    rules: Annotated[tuple[TenantRule, ...], key("who is which tenant")] = ()
+
+
+_NO_CHOICE = "a tap chooses no upstream: it records which one served each exchange"
+
+
+class HealthCheck(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    path: Annotated[str, key("path", filled=True)] = "/health"
+    interval: Annotated[float, key("between checks", unit="duration", above=0)] = 10.0
+    timeout: Annotated[float, key("until a check failed", unit="duration", above=0)] = 5.0
+    retries: Annotated[int, key("failures in a row", at_least=0)] = 3
+
+
+class LoadBalancer(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    algorithm: Annotated[Literal["weighted_round_robin", "round_robin"], key("order of endpoints")] = "round_robin"
+    health_check: Annotated[
+        HealthCheck | None,
+        key("checks of endpoints", instead="a tap sends nothing to upstreams: it sees their answers, errors and silence"),
+    ] = None
+
+
+class Endpoint(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    url: Annotated[str, key("address of the upstream", filled=True, address=True)]
+    weight: Annotated[int | None, key("share of requests", at_least=0, instead=_NO_CHOICE)] = None
+
+
+class ConnectionPool(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    max_idle: Annotated[int, key("idle connections", at_least=0)] = 100
+    max_active: Annotated[int, key("connections at once", at_least=1)] = 1000
+    idle_timeout: Annotated[float, key("until an idle one is closed", unit="duration", above=0)] = 300.0
+
+
+class RetryPolicy(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    max_attempts: Annotated[int, key("attempts", at_least=1)] = 3
+    backoff_strategy: Annotated[Literal["exponential", "linear", "fixed"], key("growth of the delay")] = "exponential"
+    base_delay: Annotated[float, key("first delay", unit="duration", at_least=0)] = 0.1
+    max_delay: Annotated[float, key("longest delay", unit="duration", at_least=0)] = 5.0
+    retry_on: Annotated[tuple[Name, ...], key("what is tried again")] = ("connection_error", "timeout", "5xx_status")
+
+
+class CircuitBreaker(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    failure_threshold: Annotated[int, key("failures that open it", at_least=1)] = 10
+    success_threshold: Annotated[int, key("successes that close it", at_least=1)] = 3
+    recovery_timeout: Annotated[float, key("until it is tried again", unit="duration", above=0)] = 30.0
+    half_open_max_calls: Annotated[int, key("calls that try it", at_least=1)] = 3
+
+
+class UpstreamRate(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    requests_per_minute: Annotated[int | None, key("requests a minute", at_least=1)] = None
+    tokens_per_minute: Annotated[int | None, key("tokens a minute", at_least=1)] = None
+
+
+class Backend(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    type: Annotated[Literal["vllm", "sglang", "tgi", "ollama", "openai", "anthropic", "azure_openai", "aws_bedrock"], key("what it speaks")]
+    base_url: Annotated[str | None, key("its address", filled=True, address=True)] = None
+    endpoints: Annotated[tuple[Endpoint, ...], key("its addresses, where there are several")] = ()
+    resource_name: Annotated[str | None, key("of azure_openai: the resource", filled=True)] = None
+    region: Annotated[str | None, key("of aws_bedrock: the region", filled=True)] = None
+    api_version: Annotated[str | None, key("of azure_openai: version of the API", filled=True)] = None
+    deployments: Annotated[dict[str, str], key("of azure_openai: model to deployment")] = {}
+    rate_limiting: Annotated[UpstreamRate | None, key("what the upstream allows")] = None
+    timeout: Annotated[
+        float | None,
+        key("until a request failed", unit="duration", above=0, instead="a tap gives up no request: it records how long each took"),
+    ] = None
+    load_balancer: Annotated[LoadBalancer | None, key("choice of endpoint", instead=_NO_CHOICE)] = None
+    connection_pool: Annotated[
+        ConnectionPool | None, key("connections kept", instead="a tap opens no connections: it counts those of the observed processes")
+    ] = None
+    retry_policy: Annotated[
+        RetryPolicy | None, key("failed requests", instead="a tap sends nothing again: each attempt that a client makes is an exchange")
+    ] = None
+    circuit_breaker: Annotated[
+        CircuitBreaker | None,
+        key("failing upstreams", instead="a tap cannot hold back requests: failures are on the exchanges, as status and error_type"),
+    ] = None
+
+
+class RoutingRule(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    match: Annotated[TenantMatch, key("which requests")] = TenantMatch()
+    backend: Annotated[str, key("name of a backend", filled=True, instead=_NO_CHOICE)]
+    rate_limit: Annotated[RequestRate | None, key("rate to report on")] = None
+
+
+class Routing(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    default_backend: Annotated[str | None, key("backend of all else", filled=True, instead=_NO_CHOICE)] = None
+    rules: Annotated[tuple[RoutingRule, ...], key("which requests go where")] = ()
+
+
+# --- alerting ---------------------------------------------------------------------------------------------------------------
+
+
+class Slack(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    webhook_url: Annotated[Secret | None, key("address of the webhook, which is a secret: `env:NAME` or `file:/path`")] = None
+    default_channel: Annotated[str | None, key("channel", filled=True)] = None
+
+
+class PagerDuty(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    routing_key: Annotated[Secret | None, key("integration key of Events API v2: `env:NAME` or `file:/path`")] = None
+
+
+class Email(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    smtp_host: Annotated[str, key("mail server", filled=True)]
+    smtp_port: Annotated[int, key("port", at_least=1, at_most=65_535)] = 587
+    from_address: Annotated[str, key("sender", filled=True)]
+    to: Annotated[tuple[Name, ...], key("recipients; without one nothing is sent")] = ()
+    username: Annotated[str | None, key("user at the mail server", filled=True)] = None
+    password: Annotated[Secret | None, key("its password: `env:NAME` or `file:/path`")] = None
+
+
+class Webhook(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    url: Annotated[str, key("address", filled=True, address=True)]
+    timeout: Annotated[float, key("until a delivery failed", unit="duration", above=0)] = 10.0
+    retry_attempts: Annotated[int, key("further attempts", at_least=0)] = 3
+    token: Annotated[Secret | None, key("sent as `Authorization: Bearer`: `env:NAME` or `file:/path`")] = None
+
+
+class Channels(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    slack: Annotated[Slack | None, key("Slack")] = None
+    pagerduty: Annotated[PagerDuty | None, key("PagerDuty")] = None
+    email: Annotated[Email | None, key("e-mail")] = None
+    webhook: Annotated[Webhook | None, key("HTTP POST of JSON")] = None
+
+
+class AlertRule(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    name: Annotated[str, key("name of the rule", filled=True)]
+    condition: Annotated[
+        str, key("such as `security_score > 90`, over security_score, pii_types.length, cost_multiplier, error_rate_5m", filled=True)
+    ]
+    channels: Annotated[tuple[Literal["slack", "pagerduty", "email", "webhook"], ...], key("where it goes", filled=True)]
+    priority: Annotated[Literal["low", "medium", "high", "critical"], key("how urgent it is")] = "medium"
+
+
+class Alerting(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    channels: Annotated[Channels, key("where alerts can go")] = Channels()
+    rules: Annotated[tuple[AlertRule, ...], key("what alerts")] = ()
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------------
+
+
+class Config(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The whole file. What is not given has its default."""
+
+    capture: Annotated[Capture, key("what `llmsec-tap agent` observes")] = Capture()
+    storage: Annotated[Storage, key("where records are kept")] = Storage()
+    security: Annotated[DetectionSettings, key("what is looked for in texts (docs/detection.md)")] = DetectionSettings()
+    alerting: Annotated[Alerting, key("who is told", later="no alerts are sent; `llmsec-analyze findings` shows what was found")] = (
+        Alerting()
+    )
+    observability: Annotated[Observability, key("metrics, traces and logs of the agent itself")] = Observability()
+    server: Annotated[Server, key("the agent's own listener")] = Server()
+    tenants: Annotated[Tenants, key("who is which tenant", later="`tenant` of a record is not set")] = Tenants()
+    routing: Annotated[Routing, key("the original design's rules for requests", later="its matches name no tenants")] = Routing()
+    backends: Annotated[
+        dict[str, Backend],
+        key("upstreams by name", later="upstreams are told from the traffic; limits and deployments stated here are not compared with it"),
+    ] = {}
