@@ -11,13 +11,15 @@ from llmsec_agent.capture_settings import CaptureSettings
 from llmsec_agent.capturing import CapturePlan, capture_with
 from llmsec_agent.config import Config, Loaded, load_all
 from llmsec_agent.exposer import Exposer, TLSFiles
+from llmsec_agent.journals import StandardError, Style
 from llmsec_agent.journals import journal as new_journal
 from llmsec_agent.notify import Notify
+from llmsec_agent.reload import Reload
 from llmsec_agent.text import report
 from llmsec_tap import privileges
 from llmsec_tap.capture.probes.selection import Selection
 from llmsec_tap.errors import ConfigError
-from llmsec_tap.journal import Journal, Level
+from llmsec_tap.journal import Level
 
 _LEVELS: Final = {"debug": Level.DEBUG, "info": Level.INFO, "warn": Level.WARNING, "error": Level.ERROR}
 _OFF: Final = "none"
@@ -30,17 +32,17 @@ def run_agent(path: str | None) -> int:
     if config.capture.user is not None:
         os.environ[privileges.USER_VARIABLE] = config.capture.user
     privileges.unprivileged_user()  # a wrong name ends the command before anything is attached
-    journal = _journal(config)
+    journal = new_journal(_style(config))
     notify = Notify()
     exposer = _exposer(config)
-    plan = _plan(loaded, journal, notify)
+    plan = _plan(loaded, path, journal, notify)
     try:
         return capture_with(plan, journal, exposer)
     finally:
         notify.stopping()
 
 
-def _plan(loaded: Loaded, journal: Journal, notify: Notify) -> CapturePlan:
+def _plan(loaded: Loaded, path: str | None, journal: StandardError, notify: Notify) -> CapturePlan:
     config = loaded.config
     capture = config.capture
     selection = selection_of(config)
@@ -64,6 +66,7 @@ def _plan(loaded: Loaded, journal: Journal, notify: Notify) -> CapturePlan:
         redact=config.storage.content == "redacted",
         load=lambda: loaded,
         on_alive=notify.alive,
+        reload=lambda warden: Reload(loaded, lambda: load_all(path), _style, journal, warden.tell),
     )
 
 
@@ -78,9 +81,9 @@ def selection_of(config: Config) -> Selection:
     )
 
 
-def _journal(config: Config) -> Journal:
+def _style(config: Config) -> Style:
     logging = config.observability.logging
-    return new_journal(level=_LEVELS[logging.level], as_json=logging.format == "json", fields=logging.include_fields or None)
+    return Style(_LEVELS[logging.level], logging.format == "json", logging.include_fields)
 
 
 def _exposer(config: Config) -> Exposer | None:

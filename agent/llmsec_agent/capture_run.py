@@ -6,14 +6,19 @@ import importlib
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from llmsec_agent import summary
 from llmsec_agent.capture_settings import CaptureSettings
 from llmsec_agent.exposer import Exposer, State, answer_state
+from llmsec_agent.journals import StandardError
 from llmsec_agent.lane import Sink
+from llmsec_agent.reload import News
 from llmsec_agent.run import Deliver, Detection, Run
 from llmsec_agent.shares import Shares
 from llmsec_agent.sinks.store import StoreSink
@@ -26,7 +31,7 @@ from llmsec_tap.capture.live.capture import LiveCapture
 from llmsec_tap.capture.live.flows import TLSFlows
 from llmsec_tap.capture.live.queue import BatchQueue
 from llmsec_tap.clock import Clock
-from llmsec_tap.counters import Sample
+from llmsec_tap.counters import Sample, by_label
 from llmsec_tap.errors import SourceError, StorageError
 from llmsec_tap.install_key import install_key
 from llmsec_tap.journal import Journal
@@ -145,6 +150,8 @@ class LiveSource:
         self._packets: list[PacketSource] = []
         self._round_at = time.monotonic()
         self.is_open = False
+        self._is_accepted = True
+        self._reloads: Counter[str] = Counter()
 
     @property
     def silent_s(self) -> float:
@@ -161,7 +168,7 @@ class LiveSource:
 
     def run(self, run: Run) -> None:
         run.stop.on_request(self._live.stop)
-        self._warden.on_stop(run.stop.request)
+        self._warden.on_word(run.stop.request, lambda data: self._news(run, data))
         if self._settings.interfaces:
             self._open_interfaces(run)
         if self._warden.ring is not None:
@@ -175,7 +182,19 @@ class LiveSource:
         self._live.run(self._settings.duration_s)
 
     def samples(self) -> Iterable[Sample]:
-        return self._live.samples()
+        yield from self._live.samples()
+        yield Sample("llmsec_config_reload_ok", float(self._is_accepted))
+        yield from by_label("llmsec_config_reloads_total", "result", self._reloads)
+
+    def _news(self, run: Run, data: bytes) -> None:
+        """The warden has read the configuration again."""
+        if not data:
+            return
+        news = msgspec.msgpack.decode(data, type=News)
+        self._is_accepted = news.is_accepted
+        self._reloads["accepted" if news.is_accepted else "refused"] += 1
+        if isinstance(run.journal, StandardError):
+            run.journal.style = news.style
 
     def _say_alive(self) -> None:
         while True:

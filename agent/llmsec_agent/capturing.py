@@ -40,7 +40,7 @@ class CapturePlan:
     detect: bool
     redact: bool
     load: Callable[[], Loaded]
-    on_hangup: Callable[[], None] | None = None
+    reload: Callable[[Warden], Callable[[], None]] | None = None  # what SIGHUP asks for
     on_alive: Callable[[], None] = lambda: None
 
 
@@ -48,7 +48,9 @@ def capture_with(plan: CapturePlan, journal: Journal, exposer: Exposer | None = 
     """Until stopped; the exit code, as docs/cli.md has them. Raises what attaching and opening raise, with nothing left behind."""
     selection, interfaces = plan.selection, plan.settings.interfaces
     pods = None if selection.is_empty else PodHelper.start(journal)
-    warden = Warden(journal, _DETECTOR, on_hangup=plan.on_hangup, on_alive=plan.on_alive)
+    warden = Warden(journal, _DETECTOR, on_alive=plan.on_alive)
+    if plan.reload is not None:
+        warden.on_hangup = plan.reload(warden)
     if warden.fork():
         leave(lambda: _decode(plan, journal, WardenClient(warden.client_socket, warden.stop_pipe), pods, exposer))
     helper_pid = pods.pid if pods is not None else 0

@@ -70,12 +70,12 @@ class Exposer:
         listening = [(_listen(host, port), served) for (host, port), served in paths.items()]
         ours, theirs = socket.socketpair()
         pid = os.fork()
-        if pid:
-            theirs.close()
-            for sock, _ in listening:
-                sock.close()
-            return cls(ours, pid)
-        leave(lambda: cls._run(ours, theirs, listening, context))
+        if not pid:
+            leave(lambda: cls._run(ours, theirs, listening, context))
+        theirs.close()
+        for sock, _ in listening:
+            sock.close()
+        return cls(ours, pid)
 
     @staticmethod
     def _run(

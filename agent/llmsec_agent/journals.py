@@ -5,8 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import sys
 import threading
-from collections.abc import Iterable
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import msgspec
 
@@ -16,25 +15,38 @@ from llmsec_tap.journal import Event, Journal, Level
 _PREFIX: Final = {Level.DEBUG: "debug: ", Level.INFO: "", Level.WARNING: "warning: ", Level.ERROR: "error: "}
 
 
-def journal(out: TextIO | None = None, *, level: Level = Level.INFO, as_json: bool = False, fields: Iterable[str] | None = None) -> Journal:
-    """`fields`: of the facts, those that JSON has; all of them where none are named."""
-    wanted = frozenset(fields) if fields is not None else None
-    lock = threading.Lock()
+class Style(msgspec.Struct, frozen=True):
+    """`fields`: of an event's facts, those that JSON lines have; all of them where none are named."""
 
-    def write(event: Event) -> None:
-        if event.level < level:
+    level: Level = Level.INFO
+    as_json: bool = False
+    fields: tuple[str, ...] = ()
+
+
+class StandardError(Journal):
+    """`style` may be replaced while it is in use."""
+
+    def __init__(self, style: Style) -> None:
+        super().__init__(self._line)
+        self.style = style
+        self._lock = threading.Lock()
+
+    def _line(self, event: Event) -> None:
+        style = self.style
+        if event.level < style.level:
             return
-        line = _json(event, wanted) if as_json else _PREFIX[event.level] + printable(event.text)
-        with lock:
-            stream = out or sys.stderr
-            stream.write(line + "\n")
-            stream.flush()
-
-    return Journal(write)
+        line = _json(event, style.fields) if style.as_json else _PREFIX[event.level] + printable(event.text)
+        with self._lock:
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
 
 
-def _json(event: Event, wanted: frozenset[str] | None) -> str:
-    facts: dict[str, Any] = {name: value for name, value in event.facts.items() if wanted is None or name in wanted}
+def journal(style: Style | None = None) -> StandardError:
+    return StandardError(style or Style())
+
+
+def _json(event: Event, fields: tuple[str, ...]) -> str:
+    facts: dict[str, Any] = {name: value for name, value in event.facts.items() if not fields or name in fields}
     time = dt.datetime.fromtimestamp(event.ts_ns / 1e9, dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     entry = {"time": time, "level": event.level.name.lower(), "event": event.name, "message": event.text, **facts}
     return printable(msgspec.json.encode(entry).decode())

@@ -51,11 +51,12 @@ class WardenClient:
             return []
         return [socket.socket(fileno=descriptor) for descriptor in descriptors]
 
-    def on_stop(self, stop: Callable[[], None]) -> None:
-        """Call it when the warden says so, or is gone."""
+    def on_word(self, stop: Callable[[], None], news: Callable[[bytes], None] = lambda _: None) -> None:
+        """Call `stop` when the warden says so, or is gone; `news` with each message of it. On a thread of its own."""
 
         def wait() -> None:
-            os.read(self._stop_pipe, 1)
+            while os.read(self._stop_pipe, 1) == protocol.NEWS:
+                news(self._news())
             stop()
 
         threading.Thread(target=wait, name="llmsec-stop", daemon=True).start()
@@ -144,6 +145,18 @@ class WardenClient:
             self._ask(Ask.KILL_DETECTOR)
         except OSError:
             return
+
+    def _news(self) -> bytes:
+        """Empty where the warden is gone meanwhile."""
+        data = b""
+        try:
+            while True:
+                piece, _ = self._ask(Ask.NEWS, len(data))
+                data += piece
+                if len(piece) < protocol.NEWS_A_MESSAGE:
+                    return data
+        except OSError:
+            return b""
 
     def alive(self) -> None:
         """Say that decoding makes progress."""

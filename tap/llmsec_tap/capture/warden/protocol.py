@@ -2,7 +2,7 @@
 
 A message is `HEAD` and a payload of fixed layout; descriptors travel beside it (SCM_RIGHTS). The warden reads nothing but these
 heads, so a decoder that an attacker has taken over can ask for what is listed here and for nothing else. Answers carry the
-number of their question. Another direction needs no messages: a byte on the stop pipe, or its end, tells the decoder to stop.
+number of their question. The other direction is single bytes on the stop pipe.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ TOTALS: Final = struct.Struct("=8Q")
 LOSS: Final = struct.Struct("=IxxxxQQIxxxxQQ")
 LOSSES_A_MESSAGE: Final = 1000
 MAX_MESSAGE: Final = 65_536
+NEWS_A_MESSAGE: Final = 60_000
+# Bytes on the stop pipe; its end means stop, too.
+STOP: Final = b"s"
+NEWS: Final = b"n"
 
 
 class Ask(IntEnum):
@@ -27,6 +31,7 @@ class Ask(IntEnum):
     DETACH = 5  # all probes out -> nothing
     DETECTOR = 6  # start a detection process -> its input, its output
     KILL_DETECTOR = 7  # -> nothing
+    NEWS = 11  # argument: from which byte on -> that much of the message
     ALIVE = 10  # the decoder has made progress -> nothing
     SOCKETS = 9  # -> packet sockets, opened now: their rings fill from here on
     COMPACT = 8  # beside it: the store's folder -> nothing; parts are merged by a process of the folder's owner

@@ -51,14 +51,10 @@ class Warden:
         journal: Journal,
         detector: Sequence[str],
         *,
-        on_hangup: Callable[[], None] | None = None,
         on_alive: Callable[[], None] = lambda: None,
     ) -> None:
-        """`detector`: the command of a detection process. `on_hangup`: what SIGHUP asks for; it ends the capture where there is none.
-
-        `on_alive` is called, on another thread, each time the decoder says that it makes progress.
-        """
-        self._on_hangup = on_hangup
+        """`detector`: the command of a detection process. `on_alive` is called, on another thread, each time the decoder makes progress."""
+        self.on_hangup: Callable[[], None] | None = None  # what SIGHUP asks for; it ends the capture where there is none
         self._on_alive = on_alive
         self._journal = journal
         self._detector_command = detector
@@ -76,6 +72,7 @@ class Warden:
         self._detector: subprocess.Popen[bytes] | None = None
         self._compactor: subprocess.Popen[bytes] | None = None
         self._signals = 0
+        self._news = b""
 
     def fork(self) -> bool:
         """Make the decoder's process; True in it. Call it before there are threads and before anything is loaded or attached."""
@@ -111,6 +108,12 @@ class Warden:
         finally:
             self._end()
 
+    def tell(self, news: bytes) -> None:
+        """Have the decoder read this message, which replaces one that it has not read yet."""
+        self._news = news
+        with contextlib.suppress(OSError):
+            os.write(self._stop, protocol.NEWS)
+
     def _watch(self, wake: int) -> int:
         """Until the decoder has ended; its exit code."""
         child = os.pidfd_open(self._child)
@@ -125,8 +128,8 @@ class Warden:
             ready = dict(poll.poll(max(0.0, min(_LOOK_S, _LOOK_S if due is None else due)) * 1000))
             if wake in ready:
                 signals = set(os.read(wake, 64))
-                if self._on_hangup is not None and signal.SIGHUP in signals:
-                    self._on_hangup()
+                if self.on_hangup is not None and signal.SIGHUP in signals:
+                    self.on_hangup()
                 if self._signals:
                     self._stop_decoder()
             if ring is not None:
@@ -196,6 +199,8 @@ class Warden:
             return b"".join(protocol.LOSS.pack(*loss) for loss in some), []
         if kind == Ask.DETACH:
             self._detach()
+        elif kind == Ask.NEWS:
+            return self._news[argument : argument + protocol.NEWS_A_MESSAGE], []
         elif kind == Ask.ALIVE:
             self._on_alive()
         elif kind == Ask.DETECTOR:
@@ -252,7 +257,7 @@ class Warden:
         read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
         def stop(number: int, frame: FrameType | None) -> None:
-            if number == signal.SIGHUP and self._on_hangup is not None:
+            if number == signal.SIGHUP and self.on_hangup is not None:
                 return
             self._signals += 1
             if self._signals > 1:
@@ -273,7 +278,7 @@ class Warden:
         """The probes first, whatever the decoder does then."""
         self._detach()
         with contextlib.suppress(OSError):
-            os.write(self._stop, b"s")
+            os.write(self._stop, protocol.STOP)
 
     def _reap(self) -> int:
         _, status = os.waitpid(self._child, 0)

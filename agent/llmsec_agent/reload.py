@@ -1,0 +1,74 @@
+"""SIGHUP of an agent: the file is read again and validated whole, then what changed is applied or named.
+
+The warden's process reads it, with the rights that the agent was started with; what the decoder needs of it goes there as a message.
+A file that is wrong changes nothing, and is an error in the journal and a metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import msgspec
+
+from llmsec_agent.config import Config, Loaded
+from llmsec_agent.journals import StandardError, Style
+from llmsec_tap.errors import LLMSecError
+
+# What takes effect while the agent runs; everything else is named, and waits for a restart.
+_APPLIED: Final = ("observability.logging.",)
+
+
+class News(msgspec.Struct):
+    """For the decoder, after each attempt."""
+
+    is_accepted: bool
+    style: Style
+
+
+class Reload:
+    """Call it where SIGHUP is handled. `tell` takes the message for the decoder."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        read: Callable[[], Loaded],
+        style_of: Callable[[Config], Style],
+        journal: StandardError,
+        tell: Callable[[bytes], None],
+    ) -> None:
+        self._config = loaded.config
+        self._read = read
+        self._style_of = style_of
+        self._journal = journal
+        self._tell = tell
+
+    def __call__(self) -> None:
+        try:
+            config = self._read().config
+        except LLMSecError as fault:
+            self._journal.error("config_refused", f"{fault}; the configuration before it stays in force")
+            self._tell(msgspec.msgpack.encode(News(is_accepted=False, style=self._journal.style)))
+            return
+        changed = list(differences(self._config, config))
+        self._config = config
+        self._journal.style = self._style_of(config)
+        waiting = [name for name in changed if not f"{name}.".startswith(_APPLIED)]
+        applied = [name for name in changed if name not in waiting]
+        self._journal.info(
+            "config_reloaded",
+            "configuration read again: " + (f"changed {', '.join(applied)}" if applied else "nothing to change while it runs"),
+            changed=applied,
+        )
+        if waiting:
+            self._journal.warning("restart_needed", f"needs a restart: {', '.join(waiting)}", keys=waiting)
+        self._tell(msgspec.msgpack.encode(News(is_accepted=True, style=self._journal.style)))
+
+
+def differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
+    """The dotted keys whose values differ."""
+    if isinstance(before, msgspec.Struct) and type(before) is type(after):
+        for name in before.__struct_fields__:
+            yield from differences(getattr(before, name), getattr(after, name), f"{path}.{name}" if path else name)
+    elif before != after:
+        yield path
