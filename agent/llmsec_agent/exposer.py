@@ -6,6 +6,7 @@ asks of the decoder over a socket pair, at most once a second; a decoder that do
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -232,13 +233,15 @@ def _serve(servers: list[_Server], decoder: _Decoder) -> None:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        sock = socket.socket(family, kind, protocol)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        sock.listen(_BACKLOG)
+        with contextlib.ExitStack() as undo:
+            sock = undo.enter_context(socket.socket(family, kind, protocol))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            sock.listen(_BACKLOG)
+            undo.pop_all()
+            return sock
     except OSError as fault:
         raise ConfigError(f"cannot listen on {host}:{port}: {fault.strerror}", "Choose another address, or switch it off.") from None
-    return sock
 
 
 def _context(tls: TLSFiles) -> ssl.SSLContext:
