@@ -68,7 +68,6 @@ class ExchangeAssembly:
 
     __slots__ = (
         "_anomalies",
-        "_counted",
         "_dialect",
         "_digest",
         "_done",
@@ -122,7 +121,6 @@ class ExchangeAssembly:
         self._response_body_ns: int | None = None
         self._digest = RequestDigest()
         self._truncated = False
-        self._counted = False
         self._done = False
 
     @property
@@ -244,7 +242,7 @@ class ExchangeAssembly:
     def _adopt(self, data: bytes) -> EventHandler | None:
         """A stream whose request was not captured, or not known: its first events may tell the dialect."""
         view = self.response_view
-        if self._counted or view is None or self.draft.events > 8:
+        if view is None or self.draft.events > 8:
             return None
         try:
             value = parse_json(data)
