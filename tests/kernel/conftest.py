@@ -12,7 +12,9 @@ import pytest
 from support.agent import Agent
 from support.model_server import model_server
 from support.needs import program
-from support.tls_front import Certificate, Nginx, free_port, make_certificate, nginx
+from support.tls_front import Certificate, Nginx, free_port, make_certificate, nginx, python_server
+
+ECHO = Path(__file__).parents[1] / "support/tls_echo.py"
 
 
 def reason_not_to_run() -> str | None:
@@ -69,3 +71,11 @@ def go_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     env = {**os.environ, "GOCACHE": str(folder / "cache"), "GO111MODULE": "off", "CGO_ENABLED": "0"}
     subprocess.run([go, "build", "-o", built, source], check=True, env=env, capture_output=True)
     return built
+
+
+@pytest.fixture
+def echo(certificate: Certificate) -> Iterator[tuple[int, int]]:
+    """A server that says what it was told, seven characters an event with pauses between; its process id and port."""
+    port = free_port()
+    with python_server(ECHO, "asyncio-slow", str(port), str(certificate.cert), str(certificate.key), port=port) as process:
+        yield process.pid, port

@@ -6,26 +6,12 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 
 from llmsec_analyzer.prove.synthetic import expand
 from support.agent import Agent, environment
 from support.https_calls import ask_once
-from support.tls_front import Certificate, free_port, python_server
 
-ECHO = Path(__file__).parents[1] / "support/tls_echo.py"
 KEY = expand("ghp_<alnum:36>")
-
-
-@pytest.fixture
-def echo(certificate: Certificate) -> Iterator[tuple[int, int]]:
-    """A server that says what it was told, seven characters an event with pauses between; its process id and port."""
-    port = free_port()
-    with python_server(ECHO, "asyncio-slow", str(port), str(certificate.cert), str(certificate.key), port=port) as process:
-        yield process.pid, port
 
 
 def test_findings_are_on_the_record_and_a_grave_one_is_told_at_once(echo, certificate):

@@ -1,0 +1,199 @@
+"""`llmsec-tap agent` as it is deployed: observed over TLS, asked over HTTP, reloaded, notified, and stopped whatever its sinks do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from support.agent import environment
+from support.https_calls import ask_once
+from support.tls_front import Certificate, free_port
+
+
+class Running:
+    """`config` is what the file said at first; `write` changes it."""
+
+    def __init__(self, folder: Path, pid: int, **observability: Any) -> None:
+        self.health, self.metrics = free_port(), free_port()
+        self.file = folder / "config.yaml"
+        self.store = folder / "store"
+        self.config: dict[str, Any] = {
+            "capture": {"pids": [pid], "memory_cap": "256MiB"},
+            "storage": {"path": str(self.store)},
+            "server": {"bind_address": f"127.0.0.1:{self.health}"},
+            "observability": {"metrics": {"port": self.metrics}, **observability},
+        }
+        self.write()
+        self.log = folder / "log"
+        self.notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.notified.bind(str(folder / "notify"))
+        self.notified.settimeout(20)
+        command = [sys.executable, "-m", "llmsec_agent.cli.tap.app", "agent", "--config", str(self.file)]
+        variables = {**environment(), "NOTIFY_SOCKET": str(folder / "notify")}
+        variables.pop("LLMSEC_STORE")
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, env=variables, cwd=folder)
+
+    def write(self) -> None:
+        self.file.write_text(yaml.safe_dump(self.config))
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + 30
+        while not condition():
+            assert self.process.poll() is None, self.said
+            assert time.monotonic() < deadline, f"{what}:\n{self.said}"
+            time.sleep(0.05)
+
+    def get(self, port: int, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as refused:
+            with refused:
+                return refused.code, refused.read().decode()
+        except OSError:
+            return 0, ""
+
+    def value(self, sample: str) -> float | None:
+        page = self.get(self.metrics, "/metrics")[1]
+        return next((float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(sample + " ")), None)
+
+    def ready(self) -> None:
+        self.until(lambda: self.get(self.health, "/ready")[0] == 200, "it is not ready")
+
+    def hang_up(self) -> None:
+        self.write()
+        self.process.send_signal(signal.SIGHUP)
+
+    def stop(self) -> float:
+        """Seconds from SIGTERM to the exit."""
+        begun = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(30)
+        return time.monotonic() - begun
+
+
+@contextmanager
+def agent(folder: Path, pid: int, **observability: Any) -> Iterator[Running]:
+    running = Running(folder, pid, **observability)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.process.kill()
+            running.process.wait()
+        running.notified.close()
+
+
+def stored(folder: Path) -> int:
+    from llmsec_analyzer.stored.session import QuerySession
+
+    with QuerySession.open(folder) as session:
+        ((count,),) = session.select("SELECT count(*) FROM exchanges").rows()
+    return int(count)
+
+
+def test_it_observes_and_says_so_to_everybody(echo: tuple[int, int], certificate: Certificate, tmp_path: Path) -> None:
+    pid, port = echo
+    with agent(tmp_path, pid) as running:
+        assert "READY=1" in running.notified.recv(200).decode()
+        running.ready()
+        assert running.get(running.health, "/health")[0] == 200
+        assert running.get(running.health, "/metrics")[0] == 404
+        for number in range(7):
+            ask_once(port, certificate.cert, f"question {number}", stream=number % 2 == 1)
+        running.until(lambda: running.value('llmsec_exchanges_total{kind="llm"}') == 7, "seven exchanges were not counted")
+        running.until(lambda: (running.value("llmsec_kernel_calls_total") or 0) > 7, "the calls were not counted")
+        assert running.value("llmsec_kernel_lost_records_total") == 0
+        assert "WATCHDOG=1" in running.notified.recv(200).decode()
+        running.until(lambda: running.value("llmsec_store_rows_total") == 7, "seven rows were not stored")
+        assert running.stop() < 4
+        assert running.process.returncode == 0
+        assert stored(running.store) == 7
+
+
+def test_a_file_that_changed_is_applied_named_or_refused(echo: tuple[int, int], tmp_path: Path) -> None:
+    with agent(tmp_path, echo[0]) as running:
+        running.ready()
+        running.config["observability"]["logging"] = {"format": "json"}
+        running.config["capture"]["ring_size"] = "8MiB"
+        running.hang_up()
+        running.until(lambda: running.value('llmsec_config_reloads_total{result="accepted"}') == 1, "it was not read again")
+        running.config["nonsense"] = 1
+        running.hang_up()
+        running.until(lambda: running.value("llmsec_config_reload_ok") == 0, "the wrong file was not refused")
+        assert running.get(running.health, "/health")[0] == 200
+        events = {entry["event"]: entry for entry in (json.loads(line) for line in running.said.splitlines() if line.startswith("{"))}
+        assert events["config_reloaded"]["changed"] == ["observability.logging.format"]
+        assert events["restart_needed"]["keys"] == ["capture.ring_size"]
+        assert "nonsense" in events["config_refused"]["message"]
+        assert running.stop() < 4
+
+
+def test_a_store_that_cannot_be_written_is_a_metric_and_holds_up_nothing(
+    echo: tuple[int, int], certificate: Certificate, tmp_path: Path
+) -> None:
+    pid, port = echo
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=0777", "tmpfs", small], check=True)
+    try:
+        with agent(small, pid) as running:
+            running.ready()
+            filler = small / "filler"
+            filler.touch()
+            with filler.open("wb") as file:
+                while True:
+                    try:
+                        file.write(b"x" * 4096)
+                        file.flush()
+                    except OSError:
+                        break
+            for number in range(5):
+                ask_once(port, certificate.cert, f"question {number}")
+            running.until(lambda: running.value('llmsec_sink_up{sink="store"}') == 0, "the fault of the store is not shown")
+            assert "sink store" in running.get(running.health, "/health")[1] or running.get(running.health, "/health")[0] == 200
+            os.truncate(filler, 0)
+            running.until(lambda: running.value("llmsec_store_rows_total") == 5, "what waited was not stored once there was room")
+            assert running.value('llmsec_sink_up{sink="store"}') == 1
+            assert running.stop() < 4
+            assert running.process.returncode == 0
+            assert stored(running.store) == 5
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+
+
+def test_a_wrong_file_and_a_taken_address_are_one_line(tmp_path: Path) -> None:
+    def run(config: dict[str, Any]) -> tuple[int, str]:
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump(config))
+        command = [sys.executable, "-m", "llmsec_agent.cli.tap.app", "agent", "--config", str(file)]
+        ended = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=60)
+        return ended.returncode, ended.stderr
+
+    code, said = run({"capture": {}, "storage": {"path": str(tmp_path / "s")}})
+    assert code == 2
+    assert "nothing to capture" in said
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, said = run({"capture": {"all": True}, "server": {"bind_address": address}, "storage": {"path": str(tmp_path / "s")}})
+    assert code == 2
+    assert said.count("\n") == 1, said
+    assert f"cannot listen on {address}" in said
