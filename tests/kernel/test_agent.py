@@ -159,11 +159,10 @@ def test_a_store_that_cannot_be_written_is_a_metric_and_holds_up_nothing(
             running.ready()
             filler = small / "filler"
             filler.touch()
-            with filler.open("wb") as file:
+            with filler.open("wb", buffering=0) as file:
                 while True:
                     try:
                         file.write(b"x" * 4096)
-                        file.flush()
                     except OSError:
                         break
             for number in range(5):
