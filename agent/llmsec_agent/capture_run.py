@@ -15,6 +15,7 @@ import msgspec
 
 from llmsec_agent import summary
 from llmsec_agent.capture_settings import CaptureSettings
+from llmsec_agent.degradation import CPUShare, Degradation, Level
 from llmsec_agent.exposer import Exposer, State, answer_state
 from llmsec_agent.journals import StandardError
 from llmsec_agent.lane import Sink
@@ -24,6 +25,7 @@ from llmsec_agent.shares import Shares
 from llmsec_agent.sinks.store import StoreSink
 from llmsec_agent.stop import Stop
 from llmsec_agent.traffic import Traffic
+from llmsec_analyzer.judge.budget import FULL, SECRETS_ONLY, WITHOUT_MODEL
 from llmsec_tap import limits, privileges
 from llmsec_tap.capture.host.kubernetes import RemotePods
 from llmsec_tap.capture.host.process import ProcessTable
@@ -35,6 +37,7 @@ from llmsec_tap.counters import Sample, by_label
 from llmsec_tap.errors import SourceError, StorageError
 from llmsec_tap.install_key import install_key
 from llmsec_tap.journal import Journal
+from llmsec_tap.memory import resident_bytes
 from llmsec_tap.storage.handover import enter, owner_of
 from llmsec_tap.storage.store import create_store
 from llmsec_tap.storage.writer import StoreWriter
@@ -59,6 +62,8 @@ _DECODING: Final = 0.4
 # The decoder makes a round twice a second at least; one that makes none for so long is not healthy.
 _STUCK_S: Final = 30.0
 _ALIVE_S: Final = 2.0
+# What detection leaves out at each level of degradation.
+_PRESSURE: Final = {Level.NORMAL: FULL, Level.REDUCED: WITHOUT_MODEL, Level.ESSENTIAL: SECRETS_ONLY, Level.EMERGENCY: SECRETS_ONLY}
 
 
 def capture(
@@ -143,6 +148,9 @@ class LiveSource:
         self._settings = settings
         self._warden = warden
         self._recording = recording
+        self._run = run
+        self._degradation = Degradation(run.journal)
+        self._cpu = CPUShare()
         self._clock = Clock()
         self._pods = RemotePods(pods) if pods is not None else None
         self._queue = BatchQueue(shares.queue, min(limits.QUEUE_SHED_BYTES, shares.queue // 2))
@@ -183,6 +191,7 @@ class LiveSource:
 
     def samples(self) -> Iterable[Sample]:
         yield from self._live.samples()
+        yield from self._degradation.samples()
         yield Sample("llmsec_config_reload_ok", float(self._is_accepted))
         yield from by_label("llmsec_config_reloads_total", "result", self._reloads)
 
@@ -195,6 +204,21 @@ class LiveSource:
         self._reloads["accepted" if news.is_accepted else "refused"] += 1
         if isinstance(run.journal, StandardError):
             run.journal.style = news.style
+
+    def _degrade(self) -> None:
+        run = self._run
+        shares = {
+            "queue": self._queue.bytes / self._queue.shed_above,
+            "memory": resident_bytes() / self._settings.memory_cap_bytes,
+            "cpu": self._cpu.look(),
+        }
+        if self._settings.store is not None:
+            disk = os.statvfs(".")  # the store's folder is the current one
+            shares["disk"] = 1 - disk.f_bavail / disk.f_blocks if disk.f_blocks else 0.0
+        level = self._degradation.look(shares)
+        run.keeps_texts = level < Level.ESSENTIAL
+        if run.detection is not None:
+            run.detection.least_pressure = _PRESSURE[level]
 
     def _say_alive(self) -> None:
         while True:
@@ -228,6 +252,7 @@ class LiveSource:
 
     def _tick(self) -> None:
         self._round_at = time.monotonic()
+        self._degrade()
         if self._recording is not None:
             self._recording.flush()
 

@@ -85,6 +85,7 @@ CATALOGUE: Final[dict[str, Metric]] = {
     "llmsec_config_reload_ok": Metric("gauge", "0 where the last reload was refused: the configuration before it is in force."),
     "llmsec_config_reloads_total": Metric("counter", "Reloads by result."),
     "llmsec_degradation_level": Metric("gauge", "0 normal, 1 reduced, 2 essential, 3 emergency."),
+    "llmsec_resource_used_ratio": Metric("gauge", "How much of its bound a resource uses: queue, memory, cpu (one core), disk."),
     "process_resident_memory_bytes": Metric("gauge", "Resident memory of the decoder."),
     "llmsec_peak_resident_memory_bytes": Metric("gauge", "The most that was ever resident."),
 }  # fmt: skip

@@ -23,7 +23,7 @@ from llmsec_tap.exchange.assembly import ExchangeAssembly
 from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.journal import Journal
 from llmsec_tap.memory import peak_bytes, resident_bytes
-from llmsec_tap.model import Exchange
+from llmsec_tap.model import AnomalyCount, Exchange
 from llmsec_tap.pipeline import Pipeline
 from llmsec_tap.tokens import TokenEstimator
 
@@ -32,6 +32,7 @@ class Detection(Protocol):
     """What looks at the exchanges on their way. It delivers each one it was given, in their order, now or later."""
 
     failed: bool
+    least_pressure: int  # what is left out of every exchange at least (judge/budget.py)
 
     def listener(self, assembly: ExchangeAssembly) -> DeltaListener | None: ...
 
@@ -89,6 +90,7 @@ class Run:
         self.journal = journal
         self.stop = stop
         self._content = content
+        self.keeps_texts = True  # degradation leaves them out
         self.traffic = traffic
         self._defects: Counter[str] = Counter()
         self._completeness: Counter[str] = Counter()
@@ -163,6 +165,9 @@ class Run:
             self.traffic.observe(exchange)
         if not self._content:
             exchange = exchange.without_content()
+        elif not self.keeps_texts and exchange.provider is not None:
+            exchange = exchange.without_content()
+            exchange.anomalies = [*exchange.anomalies, AnomalyCount(name="content_degraded", count=1)]
         for lane in self.lanes:
             lane.offer(exchange)
 

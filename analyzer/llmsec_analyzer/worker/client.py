@@ -129,6 +129,7 @@ class DetectionProcess:
         self._redacts = redact or settings.asks_redaction  # something is to be masked
         self._fail_on = fail_on
         self.failed = False  # something as severe as `fail_on` was found
+        self.least_pressure = 0  # what is left out of every exchange at least (judge/budget.py)
         self.generation = 0
         self.held = 0  # increments not sent yet
         self._dirty: list[AnswerListener] = []
@@ -248,7 +249,7 @@ class DetectionProcess:
 
     def _send_queued(self) -> None:
         while self._sent_bytes < _UNDER_WAY_BYTES and (entry := self._queue.next()) is not None:
-            self._send_entry(entry, self._queue.pressure(entry))
+            self._send_entry(entry, max(self.least_pressure, self._queue.pressure(entry)))
 
     def _send_entry(self, entry: Waiting, pressure: int) -> None:
         exchange = entry.exchange

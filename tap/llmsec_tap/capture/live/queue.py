@@ -24,7 +24,7 @@ class BatchQueue:
 
     def __init__(self, max_bytes: int = limits.MAX_QUEUE_BYTES, shed_bytes: int = limits.QUEUE_SHED_BYTES) -> None:
         self._max = max_bytes
-        self._shed_above = shed_bytes
+        self.shed_above = shed_bytes
         self._items: deque[tuple[Item, int]] = deque()
         self._ready = threading.Condition()
         self._begun: set[_Key] = set()
@@ -105,7 +105,7 @@ class BatchQueue:
                 key = events.KEY.unpack_from(record)
                 filled = self.bytes + size
                 if key in self._left_out or (
-                    (filled > self._shed_above or self.shed_all_new) and (key not in self._begun or filled > self._max)
+                    (filled > self.shed_above or self.shed_all_new) and (key not in self._begun or filled > self._max)
                 ):
                     self._leave_out(key, record)
                     continue
