@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import sys
 import threading
-from typing import Any, Final
-
-import msgspec
+from typing import Any, Final, NamedTuple
 
 from llmsec_agent.text import printable
 from llmsec_tap.journal import Event, Journal, Level
@@ -15,7 +14,7 @@ from llmsec_tap.journal import Event, Journal, Level
 _PREFIX: Final = {Level.DEBUG: "debug: ", Level.INFO: "", Level.WARNING: "warning: ", Level.ERROR: "error: "}
 
 
-class Style(msgspec.Struct, frozen=True):
+class Style(NamedTuple):
     """`fields`: of an event's facts, those that JSON lines have; all of them where none are named."""
 
     level: Level = Level.INFO
@@ -49,4 +48,4 @@ def _json(event: Event, fields: tuple[str, ...]) -> str:
     facts: dict[str, Any] = {name: value for name, value in event.facts.items() if not fields or name in fields}
     time = dt.datetime.fromtimestamp(event.ts_ns / 1e9, dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     entry = {"time": time, "level": event.level.name.lower(), "event": event.name, "message": event.text, **facts}
-    return printable(msgspec.json.encode(entry).decode())
+    return printable(json.dumps(entry, ensure_ascii=False, separators=(",", ":")))
