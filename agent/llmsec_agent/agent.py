@@ -40,6 +40,9 @@ def run_agent(path: str | None) -> int:
         return capture_with(plan, journal, exposer)
     finally:
         notify.stopping()
+        if exposer is not None:
+            exposer.socket.close()
+            exposer.end()
 
 
 def _plan(loaded: Loaded, path: str | None, journal: StandardError, notify: Notify) -> CapturePlan:

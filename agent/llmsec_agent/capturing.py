@@ -53,6 +53,8 @@ def capture_with(plan: CapturePlan, journal: Journal, exposer: Exposer | None = 
         warden.on_hangup = plan.reload(warden)
     if warden.fork():
         leave(lambda: _decode(plan, journal, WardenClient(warden.client_socket, warden.stop_pipe), pods, exposer))
+    if exposer is not None:
+        exposer.socket.close()  # the decoder's alone: when that ends, the listener does
     helper_pid = pods.pid if pods is not None else 0
     return warden.run(
         lambda: None if selection.is_empty else attach(selection, plan.finder, plan.backend, plan.ring_bytes, journal, helper_pid),

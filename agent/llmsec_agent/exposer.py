@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import ssl
@@ -30,6 +31,7 @@ from llmsec_tap.errors import ConfigError
 _FRESH_S: Final = 1.0
 _ANSWER_S: Final = 2.0
 _REQUEST_S: Final = 5.0
+_END_S: Final = 1.0
 _MAX_REQUESTS: Final = 32  # at once; further clients wait in the backlog
 _BACKLOG: Final = 64
 _MAX_STATE_BYTES: Final = 64 << 20
@@ -60,6 +62,13 @@ class Exposer:
     def __init__(self, sock: socket.socket, pid: int) -> None:
         self.socket = sock
         self.pid = pid
+
+    def end(self) -> None:
+        """Wait until it has ended, as it does when the decoder has; it holds its addresses until then."""
+        deadline = time.monotonic() + _END_S
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(self.pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
+                time.sleep(0.005)
 
     @classmethod
     def start(cls, paths: Mapping[tuple[str, int], tuple[str, ...]], tls: TLSFiles | None) -> Exposer:
@@ -134,6 +143,12 @@ class _Decoder:
                 except OSError:
                     os._exit(0)  # the decoder has ended, and so does the agent
             return self._known
+
+    def await_end(self) -> None:
+        """Until nobody holds the other end any more: the address must be free at once for the next agent."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLRDHUP)
+        poll.poll()
 
     def _ask(self) -> State:
         if not self._is_owed:
@@ -225,9 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
 def _serve(servers: list[_Server], decoder: _Decoder) -> None:
     for server in servers:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-    while True:
-        decoder.state()  # also finds out that the decoder has ended
-        time.sleep(_ANSWER_S)
+    decoder.await_end()
 
 
 def _listen(host: str, port: int) -> socket.socket:

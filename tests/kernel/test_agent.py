@@ -126,6 +126,8 @@ def test_it_observes_and_says_so_to_everybody(echo: tuple[int, int], certificate
         running.until(lambda: running.value("llmsec_store_rows_total") == 7, "seven rows were not stored")
         assert running.stop() < 4
         assert running.process.returncode == 0
+        for port in (running.health, running.metrics):
+            socket.create_server(("127.0.0.1", port)).close()  # free at once, for the next one
         assert stored(running.store) == 7
 
 
