@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 import msgspec
@@ -108,7 +109,9 @@ WRONG = [
     ("capture: {ring_size: 10MiB}", "capture.ring_size: must be a power of two"),
     ("capture: {memory_cap: 1MiB}", "capture.memory_cap: must be at least 128MiB, not 1MiB"),
     ("capture: {ports: [70000]}", "capture.ports[0]: must be from 1 to 65535"),
-    ("capture: {fast_probes: maybe}", "capture.fast_probes"),
+    ("capture: {fast_probes: maybe}", "capture.fast_probes: must be true or false or auto"),
+    ("capture: {decoders: many}", "capture.decoders: must be a whole number or auto"),
+    ("security: {output: {sensitive_tools: [5]}}", "security.output.sensitive_tools[0]: must be text or a mapping"),
     ("capture: {all: 'yes'}", "capture.all: must be true or false"),
     ("backends: {a: {type: openai}}", "backends.a: needs base_url or endpoints"),
     ("backends: {a: {type: opnai, base_url: x}}", "did you mean openai?"),
@@ -144,6 +147,13 @@ def test_a_file_of_nothing_but_faults_is_bounded(write):
     lines = faults(write("".join(f"key{number}: 1\n" for number in range(20_000))))
     assert len(lines) == 51
     assert "19,950 more" in lines[-1]
+
+
+def test_places_are_found_in_time_that_grows_with_the_file_only(write):
+    begun = time.process_time()
+    path = write("backends:\n" + "".join(f"  b{number}: {{type: openai, base_url: x, timeout: 1s}}\n" for number in range(8_000)))
+    assert len(read_config(path).notes) == 2
+    assert time.process_time() - begun < 15  # about 2 s; when each place was looked for from the beginning, 40 s
 
 
 def test_a_missing_file_and_a_broken_one_say_so_in_the_words_of_the_design(write, tmp_path):
