@@ -121,6 +121,9 @@ WRONG = [
     ("observability: {metrics: {port: 8080}}", "must not be the port of server.bind_address"),
     ("observability: {metrics: {port: 1, prometheus: {port: 2}}}", "are one key"),
     ("storage: {path: a}\nstorage: {path: b}", "c.yaml:2: the key `storage` is given twice, first in line 1"),
+    ("observability:\n  metrics:\n    prometheus: {prt: 1}", "c.yaml:3: observability.metrics: unknown key `prt` (did you mean port?)"),
+    ("observability: {metrics: {prometheus: {prometheus: {prometheus: 1}}}}", "observability.metrics: unknown key `prometheus`"),
+    ("observability: {metrics: {prometheus: 5}}", "unknown key `prometheus`"),
     ("1: 2", "unknown key `…`"),
     ("tenants: {default: 5}", "tenants.default: must be text: put it in quotes"),
 ]  # fmt: skip
