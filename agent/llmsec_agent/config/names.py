@@ -76,7 +76,8 @@ class Renamed:
         self._twice = twice
         self._moved: dict[Where, Where] = {}
         for old, new in ALIASES.items():
-            self._move(tuple(old.split(".")), tuple(new.split(".")), lambda value: value)
+            for written, ours in self._each(tuple(old.split(".")), tuple(new.split("."))):
+                self._move(written, ours, lambda value: value)
         for where in secret_keys():
             if "*" not in where and 0 not in where:
                 file = (*where[:-1], f"{where[-1]}_file")
@@ -91,14 +92,16 @@ class Renamed:
             where = (*self._moved[where[:moved]], *where[moved:])
         return where
 
+    def _each(self, old: Where, new: Where) -> list[tuple[Where, Where]]:
+        """The two for every name that stands in the place of `*`. A name may be `*` itself."""
+        if "*" not in old:
+            return [(old, new)]
+        at = old.index("*")
+        parent = _at(self._tree, old[:at])
+        chosen = [name for name in parent if isinstance(name, str)] if isinstance(parent, dict) else []
+        return [((*old[:at], name, *old[at + 1 :]), (*new[:at], name, *new[at + 1 :])) for name in chosen]
+
     def _move(self, old: Where, new: Where, change: Callable[[Any], Any]) -> None:
-        if "*" in old:
-            at = old.index("*")
-            parent = _at(self._tree, old[:at])
-            for name in list(parent) if isinstance(parent, dict) else ():
-                if isinstance(name, str):
-                    self._move((*old[:at], name, *old[at + 1 :]), (*new[:at], name, *new[at + 1 :]), change)
-            return
         parent = _at(self._tree, old[:-1])
         if not isinstance(parent, dict) or old[-1] not in parent:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 from pathlib import Path
@@ -144,6 +145,13 @@ def test_all_faults_are_told_at_once_and_in_one_sentence_of_the_design(write):
     assert [line.split(" ")[0].rsplit(":", 2)[1] for line in faults(path)] == ["1", "3", "4", "5"]
     with pytest.raises(FileError, match=r"^Config validation failed: .*max_connections.*, .*captur"):
         load_config(path)
+
+
+def test_a_backend_may_have_any_name(write):
+    text = 'backends: {"*": {type: openai, base_url: x, retry_policy: {backoff: linear}}}'
+    policy = load_config(write(text)).backends["*"].retry_policy
+    assert policy is not None
+    assert policy.backoff_strategy == "linear"
 
 
 def test_a_file_of_nothing_but_faults_is_bounded(write):
@@ -355,3 +363,37 @@ def test_every_key_says_what_it_is():
     for where, _, kind, facts in keys(struct_type(Config)):
         assert facts.get("doc"), dotted(where)
         assert bare(kind)[0] is kind
+
+
+PLACES = [where for where, _, _, _ in keys(struct_type(Config))] + [tuple(name.split(".")) for name in names.ALIASES]
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["", "x", "30s", "16MiB", "a:1", "env:X", "auto", "openai", "(?i)x"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["name", "url", "regex", "path", "x"]), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.sampled_from(PLACES), VALUES), max_size=6))
+def test_any_values_at_any_keys_are_a_configuration_that_can_be_shown_or_errors(tmp_path, chosen):
+    tree: dict = {}
+    for where, value in chosen:
+        at = tree
+        for step in where[:-1]:
+            at = at.setdefault(str(step), {}) if isinstance(at, dict) else {}
+        if isinstance(at, dict):
+            at[str(where[-1])] = value
+    (tmp_path / "any.json").write_text(json.dumps(tree))
+    try:
+        loaded = read_config(str(tmp_path / "any.json"), environment={})
+    except ConfigError as fault:
+        said = fault.lines()
+        assert all(line.isprintable() for line in said)
+        return
+    (tmp_path / "shown.yaml").write_text("\n".join(as_yaml(loaded)))
+    again = read_config(str(tmp_path / "shown.yaml"), environment={})
+    assert msgspec.to_builtins(again.config, enc_hook=repr) == msgspec.to_builtins(loaded.config, enc_hook=repr)
