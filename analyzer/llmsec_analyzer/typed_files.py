@@ -205,7 +205,10 @@ class Checker:
         kind, inner = bare(kind)
         facts = {**inner, **facts}
         if isinstance(kind, inspect.UnionType):
-            kind = self._member(value, kind, given)
+            member = self._member(value, kind, given)
+            if member is None:
+                return self.problem(where, "must be " + " or ".join(filter(None, map(_in_words, kind.types))), given=given)
+            kind = member
             kind, inner = bare(kind)
             facts = {**facts, **inner}
         if facts.get("unit"):
@@ -303,18 +306,24 @@ class Checker:
         kept = [item for item in made if item is not _WRONG]
         return tuple(kept) if isinstance(kind, inspect.VarTupleType) else kept
 
-    def _member(self, value: Any, union: inspect.UnionType, given: Given | None) -> inspect.Type:
-        """Which type of a union a value is meant for, by its form."""
+    def _member(self, value: Any, union: inspect.UnionType, given: Given | None) -> inspect.Type | None:
+        """Which type of a union a value is meant for, by its form; None where it fits none of several."""
         members = [(member, bare(member)[0]) for member in union.types if not isinstance(member, inspect.NoneType)]
+        if len(members) == 1:
+            return members[0][0]
         if given is not None and given.is_text:
             words = [member for member, inner in members if isinstance(inner, inspect.LiteralType) and value in inner.values]
             others = [member for member, inner in members if not isinstance(inner, inspect.LiteralType)]
             return (words or others or [members[0][0]])[0]
         for member, inner in members:
             for form, types in _FORMS:
-                if isinstance(value, form) and isinstance(inner, types):
+                if (
+                    isinstance(value, form)
+                    and isinstance(inner, types)
+                    and not (isinstance(inner, inspect.LiteralType) and value not in inner.values)
+                ):
                     return member
-        return members[0][0]
+        return None
 
     # --- single values ------------------------------------------------------------------------------------------------------
 
@@ -395,6 +404,20 @@ class Checker:
             return self.problem(where, str(fault), given=given)
 
 
+def _in_words(kind: inspect.Type) -> str:
+    inner = bare(kind)[0]
+    if isinstance(inner, inspect.LiteralType):
+        return " or ".join(map(str, inner.values))
+    return _IN_WORDS.get(type(inner), "")
+
+
+_IN_WORDS: Mapping[type, str] = {
+    inspect.BoolType: "true or false",
+    inspect.IntType: "a whole number",
+    inspect.FloatType: "a number",
+    inspect.StrType: "text",
+    inspect.StructType: "a mapping",
+}
 _A_MAPPING = "a mapping (`name: value` lines)"
 _FORMS: Sequence[tuple[Any, Any]] = (
     (bool, inspect.BoolType),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 from typing import Final
 
 _DURATIONS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _SIZES: Final = {
     "B": 1, "KB": 1000, "KiB": 1 << 10, "MB": 1000**2, "MiB": 1 << 20, "GB": 1000**3, "GiB": 1 << 30, "TB": 1000**4, "TiB": 1 << 40,
 }  # fmt: skip
-_QUANTITY = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([A-Za-z]{1,3})\s*")
+_QUANTITY = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]{1,3})\s*")
 _BY_CASE = {name.lower(): size for name, size in _SIZES.items()}
 
 
@@ -27,7 +28,7 @@ def parse_size(text: str) -> int:
     found = _QUANTITY.fullmatch(text)
     if found is None or found[2].lower() not in _BY_CASE:
         raise ValueError("not a size")
-    return round(float(found[1]) * _BY_CASE[found[2].lower()])
+    return round(Decimal(found[1]) * _BY_CASE[found[2].lower()])
 
 
 def show_duration(seconds: float) -> str:
@@ -36,7 +37,7 @@ def show_duration(seconds: float) -> str:
         count = seconds / factor
         if count >= 1 and math.isclose(count, round(count), rel_tol=1e-12):
             return f"{round(count)}{unit}"
-    return f"{seconds:g}s"
+    return f"{seconds:.9f}".rstrip("0").rstrip(".") + "s"
 
 
 def show_size(size: int) -> str:

@@ -116,6 +116,15 @@ def yaml_lines(node: yaml.Node | None) -> Lines:
     if node is None:
         return lambda _: None
     root = node
+    known: dict[int, dict[str, tuple[int, yaml.Node]]] = {}  # by mapping: a large one is asked for each of its keys
+
+    def entries(mapping: yaml.MappingNode) -> dict[str, tuple[int, yaml.Node]]:
+        found = known.get(id(mapping))
+        if found is None:
+            found = known[id(mapping)] = {
+                name.value: (name.start_mark.line + 1, item) for name, item in mapping.value if isinstance(name, yaml.ScalarNode)
+            }
+        return found
 
     def line_of(where: Where) -> int | None:
         at: yaml.Node = root
@@ -127,10 +136,10 @@ def yaml_lines(node: yaml.Node | None) -> Lines:
                 at = at.value[step]
                 line = at.start_mark.line + 1
             else:
-                pair = next((pair for pair in at.value if pair[0].value == step), None) if isinstance(at, yaml.MappingNode) else None
-                if pair is None:
+                entry = entries(at).get(step) if isinstance(at, yaml.MappingNode) else None
+                if entry is None:
                     return line
-                line, at = pair[0].start_mark.line + 1, pair[1]
+                line, at = entry
         return line
 
     return line_of

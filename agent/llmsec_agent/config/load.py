@@ -20,6 +20,7 @@ from llmsec_agent.config.secret import Secret
 from llmsec_analyzer.settings import DetectionSettings
 from llmsec_analyzer.typed_files import Checker, FileError, Given, Problem, dotted, keys, struct_type
 from llmsec_analyzer.yaml_files import Where
+from llmsec_tap.errors import ConfigError
 
 
 class Note(NamedTuple):
@@ -69,11 +70,15 @@ def read_config(
     flags: Mapping[str, tuple[str, Any]] | None = None,
     environment: Mapping[str, str] | None = None,
     report: Callable[[str], None] | None = None,
+    strict: bool = False,
 ) -> Loaded:
-    """`flags`: by dotted key, the option's name and its typed value (`{"storage.path": ("--store", "x")}`); they win."""
+    """`flags`: by dotted key, the option's name and its typed value (`{"storage.path": ("--store", "x")}`); they win.
+
+    `strict`: a default file that this user may not read is an error; else it is passed over, and `report` is told.
+    """
     environment = os.environ if environment is None else environment
-    source = _source(path, environment, report)
-    file = str(source.path) if source is not None else "configuration"
+    source = _source(path, environment, report, strict=strict)
+    file = str(source.path) if source is not None else "environment"
     document = read_document(source.path) if source is not None else Document({}, lambda _: None, [])
     problems: list[Problem] = [Problem(where[:-1], repeated_sentence(where, first), "", line) for where, line, first in document.repeated]
     tree = document.tree
@@ -108,14 +113,16 @@ def dotted_key(where: Iterable[str | int]) -> str:
     return ".".join(map(str, where))
 
 
-def _source(path: str | None, environment: Mapping[str, str], report: Callable[[str], None] | None) -> Source | None:
+def _source(path: str | None, environment: Mapping[str, str], report: Callable[[str], None] | None, *, strict: bool) -> Source | None:
     try:
         source = find_file(path, environment)
     except OSError as fault:
+        if strict:
+            raise ConfigError(f"Failed to read config file '{fault.filename}': {fault.strerror}") from None
         if report is not None:
             report(f"note: the default configuration is not read: {fault.filename}: {fault.strerror}")
         return None
-    if source is not None and not source.said_by and not is_readable(source.path):
+    if source is not None and not source.said_by and not strict and not is_readable(source.path):
         # An ordinary user's replay is not to fail because of a file that is the agent's.
         if report is not None:
             report(f"note: the default configuration {source.path} is not readable by this user and not used")

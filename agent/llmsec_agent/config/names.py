@@ -19,15 +19,19 @@ ALIASES: Final[Mapping[str, str]] = {
     "observability.metrics.prometheus.enabled": "observability.metrics.enabled",
     "observability.metrics.prometheus.endpoint": "observability.metrics.path",
     "observability.metrics.prometheus.port": "observability.metrics.port",
+    "observability.metrics.prometheus": "observability.metrics",
     "observability.tracing.jaeger.enabled": "observability.tracing.enabled",
     "observability.tracing.jaeger.agent_endpoint": "observability.tracing.endpoint",
     "observability.tracing.jaeger.service_name": "observability.tracing.service_name",
+    "observability.tracing.jaeger": "observability.tracing",
     "security.prompt_injection.ml_model": "security.prompt_injection.model",
     "security.prompt_injection.confidence_threshold": "security.prompt_injection.model.confidence_threshold",
     "backends.*.retry_policy.backoff": "backends.*.retry_policy.backoff_strategy",
     "alerting.channels.pagerduty.service_key": "alerting.channels.pagerduty.routing_key",
     "alerting.channels.pagerduty.service_key_file": "alerting.channels.pagerduty.routing_key_file",
 }
+# A key is moved twice at most: to our section, and from KEY_file to KEY.
+_MOVES: Final = 3
 
 
 def secret_keys() -> list[Where]:
@@ -72,7 +76,8 @@ class Renamed:
         self._twice = twice
         self._moved: dict[Where, Where] = {}
         for old, new in ALIASES.items():
-            self._move(tuple(old.split(".")), tuple(new.split(".")), lambda value: value)
+            for written, ours in self._each(tuple(old.split(".")), tuple(new.split("."))):
+                self._move(written, ours, lambda value: value)
         for where in secret_keys():
             if "*" not in where and 0 not in where:
                 file = (*where[:-1], f"{where[-1]}_file")
@@ -80,22 +85,30 @@ class Renamed:
 
     def spelled(self, where: Where) -> Where:
         """The place as the file has it."""
-        for size in range(len(where), 0, -1):
-            written = self._moved.get(where[:size])
-            if written is not None:
-                return self.spelled((*written, *where[size:]))  # it may have been moved twice
+        for _ in range(_MOVES):
+            moved = next((size for size in range(len(where), 0, -1) if where[:size] in self._moved), 0)
+            if not moved:
+                break
+            where = (*self._moved[where[:moved]], *where[moved:])
         return where
 
+    def _each(self, old: Where, new: Where) -> list[tuple[Where, Where]]:
+        """The two for every name that stands in the place of `*`. A name may be `*` itself."""
+        if "*" not in old:
+            return [(old, new)]
+        at = old.index("*")
+        parent = _at(self._tree, old[:at])
+        chosen = [name for name in parent if isinstance(name, str)] if isinstance(parent, dict) else []
+        return [((*old[:at], name, *old[at + 1 :]), (*new[:at], name, *new[at + 1 :])) for name in chosen]
+
     def _move(self, old: Where, new: Where, change: Callable[[Any], Any]) -> None:
-        if "*" in old:
-            at = old.index("*")
-            parent = _at(self._tree, old[:at])
-            for name in list(parent) if isinstance(parent, dict) else ():
-                if isinstance(name, str):
-                    self._move((*old[:at], name, *old[at + 1 :]), (*new[:at], name, *new[at + 1 :]), change)
-            return
         parent = _at(self._tree, old[:-1])
         if not isinstance(parent, dict) or old[-1] not in parent:
+            return
+        if old[:-1] == new:  # a section within the section that takes its keys
+            if isinstance(parent[old[-1]], dict):
+                for name, item in parent.pop(old[-1]).items():
+                    self._put((*new, name), item, (*old, name))
             return
         value = parent.pop(old[-1])
         if not parent and len(old) > 1 and old[:-1] != new[:-1]:

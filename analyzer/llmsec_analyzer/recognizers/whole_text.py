@@ -33,6 +33,8 @@ class WholeTextPatterns:
     def scan(self, text: str, role: str, excess: Excess | None) -> tuple[list[Match], Excess | None]:
         """The matches that are kept, and `excess` with the places of the others."""
         found: list[Match] = []
+        if not self._patterns:
+            return found, excess
         low = text.lower() if text.isascii() else None
         for pattern in self._patterns:
             rule = pattern.rule

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import time
 from pathlib import Path
 
 import msgspec
@@ -108,7 +110,9 @@ WRONG = [
     ("capture: {ring_size: 10MiB}", "capture.ring_size: must be a power of two"),
     ("capture: {memory_cap: 1MiB}", "capture.memory_cap: must be at least 128MiB, not 1MiB"),
     ("capture: {ports: [70000]}", "capture.ports[0]: must be from 1 to 65535"),
-    ("capture: {fast_probes: maybe}", "capture.fast_probes"),
+    ("capture: {fast_probes: maybe}", "capture.fast_probes: must be true or false or auto"),
+    ("capture: {decoders: many}", "capture.decoders: must be a whole number or auto"),
+    ("security: {output: {sensitive_tools: [5]}}", "security.output.sensitive_tools[0]: must be text or a mapping"),
     ("capture: {all: 'yes'}", "capture.all: must be true or false"),
     ("backends: {a: {type: openai}}", "backends.a: needs base_url or endpoints"),
     ("backends: {a: {type: opnai, base_url: x}}", "did you mean openai?"),
@@ -118,6 +122,9 @@ WRONG = [
     ("observability: {metrics: {port: 8080}}", "must not be the port of server.bind_address"),
     ("observability: {metrics: {port: 1, prometheus: {port: 2}}}", "are one key"),
     ("storage: {path: a}\nstorage: {path: b}", "c.yaml:2: the key `storage` is given twice, first in line 1"),
+    ("observability:\n  metrics:\n    prometheus: {prt: 1}", "c.yaml:3: observability.metrics: unknown key `prt` (did you mean port?)"),
+    ("observability: {metrics: {prometheus: {prometheus: {prometheus: 1}}}}", "observability.metrics: unknown key `prometheus`"),
+    ("observability: {metrics: {prometheus: 5}}", "unknown key `prometheus`"),
     ("1: 2", "unknown key `…`"),
     ("tenants: {default: 5}", "tenants.default: must be text: put it in quotes"),
 ]  # fmt: skip
@@ -140,10 +147,24 @@ def test_all_faults_are_told_at_once_and_in_one_sentence_of_the_design(write):
         load_config(path)
 
 
+def test_a_backend_may_have_any_name(write):
+    text = 'backends: {"*": {type: openai, base_url: x, retry_policy: {backoff: linear}}}'
+    policy = load_config(write(text)).backends["*"].retry_policy
+    assert policy is not None
+    assert policy.backoff_strategy == "linear"
+
+
 def test_a_file_of_nothing_but_faults_is_bounded(write):
     lines = faults(write("".join(f"key{number}: 1\n" for number in range(20_000))))
     assert len(lines) == 51
     assert "19,950 more" in lines[-1]
+
+
+def test_places_are_found_in_time_that_grows_with_the_file_only(write):
+    begun = time.process_time()
+    path = write("backends:\n" + "".join(f"  b{number}: {{type: openai, base_url: x, timeout: 1s}}\n" for number in range(8_000)))
+    assert len(read_config(path).notes) == 2
+    assert time.process_time() - begun < 15  # about 2 s; when each place was looked for from the beginning, 40 s
 
 
 def test_a_missing_file_and_a_broken_one_say_so_in_the_words_of_the_design(write, tmp_path):
@@ -342,3 +363,37 @@ def test_every_key_says_what_it_is():
     for where, _, kind, facts in keys(struct_type(Config)):
         assert facts.get("doc"), dotted(where)
         assert bare(kind)[0] is kind
+
+
+PLACES = [where for where, _, _, _ in keys(struct_type(Config))] + [tuple(name.split(".")) for name in names.ALIASES]
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["", "x", "30s", "16MiB", "a:1", "env:X", "auto", "openai", "(?i)x"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["name", "url", "regex", "path", "x"]), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.sampled_from(PLACES), VALUES), max_size=6))
+def test_any_values_at_any_keys_are_a_configuration_that_can_be_shown_or_errors(tmp_path, chosen):
+    tree: dict = {}
+    for where, value in chosen:
+        at = tree
+        for step in where[:-1]:
+            at = at.setdefault(str(step), {}) if isinstance(at, dict) else {}
+        if isinstance(at, dict):
+            at[str(where[-1])] = value
+    (tmp_path / "any.json").write_text(json.dumps(tree))
+    try:
+        loaded = read_config(str(tmp_path / "any.json"), environment={})
+    except ConfigError as fault:
+        said = fault.lines()
+        assert all(line.isprintable() for line in said)
+        return
+    (tmp_path / "shown.yaml").write_text("\n".join(as_yaml(loaded)))
+    again = read_config(str(tmp_path / "shown.yaml"), environment={})
+    assert msgspec.to_builtins(again.config, enc_hook=repr) == msgspec.to_builtins(loaded.config, enc_hook=repr)

@@ -39,9 +39,9 @@ def check(file: FileArgument = None) -> None:
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.config import read_config
     from llmsec_agent.config.rules import check_rules
-    from llmsec_agent.text import printable, report
+    from llmsec_agent.text import printable
 
-    loaded = read_config(file, report=report)
+    loaded = read_config(file, strict=True)
     notes = [note.sentence() for note in loaded.notes] + check_rules(loaded)
     with results():
         for note in notes:
@@ -63,12 +63,14 @@ def show(
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.config import read_config
     from llmsec_agent.config.show import as_json, as_yaml
-    from llmsec_agent.text import printable, report
+    from llmsec_agent.text import printable
+    from llmsec_tap.visible import json_visible
 
-    loaded = read_config(file, report=report)
+    loaded = read_config(file, strict=True)
     with results():
         if output is ShowFormat.JSON:
-            typer.echo(as_json(loaded))
+            for line in as_json(loaded).split("\n"):
+                typer.echo(json_visible(line))
         else:
             for line in as_yaml(loaded):
                 typer.echo(printable(line))
