@@ -64,6 +64,7 @@ def _plan(loaded: Loaded, path: str | None, journal: StandardError, notify: Noti
             store=None if config.storage.path == _OFF else config.storage.path,
             content=config.storage.content != "none",
             memory_cap_bytes=capture.memory_cap,
+            flush_s=config.storage.flush_interval,
         ),
         detect=True,
         redact=config.storage.content == "redacted",

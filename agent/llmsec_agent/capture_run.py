@@ -98,7 +98,8 @@ def capture(
     sinks: list[Sink] = []
     if settings.store is not None:
         opened = replace(create_store(".", journal, views=False), name=settings.store)
-        sinks.append(StoreSink(StoreWriter(opened, compact_by=lambda store, _now_ns: _compact(warden, store))))
+        writer = StoreWriter(opened, flush_age_ns=int(settings.flush_s * 1e9), compact_by=lambda store, _now_ns: _compact(warden, store))
+        sinks.append(StoreSink(writer))
     if print_to is not None:
         sinks.append(print_to(stop.request))
     run = Run(

@@ -21,3 +21,4 @@ class CaptureSettings:
     memory_cap_bytes: int = limits.MEMORY_CAP_BYTES
     duration_s: float | None = None
     output: str = "none"
+    flush_s: float = 5.0  # a record is on the disk after so long

@@ -87,6 +87,6 @@ def _decode(plan: CapturePlan, journal: Journal, warden: WardenClient, pods: Pod
         warden,
         pods.socket if pods is not None else None,
         print_to=print_to,
-        start_detection=detection if plan.detect else None,
+        start_detection=detection if plan.detect and loaded.config.security.enabled else None,
         exposer=exposer,
     )

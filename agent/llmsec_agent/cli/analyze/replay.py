@@ -84,4 +84,6 @@ def replay(
         redact=redact,
         fail_on=fail_on.value if fail_on else None,
     )
-    raise typer.Exit(run(settings, log, print_to=printer(output.value), start_detection=detection if detect else None))
+    raise typer.Exit(
+        run(settings, log, print_to=printer(output.value), start_detection=detection if detect and loaded.config.security.enabled else None)
+    )
