@@ -64,6 +64,8 @@ def _plan(loaded: Loaded, path: str | None, journal: StandardError, notify: Noti
             store=None if config.storage.path == _OFF else config.storage.path,
             content=config.storage.content != "none",
             memory_cap_bytes=capture.memory_cap,
+            keep_days=config.storage.retention.days,
+            keep_bytes=config.storage.retention.bytes,
             flush_s=config.storage.flush_interval,
         ),
         detect=True,

@@ -39,6 +39,7 @@ from llmsec_tap.install_key import install_key
 from llmsec_tap.journal import Journal
 from llmsec_tap.memory import resident_bytes
 from llmsec_tap.storage.handover import enter, owner_of
+from llmsec_tap.storage.retention import Retention
 from llmsec_tap.storage.store import create_store
 from llmsec_tap.storage.writer import StoreWriter
 from llmsec_tap.tokens import TokenEstimator
@@ -99,7 +100,7 @@ def capture(
     if settings.store is not None:
         opened = replace(create_store(".", journal, views=False), name=settings.store)
         writer = StoreWriter(opened, flush_age_ns=int(settings.flush_s * 1e9), compact_by=lambda store, _now_ns: _compact(warden, store))
-        sinks.append(StoreSink(writer))
+        sinks.append(StoreSink(writer, Retention(settings.keep_days, settings.keep_bytes)))
     if print_to is not None:
         sinks.append(print_to(stop.request))
     run = Run(

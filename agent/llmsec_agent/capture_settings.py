@@ -21,4 +21,6 @@ class CaptureSettings:
     memory_cap_bytes: int = limits.MEMORY_CAP_BYTES
     duration_s: float | None = None
     output: str = "none"
+    keep_days: float | None = None
+    keep_bytes: int | None = None
     flush_s: float = 5.0  # a record is on the disk after so long

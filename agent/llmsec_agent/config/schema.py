@@ -108,7 +108,7 @@ class Storage(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
         "full"
     )
     flush_interval: Annotated[float, key("a record is on the disk after so long", unit="duration", above=0)] = 5.0
-    retention: Annotated[Retention, key("what is deleted, and when", later="nothing is deleted from a store by itself")] = Retention()
+    retention: Annotated[Retention, key("what is deleted, and when")] = Retention()
     clickhouse: Annotated[
         ClickHouse | None, key("a ClickHouse cluster to copy records to", later="records go to the folder `storage.path` alone")
     ] = None

@@ -7,14 +7,21 @@ from collections.abc import Iterable, Sequence
 
 from llmsec_tap.counters import Sample
 from llmsec_tap.model import Exchange
+from llmsec_tap.storage.retention import Retention, prune
 from llmsec_tap.storage.writer import Row, StoreWriter
+
+# A store grows by megabytes a minute; its bound need not hold to the byte.
+_PRUNE_EVERY_S = 60.0
 
 
 class StoreSink:
     name = "store"
 
-    def __init__(self, writer: StoreWriter) -> None:
+    def __init__(self, writer: StoreWriter, retention: Retention | None = None) -> None:
         self._writer = writer
+        self._retention = retention if retention is not None and retention.is_bounded else None
+        self._next_prune = 0.0
+        self._pruned_parts = self._pruned_bytes = 0
 
     def encode(self, exchange: Exchange) -> tuple[Row, int]:
         row = Row.of(exchange)
@@ -27,9 +34,16 @@ class StoreSink:
 
     def tick(self) -> None:
         self._writer.tick(time.monotonic_ns())
+        if self._retention is not None and time.monotonic() >= self._next_prune:
+            self._next_prune = time.monotonic() + _PRUNE_EVERY_S
+            pruned = prune(self._writer.store, time.time_ns(), self._retention)
+            self._pruned_parts += pruned.parts
+            self._pruned_bytes += pruned.bytes
 
     def close(self) -> None:
         self._writer.close()
 
     def samples(self) -> Iterable[Sample]:
         yield from self._writer.samples()
+        yield Sample("llmsec_store_pruned_parts_total", self._pruned_parts)
+        yield Sample("llmsec_store_pruned_bytes_total", self._pruned_bytes)

@@ -50,7 +50,7 @@ class Compacted:
 def compact(store: Store, now_ns: int, *, min_parts: int = MIN_PARTS, grace_ns: int = GRACE_NS, settled_ns: int = SETTLED_NS) -> Compacted:
     """Merge where it pays, remove what was merged long enough ago. Does nothing while another process does it."""
     merged = removed = 0
-    with _alone(store) as is_alone:
+    with alone(store) as is_alone:
         if not is_alone:
             return Compacted()
         try:
@@ -84,7 +84,7 @@ def seq_of(path: Path) -> int:
 
 
 @contextmanager
-def _alone(store: Store) -> Iterator[bool]:
+def alone(store: Store) -> Iterator[bool]:
     try:
         descriptor = os.open(store.exchanges, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as fault:
