@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from llmsec_tap.providers.mark import Mark, marks
+from llmsec_tap.providers.mark import Table, by_name, by_value, marks
 
 # OpenAI-style answers and chunks, `where` being a field of the object, of its first choice, …
-FIELDS: Final[tuple[Mark, ...]] = marks(
+FIELDS: Final[Table] = marks(
     ("timings", r"", "llamacpp"),
     ("x_groq", r"", "groq"),
     ("kv_transfer_params", r"", "vllm"),
@@ -23,25 +23,25 @@ FIELDS: Final[tuple[Mark, ...]] = marks(
     ("search_results", r"", "perplexity"),
     ("prompt_filter_results", r"", "azure.ai.openai"),
 )
-CHOICE_FIELDS: Final[tuple[Mark, ...]] = marks(
+CHOICE_FIELDS: Final[Table] = marks(
     ("matched_stop", r"", "sglang"),
     ("token_ids", r"", "vllm"),
     ("stop_reason", r"", "vllm"),
     ("content_filter_results", r"", "azure.ai.openai"),
 )
-IDS: Final[tuple[Mark, ...]] = marks(
+IDS: Final[Table] = marks(
     ("id", r"infinity-", "infinity"),
     ("id", r"embd-[0-9a-f]{16,32}\Z", "vllm"),
     ("id", r"msg_bdrk_", "aws.bedrock"),
 )
-FINGERPRINTS: Final[tuple[Mark, ...]] = marks(
+FINGERPRINTS: Final[Table] = marks(
     ("system_fingerprint", r"fp_ollama\Z", "ollama"),
     ("system_fingerprint", r"vllm-", "vllm"),
     ("system_fingerprint", r"b\d+-[0-9a-f]{6,}\Z", "llamacpp"),
     ("system_fingerprint", r"\d+\.\d+\.\d+\S*-(native|sha-\w+|\w+)\Z", "tgi"),
 )
 # Anthropic's own answers, and those of servers that speak its API: the id of a message.
-ANTHROPIC_IDS: Final[tuple[Mark, ...]] = marks(
+ANTHROPIC_IDS: Final[Table] = marks(
     ("id", r"msg_bdrk_", "aws.bedrock"),
     ("id", r"msg_vrtx_", "gcp.vertex_ai"),
     ("id", r"chatcmpl-", "vllm"),
@@ -49,38 +49,30 @@ ANTHROPIC_IDS: Final[tuple[Mark, ...]] = marks(
 )
 
 
+_by_field: Final = by_name(FIELDS)
+_by_choice_field: Final = by_name(CHOICE_FIELDS)
+_by_id: Final = by_value(IDS)
+_by_fingerprint: Final = by_value(FINGERPRINTS)
+
+provider_of_anthropic_id: Final = by_value(ANTHROPIC_IDS)
+
+
 def provider_of_answer(value: Mapping[str, Any]) -> str | None:
     """The serving system of an OpenAI-style answer or chunk (decoded JSON)."""
-    for field, _, provider in FIELDS:
-        if field in value:
-            return provider
+    found = _by_field(value)
     identity = value.get("id")
-    if isinstance(identity, str):
+    if found is None and isinstance(identity, str):
         if identity.startswith("gen-") and isinstance(value.get("provider"), str):
             return "openrouter"
-        if (found := _first(IDS, identity)) is not None:
-            return found
+        found = _by_id(identity)
     fingerprint = value.get("system_fingerprint")
-    if isinstance(fingerprint, str) and (found := _first(FINGERPRINTS, fingerprint)) is not None:
+    if found is None and isinstance(fingerprint, str):
+        found = _by_fingerprint(fingerprint)
+    if found is not None:
         return found
     metadata = value.get("metadata")
     if isinstance(metadata, dict) and "weight_version" in metadata:
         return "sglang"
     choices = value.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
-    if isinstance(choice, dict):
-        for field, _, provider in CHOICE_FIELDS:
-            if field in choice:
-                return provider
-    return None
-
-
-def provider_of_anthropic_id(identity: str) -> str | None:
-    return _first(ANTHROPIC_IDS, identity)
-
-
-def _first(table: tuple[Mark, ...], value: str) -> str | None:
-    for _, pattern, provider in table:
-        if pattern.match(value):
-            return provider
-    return None
+    return _by_choice_field(choice) if isinstance(choice, dict) else None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from llmsec_tap.providers.mark import Mark, marks
+from llmsec_tap.providers.mark import Table, by_name, marks
 
-RESPONSE_HEADERS: Final[tuple[Mark, ...]] = marks(
+RESPONSE_HEADERS: Final[Table] = marks(
     ("server", r"(?i)llama\.cpp", "llamacpp"),
     ("server", r"(?i)ollama", "ollama"),
     ("server", r"(?i)vllm", "vllm"),
@@ -31,7 +31,7 @@ RESPONSE_HEADERS: Final[tuple[Mark, ...]] = marks(
     ("x-fireworks-request-id", r"", "fireworks"),
     ("x-cohere-trials-remaining", r"", "cohere"),
 )
-REQUEST_HEADERS: Final[tuple[Mark, ...]] = marks(
+REQUEST_HEADERS: Final[Table] = marks(
     ("authorization", r"AWS4-HMAC-SHA256 .*/bedrock/aws4_request", "aws.bedrock"),
     ("x-goog-api-key", r"", "gcp.gemini"),
     ("x-portkey-provider", r"", "portkey"),
@@ -41,14 +41,10 @@ REQUEST_HEADERS: Final[tuple[Mark, ...]] = marks(
 MODEL_SERVERS: Final = frozenset(("llamacpp", "ollama", "vllm", "sglang"))
 
 
+_in_response: Final = by_name(RESPONSE_HEADERS)
+_in_request: Final = by_name(REQUEST_HEADERS)
+
+
 def provider_of_headers(response: Mapping[str, str], request: Mapping[str, str]) -> str | None:
     """The response's come first: the request's may be meant for a gateway."""
-    return _first(RESPONSE_HEADERS, response) or _first(REQUEST_HEADERS, request)
-
-
-def _first(table: tuple[Mark, ...], headers: Mapping[str, str]) -> str | None:
-    for name, pattern, provider in table:
-        value = headers.get(name)
-        if value is not None and pattern.search(value):
-            return provider
-    return None
+    return _in_response(response) or _in_request(request)

@@ -1,4 +1,4 @@
-"""Public API hosts and who serves them. `where` is a pattern of the whole host, `pattern` one of the path.
+"""Public API hosts and who serves them.
 
 Only names that are public, and bound to one vendor, are here. Private names and ports say nothing: any server may run behind them.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from llmsec_tap.providers.mark import Mark, marks
+from llmsec_tap.providers.mark import Table, by_value, marks
 
 EXACT: Final[dict[str, str]] = {
     "api.openai.com": "openai",
@@ -87,23 +87,24 @@ EXACT: Final[dict[str, str]] = {
     "ollama.com": "ollama",
 }
 
-# Hosts with a region or resource in the name, any path; then hosts that serve much else besides, with a path that says so.
-PATTERNS: Final[tuple[Mark, ...]] = marks(
-    (r"[\w-]+\.openai\.azure\.(com|us|cn)", r"", "azure.ai.openai"),
-    (r"[\w-]+\.cognitiveservices\.azure\.(com|us|cn)", r"", "azure.ai.openai"),
-    (r"[\w-]+\.services\.ai\.azure\.(com|us|cn)", r"", "azure.ai.openai"),
-    (r"[\w.-]+\.inference\.(ai|ml)\.azure\.com", r"", "azure.ai.inference"),
-    (r"bedrock(-runtime|-mantle|-agent-runtime)?(-fips)?\..*", r"", "aws.bedrock"),
-    (r"[\w-]+\.bedrock-(runtime|agent-runtime)\..*", r"", "aws.bedrock"),
-    (r"runtime\.sagemaker\.[\w-]+\.amazonaws\.com(\.cn)?", r"", "aws.sagemaker"),
-    (r"([\w-]+-)?aiplatform(\.[\w-]+\.rep)?\.googleapis\.com", r"", "gcp.vertex_ai"),
-    (r"[\w-]+\.ml\.cloud\.ibm\.com", r"", "ibm.watsonx.ai"),
-    (r"dashscope[\w-]*\.aliyuncs\.com", r"", "alibaba_cloud"),
-    (r"[\w-]+\.inference\.heroku\.com", r"", "heroku"),
-    (r"[\w.-]+\.endpoints\.huggingface\.cloud", r"", "huggingface"),
-    (r"api\.(individual|business|enterprise)\.githubcopilot\.com", r"", "github_copilot"),
+# Hosts with a region or resource in the name.
+PATTERNS: Final[Table] = marks(
+    ("host", r"[\w-]+\.openai\.azure\.(com|us|cn)\Z", "azure.ai.openai"),
+    ("host", r"[\w-]+\.cognitiveservices\.azure\.(com|us|cn)\Z", "azure.ai.openai"),
+    ("host", r"[\w-]+\.services\.ai\.azure\.(com|us|cn)\Z", "azure.ai.openai"),
+    ("host", r"[\w.-]+\.inference\.(ai|ml)\.azure\.com\Z", "azure.ai.inference"),
+    ("host", r"bedrock(-runtime|-mantle|-agent-runtime)?(-fips)?\..*\Z", "aws.bedrock"),
+    ("host", r"[\w-]+\.bedrock-(runtime|agent-runtime)\..*\Z", "aws.bedrock"),
+    ("host", r"runtime\.sagemaker\.[\w-]+\.amazonaws\.com(\.cn)?\Z", "aws.sagemaker"),
+    ("host", r"([\w-]+-)?aiplatform(\.[\w-]+\.rep)?\.googleapis\.com\Z", "gcp.vertex_ai"),
+    ("host", r"[\w-]+\.ml\.cloud\.ibm\.com\Z", "ibm.watsonx.ai"),
+    ("host", r"dashscope[\w-]*\.aliyuncs\.com\Z", "alibaba_cloud"),
+    ("host", r"[\w-]+\.inference\.heroku\.com\Z", "heroku"),
+    ("host", r"[\w.-]+\.endpoints\.huggingface\.cloud\Z", "huggingface"),
+    ("host", r"api\.(individual|business|enterprise)\.githubcopilot\.com\Z", "github_copilot"),
 )
-WITH_PATH: Final[tuple[Mark, ...]] = marks(
+# Hosts that serve much else besides: `where` is a pattern of the whole host, and the path must say so.
+WITH_PATH: Final[Table] = marks(
     (r"[\w.-]+\.snowflakecomputing\.com", r"/api/v2/cortex/", "snowflake"),
     (r"[\w.-]+\.(azuredatabricks\.net|cloud\.databricks\.com|gcp\.databricks\.com)", r"/serving-endpoints/", "databricks"),
     (r"api\.cloudflare\.com", r"/client/v4/accounts/[^/]+/ai/", "cloudflare"),
@@ -124,22 +125,18 @@ def bare_host(host: str) -> str:
     return name if colon and port.isdigit() else host
 
 
-_COMPILED: Final = tuple((re.compile(where), pattern, provider) for where, pattern, provider in PATTERNS)
-_COMPILED_WITH_PATH: Final = tuple((re.compile(where), pattern, provider) for where, pattern, provider in WITH_PATH)
+_by_pattern: Final = by_value(PATTERNS)
+_needs_path: Final = re.compile("|".join(row.where for row in WITH_PATH)).fullmatch
+_with_path: Final = tuple((re.compile(row.where), re.compile(row.pattern), row.provider) for row in WITH_PATH)
 
 
 def provider_of_host(host: str, path: str) -> str | None:
     """Who serves this public name, or None where the name says nothing."""
     host = bare_host(host)
-    for host_pattern, path_pattern, provider in _COMPILED_WITH_PATH:
-        if path_pattern.search(path) and host_pattern.fullmatch(host):
-            return provider
+    if _needs_path(host) is not None:
+        for host_pattern, path_pattern, provider in _with_path:
+            if host_pattern.fullmatch(host) and path_pattern.search(path):
+                return provider
     if host in _ONLY_WITH_PATH and not _API_PATH.match(path):
         return None
-    exact = EXACT.get(host)
-    if exact:
-        return exact
-    for host_pattern, _, provider in _COMPILED:
-        if host_pattern.fullmatch(host):
-            return provider
-    return None
+    return EXACT.get(host) or _by_pattern(host)

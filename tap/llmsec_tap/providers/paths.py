@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from llmsec_tap.providers.mark import Mark, marks
+from llmsec_tap.providers.mark import Table, by_part, marks
 
-PATHS: Final[tuple[Mark, ...]] = marks(
+PATHS: Final[Table] = marks(
     ("path", r"/openai/deployments/[^/]+/", "azure.ai.openai"),
     ("path", r"/model/[^/]+/(converse|converse-stream|invoke|invoke-with-response-stream|count-tokens)$", "aws.bedrock"),
     ("path", r"/publishers/(google|anthropic|mistralai|meta)/models/[^/]+:\w+$", "gcp.vertex_ai"),
@@ -14,9 +14,4 @@ PATHS: Final[tuple[Mark, ...]] = marks(
     ("path", r"/v1(beta|alpha)?/models/[^/]+:(batchEmbedContents|embedContent|countTokens)$", "gcp.gemini"),
 )
 
-
-def provider_of_path(path: str) -> str | None:
-    for _, pattern, provider in PATHS:
-        if pattern.search(path):
-            return provider
-    return None
+provider_of_path: Final = by_part(PATHS)
