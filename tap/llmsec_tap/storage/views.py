@@ -199,7 +199,7 @@ VIEWS: tuple[View, ...] = (
         "One row per kind of oddity of an exchange",
         (
             *_WHICH,
-            *(_member(name, kind, {"name": "Name of the anomaly (docs/formats/anomalies.md)", "count": "How often it was seen"}[name])
+            *(_member(name, kind, {"name": "Name of the anomaly (docs/anomalies.md)", "count": "How often it was seen"}[name])
               for name, kind in ANOMALY.fields),
         ),
         _unnested("anomalies"),

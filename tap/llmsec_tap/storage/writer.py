@@ -101,6 +101,7 @@ class StoreWriter:
         self._days_written: set[str] = set()
         self._compact_at_parts = COMPACT_EVERY_PARTS
         self._compaction: subprocess.Popen[bytes] | None = None
+        self._compactions_failed = 0
 
     @classmethod
     def open(cls, location: str | Path, journal: Journal = WARNINGS) -> StoreWriter:
@@ -158,6 +159,7 @@ class StoreWriter:
         yield Sample("llmsec_store_parts_total", self.stats.parts)
         yield Sample("llmsec_store_written_bytes_total", self.stats.bytes_written)
         yield Sample("llmsec_store_waiting_bytes", self._bytes)
+        yield Sample("llmsec_store_failed_compactions_total", self._compactions_failed)
 
     def flush(self) -> None:
         """Write all that waits, one part for each day."""
@@ -175,6 +177,7 @@ class StoreWriter:
 
     def _compact_now_and_then(self) -> None:
         if self._compaction is not None and self._compaction.poll() is not None:
+            self._compactions_failed += self._compaction.returncode != 0
             self._compaction = None
         if self._compaction is None and self.stats.parts >= self._compact_at_parts:
             self._compact_at_parts = self.stats.parts + COMPACT_EVERY_PARTS

@@ -238,6 +238,10 @@ class Warden:
 
     def _compact(self, folder: int) -> None:
         if self._compactor is None or self._compactor.poll() is not None:
+            if self._compactor is not None and self._compactor.returncode:
+                self._journal.warning(
+                    "compaction_failed", "the small files of the store could not be merged", exit_code=self._compactor.returncode
+                )
             with contextlib.suppress(OSError):
                 self._compactor = subprocess.Popen(  # noqa: S603 - our own module
                     _COMPACTOR,
