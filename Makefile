@@ -21,9 +21,10 @@ PYTEST_ARGS ?=
 demo: .venv/.demo  ## replay a shipped capture of a real server, then ask SQL of it
 	@scripts/demo $(BIN)
 
-test: .venv/.dev  ## all tests; PYTEST_ARGS adds options
+test: .venv/.dev  ## all tests; PYTEST_ARGS adds options. Those with real probes run alone: their timing is the host's
 	@scripts/system-packages tshark
-	$(BIN)/python -m pytest -ra $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -ra -n auto --dist worksteal --ignore tests/kernel $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -ra tests/kernel $(PYTEST_ARGS)
 
 check: .venv/.dev  ## formatting, lint, types and the layering of packages
 	$(BIN)/ruff format --check .
