@@ -29,7 +29,7 @@ from llmsec_analyzer.judge.budget import FULL, SECRETS_ONLY, WITHOUT_MODEL
 from llmsec_tap import limits, privileges
 from llmsec_tap.capture.host.kubernetes import RemotePods
 from llmsec_tap.capture.host.process import ProcessTable
-from llmsec_tap.capture.live.capture import LiveCapture
+from llmsec_tap.capture.live.capture import SHED_NEW, LiveCapture
 from llmsec_tap.capture.live.flows import TLSFlows
 from llmsec_tap.capture.live.queue import BatchQueue
 from llmsec_tap.clock import Clock
@@ -153,6 +153,7 @@ class LiveSource:
         self._run = run
         self._degradation = Degradation(run.journal)
         self._cpu = CPUShare()
+        self._idle_bytes = resident_bytes()
         self._clock = Clock()
         self._pods = RemotePods(pods) if pods is not None else None
         self._queue = BatchQueue(shares.queue, min(limits.QUEUE_SHED_BYTES, shares.queue // 2))
@@ -211,7 +212,7 @@ class LiveSource:
         run = self._run
         shares = {
             "queue": self._queue.bytes / self._queue.shed_above,
-            "memory": resident_bytes() / self._settings.memory_cap_bytes,
+            "memory": self._memory_share(),
             "cpu": self._cpu.look(),
         }
         if self._settings.store is not None:
@@ -221,6 +222,11 @@ class LiveSource:
         run.keeps_texts = level < Level.ESSENTIAL
         if run.detection is not None:
             run.detection.least_pressure = _PRESSURE[level]
+
+    def _memory_share(self) -> float:
+        """Of the room between what an idle decoder takes and where no connection is begun any more."""
+        room = self._settings.memory_cap_bytes * SHED_NEW - self._idle_bytes
+        return (resident_bytes() - self._idle_bytes) / room if room > 0 else 1.0
 
     def _say_alive(self) -> None:
         while True:

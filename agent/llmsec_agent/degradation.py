@@ -28,10 +28,10 @@ class Level(IntEnum):
 
 _NEVER: Final = float("inf")
 # Shares of its bound at which a resource asks for reduced, essential, emergency. The queue's bound is where it leaves out connections
-# that have not begun, memory's is the cap, of which it begins none above three quarters. A busy core or a full disk alone is no emergency.
+# that have not begun, memory's where it begins none above three quarters of the cap. A busy core or a full disk alone is no emergency.
 THRESHOLDS: Final[Mapping[str, tuple[float, float, float]]] = {
     "queue": (0.5, 0.75, 1.0),
-    "memory": (0.6, 0.7, 0.75),
+    "memory": (0.7, 0.85, 1.0),
     "cpu": (0.9, 0.98, _NEVER),
     "disk": (0.95, 0.98, _NEVER),
 }

@@ -21,11 +21,11 @@ class Time:
     [
         ({"queue": 0.0, "memory": 0.5, "cpu": 0.5, "disk": 0.9}, Level.NORMAL),
         ({"queue": 0.5, "memory": 0.0}, Level.REDUCED),
-        ({"queue": 0.0, "memory": 0.7}, Level.ESSENTIAL),
+        ({"queue": 0.0, "memory": 0.85}, Level.ESSENTIAL),
         ({"queue": 1.0, "memory": 0.0}, Level.EMERGENCY),
         ({"cpu": 1.0, "queue": 0.0}, Level.ESSENTIAL),
         ({"disk": 1.0, "queue": 0.0}, Level.ESSENTIAL),
-        ({"queue": 5.0, "memory": 0.65}, Level.EMERGENCY),
+        ({"queue": 5.0, "memory": 0.75}, Level.EMERGENCY),
     ],
 )
 def test_the_worst_resource_decides(shares: dict[str, float], level: Level) -> None:

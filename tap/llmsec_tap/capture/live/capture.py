@@ -37,7 +37,7 @@ _SWITCH_S = 0.001
 _WAIT_S = 0.05
 # Above this share of the cap no connection is begun; above the second, the quietest ones are given up, so many at a time.
 # The rest is for what comes between two looks, and for a large buffer that is copied as it grows.
-_SHED_NEW, _SHED_OLD, _SHED_COUNT = 0.75, 0.85, 256
+SHED_NEW, _SHED_OLD, _SHED_COUNT = 0.75, 0.85, 256
 _BY_TIME = itemgetter(0)
 
 
@@ -192,7 +192,7 @@ class LiveCapture:
 
     def _watch_memory(self) -> None:
         used = resident_bytes()
-        if used > self._memory_cap * _SHED_NEW:  # it may be free already, but not given back
+        if used > self._memory_cap * SHED_NEW:  # it may be free already, but not given back
             ctypes.CDLL(None).malloc_trim(0)
             used = resident_bytes()
         if used > self._memory_cap * _SHED_OLD:
@@ -205,7 +205,7 @@ class LiveCapture:
             gc.collect()
             ctypes.CDLL(None).malloc_trim(0)
             used = resident_bytes()
-        self._queue.shed_all_new = used > self._memory_cap * _SHED_NEW
+        self._queue.shed_all_new = used > self._memory_cap * SHED_NEW
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
