@@ -55,6 +55,7 @@ def test_a_longer_key_and_a_hex_key_are_taken(key_file: Path) -> None:
         (b"a" * 32, 0o600),
         (b"abab" * 16, 0o600),
     ],
+    ids=["all read", "group reads", "all write", "short", "long", "empty", "zeros", "one letter", "two letters"],
 )
 def test_weak_ones_are_refused(key_file: Path, key: bytes, mode: int) -> None:
     write(key_file, key, mode)
