@@ -12,6 +12,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-kernel", action="store_true", help="A test marked `kernel` that would skip fails instead (CI as root).")
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Long bytes by their length: some are compressed, and carry the time at which they were made."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) and len(val) > 16 else None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
