@@ -9,11 +9,13 @@ probes included, goes through the descriptor. Opening by O_PATH has no side effe
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import re
 import stat
+import struct
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 _MAP_LINE: Final = re.compile(r"^([0-9a-f]+-[0-9a-f]+) (\S{4}) \S+ (\S+) (\d+)\s+(/.*)$", re.MULTILINE)
 # id, parent, device, root, mount point, options, optional fields, separator, type
@@ -23,6 +25,11 @@ _NEVER_TLS: Final = re.compile(r"/(?:libc|libm|libdl|libpthread|librt|libz|libgc
 # A process may have 65,530 mappings (vm.max_map_count); each line holds a path of up to 4 KiB. Ordinary ones have some hundreds.
 _MAX_MAPS_BYTES: Final = 16 << 20
 _SYS_OPENAT2: Final = 437
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+# An entry of /proc/self/pagemap: whether the page is present, and its frame (0 without CAP_SYS_ADMIN).
+_PRESENT: Final = 1 << 63
+_FRAME: Final = (1 << 55) - 1
+_MAP_FAILED: Final = (1 << 64) - 1
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
 
 Identity = tuple[str, int]
@@ -67,6 +74,24 @@ class OpenFile:
         then = self.status
         now = os.fstat(self.descriptor)
         return (now.st_size, now.st_mtime_ns, now.st_ctime_ns) == (then.st_size, then.st_mtime_ns, then.st_ctime_ns)
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether no name leads to it any more: an upgraded package leaves such files to those who map them."""
+        return os.fstat(self.descriptor).st_nlink == 0
+
+    def again(self) -> Self:
+        """The same file by a descriptor of its own."""
+        return type(self)(os.dup(self.descriptor))
+
+    def is_same_as(self, other: OpenFile) -> bool:
+        """Whether both are one file to the kernel, whatever mounts they are seen through. No is also what cannot be told.
+
+        Every overlay gives a file of its lower layer a device of its own, and a probe stands in the file below. What a file has in
+        memory is once there, however it is opened, so the frame of its first page tells. It is asked for only where all else is
+        equal: the frame of a mapped page may change meanwhile, and then the answer is no.
+        """
+        return self.key[1:] == other.key[1:] and (self.key == other.key or _share_memory(self.path, other.path))
 
     def close(self) -> None:
         if self.descriptor >= 0:
@@ -121,6 +146,36 @@ def open_mapped(mapped: MappedFile) -> OpenFile | None:
             "what stands at its path is on another device than what is mapped; with CAP_SYS_ADMIN the mapping itself is opened"
         )
     return file
+
+
+def _share_memory(*paths: str) -> bool:
+    """Whether the first pages of these files are one page. Nothing is read through the mappings: a truncated file would be a signal."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p  # Python's own mmap does not tell the address of what may not be written
+    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    places: list[int] = []
+    frames: set[int] = set()
+    try:
+        with Path("/proc/self/pagemap").open("rb", buffering=0) as pages:
+            for path in paths:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+                try:
+                    place = libc.mmap(None, _PAGE, mmap.PROT_READ, mmap.MAP_SHARED | mmap.MAP_POPULATE, descriptor, 0)
+                finally:
+                    os.close(descriptor)
+                if place in (None, _MAP_FAILED):
+                    return False
+                places.append(place)
+                pages.seek(place // _PAGE * 8)
+                (entry,) = struct.unpack("=Q", pages.read(8))
+                frames.add(entry & _FRAME if entry & _PRESENT else 0)
+    except (OSError, struct.error):
+        return False
+    finally:
+        for place in places:
+            libc.munmap(place, _PAGE)
+    return len(frames) == 1 and 0 not in frames
 
 
 def device_of(status: os.stat_result) -> str:

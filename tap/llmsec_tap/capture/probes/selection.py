@@ -5,18 +5,25 @@ run on in its program), or has more than a few, is the exception: placing probes
 answered already, so its libraries are probed for every process, as below. Where processes are chosen by name, by
 container or all, a library is probed for every process that maps it, so that one started later is seen from its first byte; the
 kernel half then leaves out those that were not chosen.
+
+The tap may live for months among processes that live for milliseconds: what is remembered of a process goes with it
+(attachments.py), and what is remembered of files is bounded.
 """
 
 from __future__ import annotations
 
-import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.ebpf.events import Event
-from llmsec_tap.capture.ebpf.loader_api import Attachment, KernelSettings, Loader, ProbePlan
+from llmsec_tap.capture.ebpf.loader_api import KernelSettings, Loader, ProbePlan
 from llmsec_tap.capture.host import proc
+from llmsec_tap.capture.probes.attachments import Attachments, Owner
+from llmsec_tap.capture.probes.mapped import Identity
+from llmsec_tap.capture.probes.recent import Recent
 from llmsec_tap.capture.probes.targets import Findings, Refusal, TargetFinder, installed_libraries
 from llmsec_tap.errors import KernelError, SourceError
 from llmsec_tap.journal import Journal
@@ -28,6 +35,11 @@ _LOOK_AGAIN_S = (0.002, 0.02, 0.1, 0.5)
 _WORKER_AFTER_S = 0.02
 # Each process with probes of its own costs five links, and each link some 30 ms to take out again: more than these share theirs.
 _ONE_BY_ONE = 8
+# Files that could not be probed are tried again after this time: an inode is used again for another file.
+_FAILED_S: Final = 600.0
+_MAX_REMEMBERED: Final = 4096
+# The end of a process may not be told (the kernel's ring was full); so often the books are compared with what lives.
+_SWEEP_S: Final = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +63,8 @@ class Selection:
     def kernel_settings(self, ring_bytes: int) -> KernelSettings:
         return KernelSettings(
             only_targets=not self.everything,
-            follow_forks=self.follow_forks,
+            # With all, too, forks are told: who maps a library is counted, and a worker may outlive its parent.
+            follow_forks=self.follow_forks or self.everything,
             watch_all=self.everything or bool(self.containers),
             comms=tuple(name[:15] for name in self.comms),
             ring_bytes=ring_bytes,
@@ -59,28 +72,37 @@ class Selection:
 
 
 class Observed:
-    """The probes of a run. `report` takes one line for the user (attached, refused); called from the reading thread too."""
+    """The probes of a run. The journal is told what was attached and what was refused. Not for several threads."""
 
-    def __init__(self, loader: Loader, finder: TargetFinder, selection: Selection, journal: Journal) -> None:
+    def __init__(
+        self,
+        loader: Loader,
+        finder: TargetFinder,
+        selection: Selection,
+        journal: Journal,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        aside: Callable[[Callable[[], None]], None] | None = None,
+    ) -> None:
+        """`aside` runs what takes long (taking probes out); a thread of its own where it is not given."""
         self._loader = loader
         self._finder = finder
         self._selection = selection
         self._journal = journal
-        self._attached: dict[tuple[tuple[str, int], int | None], Attachment] = {}
-        self._failed: set[tuple[tuple[str, int], int | None]] = set()
-        self._refused: set[str] = set()
-        self._announced: set[tuple[str, int]] = set()
-        self._due: list[tuple[float, int]] = []
+        self._clock = clock
+        self._attachments = Attachments(loader, finder.look, clock=clock, aside=aside)
+        self._failed: Recent[tuple[Identity, Owner]] = Recent(_MAX_REMEMBERED, _FAILED_S, clock)
+        self._refused: Recent[str] = Recent(_MAX_REMEMBERED)
+        self._announced: Recent[tuple[Identity, str]] = Recent(_MAX_REMEMBERED)
+        self._due: dict[int, list[float]] = {}  # process -> when it is looked at again
         self._young: dict[int, tuple[float, int]] = {}  # forked child -> when, parent
         self._one_by_one = selection.is_by_pid
-        self.attached_ns = 0
+        self._sweep_at = clock() + _SWEEP_S
+        self._lost_processes = 0
 
     @property
     def libraries(self) -> int:
-        return len({plan.identity for plan in self._plans() if not plan.is_linker})
-
-    def _plans(self) -> list[ProbePlan]:
-        return [attachment.plan for attachment in self._attached.values()]
+        return len({plan.identity for plan in self._attachments.plans if not plan.is_linker})
 
     def start(self) -> None:
         """Attach to what is there now. Raises SourceError for a process that does not exist, KernelError where nothing can work."""
@@ -91,7 +113,7 @@ class Observed:
         if not chosen.is_by_pid:
             with self._finder.look_at(installed_libraries()) as found:
                 for plan in found.plans:
-                    self._attach(found, plan, None, must=True)
+                    self._attach(found, plan, None, must=True, is_kept=True)
         pids = list(chosen.pids)
         if not chosen.is_by_pid:
             pids += [pid for pid in proc.all_pids() if self._is_chosen(pid)]
@@ -105,7 +127,6 @@ class Observed:
             )
         for pid in family:
             self._look(pid, must=pid in chosen.pids)
-        self.attached_ns = time.monotonic_ns()
 
     def _family(self, pids: list[int]) -> list[int]:
         """Watch these processes and, where children are followed, those that they have forked.
@@ -122,47 +143,73 @@ class Observed:
 
     def on_event(self, event: Event) -> None:
         """A process started, forked, ended or mapped code."""
+        pid = event.pid
         if event.type == events.FORK:
             if self._selection.is_by_pid:
-                self._young[event.other] = (time.monotonic(), event.pid)
+                self._young[event.other] = (self._clock(), pid)
             self._look(event.other)
             self._look_later(event.other)
         elif event.type == events.EXEC:
-            self._young.pop(event.pid, None)
-            if self._selection.containers and self._is_chosen(event.pid):
-                self._loader.watch(event.pid)
-            if self._selection.is_by_pid or self._is_chosen(event.pid):
-                self._look(event.pid)
-                self._look_later(event.pid)
+            self._young.pop(pid, None)
+            self._attachments.forget(pid, has_ended=False)
+            if self._selection.containers and self._is_chosen(pid):
+                self._loader.watch(pid)
+            if self._selection.is_by_pid or self._is_chosen(pid):
+                self._look(pid)
+                self._look_later(pid)
         elif event.type == events.MAP:
-            self._due.append((time.monotonic(), event.pid))  # once for all that this batch of records says
+            self._due.setdefault(pid, []).insert(0, self._clock())  # once for all that this batch of records says
+            del self._due[pid][len(_LOOK_AGAIN_S) + 1 :]
         elif event.type == events.EXIT:
-            if event.pid in self._young:
-                self._is_worker(event.pid)
-            for key in [key for key in self._attached if key[1] == event.pid]:
-                # Aside: the kernel waits for its other CPUs, and the ring would fill meanwhile.
-                threading.Thread(target=self._loader.detach, args=(self._attached.pop(key),), name="llmsec-detach", daemon=True).start()
+            if pid in self._young:
+                self._is_worker(pid)
+            self._due.pop(pid, None)
+            self._attachments.forget(pid)
 
     def look_at_due(self) -> None:
-        """Look again at the processes whose time has come."""
-        now = time.monotonic()
+        """What time brings: processes that are looked at again, probes that nobody needs any more."""
+        now = self._clock()
         for pid in [pid for pid, (forked, _) in self._young.items() if now - forked >= _WORKER_AFTER_S]:
             self._is_worker(pid)
-        if not self._due:
-            return
-        ready = {pid for due, pid in self._due if due <= now}
-        if ready:
-            self._due = [(due, pid) for due, pid in self._due if due > now]
-            for pid in ready:
-                self._look(pid)
+        for pid in [pid for pid, times in self._due.items() if min(times) <= now]:
+            later = [due for due in self._due.pop(pid) if due > now]
+            if later:
+                self._due[pid] = later
+            self._look(pid)
+        self._attachments.release()
+        if now >= self._sweep_at:
+            self._sweep()
+
+    def next_due_s(self) -> float | None:
+        """How long nothing has to be done, unless an event comes."""
+        due = [min(times) for times in self._due.values()]
+        due += [forked + _WORKER_AFTER_S for forked, _ in self._young.values()]
+        unused = self._attachments.next_due()
+        if unused is not None:
+            due.append(unused)
+        return min(due) - self._clock() if due else None
+
+    def _sweep(self) -> None:
+        """What was missed: processes whose end was not told, and those whose beginning was not."""
+        self._sweep_at = self._clock() + _SWEEP_S
+        for pid in self._attachments.pids:
+            if not proc.is_alive(pid):
+                self._attachments.forget(pid)
+        lost = self._loader.totals().lost_processes
+        if lost != self._lost_processes:
+            self._lost_processes = lost
+            for pid in proc.all_pids():
+                if self._is_chosen(pid):
+                    self._due.setdefault(pid, []).append(self._clock())
 
     def _is_worker(self, pid: int) -> None:
         """The parent's libraries are probed for every process from now on. Its own probes stay: a call seen by two is told once."""
         _, parent = self._young.pop(pid)
-        probed = {identity for identity, owner in self._attached if owner == parent}
+        probed = self._attachments.probed_for(parent)
+        shared = self._attachments.probed_for(None)
         with self._finder.look(parent) as found:
-            for plan in [plan for plan in (*found.plans, *found.linkers) if plan.identity in probed]:
-                if (plan.identity, None) in self._attached or (plan.identity, None) in self._failed:
+            for plan in [plan for plan in (*found.plans, *found.linkers) if plan.identity in probed - shared]:
+                if (plan.identity, None) in self._failed:
                     continue
                 self._attach(found, plan, None)
                 if not plan.is_linker:
@@ -171,9 +218,7 @@ class Observed:
                         f"process {parent} forks workers: probing {plan.library} system-wide; events from other processes are filtered out",
                         library=plan.library,
                     )
-
-    def next_due_s(self) -> float | None:
-        return min(due for due, _ in self._due) - time.monotonic() if self._due else None
+            self._attachments.maps(parent, [plan.identity for plan in (*found.plans, *found.linkers)])
 
     def _is_chosen(self, pid: int) -> bool:
         chosen = self._selection
@@ -187,10 +232,8 @@ class Observed:
         return False
 
     def _look_later(self, pid: int) -> None:
-        now = time.monotonic()
-        waiting = {due for due, other in self._due if other == pid}
-        if len(waiting) < len(_LOOK_AGAIN_S):
-            self._due += [(now + delay, pid) for delay in _LOOK_AGAIN_S]
+        now = self._clock()
+        self._due[pid] = [now + delay for delay in _LOOK_AGAIN_S]
 
     def _look(self, pid: int, *, must: bool = False) -> None:
         owner = pid if self._one_by_one else None
@@ -199,12 +242,14 @@ class Observed:
                 self._attach(found, plan, owner, must=must)
             for plan in found.linkers:
                 self._attach(found, plan, owner)
+            is_new = self._attachments.maps(pid, [plan.identity for plan in (*found.plans, *found.linkers)])
+        if is_new and self._selection.everything:
+            self._loader.watch(pid)  # it is watched as all are; now its forks are told
         for refusal in found.refusals:
             self._refuse(pid, refusal)
 
     def _refuse(self, pid: int, refusal: Refusal) -> None:
-        if refusal.path not in self._refused:
-            self._refused.add(refusal.path)
+        if self._refused.add(refusal.path):
             self._journal.warning(
                 "not_probed",
                 f"cannot probe {refusal.path} (process {pid}, {proc.name_of(pid)}): {refusal.reason}",
@@ -213,18 +258,18 @@ class Observed:
                 reason=refusal.reason,
             )
 
-    def _attach(self, found: Findings, plan: ProbePlan, pid: int | None, *, must: bool = False) -> None:
-        key = (plan.identity, pid)
-        if key in self._attached or key in self._failed or (plan.identity, None) in self._attached:
+    def _attach(self, found: Findings, plan: ProbePlan, owner: Owner, *, must: bool = False, is_kept: bool = False) -> None:
+        file = found.files[plan.path]
+        if self._attachments.covers(plan.identity, file, owner) or (plan.identity, owner) in self._failed:
             return
         try:
-            attachment = self._loader.attach(plan, pid)
+            attachment = self._loader.attach(plan, owner)
         except KernelError as fault:
-            if pid is not None and not proc.is_alive(pid):
+            if owner is not None and not proc.is_alive(owner):
                 return
             if must:
                 raise
-            self._failed.add(key)
+            self._failed.add((plan.identity, owner))
             self._journal.warning("not_probed", f"cannot probe {plan.shown}: {fault}", file=plan.shown, reason=str(fault))
             return
         if not found.is_unchanged(plan):
@@ -233,9 +278,8 @@ class Observed:
             reason = "the file was changed while it was examined"
             self._journal.warning("not_probed", f"not probing {plan.shown}: {reason}", file=plan.shown, reason=reason)
             return
-        self._attached[key] = attachment
-        if plan.identity not in self._announced and not plan.is_linker:
-            self._announced.add(plan.identity)
+        self._attachments.add(attachment, file, is_kept=is_kept)
+        if not plan.is_linker and self._announced.add((plan.identity, plan.shown)):
             symbols = ", ".join(dict.fromkeys(probe.symbol for probe in plan.probes if "+0x" not in probe.symbol)) or "given offsets"
             notes = f" ({'; '.join(plan.notes)})" if plan.notes else ""
             self._journal.info(

@@ -44,8 +44,8 @@ _GNUTLS_NAME: Final = re.compile(r"/libgnutls\.so")
 _GO_VERSION: Final = re.compile(rb"\xff Go buildinf:.{18}([\x04-\x20])(go1\.\d+[^\x00-\x1f]*)", re.DOTALL)
 _MIN_GO = (1, 17)
 _MAX_GO_FUNCTION = 65_536
-# Files that are remembered: a node runs some hundreds of programs and libraries.
-_MAX_FILES_KNOWN = 4096
+# Files that are remembered, the last that were mapped: a node runs some hundreds of programs and libraries at a time.
+_MAX_FILES_KNOWN = 1024
 
 # Text that the code of a TLS implementation carries even where its symbols are stripped.
 _TRACES: Final[tuple[tuple[bytes, str], ...]] = (

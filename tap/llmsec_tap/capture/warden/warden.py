@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import select
 import signal
 import socket
@@ -96,6 +97,8 @@ class Warden:
     def run(self, attach: Callable[[], tuple[Loader, Observed] | None], open_sockets: Callable[[], Sequence[socket.socket]]) -> int:
         """Attach, and serve until the decoder ends. Raises what `attach` and `open_sockets` raise, the decoder ended before."""
         threading.Thread(target=self._serve, name="llmsec-serve", daemon=True).start()
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each library that is probed holds half a dozen
         try:
             for sock in open_sockets():
                 sock.close()  # they can be opened; the decoder has them opened when it is ready to read
