@@ -85,26 +85,30 @@ def copy_of(folder: Path, number: int, *, is_known: bool) -> Path:
 def sample(tap: Observing, program: Path, libraries: Path, said: list[tuple[float, Event]]) -> dict[str, float]:
     said.clear()
     started: list[float] = []
+    told: list[float] = []
     seen = tap.observed.on_event
 
     def on_event(event: events.Event) -> None:
         if event.type == events.EXEC and event.comm.startswith(COMM.encode()):
             started.append(event.ts_ns / 1e6)
+            told.append(boottime_ms())
         seen(event)
 
     tap.observed.on_event = on_event  # type: ignore[method-assign]
-    attach, look = Timed(tap.loader.attach), Timed(tap.observed._finder.look)
-    tap.loader.attach, tap.observed._finder.look = attach, look  # type: ignore[method-assign]
+    finder = tap.observed._finder
+    attach, look, ahead = Timed(tap.loader.attach), Timed(finder.look), Timed(finder.look_ahead)
+    tap.loader.attach, finder.look, finder.look_ahead = attach, look, ahead  # type: ignore[method-assign]
     process = subprocess.Popen([program], stdout=subprocess.PIPE, env={"LD_LIBRARY_PATH": str(libraries)})
     try:
         tap.until(lambda: any(event.facts.get("file") == str(libraries / LIBRARY.name) for _, event in said), "it was not probed")
         probed = next(at for at, event in said if event.facts.get("file") == str(libraries / LIBRARY.name))
     finally:
         tap.observed.on_event = seen  # type: ignore[method-assign]
-        tap.loader.attach, tap.observed._finder.look = attach.function, look.function  # type: ignore[method-assign]
+        tap.loader.attach, finder.look, finder.look_ahead = attach.function, look.function, ahead.function  # type: ignore[method-assign]
         process.kill()
         out, _ = process.communicate()
-    row = {"probed": probed - started[0], "attaching": sum(attach.ms), "looking": sum(look.ms), "looks": float(len(look.ms))}
+    row = {"probed": probed - started[0], "attaching": sum(attach.ms), "looking": sum(look.ms)}
+    row |= {"told": told[0] - started[0], "looking_ahead": sum(ahead.ms)}
     if out.strip():
         row["main"] = int(out) / 1e6 - started[0]
     tap.until(lambda: process.pid not in tap.observed._attachments.pids, "its end was not told")
@@ -128,7 +132,7 @@ def main() -> None:
                     rows.append(sample(tap, program, libraries, said))
                     shutil.rmtree(libraries)
                 result[kind] = {}
-                for what in ("probed", "main", "attaching", "looking", "looks"):
+                for what in ("probed", "main", "told", "looking", "looking_ahead", "attaching"):
                     values = sorted(row[what] for row in rows if what in row)
                     if values:
                         result[kind][what] = {

@@ -13,6 +13,7 @@ The tap may live for months among processes that live for milliseconds: what is 
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -38,6 +39,8 @@ _ONE_BY_ONE = 8
 # Files that could not be probed are tried again after this time: an inode is used again for another file.
 _FAILED_S: Final = 600.0
 _MAX_REMEMBERED: Final = 4096
+# A program has loaded what it is linked to by then; what comes later it may use from that moment on.
+_STARTING_NS: Final = 1_000_000_000
 # The end of a process may not be told (the kernel's ring was full); so often the books are compared with what lives.
 _SWEEP_S: Final = 60.0
 
@@ -96,6 +99,8 @@ class Observed:
         self._announced: Recent[tuple[Identity, str]] = Recent(_MAX_REMEMBERED)
         self._due: dict[int, list[float]] = {}  # process -> when it is looked at again
         self._young: dict[int, tuple[float, int]] = {}  # forked child -> when, parent
+        self._started_ns: dict[int, int] = {}  # processes that started under the tap -> when, CLOCK_BOOTTIME
+        self._late_ms: OrderedDict[int, int] = OrderedDict()
         self._one_by_one = selection.is_by_pid
         self._sweep_at = clock() + _SWEEP_S
         self._lost_processes = 0
@@ -112,8 +117,8 @@ class Observed:
                 raise SourceError(f"there is no process {pid}", "`llmsec-tap targets` lists those that can be observed.")
         if not chosen.is_by_pid:
             with self._finder.look_at(installed_libraries()) as found:
-                for plan in found.plans:
-                    self._attach(found, plan, None, must=True, is_kept=True)
+                for plan in (*found.plans, *found.linkers):
+                    self._attach(found, plan, None, must=not plan.is_linker, is_kept=True)
         pids = list(chosen.pids)
         if not chosen.is_by_pid:
             pids += [pid for pid in proc.all_pids() if self._is_chosen(pid)]
@@ -151,20 +156,30 @@ class Observed:
             self._look_later(event.other)
         elif event.type == events.EXEC:
             self._young.pop(pid, None)
+            self._late_ms.pop(pid, None)
             self._attachments.forget(pid, has_ended=False)
             if self._selection.containers and self._is_chosen(pid):
                 self._loader.watch(pid)
             if self._selection.is_by_pid or self._is_chosen(pid):
+                self._started_ns[pid] = event.ts_ns
                 self._look(pid)
+                self._look_ahead(pid)
                 self._look_later(pid)
         elif event.type == events.MAP:
+            if event.ts_ns - self._started_ns.get(pid, event.ts_ns) > _STARTING_NS:
+                self._started_ns[pid] = event.ts_ns
             self._due.setdefault(pid, []).insert(0, self._clock())  # once for all that this batch of records says
             del self._due[pid][len(_LOOK_AGAIN_S) + 1 :]
         elif event.type == events.EXIT:
             if pid in self._young:
                 self._is_worker(pid)
             self._due.pop(pid, None)
+            self._started_ns.pop(pid, None)
             self._attachments.forget(pid)
+
+    def late_ms(self, pid: int) -> int | None:
+        """From a process's start to the moment when probes stood that were placed for it; None where there were no such."""
+        return self._late_ms.get(pid)
 
     def look_at_due(self) -> None:
         """What time brings: processes that are looked at again, probes that nobody needs any more."""
@@ -192,9 +207,10 @@ class Observed:
     def _sweep(self) -> None:
         """What was missed: processes whose end was not told, and those whose beginning was not."""
         self._sweep_at = self._clock() + _SWEEP_S
-        for pid in self._attachments.pids:
+        for pid in {*self._attachments.pids, *self._started_ns}:
             if not proc.is_alive(pid):
                 self._attachments.forget(pid)
+                self._started_ns.pop(pid, None)
         lost = self._loader.totals().lost_processes
         if lost != self._lost_processes:
             self._lost_processes = lost
@@ -239,7 +255,7 @@ class Observed:
         owner = pid if self._one_by_one else None
         with self._finder.look(pid) as found:
             for plan in found.plans:
-                self._attach(found, plan, owner, must=must)
+                self._attach(found, plan, owner, must=must, late_pid=pid)
             for plan in found.linkers:
                 self._attach(found, plan, owner)
             is_new = self._attachments.maps(pid, [plan.identity for plan in (*found.plans, *found.linkers)])
@@ -247,6 +263,12 @@ class Observed:
             self._loader.watch(pid)  # it is watched as all are; now its forks are told
         for refusal in found.refusals:
             self._refuse(pid, refusal)
+
+    def _look_ahead(self, pid: int) -> None:
+        """Probe what a program that has just started will map. Where it does not after all, the probes go as unused ones do."""
+        with self._finder.look_ahead(pid) as found:
+            for plan in found.plans:
+                self._attach(found, plan, pid if self._one_by_one else None, late_pid=pid)
 
     def _refuse(self, pid: int, refusal: Refusal) -> None:
         if self._refused.add(refusal.path):
@@ -258,7 +280,10 @@ class Observed:
                 reason=refusal.reason,
             )
 
-    def _attach(self, found: Findings, plan: ProbePlan, owner: Owner, *, must: bool = False, is_kept: bool = False) -> None:
+    def _attach(
+        self, found: Findings, plan: ProbePlan, owner: Owner, *, must: bool = False, is_kept: bool = False, late_pid: int = 0
+    ) -> None:
+        """`late_pid`: the process that it is done for, which may have begun to speak before."""
         file = found.files[plan.path]
         if self._attachments.covers(plan.identity, file, owner) or (plan.identity, owner) in self._failed:
             return
@@ -279,9 +304,25 @@ class Observed:
             self._journal.warning("not_probed", f"not probing {plan.shown}: {reason}", file=plan.shown, reason=reason)
             return
         self._attachments.add(attachment, file, is_kept=is_kept)
+        started_ns = self._started_ns.get(late_pid)
+        if started_ns is not None:
+            self._note_late(late_pid, plan, (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - started_ns) // 1_000_000)
         if not plan.is_linker and self._announced.add((plan.identity, plan.shown)):
             symbols = ", ".join(dict.fromkeys(probe.symbol for probe in plan.probes if "+0x" not in probe.symbol)) or "given offsets"
             notes = f" ({'; '.join(plan.notes)})" if plan.notes else ""
             self._journal.info(
                 "probing", f"probing {plan.library} in {plan.shown}: {symbols}{notes}", library=plan.library, file=plan.shown
             )
+
+    def _note_late(self, pid: int, plan: ProbePlan, late_ms: int) -> None:
+        self._late_ms[pid] = late_ms
+        self._late_ms.move_to_end(pid)
+        if len(self._late_ms) > _MAX_REMEMBERED:
+            self._late_ms.popitem(last=False)
+        self._journal.debug(
+            "attached_late",
+            f"probes stood in {plan.shown} {late_ms} ms after process {pid} had started",
+            pid=pid,
+            file=plan.shown,
+            late_ms=late_ms,
+        )

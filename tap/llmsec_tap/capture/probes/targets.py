@@ -6,6 +6,7 @@ the descriptor that was examined, so that the probes go into that file and no ot
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from llmsec_tap.capture.probes import x86
 from llmsec_tap.capture.probes.build_ids import KNOWN_BUILD_IDS, Offsets
 from llmsec_tap.capture.probes.elf import ELFError, ELFFile, Function
 from llmsec_tap.capture.probes.mapped import CannotOpen, MappedFile, OpenFile, device_of, mapped_files, open_mapped
+from llmsec_tap.capture.probes.needed import NeededLibraries
 
 _OPENSSL: Final[dict[str, Role]] = {
     "SSL_read": Role.READ,
@@ -46,6 +48,7 @@ _MIN_GO = (1, 17)
 _MAX_GO_FUNCTION = 65_536
 # Files that are remembered, the last that were mapped: a node runs some hundreds of programs and libraries at a time.
 _MAX_FILES_KNOWN = 1024
+_HOST_LINKER: Final = "/lib64/ld-linux-x86-64.so.2"
 
 # Text that the code of a TLS implementation carries even where its symbols are stripped.
 _TRACES: Final[tuple[tuple[bytes, str], ...]] = (
@@ -107,6 +110,7 @@ class TargetFinder:
         self._known = {**KNOWN_BUILD_IDS, **(known or {})}
         self._fast = fast
         self._files: OrderedDict[tuple[object, ...], Findings] = OrderedDict()
+        self._needed = NeededLibraries()
 
     def look(self, pid: int) -> Findings:
         """What a process maps now. Empty for one that is gone or may not be looked at."""
@@ -124,8 +128,17 @@ class TargetFinder:
         except CannotOpen as reason:
             named = _LIBSSL_NAME.search(mapped.path) or _GNUTLS_NAME.search(mapped.path) or mapped.is_exe
             return Findings(refusals=[Refusal(mapped.path, str(reason))] if named else [])
-        if file is None:
-            return Findings()
+        return Findings() if file is None else self._look_at_open(mapped, file)
+
+    def look_ahead(self, pid: int) -> Findings:
+        """The TLS libraries that a process which has just started will map (needed.py), before it does."""
+        found = Findings()
+        for mapped, file in self._needed.of(pid):
+            found.add(self._look_at_open(mapped, file))
+        return found
+
+    def _look_at_open(self, mapped: MappedFile, file: OpenFile) -> Findings:
+        """`file` is closed, unless the findings have it."""
         key = (file.key, mapped.is_exe, _LINKER.search(mapped.path) is not None)
         known = self._files.get(key)
         if known is None:
@@ -235,7 +248,7 @@ class TargetFinder:
 
 
 def installed_libraries() -> list[MappedFile]:
-    """The host's own TLS libraries: processes that start later most likely map these."""
+    """The host's own TLS libraries and dynamic loader: processes that start later most likely map these."""
     found = []
     folders = ("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
     seen: set[tuple[str, int]] = set()
@@ -250,6 +263,9 @@ def installed_libraries() -> list[MappedFile]:
                 if identity not in seen:
                     seen.add(identity)
                     found.append(MappedFile(str(path), identity, str(path), is_exe=False))
+    with contextlib.suppress(OSError):
+        status = Path(_HOST_LINKER).stat()
+        found.append(MappedFile(_HOST_LINKER, (device_of(status), status.st_ino), _HOST_LINKER, is_exe=False))
     return found
 
 

@@ -129,8 +129,8 @@ class WardenClient:
             payload, _ = self._ask(Ask.FACTS, pid, wait_s=_FACTS_WAIT_S)
         except OSError:
             return Facts(None, None, None)
-        comm, exe, container = (part.decode(errors="surrogateescape") or None for part in payload.split(b"\0"))
-        return Facts(comm, exe, container)
+        comm, exe, container, late = (part.decode(errors="surrogateescape") or None for part in payload.split(b"\0"))
+        return Facts(comm, exe, container, None if late is None else int(late))
 
     def start_detector(self) -> tuple[int, int]:
         """Input and output of a new detection process; an earlier one is ended. Raises OSError where there is none."""

@@ -21,7 +21,7 @@ MAX_MESSAGE: Final = 65_536
 
 class Ask(IntEnum):
     ATTACHED = 1  # -> ATTACHED, the ring. Waits until the probes stand.
-    FACTS = 2  # argument: a process id -> name NUL executable NUL container id, each empty where unknown
+    FACTS = 2  # argument: a process id -> name NUL executable NUL container id NUL ms that its probes came late, each empty where unknown
     TOTALS = 3  # -> TOTALS
     LOSSES = 4  # argument: from which on -> LOSS, repeated
     DETACH = 5  # all probes out -> nothing

@@ -189,7 +189,10 @@ class Warden:
                 self._journal.error("interface_failed", str(fault))
             return b"", [sock.fileno() for sock in self._sockets]
         if kind == Ask.FACTS:
-            return b"\0".join((text or "").encode(errors="surrogateescape")[:_MOST_BYTES_OF_NAME] for text in facts_of(argument)), []
+            late_ms = self._observed.late_ms(argument) if self._observed is not None else None
+            facts = facts_of(argument)._replace(late_ms=late_ms)
+            texts = ("" if fact is None else str(fact) for fact in facts)
+            return b"\0".join(text.encode(errors="surrogateescape")[:_MOST_BYTES_OF_NAME] for text in texts), []
         if kind == Ask.TOTALS and loader is not None:
             return protocol.TOTALS.pack(*loader.totals()), []
         if kind == Ask.LOSSES and loader is not None:
