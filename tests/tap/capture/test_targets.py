@@ -80,6 +80,39 @@ def test_stripped_tls_is_refused_by_name_and_taken_by_build_id_or_offsets(tmp_pa
         assert found.refusals[0].reason.startswith(f"no function can begin at offset {wrong:#x}")
 
 
+READ = "int SSL_read(void *s, void *b, int n) { return n + (int)(long)b; }"
+WRITE = "int SSL_write(void *s, const void *b, int n) { return n - 77; }"
+# Clang and GCC lay functions out in the order of the source, and the two are of one size.
+PAD = "__attribute__((aligned(64)))"
+
+
+def test_a_build_that_is_known_must_say_the_same_again(tmp_path: Path) -> None:
+    """One build id, two files: a copy is taken as it was found, and one that only claims to be that build is not believed."""
+    options = ("-O0", "-shared", "-fPIC", "-Wl,--build-id=0xabcdef0123456789")
+    honest = compiled(tmp_path, f"{PAD} {READ} {PAD} {WRITE}", *options).rename(tmp_path / "honest")
+    liar = compiled(tmp_path, f"{PAD} {WRITE} {PAD} {READ}", *options).rename(tmp_path / "liar")
+    copy = Path(shutil.copy(honest, tmp_path / "copy"))
+    assert honest.stat().st_size == liar.stat().st_size
+    for files in ((honest, copy, liar), (liar, copy, honest)):
+        finder = TargetFinder()
+        for path in files:
+            (plan,) = finder.look_at_file(mapped(path)).plans
+            (alone,) = TargetFinder().look_at_file(mapped(path)).plans
+            assert set(plan.probes) == set(alone.probes)
+        assert len(finder._builds) == 1
+
+
+def test_a_known_build_is_not_searched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = compiled(tmp_path, LIBRARY, "-O0", "-shared", "-fPIC", "-Wl,--build-id=0xabcdef0123456789")
+    finder = TargetFinder()
+    first = finder.look_at_file(mapped(path)).plans
+    copy = Path(shutil.copy(path, tmp_path / "copy"))
+    monkeypatch.setattr(ELFFile, "functions", lambda *_: pytest.fail("it was searched"))
+    (plan,) = finder.look_at_file(mapped(copy)).plans
+    assert plan.probes == first[0].probes
+    assert plan.shown == str(copy)
+
+
 def test_rustls_without_symbols_is_refused_by_name(tmp_path: Path) -> None:
     path = compiled(tmp_path, 'const char *note = "rustls::conn"; int main(void) { return note[0] == 0; }', "-s")
     (refusal,) = TargetFinder().look_at_file(mapped(path)).refusals

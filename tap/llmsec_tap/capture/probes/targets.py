@@ -17,7 +17,7 @@ from typing import Final, Self
 from llmsec_tap.capture.ebpf.loader_api import Probe, ProbePlan, Role
 from llmsec_tap.capture.probes import x86
 from llmsec_tap.capture.probes.build_ids import KNOWN_BUILD_IDS, Offsets
-from llmsec_tap.capture.probes.elf import ELFError, ELFFile, Function
+from llmsec_tap.capture.probes.elf import ELFError, ELFFile, Evidence, Function
 from llmsec_tap.capture.probes.mapped import CannotOpen, MappedFile, OpenFile, device_of, mapped_files, open_mapped
 from llmsec_tap.capture.probes.needed import NeededLibraries
 
@@ -36,6 +36,7 @@ _GNUTLS: Final[dict[str, Role]] = {
     "gnutls_deinit": Role.FREE,
 }
 _GO_READ, _GO_WRITE, _GO_CLOSE = "crypto/tls.(*Conn).Read", "crypto/tls.(*Conn).Write", "crypto/tls.(*Conn).Close"
+_GO_RETURNS: Final = frozenset((Role.GO_READ_RETURN, Role.GO_WRITE_RETURN))
 _MOVES_BYTES: Final = frozenset((Role.READ, Role.WRITE, Role.READ_EX, Role.WRITE_EX, Role.GO_READ, Role.GO_WRITE))
 # The dynamic loader, and the empty function that it calls for debuggers whenever it has mapped or unmapped something.
 _LINKER: Final = re.compile(r"/ld-(?:linux|musl|\d)[^/]*\.so")
@@ -48,6 +49,10 @@ _MIN_GO = (1, 17)
 _MAX_GO_FUNCTION = 65_536
 # Files that are remembered, the last that were mapped: a node runs some hundreds of programs and libraries at a time.
 _MAX_FILES_KNOWN = 1024
+# Builds of TLS libraries and of programs that hold one; each takes some kilobytes of evidence.
+_MAX_BUILDS_KNOWN = 256
+# The instructions that a function's probe stands on.
+_ENTRY_BYTES = 16
 _HOST_LINKER: Final = "/lib64/ld-linux-x86-64.so.2"
 
 # Text that the code of a TLS implementation carries even where its symbols are stripped.
@@ -102,6 +107,15 @@ class Findings:
         self.files |= other.files
 
 
+@dataclass(frozen=True)
+class _Build:
+    """What was found in a build, and what in the file says so."""
+
+    plans: tuple[ProbePlan, ...]
+    evidence: tuple[Evidence, ...]
+    entries: tuple[int, ...]  # probed offsets that are the beginning of a function
+
+
 class TargetFinder:
     """Looks at processes and remembers files."""
 
@@ -110,6 +124,7 @@ class TargetFinder:
         self._known = {**KNOWN_BUILD_IDS, **(known or {})}
         self._fast = fast
         self._files: OrderedDict[tuple[object, ...], Findings] = OrderedDict()
+        self._builds: OrderedDict[tuple[object, ...], _Build] = OrderedDict()
         self._needed = NeededLibraries()
 
     def look(self, pid: int) -> Findings:
@@ -158,14 +173,39 @@ class TargetFinder:
         found = Findings()
         try:
             with ELFFile(mapped.opened) as file:
-                self._examine_elf(file, mapped, found)
+                self._examine_build(file, mapped, found)
         except ELFError as reason:
             return Findings(refusals=[Refusal(mapped.path, f"not examined: {reason}")] if reason.is_trap else [])
         except (OSError, ValueError):
             return Findings()
         return found
 
-    def _examine_elf(self, file: ELFFile, mapped: MappedFile, found: Findings) -> None:
+    def _examine_build(self, file: ELFFile, mapped: MappedFile, found: Findings) -> None:
+        """Of a build that was examined before, in another file, only what the plans rest on: a large program is read for 0.1 s.
+
+        Whoever made the other file may have lied in it about this build: so this file must say the same itself, symbol by symbol.
+        """
+        build_id = file.build_id()
+        key = (build_id, file.size, mapped.is_exe, _LINKER.search(mapped.path) is not None)
+        known = self._builds.get(key) if build_id is not None else None
+        if known is not None and file.holds(known.evidence) and all(file.is_function(at, is_named=True) for at in known.entries):
+            self._builds.move_to_end(key)
+            found.plans += [replace(plan, path=mapped.opened, identity=mapped.identity) for plan in known.plans]
+            return
+        functions: dict[str, Function] = {}
+        self._examine_elf(file, mapped, found, functions)
+        if build_id is None or not functions or not found.plans or found.refusals:
+            return
+        # Returns inside Go's functions are in their code, which is compared.
+        entries = tuple(probe.offset for plan in found.plans for probe in plan.probes if probe.role not in _GO_RETURNS)
+        evidence = [item for name, function in functions.items() for item in file.evidence(name, function)]
+        evidence += [file.evidence_at(entry, _ENTRY_BYTES) for entry in entries]
+        self._builds[key] = _Build(tuple(found.plans), tuple(evidence), entries)
+        if len(self._builds) > _MAX_BUILDS_KNOWN:
+            self._builds.popitem(last=False)
+
+    def _examine_elf(self, file: ELFFile, mapped: MappedFile, found: Findings, used: dict[str, Function]) -> None:
+        """`used` gets the functions that the plans rest on."""
         if _LINKER.search(mapped.path):
             for name, function in file.functions((_LINKER_TELLS,)).items():
                 probe = Probe(Role.LIBRARIES, function.offset, name)
@@ -175,12 +215,13 @@ class TargetFinder:
             self._take_offsets(file, mapped, self._offsets, found)
             return
         if ".go.buildinfo" in file.sections:
-            self._examine_go(file, mapped, found)
+            self._examine_go(file, mapped, found, used)
             return
         for names, library in ((_OPENSSL, "OpenSSL"), (_GNUTLS, "GnuTLS")):
             functions = file.functions(names)
             if any(names[name] in _MOVES_BYTES for name in functions):
                 found.plans.append(self._plan(file, mapped, functions, names, library))
+                used |= functions
         if found.plans:
             return
         build_id = file.build_id()
@@ -215,7 +256,7 @@ class TargetFinder:
             path=mapped.opened, identity=mapped.identity, library=library, probes=tuple(_one_per_address(probes)), notes=tuple(notes)
         )
 
-    def _examine_go(self, file: ELFFile, mapped: MappedFile, found: Findings) -> None:
+    def _examine_go(self, file: ELFFile, mapped: MappedFile, found: Findings, used: dict[str, Function]) -> None:
         version = go_version(file)
         functions = file.functions((_GO_READ, _GO_WRITE, _GO_CLOSE))
         if _GO_READ not in functions or _GO_WRITE not in functions:
@@ -245,6 +286,7 @@ class TargetFinder:
         if _GO_CLOSE in functions:
             probes.append(Probe(Role.GO_CLOSE, functions[_GO_CLOSE].offset, _GO_CLOSE))
         found.plans.append(ProbePlan(path=mapped.opened, identity=mapped.identity, library="Go crypto/tls", probes=tuple(probes)))
+        used |= functions
 
 
 def installed_libraries() -> list[MappedFile]:
