@@ -1,6 +1,6 @@
 """What live capture costs the observed process, and itself: the numbers of docs/overhead.md. Needs root, nginx and wrk.
 
-    python bench/overhead.py requests     CPU of an nginx worker per request and TLS call: tap off, on, on with --fast-probes, in turn
+    python bench/overhead.py requests     CPU of an nginx worker per request and TLS call: tap off, on with --no-fast-probes, on, in turn
     python bench/overhead.py streams      first-token and inter-token latency of 100 streams at 50 tokens/s, off and on in turn; the tap's own cost
     python bench/overhead.py loss         where loss begins: nginx at full speed over ring sizes
     python bench/overhead.py start        start to attached, and idle memory
@@ -33,7 +33,7 @@ from support.agent import Agent  # noqa: E402
 from support.tls_front import Certificate, Nginx, children, free_port, make_certificate, nginx, wait_for_port  # noqa: E402
 
 SIZES = (256, 4096, 16384)
-MODES: dict[str, tuple[str, ...] | None] = {"off": None, "on": (), "fast": ("--fast-probes",)}
+MODES: dict[str, tuple[str, ...] | None] = {"off": None, "on": ("--no-fast-probes",), "fast": ()}
 
 
 def cpu_ns(pid: int) -> int:
@@ -231,7 +231,7 @@ def loss(folder: Path, certificate: Certificate, seconds: int = 3) -> dict[str, 
         (worker,) = running.workers()
         for size in (4096, 16384):
             for ring_kib in (64, 256, 1024, 4096, 16384):
-                with Agent("--pid", str(worker), "--format", "none", "--ring-size", str(ring_kib), "--fast-probes") as agent:
+                with Agent("--pid", str(worker), "--format", "none", "--ring-size", str(ring_kib)) as agent:
                     done = wrk(running, size, seconds)
                     time.sleep(1.5)
                 found = re.search(r"([\d,]+) exchanges .*?, ([\d,]+) gapped", agent.said)

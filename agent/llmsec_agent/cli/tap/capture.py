@@ -80,8 +80,11 @@ def capture(
         Backend, typer.Option("--backend", help="Which eBPF loader; auto takes core, then bcc, and says why.")
     ] = Backend.AUTO,
     fast_probes: Annotated[
-        bool, typer.Option("--fast-probes", help="Probe libssl's internal functions where that is sure: about a fifth of the cost.")
-    ] = False,
+        bool,
+        typer.Option(
+            "--fast-probes/--no-fast-probes", help="Probe libssl's internal functions in each file where that is sure: a third of the cost."
+        ),
+    ] = True,
     read_offset: Annotated[
         str | None,
         typer.Option("--ssl-read-offset", help="Where SSL_read is in the program's file, if its symbols are stripped.", metavar="N"),

@@ -235,11 +235,24 @@ class ELFFile:
             self.evidence_at(function.offset, max(min(function.size, _MAX_CODE), _WALK)),
         ]
 
+    def names(self, name: str) -> bool:
+        """Whether any symbol may have this name: it stands in a table of names."""
+        text = name.encode() + b"\0"
+        tables = {header[6] for header in self.headers if header[1] in (_SHT_DYNSYM, _SHT_SYMTAB)}
+        # As `functions` reads them: an object file has one of each kind.
+        strings = [self.headers[table] for table in sorted(tables)[:2] if table < len(self.headers)]
+        return any(
+            text in piece for header in strings for _, piece in self._pieces(header[4], min(header[5], _MAX_STRINGS), overlap=len(text))
+        )
+
     def evidence_at(self, offset: int, size: int) -> Evidence:
         """Of these bytes, as far as the file goes."""
         offset = min(offset, self.size)
         size = min(size, self.size - offset)
-        return Evidence(offset, size, hashlib.blake2b(self.read(offset, size), digest_size=16).digest())
+        digest = hashlib.blake2b(digest_size=16)
+        for _, piece in self._pieces(offset, size, overlap=0):
+            digest.update(piece)
+        return Evidence(offset, size, digest.digest())
 
     def holds(self, evidence: Iterable[Evidence]) -> bool:
         return all(item == self.evidence_at(item.offset, item.size) for item in evidence)
@@ -349,7 +362,7 @@ class ELFFile:
             piece = tail + self.read(at, min(_PIECE, end - at))
             yield at - len(tail), piece
             at += len(piece) - len(tail)
-            tail = piece[-overlap:]
+            tail = piece[-overlap:] if overlap else b""
 
 
 def _sound_size(status: os.stat_result) -> int:

@@ -30,6 +30,7 @@ _OPENSSL: Final[dict[str, Role]] = {
     "SSL_free": Role.FREE,
     "SSL_clear": Role.FREE,  # the object is used for another connection from here on
 }
+_WITH_FLAGS: Final = "SSL_write_ex2"
 _GNUTLS: Final[dict[str, Role]] = {
     "gnutls_record_recv": Role.READ,
     "gnutls_record_send": Role.WRITE,
@@ -114,12 +115,14 @@ class _Build:
     plans: tuple[ProbePlan, ...]
     evidence: tuple[Evidence, ...]
     entries: tuple[int, ...]  # probed offsets that are the beginning of a function
+    with_flags: bool
 
 
 class TargetFinder:
     """Looks at processes and remembers files."""
 
-    def __init__(self, *, offsets: Offsets | None = None, known: dict[str, Offsets] | None = None, fast: bool = False) -> None:
+    def __init__(self, *, offsets: Offsets | None = None, known: dict[str, Offsets] | None = None, fast: bool = True) -> None:
+        """`fast`: probe the functions inside libssl's exported ones, in each file where that is sure."""
         self._offsets = offsets
         self._known = {**KNOWN_BUILD_IDS, **(known or {})}
         self._fast = fast
@@ -188,7 +191,12 @@ class TargetFinder:
         build_id = file.build_id()
         key = (build_id, file.size, mapped.is_exe, _LINKER.search(mapped.path) is not None)
         known = self._builds.get(key) if build_id is not None else None
-        if known is not None and file.holds(known.evidence) and all(file.is_function(at, is_named=True) for at in known.entries):
+        if (
+            known is not None
+            and file.holds(known.evidence)
+            and all(file.is_function(at, is_named=True) for at in known.entries)
+            and file.names(_WITH_FLAGS) == known.with_flags  # what it has no name for counts, too
+        ):
             self._builds.move_to_end(key)
             found.plans += [replace(plan, path=mapped.opened, identity=mapped.identity) for plan in known.plans]
             return
@@ -200,7 +208,7 @@ class TargetFinder:
         entries = tuple(probe.offset for plan in found.plans for probe in plan.probes if probe.role not in _GO_RETURNS)
         evidence = [item for name, function in functions.items() for item in file.evidence(name, function)]
         evidence += [file.evidence_at(entry, _ENTRY_BYTES) for entry in entries]
-        self._builds[key] = _Build(tuple(found.plans), tuple(evidence), entries)
+        self._builds[key] = _Build(tuple(found.plans), tuple(evidence), entries, file.names(_WITH_FLAGS))
         if len(self._builds) > _MAX_BUILDS_KNOWN:
             self._builds.popitem(last=False)
 
@@ -218,8 +226,8 @@ class TargetFinder:
             self._examine_go(file, mapped, found, used)
             return
         for names, library in ((_OPENSSL, "OpenSSL"), (_GNUTLS, "GnuTLS")):
-            functions = file.functions(names)
-            if any(names[name] in _MOVES_BYTES for name in functions):
+            functions = file.functions((*names, _WITH_FLAGS))
+            if any(names.get(name) in _MOVES_BYTES for name in functions):
                 found.plans.append(self._plan(file, mapped, functions, names, library))
                 used |= functions
         if found.plans:
@@ -242,7 +250,7 @@ class TargetFinder:
             found.plans.append(_offset_plan(mapped, offsets))
 
     def _plan(self, file: ELFFile, mapped: MappedFile, functions: dict[str, Function], names: dict[str, Role], library: str) -> ProbePlan:
-        probes = [Probe(names[name], function.offset, name) for name, function in functions.items()]
+        probes = [Probe(names[name], function.offset, name) for name, function in functions.items() if name in names]
         notes: list[str] = []
         if library == "OpenSSL":
             library = _flavour(file, mapped, functions)
@@ -371,17 +379,20 @@ def _fast_probes(file: ELFFile, functions: dict[str, Function], probes: list[Pro
 
     The exported functions of most builds begin with an instruction that the kernel must single-step; the internal ones begin
     with a push, which it emulates: an order cheaper. They also see BIO_read and BIO_write over an SSL BIO, which bypass the
-    exported ones. Sure means: both callers' first direct call goes to the same function, which begins with a push.
+    exported ones. Sure means: both callers' first direct call goes to the same function, which begins with a push; and it takes the
+    arguments that are expected: those of OpenSSL up to 3.2, before SSL_write_ex2 brought flags.
     """
+    if _WITH_FLAGS in functions:
+        return probes, "classic probes: this OpenSSL's internal functions take other arguments"
     fast: list[Probe] = []
     for plain, extended, role in (("SSL_read", "SSL_read_ex", Role.READ_EX), ("SSL_write", "SSL_write_ex", Role.WRITE_EX)):
         if plain not in functions or extended not in functions:
-            return probes, "fast probes: not possible (needs both SSL_read_ex and SSL_write_ex)"
+            return probes, "classic probes: it lacks SSL_read_ex or SSL_write_ex"
         target = _first_call(file, functions[plain])
         if target is None or target != _first_call(file, functions[extended]):
-            return probes, f"fast probes: not possible ({plain} and {extended} do not share one internal function)"
+            return probes, f"classic probes: {plain} and {extended} do not share one internal function"
         if not file.is_function(target) or not x86.is_push(file.read(target, 2)):
-            return probes, f"fast probes: not possible (the function inside {plain} does not begin with a push)"
+            return probes, f"classic probes: the function inside {plain} does not begin with a push"
         fast.append(Probe(role, target, f"{plain}'s internal function"))
     return [*fast, *(probe for probe in probes if probe.role not in _MOVES_BYTES)], "fast probes"
 
