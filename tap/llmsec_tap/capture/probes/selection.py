@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from llmsec_tap.capture.ebpf import events
@@ -63,13 +63,39 @@ class Selection:
     def is_by_pid(self) -> bool:
         return bool(self.pids) and not (self.comms or self.containers or self.everything)
 
+    @property
+    def known_comms(self) -> frozenset[str]:
+        """As the kernel knows them."""
+        return frozenset(name[:15] for name in self.comms)
+
+    def within(self, running: Selection) -> tuple[Selection, list[str]]:
+        """What of it can replace `running` while that runs, and what needs a restart: a sentence each.
+
+        Which kinds of choice there are is fixed in the loaded programs, and whether probes are placed for one process or for all.
+        """
+        fixed: list[str] = []
+        possible = self
+        if self.everything != running.everything:
+            fixed.append("whether all processes are observed")
+            possible = replace(possible, everything=running.everything)
+        if self.follow_forks != running.follow_forks:
+            fixed.append("whether children are followed")
+            possible = replace(possible, follow_forks=running.follow_forks)
+        if bool(self.comms) != bool(running.comms):
+            fixed.append("the first name, or none any more")
+            possible = replace(possible, comms=running.comms)
+        if bool(self.containers) != bool(running.containers):
+            fixed.append("the first container, or none any more")
+            possible = replace(possible, containers=running.containers)
+        return possible, [f"{what} needs a restart" for what in fixed]
+
     def kernel_settings(self, ring_bytes: int) -> KernelSettings:
         return KernelSettings(
             only_targets=not self.everything,
             # With all, too, forks are told: who maps a library is counted, and a worker may outlive its parent.
             follow_forks=self.follow_forks or self.everything,
             watch_all=self.everything or bool(self.containers),
-            comms=tuple(name[:15] for name in self.comms),
+            comms=tuple(sorted(self.known_comms)),
             ring_bytes=ring_bytes,
         )
 
@@ -132,6 +158,34 @@ class Observed:
             )
         for pid in family:
             self._look(pid, must=pid in chosen.pids)
+
+    def update(self, selection: Selection) -> list[str]:
+        """Observe what `selection` chooses from now on; nothing else of the run changes. What needs a restart, a sentence each."""
+        before, (now, fixed) = self._selection, selection.within(self._selection)
+        old = {pid for pid in proc.all_pids() if self._is_chosen(pid)}
+        self._selection = now
+        for comm in now.known_comms - before.known_comms:
+            self._loader.select_comm(comm)
+        for comm in before.known_comms - now.known_comms:
+            self._loader.deselect_comm(comm)
+        for pid in now.pids:
+            if pid not in before.pids and not proc.is_alive(pid):
+                self._journal.warning("no_process", f"there is no process {pid}: nothing of it is captured", pid=pid)
+        new = {pid for pid in proc.all_pids() if self._is_chosen(pid)}
+        family = self._family(sorted(new))
+        left = old - new
+        if now.follow_forks:
+            left |= set(proc.descendants_of(left))
+        for pid in left.difference(family):
+            self._loader.unwatch(pid)
+            self._due.pop(pid, None)
+            self._attachments.forget(pid)
+        if self._one_by_one and len(family) > _ONE_BY_ONE:
+            self._one_by_one = False
+        for pid in family:
+            self._look(pid)
+        self._journal.info("selection_changed", f"{len(family)} processes are chosen now", processes=len(family))
+        return fixed
 
     def _family(self, pids: list[int]) -> list[int]:
         """Watch these processes and, where children are followed, those that they have forked.
@@ -240,7 +294,7 @@ class Observed:
         chosen = self._selection
         if chosen.everything or pid in chosen.pids:
             return True
-        if chosen.comms and proc.name_of(pid) in {name[:15] for name in chosen.comms}:
+        if chosen.comms and proc.name_of(pid) in chosen.known_comms:
             return True
         if chosen.containers:
             container = proc.container_of_pid(pid)

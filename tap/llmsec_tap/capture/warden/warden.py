@@ -34,7 +34,7 @@ from llmsec_tap.journal import Journal
 
 if TYPE_CHECKING:
     from llmsec_tap.capture.ebpf.loader_api import ConnectionLoss, Loader
-    from llmsec_tap.capture.probes.selection import Observed
+    from llmsec_tap.capture.probes.selection import Observed, Selection
 
 # What the warden keeps: to load and attach, to look into other users' processes and files, to open packet sockets, and to start
 # helpers as other users.
@@ -113,6 +113,13 @@ class Warden:
                 return self._watch(wake)
         finally:
             self._end()
+
+    def update(self, selection: Selection) -> list[str]:
+        """Change which processes are observed, as `Observed.update` does; for `on_hangup`. What needs a restart, a sentence each."""
+        with self._lock:
+            if self._observed is None or self._detached:
+                return [] if selection.is_empty else ["observing processes at all needs a restart"]
+            return self._observed.update(selection)
 
     def _watch(self, wake: int) -> int:
         """Until the decoder has ended; its exit code."""
