@@ -59,6 +59,7 @@ def _plan(loaded: Loaded, journal: Journal, notify: Notify) -> CapturePlan:
             store=None if config.storage.path == _OFF else config.storage.path,
             content=config.storage.content != "none",
             memory_cap_bytes=capture.memory_cap,
+            survive=True,
         ),
         detect=True,
         redact=config.storage.content == "redacted",

@@ -9,7 +9,10 @@ from llmsec_tap import limits
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureSettings:
-    """What a decoder reads, keeps and may take. `ports`: of the interfaces; None for all. `output`: table, jsonl or none."""
+    """What a decoder reads, keeps and may take. `ports`: of the interfaces; None for all. `output`: table, jsonl or none.
+
+    `survive`: an interface that goes down is waited for; else it ends the capture.
+    """
 
     interfaces: tuple[str, ...] = ()
     ports: frozenset[int] | None = None
@@ -21,3 +24,4 @@ class CaptureSettings:
     memory_cap_bytes: int = limits.MEMORY_CAP_BYTES
     duration_s: float | None = None
     output: str = "none"
+    survive: bool = False

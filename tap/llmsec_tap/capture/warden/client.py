@@ -51,6 +51,14 @@ class WardenClient:
             return []
         return [socket.socket(fileno=descriptor) for descriptor in descriptors]
 
+    def open_socket(self, number: int) -> socket.socket | None:
+        """One of them again, by its place among them. None while its interface is not there, or is the one that it was."""
+        try:
+            _, descriptors = self._ask(Ask.SOCKET, number)
+        except OSError:
+            return None
+        return socket.socket(fileno=descriptors[0]) if descriptors else None
+
     def on_stop(self, stop: Callable[[], None]) -> None:
         """Call it when the warden says so, or is gone."""
 

@@ -29,4 +29,5 @@ class Ask(IntEnum):
     KILL_DETECTOR = 7  # -> nothing
     ALIVE = 10  # the decoder has made progress -> nothing
     SOCKETS = 9  # -> packet sockets, opened now: their rings fill from here on
+    SOCKET = 11  # argument: which of them -> it, opened again, where its interface is another one by now; else nothing
     COMPACT = 8  # beside it: the store's folder -> nothing; parts are merged by a process of the folder's owner
