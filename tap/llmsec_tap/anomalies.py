@@ -70,7 +70,7 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     "ebpf_no_socket": "The socket under a TLS connection could not be told; its addresses are unknown.",
     "ebpf_connection_limit": "Too many TLS connections were open; the least recently used was closed.",
     "tap_overload": "The tap could not keep up, or reached its memory limit, and left out bytes of this connection.",
-    "tap_attached_late": "The process began before its probes stood, and so did this connection: what it said first is missing.",
+    "tap_attached_late": "The process began before its probes stood, and so did this connection: what it said first may be missing.",
     # HTTP
     "http_bad_head": "A request or status line or a header line does not follow RFC 9112; it was skipped or taken as far as it made sense.",
     "http_head_limit": "A message head was longer than the limit; the parser looked for the next message.",

@@ -20,7 +20,7 @@ from typing import Final
 
 from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.ebpf.events import Event
-from llmsec_tap.capture.ebpf.loader_api import KernelSettings, Loader, ProbePlan
+from llmsec_tap.capture.ebpf.loader_api import KernelSettings, Loader, ProbePlan, Role
 from llmsec_tap.capture.host import proc
 from llmsec_tap.capture.probes.attachments import Attachments, Owner
 from llmsec_tap.capture.probes.mapped import Identity
@@ -359,7 +359,7 @@ class Observed:
             return
         self._attachments.add(attachment, file, is_kept=is_kept)
         started_ns = self._started_ns.get(late_pid)
-        if started_ns is not None:
+        if started_ns is not None and not plan.is_linker:
             self._note_late(late_pid, plan, (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - started_ns) // 1_000_000)
         if not plan.is_linker and self._announced.add((plan.identity, plan.shown)):
             symbols = ", ".join(dict.fromkeys(probe.symbol for probe in plan.probes if "+0x" not in probe.symbol)) or "given offsets"
@@ -369,10 +369,12 @@ class Observed:
             )
 
     def _note_late(self, pid: int, plan: ProbePlan, late_ms: int) -> None:
-        self._late_ms[pid] = late_ms
-        self._late_ms.move_to_end(pid)
-        if len(self._late_ms) > _MAX_REMEMBERED:
-            self._late_ms.popitem(last=False)
+        """Only where the creation of a TLS object is probed can be told which connections began before."""
+        if any(probe.role is Role.NEW for probe in plan.probes):
+            self._late_ms[pid] = late_ms
+            self._late_ms.move_to_end(pid)
+            if len(self._late_ms) > _MAX_REMEMBERED:
+                self._late_ms.popitem(last=False)
         self._journal.debug(
             "attached_late",
             f"probes stood in {plan.shown} {late_ms} ms after process {pid} had started",
