@@ -229,6 +229,20 @@ def test_a_file_that_was_refused_is_tried_again_when_its_inode_may_be_another_fi
     assert host.loader.attached == 1
 
 
+def test_what_a_followed_child_runs_is_looked_at_whatever_its_name(library: Callable[[int], Path]) -> None:
+    """The kernel half watches it: it tells of targets alone."""
+    path = library(0)
+    host = Host(Selection(comms=("server",)), lambda _pid: path)
+    host.says(events.FORK, NOBODY, NOBODY + 1)
+    host.says(events.EXEC, NOBODY + 1)
+    host.says(events.EXIT, NOBODY)
+    host.passes(1.0)
+    assert host.loader.standing == 1
+    host.says(events.EXIT, NOBODY + 1)
+    host.passes(1.0)
+    assert host.loader.standing == 0
+
+
 def test_probes_wait_a_moment_for_the_next_process(library: Callable[[int], Path]) -> None:
     path = library(0)
     alive = {1, 2, 3}

@@ -214,7 +214,8 @@ class Observed:
             self._attachments.forget(pid, has_ended=False)
             if self._selection.containers and self._is_chosen(pid):
                 self._loader.watch(pid)
-            if self._selection.is_by_pid or self._is_chosen(pid):
+            # Told of all processes with containers and of targets else: a followed child is one, whatever it runs.
+            if not self._selection.containers or self._is_chosen(pid):
                 self._started_ns[pid] = event.ts_ns
                 self._look(pid)
                 self._look_ahead(pid)
