@@ -1,6 +1,7 @@
 """What live capture costs the observed process, and itself: the numbers of docs/overhead.md. Needs root, nginx and wrk.
 
-    python bench/overhead.py requests     CPU of an nginx worker per request and TLS call: tap off, on, on with --fast-probes, in turn
+    python bench/overhead.py requests     CPU of an nginx worker per request and TLS call: tap off, on with --no-fast-probes, on, in turn
+    python bench/overhead.py calls        what probes add to a pair of calls inside one process: the same without the company of nginx and wrk
     python bench/overhead.py streams      first-token and inter-token latency of 100 streams at 50 tokens/s, off and on in turn; the tap's own cost
     python bench/overhead.py loss         where loss begins: nginx at full speed over ring sizes
     python bench/overhead.py start        start to attached, and idle memory
@@ -33,7 +34,7 @@ from support.agent import Agent  # noqa: E402
 from support.tls_front import Certificate, Nginx, children, free_port, make_certificate, nginx, wait_for_port  # noqa: E402
 
 SIZES = (256, 4096, 16384)
-MODES: dict[str, tuple[str, ...] | None] = {"off": None, "on": (), "fast": ("--fast-probes",)}
+MODES: dict[str, tuple[str, ...] | None] = {"off": None, "on": ("--no-fast-probes",), "fast": ()}
 
 
 def cpu_ns(pid: int) -> int:
@@ -118,6 +119,61 @@ def requests(folder: Path, certificate: Certificate, rounds: int = 3, seconds: i
             **{f"added_us_per_call_{mode}": round((medians[mode] - medians["off"]) / calls, 1) for mode in ("on", "fast")},
         }
     return result
+
+
+# Both ends of a connection over memory: one write and one read of 256 bytes, a hundred times, and a pause.
+PAIRS = """
+import ssl, sys, time
+server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context(cafile=sys.argv[1])
+server.load_cert_chain(sys.argv[1], sys.argv[2])
+client.check_hostname = False
+there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+ends = [client.wrap_bio(back, there), server.wrap_bio(there, back, server_side=True)]
+open_ends = list(ends)
+while open_ends:
+    for end in list(open_ends):
+        try:
+            end.do_handshake()
+            open_ends.remove(end)
+        except ssl.SSLWantReadError:
+            pass
+print("ready", flush=True)
+for line in sys.stdin:
+    taken, until = [], time.monotonic() + float(line)
+    while time.monotonic() < until:
+        begun = time.thread_time_ns()
+        for _ in range(100):
+            ends[0].write(b"x" * 256)
+            ends[1].read(4096)
+        taken.append((time.thread_time_ns() - begun) / 100_000)
+        time.sleep(0.003)
+    taken.sort()
+    print(taken[0], taken[len(taken) // 10], taken[len(taken) // 2], flush=True)
+"""
+
+
+def calls(folder: Path, certificate: Certificate, rounds: int = 3, seconds: float = 2.0) -> dict[str, Any]:
+    """CPU of one write and one read, us: the least, the tenth and the half of all batches."""
+    samples: dict[str, list[list[float]]] = {mode: [] for mode in MODES}
+    command = [sys.executable, "-c", PAIRS, str(certificate.cert), str(certificate.key)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        for _ in range(rounds):
+            for mode, options in MODES.items():
+                with ExitStack() as stack:
+                    while other_taps():
+                        time.sleep(2)
+                    if options is not None:
+                        stack.enter_context(Agent("--pid", str(process.pid), "--format", "none", "--no-detect", *options))
+                        time.sleep(0.5)
+                    process.stdin.write(f"{seconds}\n")
+                    process.stdin.flush()
+                    samples[mode].append([round(float(part), 2) for part in process.stdout.readline().split()])
+        process.stdin.close()
+    least = {mode: min(row[0] for row in rows) for mode, rows in samples.items()}
+    return {"samples": samples, "least_us": least, "added_us": {mode: round(least[mode] - least["off"], 1) for mode in ("on", "fast")}}
 
 
 SERVER = """
@@ -231,7 +287,7 @@ def loss(folder: Path, certificate: Certificate, seconds: int = 3) -> dict[str, 
         (worker,) = running.workers()
         for size in (4096, 16384):
             for ring_kib in (64, 256, 1024, 4096, 16384):
-                with Agent("--pid", str(worker), "--format", "none", "--ring-size", str(ring_kib), "--fast-probes") as agent:
+                with Agent("--pid", str(worker), "--format", "none", "--ring-size", str(ring_kib)) as agent:
                     done = wrk(running, size, seconds)
                     time.sleep(1.5)
                 found = re.search(r"([\d,]+) exchanges .*?, ([\d,]+) gapped", agent.said)
@@ -297,13 +353,14 @@ def other_taps() -> int:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
             command = path.read_bytes()
-            if b"llmsec_tap" in command and b"\0capture\0" in command:
+            names = (b"llmsec_agent", b"llmsec-tap", b"llmsec_tap")  # as a module, as installed, and as it was once called
+            if any(name in command for name in names) and {b"capture", b"agent"} & set(command.split(b"\0")):
                 taps.add(int(path.parent.name))
     return len(taps - {child for pid in taps for child in children(pid)})
 
 
 def main() -> None:
-    part = {"requests": requests, "streams": streams, "loss": loss, "start": start}[sys.argv[1]]
+    part = {"requests": requests, "calls": calls, "streams": streams, "loss": loss, "start": start}[sys.argv[1]]
     commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     machine = {
         "kernel": os.uname().release,

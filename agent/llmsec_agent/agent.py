@@ -67,6 +67,7 @@ def _plan(loaded: Loaded, path: str | None, journal: StandardError, notify: Noti
             keep_days=config.storage.retention.days,
             keep_bytes=config.storage.retention.bytes,
             flush_s=config.storage.flush_interval,
+            survive=True,
         ),
         detect=True,
         redact=config.storage.content == "redacted",

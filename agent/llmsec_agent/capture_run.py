@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -253,8 +254,9 @@ class LiveSource:
         sockets = self._warden.open_sockets()
         if len(sockets) != len(self._settings.interfaces):
             raise SourceError("the interfaces cannot be read any more", "Are they up? `ip link` shows.")
-        for interface, sock in zip(self._settings.interfaces, sockets, strict=True):
-            self._packets.append(PacketSource(interface, sock, self._queue, handle, self._clock))
+        for number, (interface, sock) in enumerate(zip(self._settings.interfaces, sockets, strict=True)):
+            reopen = partial(self._warden.open_socket, number) if self._settings.survive else None
+            self._packets.append(PacketSource(interface, sock, self._queue, handle, self._clock, reopen=reopen, journal=run.journal))
             run.journal.info("reading_interface", f"reading plain HTTP from {interface}", interface=interface)
         self._live.add_packets(self._packets)
 

@@ -9,7 +9,10 @@ from llmsec_tap import limits
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureSettings:
-    """What a decoder reads, keeps and may take. `ports`: of the interfaces; None for all. `output`: table, jsonl or none."""
+    """What a decoder reads, keeps and may take. `ports`: of the interfaces; None for all. `output`: table, jsonl or none.
+
+    `survive`: an interface that goes down is waited for; else it ends the capture.
+    """
 
     interfaces: tuple[str, ...] = ()
     ports: frozenset[int] | None = None
@@ -24,3 +27,4 @@ class CaptureSettings:
     keep_days: float | None = None
     keep_bytes: int | None = None
     flush_s: float = 5.0  # a record is on the disk after so long
+    survive: bool = False

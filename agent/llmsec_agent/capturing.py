@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from llmsec_agent.attach import attach
@@ -58,7 +59,7 @@ def capture_with(plan: CapturePlan, journal: Journal, exposer: Exposer | None = 
     helper_pid = pods.pid if pods is not None else 0
     return warden.run(
         lambda: None if selection.is_empty else attach(selection, plan.finder, plan.backend, plan.ring_bytes, journal, helper_pid),
-        lambda: [open_packet_socket(name, plan.settings.ports) for name in interfaces],
+        [partial(open_packet_socket, name, plan.settings.ports) for name in interfaces],
     )
 
 

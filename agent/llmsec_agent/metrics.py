@@ -38,6 +38,7 @@ CATALOGUE: Final[dict[str, Metric]] = {
     "llmsec_decoder_failures_total": Metric("counter", "Decoders of ours that failed on an exchange; please report them."),
     # Capture.
     "llmsec_packets_total": Metric("counter", "Packets read from interfaces or files."),
+    "llmsec_interface_up": Metric("gauge", "1 while the interface is there and up, 0 while it is waited for."),
     "llmsec_packets_dropped_total": Metric("counter", "Packets that the kernel dropped because the tap was too slow."),
     "llmsec_kernel_calls_total": Metric("counter", "TLS calls of observed processes that the kernel half saw."),
     "llmsec_kernel_bytes_total": Metric("counter", "Bytes in those calls."),

@@ -17,6 +17,7 @@ AnomalyName = Literal[
     "tcp_idle_expired",
     # live capture
     "ebpf_dropped", "ebpf_cut", "ebpf_unreadable", "ebpf_no_socket", "ebpf_connection_limit", "tap_overload",
+    "tap_attached_late",
     # HTTP
     "http_bad_head", "http_head_limit", "http_bad_chunk", "http_bad_length", "http_length_and_chunked", "http_framing_unclear",
     "http_header_limit", "http_obs_fold", "http_bare_lf", "http_resync", "http_pipeline_limit", "http_unsolicited_response",
@@ -70,6 +71,7 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     "ebpf_no_socket": "The socket under a TLS connection could not be told; its addresses are unknown.",
     "ebpf_connection_limit": "Too many TLS connections were open; the least recently used was closed.",
     "tap_overload": "The tap could not keep up, or reached its memory limit, and left out bytes of this connection.",
+    "tap_attached_late": "The process began before its probes stood, and so did this connection: what it said first may be missing.",
     # HTTP
     "http_bad_head": "A request or status line or a header line does not follow RFC 9112; it was skipped or taken as far as it made sense.",
     "http_head_limit": "A message head was longer than the limit; the parser looked for the next message.",

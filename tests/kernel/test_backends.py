@@ -20,11 +20,13 @@ from support.tls_front import Certificate, free_port, python_server
 ECHO = Path(__file__).parents[1] / "support/tls_echo.py"
 
 
-def scripted(loader: Loader, pid: int, port: int, certificate: Certificate) -> tuple[list[tuple[Any, ...]], KernelTotals]:
+def scripted(
+    loader: Loader, pid: int, port: int, certificate: Certificate, *, fast: bool = True
+) -> tuple[list[tuple[Any, ...]], KernelTotals]:
     """What the loader tells of one fixed conversation: everything of each record but times, pointers and ports."""
     try:
         loader.watch(pid)
-        for plan in TargetFinder().look(pid).plans:
+        for plan in TargetFinder(fast=fast).look(pid).plans:
             loader.attach(plan, pid)
         loader.consume()
         caller = Caller(port, certificate.cert)
@@ -75,7 +77,12 @@ def test_the_conversation_is_whole(reference: Any) -> None:
     assert seen[-1][1] == events.CLOSE
 
 
-def test_classic_probes_tell_the_same(reference: Any, certificate: Certificate) -> None:
+def test_exported_functions_tell_the_same_as_internal_ones(reference: Any, certificate: Certificate) -> None:
+    pid, port, seen, totals = reference
+    assert scripted(CoreLoader(KernelSettings(only_targets=True)), pid, port, certificate, fast=False) == (seen, totals)
+
+
+def test_perf_events_tell_the_same(reference: Any, certificate: Certificate) -> None:
     pid, port, seen, totals = reference
     assert scripted(CoreLoader(KernelSettings(only_targets=True), multi=False), pid, port, certificate) == (seen, totals)
 

@@ -62,7 +62,7 @@ def elf_file(data: bytes) -> None:
             found = Findings()
             try:
                 file = _Changing(descriptor, changes)
-                TargetFinder(fast=True)._examine_elf(file, MappedFile(name, ("00:00", 1), name, is_exe), found)
+                TargetFinder(fast=True)._examine_elf(file, MappedFile(name, ("00:00", 1), name, is_exe), found, {})
             except ELFError:
                 continue
             for plan in (*found.plans, *found.linkers):

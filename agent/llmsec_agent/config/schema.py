@@ -34,9 +34,9 @@ class Capture(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     ports: Annotated[tuple[Port, ...], key("of interfaces: only these TCP ports; empty: any")] = ()
     follow_children: Annotated[bool, key("observe what a process of `pids` forks, too")] = True
     backend: Annotated[Literal["auto", "core", "bcc"], key("which eBPF loader; auto takes core, then bcc, and says why")] = "auto"
-    fast_probes: Annotated[
-        bool | Literal["auto"], key("probe libssl's internal functions where that is sure, at about a fifth of the cost")
-    ] = "auto"
+    fast_probes: Annotated[bool | Literal["auto"], key("probe libssl's internal functions where that is sure, at a third of the cost")] = (
+        "auto"
+    )
     ring_size: Annotated[
         int, key("buffer between kernel and tap; a power of two", unit="size", at_least=4 * limits.KIB, at_most=1024 * limits.MIB)
     ] = limits.RING_BYTES

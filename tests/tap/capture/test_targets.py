@@ -46,7 +46,7 @@ def test_symbols_local_exported_and_stripped_to_exports(tmp_path: Path, options:
     path = compiled(tmp_path, LIBRARY, *options)
     (plan,) = TargetFinder().look_at_file(mapped(path)).plans
     assert {probe.role for probe in plan.probes} == {Role.READ, Role.WRITE}
-    assert plan.notes == ("no SSL_read_ex, SSL_write_ex",)
+    assert plan.notes == ("classic probes: it lacks SSL_read_ex or SSL_write_ex", "no SSL_read_ex, SSL_write_ex")
     code = path.read_bytes()
     for probe in plan.probes:
         assert code[probe.offset : probe.offset + 4] in (b"\xf3\x0f\x1e\xfa", b"\x55\x48\x89\xe5", b"\x89\xd0\xc3\x0f") or code[
@@ -80,6 +80,39 @@ def test_stripped_tls_is_refused_by_name_and_taken_by_build_id_or_offsets(tmp_pa
         assert found.refusals[0].reason.startswith(f"no function can begin at offset {wrong:#x}")
 
 
+READ = "int SSL_read(void *s, void *b, int n) { return n + (int)(long)b; }"
+WRITE = "int SSL_write(void *s, const void *b, int n) { return n - 77; }"
+# Clang and GCC lay functions out in the order of the source, and the two are of one size.
+PAD = "__attribute__((aligned(64)))"
+
+
+def test_a_build_that_is_known_must_say_the_same_again(tmp_path: Path) -> None:
+    """One build id, two files: a copy is taken as it was found, and one that only claims to be that build is not believed."""
+    options = ("-O0", "-shared", "-fPIC", "-Wl,--build-id=0xabcdef0123456789")
+    honest = compiled(tmp_path, f"{PAD} {READ} {PAD} {WRITE}", *options).rename(tmp_path / "honest")
+    liar = compiled(tmp_path, f"{PAD} {WRITE} {PAD} {READ}", *options).rename(tmp_path / "liar")
+    copy = Path(shutil.copy(honest, tmp_path / "copy"))
+    assert honest.stat().st_size == liar.stat().st_size
+    for files in ((honest, copy, liar), (liar, copy, honest)):
+        finder = TargetFinder()
+        for path in files:
+            (plan,) = finder.look_at_file(mapped(path)).plans
+            (alone,) = TargetFinder().look_at_file(mapped(path)).plans
+            assert set(plan.probes) == set(alone.probes)
+        assert len(finder._builds) == 1
+
+
+def test_a_known_build_is_not_searched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = compiled(tmp_path, LIBRARY, "-O0", "-shared", "-fPIC", "-Wl,--build-id=0xabcdef0123456789")
+    finder = TargetFinder()
+    first = finder.look_at_file(mapped(path)).plans
+    copy = Path(shutil.copy(path, tmp_path / "copy"))
+    monkeypatch.setattr(ELFFile, "functions", lambda *_: pytest.fail("it was searched"))
+    (plan,) = finder.look_at_file(mapped(copy)).plans
+    assert plan.probes == first[0].probes
+    assert plan.shown == str(copy)
+
+
 def test_rustls_without_symbols_is_refused_by_name(tmp_path: Path) -> None:
     path = compiled(tmp_path, 'const char *note = "rustls::conn"; int main(void) { return note[0] == 0; }', "-s")
     (refusal,) = TargetFinder().look_at_file(mapped(path)).refusals
@@ -90,7 +123,7 @@ def test_openssl_of_this_host() -> None:
     library = next((file for file in installed_libraries() if "libssl.so.3" in file.path), None)
     if library is None:
         pytest.skip("libssl.so.3 is not installed")
-    (plan,) = TargetFinder().look_at_file(library).plans
+    (plan,) = TargetFinder(fast=False).look_at_file(library).plans
     assert plan.library == "OpenSSL 3"
     assert {probe.role for probe in plan.probes} >= {Role.READ, Role.WRITE, Role.READ_EX, Role.WRITE_EX, Role.NEW, Role.FREE}
     (fast,) = TargetFinder(fast=True).look_at_file(library).plans
@@ -98,6 +131,45 @@ def test_openssl_of_this_host() -> None:
         assert {probe.role for probe in fast.probes} == {Role.READ_EX, Role.WRITE_EX, Role.NEW, Role.FREE}
         exported = {probe.offset for probe in plan.probes if probe.role in (Role.READ, Role.WRITE, Role.READ_EX, Role.WRITE_EX)}
         assert not exported & {probe.offset for probe in fast.probes if probe.role in (Role.READ_EX, Role.WRITE_EX)}
+
+
+INSIDE = """
+typedef unsigned long size_t;
+static __attribute__((noinline)) int reading(void *s, void *b, size_t n, size_t *m) { *m = n; return 1; }
+static __attribute__((noinline)) int writing(void *s, const void *b, size_t n, size_t *m) { *m = n; return 2; }
+int SSL_read(void *s, void *b, int n) { size_t m; return reading(s, b, n, &m) > 0 ? (int)m : -1; }
+int SSL_read_ex(void *s, void *b, size_t n, size_t *m) { return reading(s, b, n, m) > 0; }
+int SSL_write(void *s, const void *b, int n) { size_t m; return writing(s, b, n, &m) > 0 ? (int)m : -1; }
+int SSL_write_ex(void *s, const void *b, size_t n, size_t *m) { return writing(s, b, n, m) > 0; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "note"),
+    [
+        (INSIDE, "fast probes"),
+        (
+            INSIDE.replace("return reading(s, b, n, m)", "return writing(s, b, n, m)"),
+            "classic probes: SSL_read and SSL_read_ex do not share",
+        ),
+        # OpenSSL 3.3 and later: flags come before the place where the count goes, which would be read as that place.
+        (
+            INSIDE + "int SSL_write_ex2(void *s, const void *b, size_t n, size_t f, size_t *m) { return 1; }",
+            "classic probes: this OpenSSL's",
+        ),
+    ],
+    ids=["shared", "not-shared", "with-flags"],
+)
+def test_internal_functions_are_probed_where_that_is_sure(tmp_path: Path, source: str, note: str) -> None:
+    path = compiled(tmp_path, source, "-O0", "-shared", "-fPIC", "-fcf-protection=none")
+    (plan,) = TargetFinder().look_at_file(mapped(path)).plans
+    assert plan.notes[0].startswith(note)
+    with ELFFile(path) as file:
+        names = ("reading", "writing") if note == "fast probes" else ("SSL_read", "SSL_write", "SSL_read_ex", "SSL_write_ex")
+        assert {probe.offset for probe in plan.probes} == {function.offset for function in file.functions(names).values()}
+    (plan,) = TargetFinder(fast=False).look_at_file(mapped(path)).plans
+    assert len(plan.probes) == 4
+    assert plan.notes == ()
 
 
 @pytest.mark.parametrize("content", [b"", b"\x7fELF", b"\x7fELF" + b"\xff" * 100, b"MZ" + bytes(200)])

@@ -12,7 +12,7 @@ from llmsec_tap import limits
 from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.ebpf.loader_api import ConnectionLoss
 from llmsec_tap.capture.files.pcapng import FlowWriter, PcapngWriter
-from llmsec_tap.capture.host.process import ProcessTable
+from llmsec_tap.capture.host.process import Facts, ProcessTable
 from llmsec_tap.capture.live.flows import TLSFlows
 from llmsec_tap.capture.live.queue import BatchQueue
 from llmsec_tap.clock import Clock
@@ -46,13 +46,15 @@ def record(kind: int = events.DATA, payload: bytes = b"", **fields: Any) -> byte
 
 
 class Tap:
-    def __init__(self, recorder: FlowWriter | None = None) -> None:
+    def __init__(self, recorder: FlowWriter | None = None, facts: Facts | None = None) -> None:
         self.exchanges: list[Exchange] = []
         self.pipeline = Pipeline(self.exchanges.append, fingerprinter(KEY), shield=False)
         self.now = 1_000
         self.wall = 1_700_000_000_000_000_000
         clock = Clock(lambda: self.now, lambda: self.wall + self.now)
-        self.flows = TLSFlows(self.pipeline.open_flow, ProcessTable(), clock, recorder)
+        self.flows = TLSFlows(
+            self.pipeline.open_flow, ProcessTable(facts=(lambda _pid: facts) if facts is not None else None), clock, recorder
+        )
         self.offsets: dict[tuple[int, int, int], int] = {}
 
     def say(self, direction: int, data: bytes, *, lose: bool = False, **fields: Any) -> None:
@@ -186,6 +188,19 @@ def test_a_socket_that_is_never_told_leaves_the_addresses_unknown() -> None:
     (exchange,) = tap.exchanges
     assert (exchange.client, exchange.server, exchange.output_text) == ("0.0.0.0:0", "0.0.0.0:0", "hello")
     assert anomalies(exchange) == {"ebpf_no_socket"}
+
+
+@pytest.mark.parametrize(("flags", "late_ms", "is_marked"), [(0, 40, True), (0, None, False), (events.FRESH, 40, False)])
+def test_what_the_tap_came_too_late_for_is_marked_once(flags: int, late_ms: int | None, is_marked: bool) -> None:
+    """On the first connection that began unseen, and not on one whose beginning was seen."""
+    tap = Tap(facts=Facts("server", None, None, late_ms))
+    for number in (1, 2):
+        tap.say(events.WRITE, request(b"hi"), epoch_ns=number, flags=flags)
+        tap.say(events.READ, answer(b"hello"), epoch_ns=number, flags=flags)
+        tap.end(epoch_ns=number)
+    first, second = tap.exchanges
+    assert anomalies(first) == ({"tap_attached_late"} if is_marked else set())
+    assert anomalies(second) == set()
 
 
 def test_joining_in_the_middle() -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmsec_tap import limits
+
 if TYPE_CHECKING:
     from llmsec_agent.config import Loaded
 
@@ -80,8 +82,11 @@ def capture(
         Backend, typer.Option("--backend", help="Which eBPF loader; auto takes core, then bcc, and says why.")
     ] = Backend.AUTO,
     fast_probes: Annotated[
-        bool, typer.Option("--fast-probes", help="Probe libssl's internal functions where that is sure: about a fifth of the cost.")
-    ] = False,
+        bool,
+        typer.Option(
+            "--fast-probes/--no-fast-probes", help="Probe libssl's internal functions in each file where that is sure: a third of the cost."
+        ),
+    ] = True,
     read_offset: Annotated[
         str | None,
         typer.Option("--ssl-read-offset", help="Where SSL_read is in the program's file, if its symbols are stripped.", metavar="N"),
@@ -94,10 +99,10 @@ def capture(
     ] = None,
     ring_size: Annotated[
         int, typer.Option("--ring-size", min=4, max=1 << 20, help="Buffer between kernel and tap, in KiB; a power of two.")
-    ] = 16384,
+    ] = limits.RING_BYTES // limits.KIB,
     memory_cap: Annotated[
         int, typer.Option("--memory-cap", min=128, help="Resident memory at most, in MiB; the detection process is apart.")
-    ] = 512,
+    ] = limits.MEMORY_CAP_BYTES // limits.MIB,
 ) -> None:
     """Capture the exchanges of running processes: decrypted at their TLS library by eBPF, plain ones from an interface.
 

@@ -13,7 +13,7 @@ def register(app: typer.Typer) -> None:
 
 def targets(
     pid: Annotated[list[int] | None, typer.Option("--pid", min=1, help="Only this process; may be repeated.", metavar="PID")] = None,
-    fast_probes: Annotated[bool, typer.Option("--fast-probes", help="Show where --fast-probes would put them.")] = False,
+    fast_probes: Annotated[bool, typer.Option("--fast-probes/--no-fast-probes", help="As for capture.")] = True,
 ) -> None:
     """List the processes with a TLS library or a model server: what can be probed, what cannot, and why.
 

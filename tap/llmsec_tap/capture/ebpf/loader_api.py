@@ -112,6 +112,14 @@ class Loader(Protocol):
     def watch(self, pid: int) -> None:
         """Make a process a target; it may already be one."""
 
+    def unwatch(self, pid: int) -> None:
+        """Make it none any more. What its probes see from here on is left out; what is in the ring stays."""
+
+    def select_comm(self, comm: str) -> None:
+        """Processes of this name become targets as they start. Counts only where the settings had a name."""
+
+    def deselect_comm(self, comm: str) -> None: ...
+
     def consume(self) -> list[bytes]:
         """The records that came since the last call, oldest first, up to a bound."""
 

@@ -46,6 +46,15 @@ class KernelHalf(ABC):
     def watch(self, pid: int) -> None:
         self._maps.watch(pid)
 
+    def unwatch(self, pid: int) -> None:
+        self._maps.unwatch(pid)
+
+    def select_comm(self, comm: str) -> None:
+        self._maps.select_comm(comm)
+
+    def deselect_comm(self, comm: str) -> None:
+        self._maps.deselect_comm(comm)
+
     def consume(self) -> list[bytes]:
         return self._maps.events.consume()
 

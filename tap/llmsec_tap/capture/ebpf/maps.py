@@ -10,6 +10,7 @@ from typing import Final
 from llmsec_tap.capture.ebpf.libbpf import LibBPF
 from llmsec_tap.capture.ebpf.loader_api import ConnectionLoss, KernelTotals
 from llmsec_tap.capture.ebpf.ring import Ring
+from llmsec_tap.capture.host import proc
 from llmsec_tap.errors import KernelError
 
 _CONNECTION_KEY: Final = struct.Struct("=QII")
@@ -19,6 +20,10 @@ _TOTALS: Final = 8  # enum tap_total
 PROCESS_RING_BYTES: Final = 1 << 20  # TAP_PROCESS_RING_BYTES
 _MAX_CONNECTIONS = 65_536
 _ONE: Final = b"\1\0\0\0"
+
+
+def _comm_key(comm: str) -> bytes:
+    return comm.encode()[:15].ljust(16, b"\0")
 
 
 class KernelMaps:
@@ -42,8 +47,20 @@ class KernelMaps:
     def watch(self, pid: int) -> None:
         self._update("targets", struct.pack("=I", pid), _ONE)
 
+    def unwatch(self, pid: int) -> None:
+        self._delete("targets", struct.pack("=I", pid))
+        # A thread that is known is not asked for again (tls_io.h).
+        for thread in proc.threads_of(pid):
+            self._delete("threads", struct.pack("=Q", pid << 32 | thread))
+
     def select_comm(self, comm: str) -> None:
-        self._update("comms", comm.encode()[:15].ljust(16, b"\0"), _ONE)
+        self._update("comms", _comm_key(comm), _ONE)
+
+    def deselect_comm(self, comm: str) -> None:
+        self._delete("comms", _comm_key(comm))
+
+    def _delete(self, name: str, key: bytes) -> None:
+        self._library.bpf_map_delete_elem(self._fd(name), key)
 
     def _update(self, name: str, key: bytes, value: bytes) -> None:
         self._library.bpf_map_update_elem(self._fd(name), key, value, 0)

@@ -72,6 +72,13 @@ def is_alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
+def threads_of(pid: int) -> list[int]:
+    try:
+        return [int(entry.name) for entry in Path(f"/proc/{pid}/task").iterdir()]
+    except OSError:
+        return []
+
+
 def descendants_of(pids: Iterable[int]) -> list[int]:
     """The living descendants of some processes. (/proc/PID/task/TID/children would be cheaper, but many kernels are built without.)"""
     parents: dict[int, list[int]] = {}

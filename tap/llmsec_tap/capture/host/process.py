@@ -38,6 +38,7 @@ class Facts(NamedTuple):
     comm: str | None
     exe: str | None
     container: str | None
+    late_ms: int | None = None  # from its start to probes on its libraries, where it started under the tap and they were new
 
 
 def facts_of(pid: int, proc: Path = Path("/proc")) -> Facts:
@@ -56,6 +57,7 @@ class ProcessTable:
         self._pods = pods
         self._facts = facts or (lambda pid: facts_of(pid, proc))
         self._known: OrderedDict[int, Process] = OrderedDict()
+        self._late: dict[int, int] = {}
 
     def get(self, pid: int, comm: str | None = None) -> Process:
         known = self._known.get(pid)
@@ -65,17 +67,24 @@ class ProcessTable:
         self._known[pid] = process
         self._known.move_to_end(pid)
         if len(self._known) > _MAX_KNOWN:
-            self._known.popitem(last=False)
+            self._late.pop(self._known.popitem(last=False)[0], None)
         return process
+
+    def take_late_ms(self, pid: int) -> int | None:
+        """How late its probes came, told once; None where they did not."""
+        return self._late.pop(pid, None)
 
     def forget(self, pid: int) -> None:
         self._known.pop(pid, None)
+        self._late.pop(pid, None)
 
     def _read(self, pid: int, comm: str | None) -> Process:
         from llmsec_tap.model import Label, Process  # noqa: PLC0415 - the warden, which uses facts_of alone, needs no records
 
         facts = self._facts(pid)
         container = facts.container
+        if facts.late_ms is not None:
+            self._late[pid] = facts.late_ms
         pod = self._pods.pod_of(container) if self._pods is not None and container is not None else None
         return Process(
             pid=pid,

@@ -160,6 +160,8 @@ class TLSFlows:
             self._deliver(key, connection, earlier, bytes_)
         if found is None and connection.flow is not None:
             connection.flow.anomaly("ebpf_no_socket")  # now that its exchange has begun and can carry it
+        if not first.flags & events.FRESH and self._processes.take_late_ms(event.pid) is not None and connection.flow is not None:
+            connection.flow.anomaly("tap_attached_late")
 
     def _let_go(self, connection: _Connection) -> None:
         self._held_bytes -= connection.held_bytes

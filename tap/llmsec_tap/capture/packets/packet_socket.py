@@ -18,6 +18,7 @@ _SOL_PACKET, _PACKET_RX_RING, _PACKET_VERSION, _PACKET_IGNORE_OUTGOING = SOL_PAC
 _TPACKET_V3 = 2
 _ETH_P_ALL = 3
 _SO_ATTACH_FILTER = 26
+_IFF_UP, _IFF_LOOPBACK = 1, 8
 RING_BLOCK_BYTES: Final = 1 << 20
 RING_BLOCKS: Final = 32
 _FRAME_BYTES = 1 << 14
@@ -56,22 +57,37 @@ def open_packet_socket(interface: str, ports: frozenset[int] | None) -> socket.s
     return sock
 
 
+def interface_of(sock: socket.socket) -> str:
+    """What it reads; empty where it reads all, or where its interface is gone. One made anew under the same name is another."""
+    return str(sock.getsockname()[0])
+
+
 def loopback_index() -> int:
-    """Read from /sys: asking by a socket is not open to the decoder. -1 where there is none."""
-    for folder in Path("/sys/class/net").glob("*"):
-        if is_loopback(folder.name):
-            try:
-                return int((folder / "ifindex").read_text())
-            except (OSError, ValueError):
-                continue
-    return -1
+    """-1 where there is none."""
+    return next((index_of(folder.name) for folder in Path("/sys/class/net").glob("*") if is_loopback(folder.name)), -1)
+
+
+def index_of(interface: str) -> int:
+    """Read from /sys: asking by a socket is not open to the decoder. -1 where there is no such interface."""
+    try:
+        return int(Path(f"/sys/class/net/{interface}/ifindex").read_text())
+    except (OSError, ValueError):
+        return -1
 
 
 def is_loopback(interface: str) -> bool:
+    return _flags(interface) & _IFF_LOOPBACK != 0
+
+
+def is_up(interface: str) -> bool:
+    return _flags(interface) & _IFF_UP != 0
+
+
+def _flags(interface: str) -> int:
     try:
-        return int(Path(f"/sys/class/net/{interface}/flags").read_text(), 16) & 8 != 0
+        return int(Path(f"/sys/class/net/{interface}/flags").read_text(), 16)
     except (OSError, ValueError):
-        return False
+        return 0
 
 
 Instruction = tuple[int, int, int, int]

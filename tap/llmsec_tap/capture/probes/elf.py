@@ -13,6 +13,7 @@ ELF: System V ABI, chapter 4 and 5. Unwind table: Linux Standard Base Core 5.0, 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import stat
 import struct
@@ -71,6 +72,16 @@ class Function(NamedTuple):
     offset: int  # in the file: what a uprobe takes
     size: int
     table: str  # .dynsym or .symtab
+    symbol_at: int = 0  # where its entry is in the file
+    name_at: int = 0
+
+
+class Evidence(NamedTuple):
+    """A place in a file and what it holds, as a hash."""
+
+    offset: int
+    size: int
+    digest: bytes
 
 
 class ELFFile:
@@ -173,7 +184,7 @@ class ELFFile:
                 strings = self.headers[header[6]]
                 places = self._places(missing, strings[4], strings[5])
                 if places:
-                    self._find(places, header[4], header[5], table, found)
+                    self._find(places, header[4], header[5], table, found, strings[4])
         return found
 
     def _places(self, names: Sequence[str], at: int, size: int) -> dict[int, str]:
@@ -195,7 +206,7 @@ class ELFFile:
                     position = piece.find(text, position + 1)
         return places
 
-    def _find(self, places: dict[int, str], at: int, size: int, table: str, found: dict[str, Function]) -> None:
+    def _find(self, places: dict[int, str], at: int, size: int, table: str, found: dict[str, Function], strings_at: int) -> None:
         count = size // _SYM.size
         tried = 0
         if count > _MAX_SYMBOLS:
@@ -212,7 +223,39 @@ class ELFFile:
                 if tried > _MAX_PLACES:
                     raise ELFError(f"more than {_MAX_PLACES} of its symbols name TLS functions", is_trap=True)
                 if self.is_function(offset, is_named=True):
-                    found[places[place]] = Function(offset, length, table)
+                    entry = at + (first + index) * _SYM.size
+                    found[places[place]] = Function(offset, length, table, entry, strings_at + place)
+
+    def evidence(self, name: str, function: Function) -> list[Evidence]:
+        """What says that the function is there. A file that holds the same in these places says the same."""
+        return [
+            self.evidence_at(function.symbol_at, _SYM.size),
+            self.evidence_at(function.name_at, len(name.encode()) + 1),
+            self.evidence_at(max(0, function.offset - _WALK), min(_WALK, function.offset)),
+            self.evidence_at(function.offset, max(min(function.size, _MAX_CODE), _WALK)),
+        ]
+
+    def names(self, name: str) -> bool:
+        """Whether any symbol may have this name: it stands in a table of names."""
+        text = name.encode() + b"\0"
+        tables = {header[6] for header in self.headers if header[1] in (_SHT_DYNSYM, _SHT_SYMTAB)}
+        # As `functions` reads them: an object file has one of each kind.
+        strings = [self.headers[table] for table in sorted(tables)[:2] if table < len(self.headers)]
+        return any(
+            text in piece for header in strings for _, piece in self._pieces(header[4], min(header[5], _MAX_STRINGS), overlap=len(text))
+        )
+
+    def evidence_at(self, offset: int, size: int) -> Evidence:
+        """Of these bytes, as far as the file goes."""
+        offset = min(offset, self.size)
+        size = min(size, self.size - offset)
+        digest = hashlib.blake2b(digest_size=16)
+        for _, piece in self._pieces(offset, size, overlap=0):
+            digest.update(piece)
+        return Evidence(offset, size, digest.digest())
+
+    def holds(self, evidence: Iterable[Evidence]) -> bool:
+        return all(item == self.evidence_at(item.offset, item.size) for item in evidence)
 
     def code(self, function: Function) -> bytes:
         """The function's bytes; a very long one's beginning."""
@@ -319,7 +362,7 @@ class ELFFile:
             piece = tail + self.read(at, min(_PIECE, end - at))
             yield at - len(tail), piece
             at += len(piece) - len(tail)
-            tail = piece[-overlap:]
+            tail = piece[-overlap:] if overlap else b""
 
 
 def _sound_size(status: os.stat_result) -> int:

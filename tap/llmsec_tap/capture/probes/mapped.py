@@ -9,21 +9,33 @@ probes included, goes through the descriptor. Opening by O_PATH has no side effe
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import re
 import stat
+import struct
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 _MAP_LINE: Final = re.compile(r"^([0-9a-f]+-[0-9a-f]+) (\S{4}) \S+ (\S+) (\d+)\s+(/.*)$", re.MULTILINE)
 # id, parent, device, root, mount point, options, optional fields, separator, type
 _MOUNT_LINE: Final = re.compile(r"^\d+ \d+ (\d+):(\d+) .* - (\S+) ", re.MULTILINE)
 # Libraries that every process maps and that hold no TLS: not worth a look.
-_NEVER_TLS: Final = re.compile(r"/(?:libc|libm|libdl|libpthread|librt|libz|libgcc_s|libstdc\+\+|libcrypto|libresolv|libutil)[.-][^/]*$")
+NEVER_TLS: Final = re.compile(r"/(?:libc|libm|libdl|libpthread|librt|libz|libgcc_s|libstdc\+\+|libcrypto|libresolv|libutil)[.-][^/]*$")
 # A process may have 65,530 mappings (vm.max_map_count); each line holds a path of up to 4 KiB. Ordinary ones have some hundreds.
 _MAX_MAPS_BYTES: Final = 16 << 20
 _SYS_OPENAT2: Final = 437
-_RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+# An entry of /proc/self/pagemap: whether the page is present, and its frame (0 without CAP_SYS_ADMIN).
+_PRESENT: Final = 1 << 63
+_FRAME: Final = (1 << 55) - 1
+_MAP_FAILED: Final = (1 << 64) - 1
+_RESOLVE_NO_XDEV, _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_IN_ROOT = 0x01, 0x02, 0x04, 0x10
+
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_LIBC.mmap.restype = ctypes.c_void_p  # Python's own mmap does not tell the address of what may not be written
+_LIBC.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+_LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 Identity = tuple[str, int]
 """Device (as /proc/PID/maps writes it) and inode."""
@@ -52,6 +64,12 @@ class OpenFile:
         self.status = os.fstat(descriptor)
         self.path = f"/proc/self/fd/{descriptor}"  # the kernel takes it for a probe, and it cannot be exchanged
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     @property
     def identity(self) -> Identity:
         return device_of(self.status), self.status.st_ino
@@ -67,6 +85,24 @@ class OpenFile:
         then = self.status
         now = os.fstat(self.descriptor)
         return (now.st_size, now.st_mtime_ns, now.st_ctime_ns) == (then.st_size, then.st_mtime_ns, then.st_ctime_ns)
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether no name leads to it any more: an upgraded package leaves such files to those who map them."""
+        return os.fstat(self.descriptor).st_nlink == 0
+
+    def again(self) -> Self:
+        """The same file by a descriptor of its own."""
+        return type(self)(os.dup(self.descriptor))
+
+    def is_same_as(self, other: OpenFile) -> bool:
+        """Whether both are one file to the kernel, whatever mounts they are seen through. No is also what cannot be told.
+
+        Every overlay gives a file of its lower layer a device of its own, and a probe stands in the file below. What a file has in
+        memory is once there, however it is opened, so the frame of its first page tells. It is asked for only where all else is
+        equal: the frame of a mapped page may change meanwhile, and then the answer is no.
+        """
+        return self.key[1:] == other.key[1:] and (self.key == other.key or _share_memory(self.path, other.path))
 
     def close(self) -> None:
         if self.descriptor >= 0:
@@ -85,7 +121,7 @@ def mapped_files(pid: int) -> list[MappedFile]:
     found: dict[Identity, MappedFile] = {}
     for addresses, mode, device, inode, path in _MAP_LINE.findall(maps):
         identity = (device, int(inode))
-        if "x" in mode and identity not in found and not _NEVER_TLS.search(path):
+        if "x" in mode and identity not in found and not NEVER_TLS.search(path):
             # maps pads addresses to eight digits, map_files does not.
             name = "-".join(f"{int(end, 16):x}" for end in addresses.split("-"))
             found[identity] = MappedFile(path, identity, f"/proc/{pid}/root{path}", path == exe, name, pid)
@@ -123,6 +159,32 @@ def open_mapped(mapped: MappedFile) -> OpenFile | None:
     return file
 
 
+def _share_memory(*paths: str) -> bool:
+    """Whether the first pages of these files are one page. Nothing is read through the mappings: a truncated file would be a signal."""
+    places: list[int] = []
+    frames: set[int] = set()
+    try:
+        with Path("/proc/self/pagemap").open("rb", buffering=0) as pages:
+            for path in paths:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+                try:
+                    place = _LIBC.mmap(None, _PAGE, mmap.PROT_READ, mmap.MAP_SHARED | mmap.MAP_POPULATE, descriptor, 0)
+                finally:
+                    os.close(descriptor)
+                if place in (None, _MAP_FAILED):
+                    return False
+                places.append(place)
+                pages.seek(place // _PAGE * 8)
+                (entry,) = struct.unpack("=Q", pages.read(8))
+                frames.add(entry & _FRAME if entry & _PRESENT else 0)
+    except (OSError, struct.error):
+        return False
+    finally:
+        for place in places:
+            _LIBC.munmap(place, _PAGE)
+    return len(frames) == 1 and 0 not in frames
+
+
 def device_of(status: os.stat_result) -> str:
     """The device as /proc/PID/maps writes it."""
     return f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
@@ -139,15 +201,24 @@ def _open_in_root(mapped: MappedFile) -> int:
     root = os.open(f"/proc/{mapped.pid}/root", os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY)
     try:
         how = _OpenHow(os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS)
-        libc = ctypes.CDLL(None, use_errno=True)
-        path = ctypes.c_char_p(os.fsencode(mapped.path))
-        descriptor: int = libc.syscall(ctypes.c_long(_SYS_OPENAT2), root, path, ctypes.byref(how), ctypes.sizeof(how))
-        if descriptor < 0:
-            fault = ctypes.get_errno()
-            raise OSError(fault, os.strerror(fault))
-        return descriptor
+        return _openat2(root, mapped.path, how)
     finally:
         os.close(root)
+
+
+def open_below(root: int, path: str) -> int:
+    """A file by its path in another root, on the file system of that root. Raises OSError."""
+    return _openat2(root, path, _OpenHow(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_XDEV | _RESOLVE_NO_MAGICLINKS))
+
+
+def _openat2(root: int, path: str, how: _OpenHow) -> int:
+    descriptor: int = _LIBC.syscall(
+        ctypes.c_long(_SYS_OPENAT2), root, ctypes.c_char_p(os.fsencode(path)), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))
+    )
+    if descriptor < 0:
+        fault = ctypes.get_errno()
+        raise OSError(fault, os.strerror(fault))
+    return descriptor
 
 
 def _is_fuse(mapped: MappedFile) -> bool:

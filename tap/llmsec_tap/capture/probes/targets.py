@@ -6,6 +6,7 @@ the descriptor that was examined, so that the probes go into that file and no ot
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -16,8 +17,9 @@ from typing import Final, Self
 from llmsec_tap.capture.ebpf.loader_api import Probe, ProbePlan, Role
 from llmsec_tap.capture.probes import x86
 from llmsec_tap.capture.probes.build_ids import KNOWN_BUILD_IDS, Offsets
-from llmsec_tap.capture.probes.elf import ELFError, ELFFile, Function
+from llmsec_tap.capture.probes.elf import ELFError, ELFFile, Evidence, Function
 from llmsec_tap.capture.probes.mapped import CannotOpen, MappedFile, OpenFile, device_of, mapped_files, open_mapped
+from llmsec_tap.capture.probes.needed import NeededLibraries
 
 _OPENSSL: Final[dict[str, Role]] = {
     "SSL_read": Role.READ,
@@ -28,12 +30,14 @@ _OPENSSL: Final[dict[str, Role]] = {
     "SSL_free": Role.FREE,
     "SSL_clear": Role.FREE,  # the object is used for another connection from here on
 }
+_WITH_FLAGS: Final = "SSL_write_ex2"
 _GNUTLS: Final[dict[str, Role]] = {
     "gnutls_record_recv": Role.READ,
     "gnutls_record_send": Role.WRITE,
     "gnutls_deinit": Role.FREE,
 }
 _GO_READ, _GO_WRITE, _GO_CLOSE = "crypto/tls.(*Conn).Read", "crypto/tls.(*Conn).Write", "crypto/tls.(*Conn).Close"
+_GO_RETURNS: Final = frozenset((Role.GO_READ_RETURN, Role.GO_WRITE_RETURN))
 _MOVES_BYTES: Final = frozenset((Role.READ, Role.WRITE, Role.READ_EX, Role.WRITE_EX, Role.GO_READ, Role.GO_WRITE))
 # The dynamic loader, and the empty function that it calls for debuggers whenever it has mapped or unmapped something.
 _LINKER: Final = re.compile(r"/ld-(?:linux|musl|\d)[^/]*\.so")
@@ -44,8 +48,13 @@ _GNUTLS_NAME: Final = re.compile(r"/libgnutls\.so")
 _GO_VERSION: Final = re.compile(rb"\xff Go buildinf:.{18}([\x04-\x20])(go1\.\d+[^\x00-\x1f]*)", re.DOTALL)
 _MIN_GO = (1, 17)
 _MAX_GO_FUNCTION = 65_536
-# Files that are remembered: a node runs some hundreds of programs and libraries.
-_MAX_FILES_KNOWN = 4096
+# Files that are remembered, the last that were mapped: a node runs some hundreds of programs and libraries at a time.
+_MAX_FILES_KNOWN = 1024
+# Builds of TLS libraries and of programs that hold one; each takes some kilobytes of evidence.
+_MAX_BUILDS_KNOWN = 256
+# The instructions that a function's probe stands on.
+_ENTRY_BYTES = 16
+_HOST_LINKER: Final = "/lib64/ld-linux-x86-64.so.2"
 
 # Text that the code of a TLS implementation carries even where its symbols are stripped.
 _TRACES: Final[tuple[tuple[bytes, str], ...]] = (
@@ -99,14 +108,27 @@ class Findings:
         self.files |= other.files
 
 
+@dataclass(frozen=True)
+class _Build:
+    """What was found in a build, and what in the file says so."""
+
+    plans: tuple[ProbePlan, ...]
+    evidence: tuple[Evidence, ...]
+    entries: tuple[int, ...]  # probed offsets that are the beginning of a function
+    with_flags: bool
+
+
 class TargetFinder:
     """Looks at processes and remembers files."""
 
-    def __init__(self, *, offsets: Offsets | None = None, known: dict[str, Offsets] | None = None, fast: bool = False) -> None:
+    def __init__(self, *, offsets: Offsets | None = None, known: dict[str, Offsets] | None = None, fast: bool = True) -> None:
+        """`fast`: probe the functions inside libssl's exported ones, in each file where that is sure."""
         self._offsets = offsets
         self._known = {**KNOWN_BUILD_IDS, **(known or {})}
         self._fast = fast
         self._files: OrderedDict[tuple[object, ...], Findings] = OrderedDict()
+        self._builds: OrderedDict[tuple[object, ...], _Build] = OrderedDict()
+        self._needed = NeededLibraries()
 
     def look(self, pid: int) -> Findings:
         """What a process maps now. Empty for one that is gone or may not be looked at."""
@@ -124,8 +146,17 @@ class TargetFinder:
         except CannotOpen as reason:
             named = _LIBSSL_NAME.search(mapped.path) or _GNUTLS_NAME.search(mapped.path) or mapped.is_exe
             return Findings(refusals=[Refusal(mapped.path, str(reason))] if named else [])
-        if file is None:
-            return Findings()
+        return Findings() if file is None else self._look_at_open(mapped, file)
+
+    def look_ahead(self, pid: int) -> Findings:
+        """The TLS libraries that a process which has just started will map (needed.py), before it does."""
+        found = Findings()
+        for mapped, file in self._needed.of(pid):
+            found.add(self._look_at_open(mapped, file))
+        return found
+
+    def _look_at_open(self, mapped: MappedFile, file: OpenFile) -> Findings:
+        """`file` is closed, unless the findings have it."""
         key = (file.key, mapped.is_exe, _LINKER.search(mapped.path) is not None)
         known = self._files.get(key)
         if known is None:
@@ -145,14 +176,44 @@ class TargetFinder:
         found = Findings()
         try:
             with ELFFile(mapped.opened) as file:
-                self._examine_elf(file, mapped, found)
+                self._examine_build(file, mapped, found)
         except ELFError as reason:
             return Findings(refusals=[Refusal(mapped.path, f"not examined: {reason}")] if reason.is_trap else [])
         except (OSError, ValueError):
             return Findings()
         return found
 
-    def _examine_elf(self, file: ELFFile, mapped: MappedFile, found: Findings) -> None:
+    def _examine_build(self, file: ELFFile, mapped: MappedFile, found: Findings) -> None:
+        """Of a build that was examined before, in another file, only what the plans rest on: a large program is read for 0.1 s.
+
+        Whoever made the other file may have lied in it about this build: so this file must say the same itself, symbol by symbol.
+        """
+        build_id = file.build_id()
+        key = (build_id, file.size, mapped.is_exe, _LINKER.search(mapped.path) is not None)
+        known = self._builds.get(key) if build_id is not None else None
+        if (
+            known is not None
+            and file.holds(known.evidence)
+            and all(file.is_function(at, is_named=True) for at in known.entries)
+            and file.names(_WITH_FLAGS) == known.with_flags  # what it has no name for counts, too
+        ):
+            self._builds.move_to_end(key)
+            found.plans += [replace(plan, path=mapped.opened, identity=mapped.identity) for plan in known.plans]
+            return
+        functions: dict[str, Function] = {}
+        self._examine_elf(file, mapped, found, functions)
+        if build_id is None or not functions or not found.plans or found.refusals:
+            return
+        # Returns inside Go's functions are in their code, which is compared.
+        entries = tuple(probe.offset for plan in found.plans for probe in plan.probes if probe.role not in _GO_RETURNS)
+        evidence = [item for name, function in functions.items() for item in file.evidence(name, function)]
+        evidence += [file.evidence_at(entry, _ENTRY_BYTES) for entry in entries]
+        self._builds[key] = _Build(tuple(found.plans), tuple(evidence), entries, file.names(_WITH_FLAGS))
+        if len(self._builds) > _MAX_BUILDS_KNOWN:
+            self._builds.popitem(last=False)
+
+    def _examine_elf(self, file: ELFFile, mapped: MappedFile, found: Findings, used: dict[str, Function]) -> None:
+        """`used` gets the functions that the plans rest on."""
         if _LINKER.search(mapped.path):
             for name, function in file.functions((_LINKER_TELLS,)).items():
                 probe = Probe(Role.LIBRARIES, function.offset, name)
@@ -162,12 +223,13 @@ class TargetFinder:
             self._take_offsets(file, mapped, self._offsets, found)
             return
         if ".go.buildinfo" in file.sections:
-            self._examine_go(file, mapped, found)
+            self._examine_go(file, mapped, found, used)
             return
         for names, library in ((_OPENSSL, "OpenSSL"), (_GNUTLS, "GnuTLS")):
-            functions = file.functions(names)
-            if any(names[name] in _MOVES_BYTES for name in functions):
+            functions = file.functions((*names, _WITH_FLAGS))
+            if any(names.get(name) in _MOVES_BYTES for name in functions):
                 found.plans.append(self._plan(file, mapped, functions, names, library))
+                used |= functions
         if found.plans:
             return
         build_id = file.build_id()
@@ -188,7 +250,7 @@ class TargetFinder:
             found.plans.append(_offset_plan(mapped, offsets))
 
     def _plan(self, file: ELFFile, mapped: MappedFile, functions: dict[str, Function], names: dict[str, Role], library: str) -> ProbePlan:
-        probes = [Probe(names[name], function.offset, name) for name, function in functions.items()]
+        probes = [Probe(names[name], function.offset, name) for name, function in functions.items() if name in names]
         notes: list[str] = []
         if library == "OpenSSL":
             library = _flavour(file, mapped, functions)
@@ -202,7 +264,7 @@ class TargetFinder:
             path=mapped.opened, identity=mapped.identity, library=library, probes=tuple(_one_per_address(probes)), notes=tuple(notes)
         )
 
-    def _examine_go(self, file: ELFFile, mapped: MappedFile, found: Findings) -> None:
+    def _examine_go(self, file: ELFFile, mapped: MappedFile, found: Findings, used: dict[str, Function]) -> None:
         version = go_version(file)
         functions = file.functions((_GO_READ, _GO_WRITE, _GO_CLOSE))
         if _GO_READ not in functions or _GO_WRITE not in functions:
@@ -232,10 +294,11 @@ class TargetFinder:
         if _GO_CLOSE in functions:
             probes.append(Probe(Role.GO_CLOSE, functions[_GO_CLOSE].offset, _GO_CLOSE))
         found.plans.append(ProbePlan(path=mapped.opened, identity=mapped.identity, library="Go crypto/tls", probes=tuple(probes)))
+        used |= functions
 
 
 def installed_libraries() -> list[MappedFile]:
-    """The host's own TLS libraries: processes that start later most likely map these."""
+    """The host's own TLS libraries and dynamic loader: processes that start later most likely map these."""
     found = []
     folders = ("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
     seen: set[tuple[str, int]] = set()
@@ -250,6 +313,9 @@ def installed_libraries() -> list[MappedFile]:
                 if identity not in seen:
                     seen.add(identity)
                     found.append(MappedFile(str(path), identity, str(path), is_exe=False))
+    with contextlib.suppress(OSError):
+        status = Path(_HOST_LINKER).stat()
+        found.append(MappedFile(_HOST_LINKER, (device_of(status), status.st_ino), _HOST_LINKER, is_exe=False))
     return found
 
 
@@ -313,17 +379,20 @@ def _fast_probes(file: ELFFile, functions: dict[str, Function], probes: list[Pro
 
     The exported functions of most builds begin with an instruction that the kernel must single-step; the internal ones begin
     with a push, which it emulates: an order cheaper. They also see BIO_read and BIO_write over an SSL BIO, which bypass the
-    exported ones. Sure means: both callers' first direct call goes to the same function, which begins with a push.
+    exported ones. Sure means: both callers' first direct call goes to the same function, which begins with a push; and it takes the
+    arguments that are expected: those of OpenSSL up to 3.2, before SSL_write_ex2 brought flags.
     """
+    if _WITH_FLAGS in functions:
+        return probes, "classic probes: this OpenSSL's internal functions take other arguments"
     fast: list[Probe] = []
     for plain, extended, role in (("SSL_read", "SSL_read_ex", Role.READ_EX), ("SSL_write", "SSL_write_ex", Role.WRITE_EX)):
         if plain not in functions or extended not in functions:
-            return probes, "fast probes: not possible (needs both SSL_read_ex and SSL_write_ex)"
+            return probes, "classic probes: it lacks SSL_read_ex or SSL_write_ex"
         target = _first_call(file, functions[plain])
         if target is None or target != _first_call(file, functions[extended]):
-            return probes, f"fast probes: not possible ({plain} and {extended} do not share one internal function)"
+            return probes, f"classic probes: {plain} and {extended} do not share one internal function"
         if not file.is_function(target) or not x86.is_push(file.read(target, 2)):
-            return probes, f"fast probes: not possible (the function inside {plain} does not begin with a push)"
+            return probes, f"classic probes: the function inside {plain} does not begin with a push"
         fast.append(Probe(role, target, f"{plain}'s internal function"))
     return [*fast, *(probe for probe in probes if probe.role not in _MOVES_BYTES)], "fast probes"
 

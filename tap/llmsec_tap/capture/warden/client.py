@@ -51,6 +51,14 @@ class WardenClient:
             return []
         return [socket.socket(fileno=descriptor) for descriptor in descriptors]
 
+    def open_socket(self, number: int) -> socket.socket | None:
+        """One of them again, by its place among them. None while its interface is not there, or is the one that it was."""
+        try:
+            _, descriptors = self._ask(Ask.SOCKET, number)
+        except OSError:
+            return None
+        return socket.socket(fileno=descriptors[0]) if descriptors else None
+
     def on_word(self, stop: Callable[[], None], news: Callable[[bytes], None] = lambda _: None) -> None:
         """Call `stop` when the warden says so, or is gone; `news` with each message of it. On a thread of its own."""
 
@@ -130,8 +138,8 @@ class WardenClient:
             payload, _ = self._ask(Ask.FACTS, pid, wait_s=_FACTS_WAIT_S)
         except OSError:
             return Facts(None, None, None)
-        comm, exe, container = (part.decode(errors="surrogateescape") or None for part in payload.split(b"\0"))
-        return Facts(comm, exe, container)
+        comm, exe, container, late = (part.decode(errors="surrogateescape") or None for part in payload.split(b"\0"))
+        return Facts(comm, exe, container, None if late is None else int(late))
 
     def start_detector(self) -> tuple[int, int]:
         """Input and output of a new detection process; an earlier one is ended. Raises OSError where there is none."""

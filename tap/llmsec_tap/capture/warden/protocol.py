@@ -25,7 +25,7 @@ NEWS: Final = b"n"
 
 class Ask(IntEnum):
     ATTACHED = 1  # -> ATTACHED, the ring. Waits until the probes stand.
-    FACTS = 2  # argument: a process id -> name NUL executable NUL container id, each empty where unknown
+    FACTS = 2  # argument: a process id -> name NUL executable NUL container id NUL ms that its probes came late, each empty where unknown
     TOTALS = 3  # -> TOTALS
     LOSSES = 4  # argument: from which on -> LOSS, repeated
     DETACH = 5  # all probes out -> nothing
@@ -34,4 +34,5 @@ class Ask(IntEnum):
     NEWS = 11  # argument: from which byte on -> that much of the message
     ALIVE = 10  # the decoder has made progress -> nothing
     SOCKETS = 9  # -> packet sockets, opened now: their rings fill from here on
+    SOCKET = 11  # argument: which of them -> it, opened again, where its interface is another one by now; else nothing
     COMPACT = 8  # beside it: the store's folder -> nothing; parts are merged by a process of the folder's owner

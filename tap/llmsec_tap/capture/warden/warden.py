@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import select
 import signal
 import socket
@@ -26,6 +27,7 @@ from llmsec_tap import privileges
 from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.host.proc import uid_of
 from llmsec_tap.capture.host.process import facts_of
+from llmsec_tap.capture.packets.packet_socket import interface_of
 from llmsec_tap.capture.warden import protocol
 from llmsec_tap.capture.warden.protocol import Ask
 from llmsec_tap.errors import LLMSecError
@@ -33,7 +35,7 @@ from llmsec_tap.journal import Journal
 
 if TYPE_CHECKING:
     from llmsec_tap.capture.ebpf.loader_api import ConnectionLoss, Loader
-    from llmsec_tap.capture.probes.selection import Observed
+    from llmsec_tap.capture.probes.selection import Observed, Selection
 
 # What the warden keeps: to load and attach, to look into other users' processes and files, to open packet sockets, and to start
 # helpers as other users.
@@ -63,8 +65,9 @@ class Warden:
         self._child = 0
         self._loader: Loader | None = None
         self._observed: Observed | None = None
-        self._sockets: Sequence[socket.socket] = ()
-        self._open_sockets: Callable[[], Sequence[socket.socket]] = tuple
+        self._sockets: list[socket.socket] = []
+        self._interfaces: list[str] = []  # that they were opened for
+        self._openers: Sequence[Callable[[], socket.socket]] = ()
         self._attached = threading.Event()
         self._detached = False
         self._lock = threading.Lock()
@@ -90,13 +93,18 @@ class Warden:
         os.close(self.stop_pipe)
         return False
 
-    def run(self, attach: Callable[[], tuple[Loader, Observed] | None], open_sockets: Callable[[], Sequence[socket.socket]]) -> int:
-        """Attach, and serve until the decoder ends. Raises what `attach` and `open_sockets` raise, the decoder ended before."""
+    def run(self, attach: Callable[[], tuple[Loader, Observed] | None], openers: Sequence[Callable[[], socket.socket]]) -> int:
+        """Attach, and serve until the decoder ends. `openers`: each opens the packet socket of one interface.
+
+        Raises what they and `attach` raise, the decoder ended before.
+        """
         threading.Thread(target=self._serve, name="llmsec-serve", daemon=True).start()
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each library that is probed holds half a dozen
         try:
-            for sock in open_sockets():
-                sock.close()  # they can be opened; the decoder has them opened when it is ready to read
-            self._open_sockets = open_sockets
+            for opener in openers:
+                opener().close()  # it can be opened; the decoder has it opened when it is ready to read
+            self._openers = openers
             tls = attach()
             if tls is not None:
                 self._loader, self._observed = tls
@@ -113,6 +121,13 @@ class Warden:
         self._news = news
         with contextlib.suppress(OSError):
             os.write(self._stop, protocol.NEWS)
+
+    def update(self, selection: Selection) -> list[str]:
+        """Change which processes are observed, as `Observed.update` does; for `on_hangup`. What needs a restart, a sentence each."""
+        with self._lock:
+            if self._observed is None or self._detached:
+                return [] if selection.is_empty else ["observing processes at all needs a restart"]
+            return self._observed.update(selection)
 
     def _watch(self, wake: int) -> int:
         """Until the decoder has ended; its exit code."""
@@ -184,12 +199,18 @@ class Warden:
             return protocol.ATTACHED.pack(loader.ring_bytes), [loader.events_descriptor]
         if kind == Ask.SOCKETS and not self._sockets:
             try:
-                self._sockets = self._open_sockets()
+                self._sockets += [opener() for opener in self._openers]
+                self._interfaces = [interface_of(sock) for sock in self._sockets]
             except LLMSecError as fault:
                 self._journal.error("interface_failed", str(fault))
             return b"", [sock.fileno() for sock in self._sockets]
+        if kind == Ask.SOCKET and argument < len(self._sockets):
+            return b"", self._open_again(argument)
         if kind == Ask.FACTS:
-            return b"\0".join((text or "").encode(errors="surrogateescape")[:_MOST_BYTES_OF_NAME] for text in facts_of(argument)), []
+            late_ms = self._observed.late_ms(argument) if self._observed is not None else None
+            facts = facts_of(argument)._replace(late_ms=late_ms)
+            texts = ("" if fact is None else str(fact) for fact in facts)
+            return b"\0".join(text.encode(errors="surrogateescape")[:_MOST_BYTES_OF_NAME] for text in texts), []
         if kind == Ask.TOTALS and loader is not None:
             return protocol.TOTALS.pack(*loader.totals()), []
         if kind == Ask.LOSSES and loader is not None:
@@ -210,6 +231,18 @@ class Warden:
         elif kind == Ask.COMPACT and descriptors and os.fstat(descriptors[0]).st_uid == uid_of(self._child):
             self._compact(descriptors[0])  # of the decoder's own folder only: what it holds is read with its owner's rights
         return b"", []
+
+    def _open_again(self, number: int) -> list[int]:
+        """Only where the interface of the socket is gone for good: a socket's ring is 32 MiB, and a decoder may not have any number."""
+        if not self._interfaces[number] or interface_of(self._sockets[number]):
+            return []
+        try:
+            opened = self._openers[number]()
+        except LLMSecError:
+            return []  # it is not there yet
+        self._sockets[number].close()
+        self._sockets[number] = opened
+        return [opened.fileno()]
 
     def _detach(self) -> None:
         with self._lock:
