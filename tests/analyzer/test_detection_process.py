@@ -332,7 +332,7 @@ def is_marked(exchange: Exchange, name: str) -> bool:
 
 
 def test_a_flood_costs_its_own_detection_only_and_hides_no_secret_of_its_own():
-    run = Run(may_wait=False, queue_bytes=2_000_000, under_way_bytes=100_000)
+    run = Run(may_wait=False, queue_bytes=2_000_000, under_way_bytes=100_000, drain_s=60.0, patience_s=60.0)
     run.detection.await_ready()
     run.signal(signal.SIGSTOP)
     flood = [prompt(f"{number} " + "".join(map(str, range(number, number + 20_000))), f"10.0.0.1:{number}") for number in range(60)]
@@ -351,7 +351,7 @@ def test_a_flood_costs_its_own_detection_only_and_hides_no_secret_of_its_own():
 
 
 def test_a_replay_does_not_wait_for_a_process_that_hangs():
-    run = Run(patience_of_replay_s=0.5)
+    run = Run(patience_of_replay_s=3.0)
     run.detection.await_ready()
     run.signal(signal.SIGSTOP)
     run.replay(capture(3)).close()
