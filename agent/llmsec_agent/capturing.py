@@ -68,6 +68,8 @@ def _decode(plan: CapturePlan, journal: Journal, warden: WardenClient, pods: Pod
     from llmsec_agent.output import printer
     from llmsec_agent.shares import Shares
     from llmsec_agent.start_detection import detection_starter
+    from llmsec_analyzer.worker.child import RemoteDetectors
+    from llmsec_tap.capture.warden.protocol import MAX_DETECTORS
 
     loaded = plan.load()
     print_to = printer(plan.settings.output)
@@ -80,7 +82,7 @@ def _decode(plan: CapturePlan, journal: Journal, warden: WardenClient, pods: Pod
         queue_bytes=Shares.of(plan.settings.memory_cap_bytes).detection,
         is_built_in=not loaded.sets("security"),
         redact=plan.redact,
-        remote=(warden.start_detector, warden.kill_detector),
+        remote=RemoteDetectors(warden.start_detector, warden.kill_detector, MAX_DETECTORS),
     )
     return capture(
         plan.settings,

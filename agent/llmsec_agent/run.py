@@ -31,8 +31,10 @@ from llmsec_tap.tokens import TokenEstimator
 class Detection(Protocol):
     """What looks at the exchanges on their way. It delivers each one it was given, in their order, now or later."""
 
-    failed: bool
     least_pressure: int  # what is left out of every exchange at least (judge/budget.py)
+
+    @property
+    def failed(self) -> bool: ...
 
     def listener(self, assembly: ExchangeAssembly) -> DeltaListener | None: ...
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llmsec_analyzer.settings import DetectionSettings
-from llmsec_analyzer.worker.child import ChildDetector, RemoteDetector, StartDetector
-from llmsec_analyzer.worker.client import DetectionProcess
+from llmsec_analyzer.worker.child import ChildDetector, RemoteDetectors, StartDetector
+from llmsec_analyzer.worker.client import Bounds, DetectionProcess
 from llmsec_tap.journal import Journal
 from llmsec_tap.model import Exchange, Severity
 
@@ -20,18 +20,26 @@ def detection_starter(
     is_built_in: bool,
     redact: bool = False,
     fail_on: Severity | None = None,
-    remote: tuple[Callable[[], tuple[int, int]], Callable[[], None]] | None = None,
+    remote: RemoteDetectors | None = None,
 ) -> Callable[[Callable[[Exchange], None], bytes], DetectionProcess]:
     """What starts detection, given where exchanges go from there and the key of fingerprints. Raises ConfigError for a rule or model that is wrong.
 
     `may_wait`: the source can (a file), or cannot (live). `is_built_in`: these settings are tested, so there is no need to wait for
-    the process to load them. `remote` starts and ends the process where this one may start none (worker/child.py).
+    the process to load them. `remote` starts and ends processes where this one may start none.
     """
-    start: StartDetector = ChildDetector if remote is None else lambda: RemoteDetector(*remote)
+    start: StartDetector = ChildDetector if remote is None else remote
 
     def begin(deliver: Callable[[Exchange], None], key: bytes) -> DetectionProcess:
         process = DetectionProcess(
-            settings, key, deliver, may_wait=may_wait, journal=journal, redact=redact, fail_on=fail_on, start=start, queue_bytes=queue_bytes
+            settings,
+            key,
+            deliver,
+            may_wait=may_wait,
+            journal=journal,
+            redact=redact,
+            fail_on=fail_on,
+            start=start,
+            bounds=Bounds(queue_bytes=queue_bytes),
         )
         if not is_built_in:
             process.await_ready()

@@ -32,7 +32,7 @@ AnomalyName = Literal[
     "json_key_case", "json_trailing", "other_text_limit", "prompt_token_ids", "charset_differs", "json_limit", "json_not_strict",
     "text_limit", "choice_limit", "decoder_error",
     # detection
-    "detection_fault", "detection_incomplete", "findings_limit", "detection_without_model", "detection_skipped",
+    "detection_fault", "detection_incomplete", "findings_limit", "detection_without_model", "detection_skipped", "detection_set_aside",
     "detection_secrets_only",
     "content_withheld",
     "content_degraded",
@@ -125,6 +125,7 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     "findings_limit": "More findings than a record keeps: the gravest of each rule were kept, the count says how many were not; all are masked by --redact.",
     "detection_without_model": "Over its budget, detection ran without the injection model.",
     "detection_skipped": "Detection could not keep up, or its process had ended; this exchange was not looked at.",
+    "detection_set_aside": "Its longest text ended the detection process twice, so it was not looked at again.",
     "content_withheld": "Its texts should have been masked and were not (all) looked at, so they were left out.",
     "content_degraded": "Degraded (disk, memory or load), the tap left the texts out of what it keeps; counts and findings stay.",
     "detection_secrets_only": "Over its budget, detection looked for secrets and unsafe output only.",

@@ -189,7 +189,7 @@ def test_a_large_result_streams_in_constant_memory(store):
         "class Sink:\n"
         "    size = 0\n"
         "    def isatty(self): return False\n"
-        "    def write(self, text): self.size += len(text)\n"
+        "    def writelines(self, lines): self.size += sum(map(len, lines))\n"
         "sink = Sink()\n"
         "with QuerySession.open(sys.argv[1]) as session:\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

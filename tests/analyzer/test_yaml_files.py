@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsec_agent.config import load_config
+from llmsec_analyzer.prove.form import check_form
 from llmsec_analyzer.rules.load import load_file
 from llmsec_analyzer.yaml_files import MAX_FILE_BYTES, read_yaml
 from llmsec_tap.errors import ConfigError
@@ -34,7 +35,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("load", [load_config, lambda name: load_file(Path(name))], ids=["config", "rules"])
+@pytest.mark.parametrize("load", [load_config, lambda name: load_file(Path(name), check_form)], ids=["config", "rules"])
 def test_it_is_one_clear_error_that_quotes_nothing(tmp_path, name, load):
     text, said = HOSTILE[name]
     file = tmp_path / "file.yaml"

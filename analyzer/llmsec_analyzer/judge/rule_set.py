@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from llmsec_analyzer.engine.triggers import MAX_KEYWORD_BYTES
+from llmsec_analyzer.prove.form import check_form
 from llmsec_analyzer.recognizers.patterns import compile_pattern
-from llmsec_analyzer.rules.load import RuleError, check_form, load_builtin, load_paths
+from llmsec_analyzer.rules.load import RuleError, load_builtin, load_paths
 from llmsec_analyzer.rules.schema import Rule
 from llmsec_analyzer.settings import DetectionSettings
 from llmsec_analyzer.typed_files import nearest
@@ -45,7 +46,7 @@ def rule_set(settings: DetectionSettings) -> RuleSet:
     trusted = frozenset(rule.id for rule in builtin)
     # What shipped rules say of redaction is advice: nothing is masked that nobody asked to have masked.
     rules = {rule.id: msgspec.structs.replace(rule, action="alert_only") if rule.redacts else rule for rule in builtin}
-    for rule in load_paths(settings.rules):
+    for rule in load_paths(settings.rules, check_form):
         if rule.id in rules:
             raise RuleError(f"rule {rule.id}: the id is taken", "give it another; shipped rules are switched off by disabled_rules")
         rules[rule.id] = rule

@@ -55,12 +55,15 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def write_json(result: Result, out: TextIO) -> None:
+def write_lines(lines: Iterable[str], out: TextIO) -> None:
+    """JSON lines. On a terminal, what could steer it is written as escapes, which mean the same in JSON."""
     on_terminal = out.isatty()
+    out.writelines((json_visible(line) if on_terminal else line) + "\n" for line in lines)
+
+
+def write_json(result: Result, out: TextIO) -> None:
     names = unique(result.names)
-    for row in result.rows():
-        line = json_text(dict(zip(names, row, strict=True)))
-        out.write((json_visible(line) if on_terminal else line) + "\n")
+    write_lines((json_text(dict(zip(names, row, strict=True))) for row in result.rows()), out)
 
 
 # What a spreadsheet takes for the beginning of a formula (OWASP, CSV Injection).

@@ -7,13 +7,11 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any
 
-from llmsec_analyzer.show.results import write_table
-from llmsec_analyzer.show.terminal import json_visible
-from llmsec_analyzer.stored.session import QuerySession
+from llmsec_analyzer.stored.session import QuerySession, Result
 from llmsec_tap.errors import ConfigError
-from llmsec_tap.model import Exchange, to_json
+from llmsec_tap.model import Exchange
 from llmsec_tap.storage.rows import exchange_of
 from llmsec_tap.storage.schema import EXCHANGE_COLUMNS
 
@@ -85,22 +83,19 @@ def parse_time(text: str, option: str, now_ns: int | None = None) -> int:
     return (since_epoch // dt.timedelta(microseconds=1)) * 1000
 
 
-def write_list(session: QuerySession, wanted: Filter, out: TextIO) -> None:
+def listed(session: QuerySession, wanted: Filter) -> Result:
+    """A row for each exchange, newest first: what a list shows of it."""
     where, parameters = wanted.where()
-    result = session.select(
+    return session.select(
         f"SELECT {_LIST_COLUMNS} FROM exchanges {where} ORDER BY started_ns DESC NULLS LAST, exchange_id LIMIT ?",  # noqa: S608 - values are parameters
         [*parameters, wanted.limit],
     )
-    write_table(result, out, max_rows=wanted.limit)
 
 
-def write_records(session: QuerySession, wanted: Filter, out: TextIO) -> None:
-    """Whole records as JSON lines, the same as `replay --format jsonl` writes."""
+def records(session: QuerySession, wanted: Filter) -> Iterator[Exchange]:
+    """Whole records, newest first."""
     where, parameters = wanted.where()
-    on_terminal = out.isatty()
-    for exchange in _records(session, f"{where} ORDER BY started_ns DESC NULLS LAST, exchange_id LIMIT ?", [*parameters, wanted.limit]):
-        line = to_json(exchange).decode()
-        out.write((json_visible(line) if on_terminal else line) + "\n")
+    return _records(session, f"{where} ORDER BY started_ns DESC NULLS LAST, exchange_id LIMIT ?", [*parameters, wanted.limit])
 
 
 def find(session: QuerySession, prefix: str) -> Exchange:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 # -P: nothing is imported from wherever the command was started.
@@ -34,10 +35,11 @@ StartDetector = Callable[[], Detector]
 class ChildDetector:
     """A child of this process."""
 
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 - our own module
+    def __init__(self, command: Sequence[str] = COMMAND) -> None:
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 - our own module
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self.pid = self._process.pid
         self.to, self.back = self._process.stdin.fileno(), self._process.stdout.fileno()
         for descriptor in (self.to, self.back):
             os.set_blocking(descriptor, False)
@@ -62,13 +64,36 @@ class ChildDetector:
                 pipe.close()
 
 
-class RemoteDetector:
-    """Started and ended by another process: `start` gives its input and output, `end` kills it."""
+class RemoteDetectors:
+    """Call it for a detector that another process starts and ends, addressed by number; one that is gone leaves its number to the next.
 
-    def __init__(self, start: Callable[[], tuple[int, int]], end: Callable[[], None]) -> None:
-        self.to, self.back = start()
+    `start` takes the number and gives the detector's input and output; `end` kills it and waits for its end.
+    """
+
+    def __init__(self, start: Callable[[int], tuple[int, int]], end: Callable[[int], None], numbers: int) -> None:
+        self._start = start
         self._end = end
-        self._open = {self.to, self.back}
+        self._free = set(range(numbers))
+
+    def __call__(self) -> Detector:
+        if not self._free:
+            raise OSError(errno.EAGAIN, "as many run as may")
+        number = min(self._free)
+        to, back = self._start(number)
+        self._free.remove(number)
+
+        def end() -> None:
+            self._end(number)
+            self._free.add(number)
+
+        return RemoteDetector(to, back, end)
+
+
+class RemoteDetector:
+    def __init__(self, to: int, back: int, end: Callable[[], None]) -> None:
+        self.to, self.back = to, back
+        self._end: Callable[[], None] | None = end
+        self._open = {to, back}
         for descriptor in self._open:
             os.set_blocking(descriptor, False)
 
@@ -76,10 +101,12 @@ class RemoteDetector:
         self._close(self.to)
 
     def close(self, patience_s: float) -> None:
-        self._close(self.back)  # whoever started it waits for its end
+        self.kill()  # its output has ended, or nobody waits for it any longer
 
     def kill(self) -> None:
-        self._end()
+        end, self._end = self._end, None
+        if end is not None:  # once: its number may be another's then
+            end()
         self._close(self.to)
         self._close(self.back)
 

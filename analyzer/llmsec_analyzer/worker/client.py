@@ -2,106 +2,74 @@
 
 A live capture never waits here: what does not fit the queue (fair.py), or is not answered in time, goes on unscanned and says so
 (`detection_skipped`). A replay's source can wait, so it does, but not for ever: a process that makes no progress is ended. If the
-process dies, what it had in hand is marked `detection_fault` and a new one goes on with the rest.
+process dies, what it had in hand is marked `detection_fault` and a new one goes on with the rest (supervisor.py). `reload` starts
+a second one beside it, which takes over once its rules and model are loaded.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import select
 import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
-from hashlib import blake2b
+from dataclasses import dataclass
 
 from llmsec_analyzer.judge.exchange_parts import Report, text_parts, unread
-from llmsec_analyzer.judge.redact import redacted, withheld
-from llmsec_analyzer.risk import SEVERITIES, rank
+from llmsec_analyzer.risk import SEVERITIES
 from llmsec_analyzer.settings import DetectionSettings
+from llmsec_analyzer.worker.batches import AnswerListener, Batches
 from llmsec_analyzer.worker.child import ChildDetector, Detector, StartDetector
 from llmsec_analyzer.worker.fair import COST_BYTES, FairQueue, Waiting
-from llmsec_analyzer.worker.protocol import (
-    DetectorFault,
-    Early,
-    Examine,
-    Examined,
-    Forget,
-    Frames,
-    FromWorker,
-    Increments,
-    Ready,
-    Start,
-    Totals,
-    ToWorker,
-    frame,
-)
-from llmsec_tap.counters import Sample, by_label
+from llmsec_analyzer.worker.in_order import InOrder
+from llmsec_analyzer.worker.pipe import Pipe, PipeEndedError
+from llmsec_analyzer.worker.protocol import DetectorFault, Early, Examine, Examined, Forget, FromWorker, Ready, Start, Totals, ToWorker
+from llmsec_analyzer.worker.supervisor import BACK_OFF_S, RESTARTS, Quarantine, Supervisor
+from llmsec_tap.counters import Histogram, Sample, by_label
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.exchange.assembly import ExchangeAssembly
 from llmsec_tap.journal import Journal
 from llmsec_tap.model import Exchange, Severity
 
-# What waits for the detection process: bytes of messages and exchanges without a report.
-MAX_QUEUED_BYTES = 32 << 20
-# Of a live capture, so much is under way to the process; the rest waits in its lines, so that nobody waits behind a flood.
-_UNDER_WAY_BYTES = 256 << 10
 # Increments held back to go together, over all streams (256 characters of one count as another); a tick sends what there is.
 _MAX_HELD = 16_384
-_SEND_AT_BYTES = 64 << 10
-_READ_BYTES = 1 << 20
-# An exchange is given up after so long, and the process taken for stuck: some seconds, and more for a long text. A replay's machine
-# may be busy with more than us.
-_PATIENCE_S = 10.0
-_PATIENCE_OF_REPLAY_S = 30.0
-_SLOWEST_BYTES_PER_S = 250_000
-# At its end, a live capture waits so long for all that is still out; a command that was interrupted, so long.
-_DRAIN_S = 10.0
-_HURRY_S = 1.0
-# Deaths of the process in an hour after which a new one begins at once; after that it begins later and later.
-_RESTARTS = 3
-_RESTARTS_IN_S = 3600.0
-_BACK_OFF_S = (30.0, 120.0, 600.0)
-_START_S = 60.0
-# Texts that were in hand when a process died, by hash: what was so twice is set aside.
-_MAX_SUSPECTS = 1024
 _MAX_TOLD = 10_000
-# Of an exchange with one of these, not all is known that would have to be masked.
-_UNSCANNED = frozenset(("detection_skipped", "detection_secrets_only", "detection_fault"))
+_SLOWEST_BYTES_PER_S = 250_000
+_DURATIONS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-class AnswerListener:
-    """Collects the increments of one answer, to be scanned while the rest arrives."""
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """How much waits for the detection process, and how long for what."""
 
-    __slots__ = ("_client", "_pieces", "generation", "stream")
+    queue_bytes: int = 32 << 20  # of messages and of exchanges without a report
+    exchanges: int = 65_536  # of a live capture that wait for the one before them
+    # Of a live capture, so much is under way to the process; the rest waits in its lines, so that nobody waits behind a flood.
+    under_way_bytes: int = 256 << 10
+    send_at_bytes: int = 64 << 10
+    # An exchange is given up after so long, and the process taken for stuck: some seconds, and more for a long text. A replay's
+    # machine may be busy with more than us.
+    patience_s: float = 10.0
+    patience_of_replay_s: float = 30.0
+    start_s: float = 60.0
+    # At its end, a live capture waits so long for all that is still out; a command that was interrupted, so long.
+    drain_s: float = 10.0
+    hurry_s: float = 1.0
+    restarts: int = RESTARTS
+    back_off_s: tuple[float, ...] = BACK_OFF_S
 
-    def __init__(self, client: DetectionProcess) -> None:
-        self._client = client
-        self._pieces: list[Increments] = []
-        self.stream = 0
-        self.generation = client.generation
 
-    def delta(self, ts_ns: int, kind: str, choice: int, text: str) -> None:
-        # Once per streamed token.
-        if kind == "tool_call":
-            return  # several calls may arrive by turns under one choice; their arguments are scanned at the end
-        pieces = self._pieces
-        if pieces:
-            last = pieces[-1]
-            if last.kind == kind and last.choice == choice:
-                last.texts.append(text)
-                self._client.held += 1 + (len(text) >> 8)
-                return
-        pieces.append(Increments(0, kind, choice, time.monotonic_ns(), [text]))
-        self._client.holds(self, text)
+class _Worker:
+    """One process and what it has in hand: sent and without an answer, in the order it was sent."""
 
-    def finished(self, exchange: Exchange) -> None:
-        self._client.finished(self, exchange)
-
-    def take(self) -> list[Increments]:
-        pieces, self._pieces = self._pieces, []
-        return pieces
+    def __init__(self, start: Start, detector: Detector, now: float) -> None:
+        self.start = start
+        self.pipe = Pipe(detector)
+        self.pipe.send(start)
+        self.begun = self.progress = now
+        self.ready: Ready | None = None
+        self.totals = Totals({}, 0)
+        self.sent: dict[int, Waiting] = {}
+        self.sent_bytes = 0
 
 
 class DetectionProcess:
@@ -118,90 +86,73 @@ class DetectionProcess:
         redact: bool = False,
         fail_on: Severity | None = None,
         start: StartDetector = ChildDetector,
-        queue_bytes: int | None = None,
+        bounds: Bounds | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._bounds = bounds = bounds or Bounds()
         self._start = Start(settings, key, redact)
         self._start_detector = start
-        self._deliver = deliver
         self._may_wait = may_wait
         self._journal = journal
-        self._redact = redact
-        self._redacts = redact or settings.asks_redaction  # something is to be masked
-        self._fail_on = fail_on
-        self.failed = False  # something as severe as `fail_on` was found
+        self._clock = clock
         self.least_pressure = 0  # what is left out of every exchange at least (judge/budget.py)
-        self.generation = 0
-        self.held = 0  # increments not sent yet
-        self._dirty: list[AnswerListener] = []
-        self._streams = 0
+        self._batches = Batches(self._send, self._has_room)
+        self._in_order = InOrder(deliver, redact=redact, fail_on=fail_on)
+        self._in_order.masks = redact or settings.asks_redaction
+        self._queue = FairQueue(bounds.queue_bytes)
         self._numbers = 0
-        self._stream_of: dict[str, int] = {}
-        self._waiting: deque[Waiting] = deque()  # all that are not delivered, in their order
-        self._limit = MAX_QUEUED_BYTES if queue_bytes is None else queue_bytes
-        self._queue = FairQueue(self._limit)
-        self._sent: dict[int, Waiting] = {}  # to the process, without an answer, in the order they were sent
-        self._sent_bytes = 0
         self._deadline = math.inf  # of all waiting
-        self._out = bytearray()
-        self._progress = time.monotonic()
-        self._ready: Ready | None = None
-        self._totals = Totals({}, 0)
-        self._findings: Counter[str] = Counter()
-        self._marks: Counter[str] = Counter()
+        self._earlier = Totals({}, 0)  # of processes that are gone
+        self._durations = Histogram(_DURATIONS_S)
         self._told: OrderedDict[tuple[int, str], None] = OrderedDict()
-        self._suspects: OrderedDict[bytes, int] = OrderedDict()
-        self._deaths: deque[float] = deque()
-        self._retry_at = math.inf
-        self._restarts_total = 0
-        self._process: Detector | None = None
-        self._launch()
+        self._supervisor = Supervisor(bounds.restarts, bounds.back_off_s)
+        self._quarantine = Quarantine(key)
+        self._worker: _Worker | None = None
+        self._is_awaited = False  # somebody takes its refusal of the settings himself
+        self._wanted: Start | None = None  # what a reload asks for
+        self._successor: _Worker | None = None  # until its rules and model are loaded
+        self._retiring: _Worker | None = None  # until it has answered what it was sent
+        self._reloads: Counter[str] = Counter()
+        self._start_again()
 
     # --- the pipeline's side ------------------------------------------------------------------------------------------
 
+    @property
+    def failed(self) -> bool:
+        """Something as severe as `fail_on` was found."""
+        return self._in_order.failed
+
     def listener(self, assembly: ExchangeAssembly) -> AnswerListener:
-        return AnswerListener(self)
-
-    def holds(self, listener: AnswerListener, text: str) -> None:
-        """The listener has something to send. Called from within a parser: what it holds goes out with the next `tick`."""
-        self._dirty.append(listener)
-        self.held += 1 + (len(text) >> 8)
-
-    def finished(self, listener: AnswerListener, exchange: Exchange) -> None:
-        self._send_increments_of(listener)
-        if listener.stream and listener.generation == self.generation:
-            if exchange.provider is None:
-                self._send(Forget(listener.stream))
-            else:
-                self._stream_of[exchange.exchange_id] = listener.stream
+        return AnswerListener(self._batches)
 
     def add(self, exchange: Exchange) -> None:
         """Take an exchange; it is delivered, now or later, after all that came before it."""
         self._numbers += 1
-        entry = Waiting(self._numbers, exchange, 0, time.monotonic(), stream=self._stream_of.pop(exchange.exchange_id, 0))
-        self._waiting.append(entry)
+        stream = self._batches.stream_of(exchange.exchange_id)
+        entry = Waiting(self._numbers, exchange, 0, self._clock(), stream=stream, masks=self._in_order.masks)
+        self._in_order.add(entry)
         self._start_again()
         if exchange.provider is None:
             entry.is_llm, entry.report = False, Report([])
-        elif self._process is None:
-            entry.report = _skipped()
         else:
             entry.parts = list(text_parts(exchange))
-            if self._is_set_aside(entry):
-                self._leave_out(entry, _fault())
-            else:
-                self._queue_up(entry)
-        if len(self._out) >= _SEND_AT_BYTES:
+            self._queue_up(entry)
+        if self._worker is not None and self._worker.pipe.waiting_bytes >= self._bounds.send_at_bytes:
             self._pump()
             self._wait_for_room()
-        elif self._waiting[0].report is not None:
-            self._hand_on()
+        else:
+            self._in_order.hand_on()
+        if not self._may_wait and len(self._in_order) > self._bounds.exchanges:
+            self._skip_all()
 
     def tick(self) -> None:
         """Send what is held back and take what is answered. Only a replay waits, where too much is under way."""
         self._start_again()
-        if self.held >= _MAX_HELD or not self._may_wait:
-            self._send_increments()
+        if self._batches.held >= _MAX_HELD or not self._may_wait:
+            self._batches.flush()
         self._pump()
+        if self._wanted is not None or self._successor is not None or self._retiring is not None:
+            self._go_on_reloading()
         if self._may_wait:
             self._wait_for_room()
         else:
@@ -209,161 +160,199 @@ class DetectionProcess:
 
     def drain(self) -> None:
         """Wait until everything that was added is delivered, but not for ever; what has no answer then is marked `detection_skipped`."""
-        self._send_increments()
-        self._progress = time.monotonic()
-        ends = self._progress + _DRAIN_S if not self._may_wait else math.inf
-        while self._process is not None and self._is_busy:
+        self._batches.flush()
+        now = self._clock()
+        for worker in self._workers:
+            worker.progress = now
+        ends = now + self._bounds.drain_s if not self._may_wait else math.inf
+        while self._workers and self._is_busy:
             self._pump(0.2)
             self._end_if_stuck()
-            if time.monotonic() > min(ends, self._deadline):
+            if self._clock() > min(ends, self._deadline):
                 self._give_up()
-        self._hand_on()
+        self._in_order.hand_on()
 
     def hurry(self) -> None:
         """Somebody wants this to end: nothing waits longer than a few seconds from now on. May be called from a signal handler."""
-        self._deadline = min(self._deadline, time.monotonic() + _HURRY_S)
+        self._deadline = min(self._deadline, self._clock() + self._bounds.hurry_s)
 
     def close(self) -> None:
         """Wait for what is still out, deliver it, and end the process."""
         self.drain()
         self._end()
-        for entry in self._waiting:
-            entry.report = entry.report or _skipped()
-        self._hand_on()
+        for entry in self._in_order.unanswered():
+            entry.report = _marked("detection_skipped")
+        self._in_order.hand_on()
+
+    # --- another configuration ----------------------------------------------------------------------------------------
+
+    def reload(self, settings: DetectionSettings) -> None:
+        """Go over to other settings, while it runs: it takes some calls of `tick`, and nothing is lost or overtaken meanwhile.
+
+        A second process is started with them; once its rules and model are loaded, it is sent what comes from then on, and the
+        first one ends when it has answered what it was sent. Settings that are wrong change nothing: the journal has an error
+        (`detection_reload_refused`), and `llmsec_detection_reloads_total` counts it. Of several calls, the last one holds.
+        """
+        self._wanted = Start(settings, self._start.key, self._start.redact)
+        if self._successor is not None:
+            self._successor.pipe.kill()
+            self._successor = None
+        self._go_on_reloading()
+
+    def _go_on_reloading(self) -> None:
+        retiring = self._retiring
+        if retiring is not None and not retiring.pipe.waiting_bytes:
+            retiring.pipe.close_input()
+        if self._wanted is not None and self._successor is None and retiring is None:  # two at a time
+            wanted, self._wanted = self._wanted, None
+            try:
+                self._successor = _Worker(wanted, self._start_detector(), self._clock())
+            except OSError as fault:
+                self._refuse("failed", f"a second detection process cannot be started ({fault.strerror})")
+        elif self._successor is not None and self._clock() - self._successor.begun > self._bounds.start_s:
+            self._refuse("failed", "the new detection process took too long to load its rules and model")
+
+    def _refuse(self, result: str, why: str, hint: str = "") -> None:
+        successor, self._successor = self._successor, None
+        if successor is not None:
+            successor.pipe.kill()
+        self._reloads[result] += 1
+        after = f" ({hint})" if hint else ""
+        self._journal.error("detection_reload_refused", f"{why}{after}; detection goes on with the settings it has", why=why, result=result)
+
+    def _take_over(self, successor: _Worker, ready: Ready) -> None:
+        self._successor = None
+        self._worker, self._retiring = successor, self._worker
+        self._start = successor.start
+        self._batches.restart()
+        if self._retiring is not None:
+            self._retiring.progress = self._clock()
+        self._in_order.masks = successor.start.redact or successor.start.settings.asks_redaction
+        self._become_ready(ready)
+        self._reloads["accepted"] += 1
+        self._journal.info("detection_reloaded", "detection goes by the new settings from here on")
+        self._send_queued()
 
     # --- what is sent -------------------------------------------------------------------------------------------------
 
     @property
+    def _workers(self) -> list[_Worker]:
+        return [worker for worker in (self._worker, self._retiring, self._successor) if worker is not None]
+
+    @property
     def _is_busy(self) -> bool:
-        return bool(self._sent or len(self._queue))
+        return bool(len(self._queue) or any(worker.sent for worker in self._workers))
 
     def _queue_up(self, entry: Waiting) -> None:
         """A replay's exchange goes out at once, its source waits for room. Of a live capture, what there is no room for goes without."""
-        if self._may_wait:
-            self._send_entry(entry, 0)
-            return
-        entry.size = COST_BYTES + sum(len(part.text) for part in entry.parts)
-        for other in self._queue.add(entry):
-            self._leave_out(other, _skipped())
-        self._send_queued()
+        if self._worker is None:
+            self._leave_out(entry, "detection_skipped")
+        elif self._quarantine and self._quarantine.holds(_longest_text(entry)):
+            self._leave_out(entry, "detection_set_aside")
+        elif self._may_wait:
+            self._send_entry(self._worker, entry, 0)
+        else:
+            entry.size = COST_BYTES + sum(len(part.text) for part in entry.parts)
+            for other in self._queue.add(entry):
+                self._leave_out(other, "detection_skipped")
+            self._send_queued()
 
     def _send_queued(self) -> None:
-        while self._sent_bytes < _UNDER_WAY_BYTES and (entry := self._queue.next()) is not None:
-            self._send_entry(entry, max(self.least_pressure, self._queue.pressure(entry)))
+        worker = self._worker
+        while worker is not None and worker.sent_bytes < self._bounds.under_way_bytes and (entry := self._queue.next()) is not None:
+            self._send_entry(worker, entry, max(self.least_pressure, self._queue.pressure(entry)))
 
-    def _send_entry(self, entry: Waiting, pressure: int) -> None:
+    def _send_entry(self, worker: _Worker, entry: Waiting, pressure: int) -> None:
         exchange = entry.exchange
-        size = self._send(Examine(entry.number, entry.stream, exchange.exchange_id, pressure, entry.parts, unread(exchange)))
+        stream = entry.stream if self._batches.is_known(entry.stream) else 0
+        size = worker.pipe.send(Examine(entry.number, stream, exchange.exchange_id, pressure, entry.parts, unread(exchange)))
         if self._may_wait:
             entry.size = size
-        if not self._sent:
-            self._progress = time.monotonic()
-        self._sent[entry.number] = entry
-        self._sent_bytes += entry.size
+        if not worker.sent:
+            worker.progress = self._clock()
+        worker.sent[entry.number] = entry
+        worker.sent_bytes += entry.size
 
-    def _answered(self, entry: Waiting, report: Report) -> None:
+    def _returned(self, worker: _Worker, number: int) -> Waiting | None:
         """It was sent, and is not waited for any more."""
-        entry.report, entry.parts = report, []
-        self._sent_bytes -= entry.size
-        if not self._may_wait:
-            self._queue.done(entry)
+        entry = worker.sent.pop(number, None)
+        if entry is not None:
+            worker.sent_bytes -= entry.size
+            if not self._may_wait:
+                self._queue.done(entry)
+        return entry
 
-    def _leave_out(self, entry: Waiting, report: Report) -> None:
-        entry.report, entry.parts = report, []
-        if entry.stream:
+    def _leave_out(self, entry: Waiting, mark: str) -> None:
+        entry.report, entry.parts = _marked(mark), []
+        if self._batches.is_known(entry.stream):
             self._send(Forget(entry.stream))
 
-    def _longest_text(self, entry: Waiting) -> bytes:
-        text = max((part.text for part in entry.parts), key=len, default="")
-        return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    def _skip_all(self) -> None:
+        """More waits for one exchange than may: all of it goes without. What the process has in hand it still answers, for nobody."""
+        for entry in self._queue.clear():
+            self._leave_out(entry, "detection_skipped")
+        for entry in self._in_order.unanswered():
+            entry.report = _marked("detection_skipped")
+        self._in_order.hand_on()
 
-    def _is_set_aside(self, entry: Waiting) -> bool:
-        return bool(self._suspects) and self._suspects.get(self._longest_text(entry), 0) > 1
+    def _send(self, message: ToWorker) -> None:
+        if self._worker is not None:
+            self._worker.pipe.send(message)
 
-    def _send(self, message: ToWorker) -> int:
-        data = frame(message)
-        self._out += data
-        return len(data)
-
-    def _send_increments(self) -> None:
-        dirty, self._dirty = self._dirty, []
-        for listener in dirty:
-            self._send_increments_of(listener)
-        self.held = 0
-
-    def _send_increments_of(self, listener: AnswerListener) -> None:
-        pieces = listener.take()
-        if not pieces or listener.generation != self.generation:
-            return
-        if self._process is None or (not self._may_wait and len(self._out) >= self._limit // 2):
-            # This answer is scanned when it has ended, if there is time then.
-            if listener.stream:
-                self._send(Forget(listener.stream))
-            listener.generation = -1
-            return
-        if not listener.stream:
-            self._streams += 1
-            listener.stream = self._streams
-        for piece in pieces:
-            piece.stream = listener.stream
-            self._send(piece)
+    def _has_room(self) -> bool:
+        """For increments: else an answer is scanned when it has ended, if there is time then."""
+        worker = self._worker
+        return worker is not None and (self._may_wait or worker.pipe.waiting_bytes < self._bounds.queue_bytes // 2)
 
     def _wait_for_room(self) -> None:
-        while self._may_wait and self._process is not None and self._sent_bytes + len(self._out) >= self._limit:
+        while (
+            self._may_wait
+            and (worker := self._worker) is not None
+            and worker.sent_bytes + worker.pipe.waiting_bytes >= self._bounds.queue_bytes
+        ):
             self._pump(0.2)
             self._end_if_stuck()
-            if time.monotonic() > self._deadline:
+            if self._clock() > self._deadline:
                 self._give_up()
 
     # --- what comes back ----------------------------------------------------------------------------------------------
 
     def _pump(self, wait_s: float = 0.0) -> None:
         """Write and read what can be written and read; with a wait, until something can."""
-        process = self._process
-        if process is None:
-            self._hand_on()
-            return
-        to, back = process.to, process.back
-        while True:
-            poll = select.poll()
-            poll.register(back, select.POLLIN)
-            if self._out:
-                poll.register(to, select.POLLOUT)
-            ready = dict(poll.poll(wait_s * 1000))
-            if not ready:
-                break
-            wait_s = 0.0
-            try:
-                if to in ready:
-                    with memoryview(self._out) as view:
-                        sent = os.write(to, view[:_READ_BYTES])
-                    del self._out[:sent]
-                if back in ready:
-                    data = os.read(back, _READ_BYTES)
-                    if not data:
-                        self._lost("ended by itself")
-                        break
-                    for message in self._frames.feed(data):
-                        self._take(message)
-            except BlockingIOError:
-                break
-            except (BrokenPipeError, ConnectionResetError):
-                self._lost("ended by itself")
-                break
-        self._hand_on()
+        moved = True
+        while moved and (workers := self._workers):
+            ready = Pipe.ready([worker.pipe for worker in workers], wait_s)
+            wait_s, moved = 0.0, False
+            for worker in workers:
+                if worker.pipe in ready and worker in self._workers:
+                    moved = self._step(worker) or moved
+        self._in_order.hand_on()
 
-    def _take(self, message: FromWorker) -> None:
-        self._progress = time.monotonic()
+    def _step(self, worker: _Worker) -> bool:
+        """Whether anything moved."""
+        try:
+            messages = worker.pipe.step()
+        except PipeEndedError as end:
+            self._ended(worker, str(end))
+            return True
+        for message in messages or ():
+            if worker in self._workers:
+                self._take(worker, message)
+        return messages is not None
+
+    def _take(self, worker: _Worker, message: FromWorker) -> None:
+        worker.progress = self._clock()
         if isinstance(message, Examined):
-            entry = self._sent.pop(message.number, None)
+            entry = self._returned(worker, message.number)
             if entry is not None:
-                self._answered(entry, message.report)
+                if entry.report is None:
+                    entry.report, entry.parts = message.report, []
+                    self._durations.observe(worker.progress - entry.since)
                 self._send_queued()
         elif isinstance(message, Early):
             self._tell(message)
         elif isinstance(message, Ready):
-            self._ready = message
-            self._redacts = self._redacts or message.redacts
+            self._take_ready(worker, message)
         elif isinstance(message, DetectorFault):
             self._journal.warning(
                 "detector_failed",
@@ -373,7 +362,23 @@ class DetectionProcess:
                 where=message.where,
             )
         else:
-            self._totals = message
+            worker.totals = message
+
+    def _take_ready(self, worker: _Worker, message: Ready) -> None:
+        worker.ready = message
+        if worker is self._successor:
+            if message.error:
+                self._refuse("refused", message.error, message.hint)
+            else:
+                self._take_over(worker, message)
+        elif not message.error:
+            self._become_ready(message)
+        elif not self._is_awaited:  # a file of rules that was right has changed, perhaps
+            self._lost(worker, f"refused its settings: {message.error}")
+
+    def _become_ready(self, ready: Ready) -> None:
+        self._supervisor.ready()
+        self._in_order.masks = self._in_order.masks or ready.redacts
 
     def _tell(self, early: Early) -> None:
         if self._may_wait or (early.stream, early.rule_id) in self._told:
@@ -390,184 +395,188 @@ class DetectionProcess:
             at_output_token=early.at_output_token,
         )
 
-    def _hand_on(self) -> None:
-        while self._waiting and self._waiting[0].report is not None:
-            entry = self._waiting[0]
-            assert entry.report is not None
-            exchange = entry.exchange
-            if entry.is_llm:
-                self._marks.update(entry.report.marks)
-                exchange = entry.report.applied(exchange)
-                for finding in exchange.findings:
-                    self._findings[finding.severity] += 1
-                    self.failed = self.failed or (self._fail_on is not None and rank(finding.severity) >= rank(self._fail_on))
-                if self._redacts and not _UNSCANNED.isdisjoint(entry.report.marks):
-                    exchange = withheld(exchange)
-                elif self._redact or entry.report.redacting:
-                    exchange = redacted(exchange, entry.report.masks, everything=self._redact, rules=entry.report.redacting)
-            self._deliver(exchange)
-            self._waiting.popleft()
-
     # --- its life -----------------------------------------------------------------------------------------------------
 
-    def _launch(self) -> None:
+    def _start_again(self) -> None:
+        now = self._clock()
+        if self._worker is not None or not self._supervisor.may_start(now):
+            return
         try:
-            self._process = self._start_detector()
+            self._worker = _Worker(self._start, self._start_detector(), now)
         except OSError as fault:
+            pause = self._supervisor.lost(now)
             self._journal.warning(
                 "detection_not_started",
-                f"the detection process cannot be started ({fault.strerror}): exchanges are marked detection_skipped",
+                f"the detection process cannot be started ({fault.strerror}): exchanges are marked detection_skipped, {_until(pause)}",
+                off_s=pause,
             )
-            return
-        self._frames = Frames(FromWorker)
-        self.generation += 1
-        self._progress = time.monotonic()
-        self._ready = None
-        self._out.clear()
-        self._send(self._start)
+        else:
+            self._supervisor.started()
 
     def _end_if_stuck(self) -> None:
         """There is something to do, and for too long nothing was done."""
-        if self._process is None or not self._sent:
-            return
-        if self._ready is None:
-            patience = _START_S
-        else:
-            patience = _PATIENCE_OF_REPLAY_S if self._may_wait else _PATIENCE_S
-            patience += next(iter(self._sent.values())).size / _SLOWEST_BYTES_PER_S
-        if time.monotonic() - self._progress > patience:
-            self._lost("took too long")
-
-    def _start_again(self) -> None:
-        if self._process is None and time.monotonic() >= self._retry_at:
-            self._retry_at = math.inf
-            self._launch()
+        bounds, now = self._bounds, self._clock()
+        for worker in (self._worker, self._retiring):
+            if worker is None or not (worker.sent or worker is self._retiring):
+                continue
+            if worker.ready is None:
+                patience = bounds.start_s
+            else:
+                patience = bounds.patience_of_replay_s if self._may_wait else bounds.patience_s
+                patience += next((entry.size for entry in worker.sent.values()), 0) / _SLOWEST_BYTES_PER_S
+            if now - worker.progress > patience:
+                self._lost(worker, "took too long")
 
     def await_ready(self) -> None:
         """Until the rules and the model are loaded. Raises ConfigError for what is wrong with them."""
-        begun = time.monotonic()
-        while self._ready is None and self._process is not None and time.monotonic() - begun < _START_S:
+        self._is_awaited = True
+        begun = self._clock()
+        while (worker := self._worker) is not None and worker.ready is None and self._clock() - begun < self._bounds.start_s:
             self._pump(0.2)
-        if self._ready is not None and self._ready.error:
+        self._is_awaited = False
+        ready = worker.ready if worker is not None else None
+        if ready is not None and ready.error:
             self._end()
-            raise ConfigError(self._ready.error, self._ready.hint)
+            raise ConfigError(ready.error, ready.hint)
 
-    def _lost(self, why: str) -> None:
-        """The process is gone, or as good as gone: mark what it had in hand, and go on with a new one."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-        sent, self._sent = list(self._sent.values()), {}
-        for entry in sent:
-            self._sent_bytes -= entry.size
-            entry.stream = 0
-            if not self._may_wait:
-                self._queue.done(entry)
-        if sent:
-            if self._ready is not None:  # else it died of itself
-                self._suspect(sent[0])
-            sent[0].report, sent[0].parts = _fault(), []
-        now = time.monotonic()
-        self._deaths.append(now)
-        while self._deaths[0] < now - _RESTARTS_IN_S:
-            self._deaths.popleft()
-        beyond = len(self._deaths) - _RESTARTS
-        self._out.clear()
-        if beyond <= 0:
-            after = "restarting"
-            self._launch()
+    def _ended(self, worker: _Worker, why: str) -> None:
+        if worker is self._retiring and not worker.sent:
+            self._retiring = None
+            self._keep_totals(worker)
+            worker.pipe.close(1.0)
         else:
-            pause = _BACK_OFF_S[min(beyond, len(_BACK_OFF_S)) - 1]
-            after = f"detection is off for {pause:.0f} s, exchanges are marked detection_skipped meanwhile"
-            self._retry_at = now + pause
-        self._restarts_total += 1
+            self._lost(worker, why)
+
+    def _lost(self, worker: _Worker, why: str) -> None:
+        """The process is gone, or as good as gone: mark what it had in hand, and go on with the rest in another one."""
+        if worker is self._successor:
+            self._refuse("failed", f"the new detection process {why}")
+            return
+        worker.pipe.kill()
+        self._keep_totals(worker)
+        again = [entry for number in list(worker.sent) if (entry := self._returned(worker, number)) is not None]
+        culprit = again.pop(0) if again else None
+        if worker is self._worker:
+            self._worker = None
+            self._batches.restart()
+            again += self._queue.clear()
+            pause = self._supervisor.lost(self._clock())
+        else:
+            self._retiring, pause = None, 0.0
         self._journal.warning(
             "detection_lost",
-            f"the detection process {why}; the exchange it was scanning is marked detection_fault; {after}",
+            f"the detection process {why}; the exchange it was scanning is marked detection_fault; {_until(pause)}",
             why=why,
-            off_s=max(0.0, self._retry_at - now) if math.isfinite(self._retry_at) else 0.0,
+            off_s=pause,
         )
-        for entry in [*sent[1:], *self._queue.clear()]:
-            entry.stream = 0
-            if self._process is None:
-                entry.report, entry.parts = _skipped(), []
-            elif self._is_set_aside(entry):
-                entry.report, entry.parts = _fault(), []
-            else:
+        if culprit is not None:
+            if worker.ready is not None:  # else it died of itself
+                self._accuse(culprit)
+            if culprit.report is None:
+                culprit.report, culprit.parts = _marked("detection_fault"), []
+        self._start_again()
+        for entry in again:
+            if entry.report is None:
                 self._queue_up(entry)
 
-    def _suspect(self, entry: Waiting) -> None:
-        text = self._longest_text(entry)
-        self._suspects[text] = self._suspects.pop(text, 0) + 1
-        if len(self._suspects) > _MAX_SUSPECTS:
-            self._suspects.popitem(last=False)
+    def _accuse(self, entry: Waiting) -> None:
+        name = self._quarantine.accuse(_longest_text(entry))
+        if name is not None:
+            self._journal.error(
+                "detection_text_set_aside",
+                "a text ended the detection process twice: exchanges with it go on unscanned, marked detection_set_aside",
+                hash=name,
+                exchange_id=entry.exchange.exchange_id,
+                client=entry.exchange.client,
+            )
+
+    def _keep_totals(self, worker: _Worker) -> None:
+        self._earlier = self._total_of(worker)
+        worker.totals = Totals({}, 0)
+
+    def _total_of(self, worker: _Worker | None) -> Totals:
+        """Of the processes that are gone, and of this one; delays are the last that were said."""
+        if worker is None:
+            return self._earlier
+        last, said = worker.totals, worker.totals if worker.totals.delay_ms_p99 is not None else self._earlier
+        faults = dict(Counter(self._earlier.faults) + Counter(last.faults))
+        return Totals(faults, self._earlier.increments + last.increments, said.delay_ms_p50, said.delay_ms_p99)
 
     def _give_up(self) -> None:
         """Nobody waits any longer: the process ends, and what it has not answered goes without."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-        for entry in [*self._sent.values(), *self._queue.clear()]:
-            entry.report, entry.parts = _skipped(), []
-        self._sent.clear()
-        self._sent_bytes = 0
-        self._out.clear()
-        self._hand_on()
+        for worker in self._workers:
+            worker.pipe.kill()
+            for number in list(worker.sent):
+                self._returned(worker, number)
+        self._queue.clear()
+        self._worker = self._retiring = self._successor = self._wanted = None
+        self._supervisor.off()
+        for entry in self._in_order.unanswered():
+            entry.report, entry.parts = _marked("detection_skipped"), []
+        self._in_order.hand_on()
 
     def _end(self) -> None:
         """Close its input, take its totals, and see it off."""
-        process = self._process
-        if process is None:
-            return
-        process.close_input()
-        deadline = min(time.monotonic() + _PATIENCE_S, max(self._deadline, time.monotonic() + 0.2))
-        poll = select.poll()
-        poll.register(process.back, select.POLLIN)
-        with contextlib.suppress(OSError):
-            while poll.poll(max(0.0, deadline - time.monotonic()) * 1000) and (data := os.read(process.back, _READ_BYTES)):
-                for message in self._frames.feed(data):
-                    self._take(message)
-        process.close(max(0.0, deadline - time.monotonic()))
-        self._process = None
+        if self._successor is not None:
+            self._successor.pipe.kill()
+        self._successor = self._wanted = None
+        now = self._clock()
+        deadline = min(now + self._bounds.patience_s, max(self._deadline, now + 0.2))
+        for worker in self._workers:
+            worker.pipe.close_input()
+            for message in worker.pipe.rest(lambda: deadline - self._clock()):
+                self._take(worker, message)
+            worker.pipe.close(max(0.0, deadline - self._clock()))
+            self._keep_totals(worker)
+        self._worker = self._retiring = None
+        self._supervisor.off()
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def samples(self) -> Iterable[Sample]:
         """What the process itself counts is as of its last report, some seconds ago."""
-        yield from by_label("llmsec_findings_total", "severity", self._findings)
-        yield from by_label("llmsec_detection_reduced_exchanges_total", "mark", self._marks)
-        yield from by_label("llmsec_detector_faults_total", "detector", self._totals.faults)
-        yield Sample("llmsec_detection_up", float(self._process is not None))
-        yield Sample("llmsec_detection_deaths_total", self._restarts_total)
-        yield Sample("llmsec_detection_waiting_exchanges", len(self._waiting))
-        yield Sample("llmsec_detection_queue_bytes", self._queue.load if not self._may_wait else self._sent_bytes)
-        yield Sample("llmsec_detection_increments_total", self._totals.increments)
-        for name, value in (("0.5", self._totals.delay_ms_p50), ("0.99", self._totals.delay_ms_p99)):
+        totals = self._total_of(self._worker)
+        yield from by_label("llmsec_findings_total", "severity", self._in_order.findings)
+        yield from by_label("llmsec_detection_reduced_exchanges_total", "mark", self._in_order.marks)
+        yield from by_label("llmsec_detector_faults_total", "detector", totals.faults)
+        yield from by_label("llmsec_detection_reloads_total", "result", self._reloads)
+        yield Sample("llmsec_detection_up", float(self._worker is not None))
+        yield Sample("llmsec_detection_deaths_total", self._supervisor.deaths_total)
+        yield Sample("llmsec_detection_set_aside_texts_total", self._quarantine.set_aside_total)
+        yield Sample("llmsec_detection_waiting_exchanges", len(self._in_order))
+        yield Sample("llmsec_detection_queue_bytes", self._queue.load if not self._may_wait else sum(w.sent_bytes for w in self._workers))
+        yield Sample("llmsec_detection_increments_total", totals.increments)
+        for name, value in (("0.5", totals.delay_ms_p50), ("0.99", totals.delay_ms_p99)):
             if value is not None:
                 yield Sample("llmsec_detection_delay_seconds", value / 1000, (("quantile", name),))
+        yield from self._durations.samples("security_analysis_duration_seconds")
 
     def summary(self) -> list[str]:
         """Lines for the closing summary: findings by severity, faults by name, what was left out, how soon streams were scanned."""
-        counted = [f"{severity} {self._findings[severity]:,}" for severity in reversed(SEVERITIES) if self._findings[severity]]
+        findings, marks, totals = self._in_order.findings, self._in_order.marks, self._total_of(self._worker)
+        counted = [f"{severity} {findings[severity]:,}" for severity in reversed(SEVERITIES) if findings[severity]]
         lines = ["findings: " + (", ".join(counted) or "none")]
-        if self._totals.delay_ms_p99 is not None and not self._may_wait:
+        if totals.delay_ms_p99 is not None and not self._may_wait:
             lines.append(
-                f"scanned {self._totals.increments:,} increments of answers as they came, half of them within {self._totals.delay_ms_p50:.1f} ms,"
-                f" 99 % within {self._totals.delay_ms_p99:.1f} ms"
+                f"scanned {totals.increments:,} increments of answers as they came, half of them within {totals.delay_ms_p50:.1f} ms,"
+                f" 99 % within {totals.delay_ms_p99:.1f} ms"
             )
-        if self._totals.faults:
-            named = ", ".join(f"{name} {count:,}" for name, count in sorted(self._totals.faults.items()))
+        if totals.faults:
+            named = ", ".join(f"{name} {count:,}" for name, count in sorted(totals.faults.items()))
             lines.append(f"detectors that failed or ran out of time: {named}")
-        if self._marks:
-            lines.append(
-                "exchanges with reduced detection: " + ", ".join(f"{name} {count:,}" for name, count in sorted(self._marks.items()))
-            )
+        if marks:
+            lines.append("exchanges with reduced detection: " + ", ".join(f"{name} {count:,}" for name, count in sorted(marks.items())))
         return lines
 
 
-def _skipped() -> Report:
-    return Report([], None, [], ["detection_skipped"])
+def _marked(name: str) -> Report:
+    """Of an exchange that was not scanned: no score, and why."""
+    return Report([], None, [], [name])
 
 
-def _fault() -> Report:
-    return Report([], None, [], ["detection_fault"])
+def _until(pause_s: float) -> str:
+    return f"detection is off for {pause_s:.0f} s, exchanges are marked detection_skipped meanwhile" if pause_s else "restarting"
+
+
+def _longest_text(entry: Waiting) -> str:
+    return max((part.text for part in entry.parts), key=len, default="")

@@ -29,7 +29,7 @@ COST_BYTES = 512
 
 
 class Waiting(msgspec.Struct):
-    """An exchange in line. `size`: of its texts, or its message; `report` once there is one."""
+    """An exchange in line. `size`: of its texts, or its message; `report` once there is one; `masks`: something was to be masked when it came."""
 
     number: int
     exchange: Exchange
@@ -39,6 +39,7 @@ class Waiting(msgspec.Struct):
     is_llm: bool = True
     parts: list[TextPart] = []
     stream: int = 0
+    masks: bool = False
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -92,6 +93,7 @@ class FairQueue:
         self._lines: dict[tuple[str, ...], _Line] = {}
         self._heap: list[tuple[int, int, tuple[str, ...]]] = []
         self._served: dict[str, int] = {}
+        self._forget_at = _MAX_REMEMBERED
         self._floor = 0  # what whoever was next had been served
 
     def __len__(self) -> int:
@@ -162,11 +164,15 @@ class FairQueue:
                 del self._loads[source]
 
     def _forget(self) -> None:
-        if len(self._served) > _MAX_REMEMBERED:
-            busy = {source for sources in self._lines for source in sources}
-            self._served = {source: served for source, served in self._served.items() if served > self._floor or source in busy}
-            if len(self._served) > 2 * _MAX_REMEMBERED:
-                self._served = {source: self._served[source] for source in busy}
+        """Sources that nobody waits behind. Only when their number has doubled: looking at all of them costs milliseconds."""
+        if len(self._served) <= self._forget_at:
+            return
+        busy = {source for sources in self._lines for source in sources}
+        kept = {source: served for source, served in self._served.items() if served > self._floor or source in busy}
+        if len(kept) > _MAX_REMEMBERED:
+            kept = {source: self._served[source] for source in busy}
+        self._served = kept
+        self._forget_at = max(_MAX_REMEMBERED, 2 * len(kept))
 
     def _make_room(self) -> list[Waiting]:
         out: list[Waiting] = []

@@ -12,6 +12,8 @@ from llmsec_analyzer.judge.exchange_parts import Report, TextPart
 from llmsec_analyzer.settings import DetectionSettings
 
 _LENGTH_BYTES = 4
+# Far above what an exchange can hold within the limits of decoding.
+_MAX_MESSAGE_BYTES = 1 << 28
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -108,7 +110,7 @@ def frame(message: ToWorker | FromWorker) -> bytes:
 
 
 class Frames:
-    """Messages out of bytes as they come."""
+    """Messages out of bytes as they come. Raises msgspec.MsgspecError for what is none."""
 
     def __init__(self, kinds: Any) -> None:
         self._decoder = msgspec.msgpack.Decoder(kinds)
@@ -120,7 +122,10 @@ class Frames:
         at = 0
         try:
             while len(buffer) - at >= _LENGTH_BYTES:
-                end = at + _LENGTH_BYTES + int.from_bytes(buffer[at : at + _LENGTH_BYTES], "big")
+                length = int.from_bytes(buffer[at : at + _LENGTH_BYTES], "big")
+                if length > _MAX_MESSAGE_BYTES:
+                    raise msgspec.DecodeError(f"a message of {length} bytes")
+                end = at + _LENGTH_BYTES + length
                 if len(buffer) < end:
                     break
                 message = self._decoder.decode(memoryview(buffer)[at + _LENGTH_BYTES : end])

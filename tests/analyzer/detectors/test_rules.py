@@ -9,6 +9,7 @@ import pytest
 from llmsec_analyzer.judge.rule_set import literals, rule_set
 from llmsec_analyzer.judge.scanner import Scanner
 from llmsec_analyzer.prove.examples import check_rules
+from llmsec_analyzer.prove.form import check_form
 from llmsec_analyzer.prove.synthetic import expand
 from llmsec_analyzer.rules.load import BUILTIN, RuleError, load_file, load_paths
 from llmsec_analyzer.settings import DetectionSettings, InjectionSettings, ModelSettings, NamedPattern, PatternAction, PIISettings
@@ -31,7 +32,7 @@ GOOD = """rules:
 
 
 def test_every_shipped_file_has_the_form_that_ones_own_must_have(builtin):
-    assert load_paths([str(BUILTIN)]) == builtin
+    assert load_paths([str(BUILTIN)], check_form) == builtin
 
 
 def test_every_shipped_rule_proves_its_examples(builtin):
@@ -65,14 +66,14 @@ def test_a_broken_rule_names_file_line_and_what_may_be_meant(tmp_path, old, new,
     file = tmp_path / "mine.yaml"
     file.write_text(GOOD.replace(old, new, 1))
     with pytest.raises(RuleError) as fault:
-        load_file(file)
+        load_file(file, check_form)
     assert str(fault.value).startswith(f"{file}:{line}:")
     assert hint in fault.value.hint
 
 
 def test_examples_that_lie_are_named(tmp_path):
     (tmp_path / "a.yaml").write_text(GOOD.replace("'acme_<lower:8>'", "'acme'").replace("<lower:4>", "<lower:9>"))
-    problems = check_rules(load_paths([str(tmp_path)]))
+    problems = check_rules(load_paths([str(tmp_path)], check_form))
     assert len(problems) == 2
     assert all("acme.token" in problem for problem in problems)
 

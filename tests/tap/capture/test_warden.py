@@ -54,3 +54,20 @@ def test_any_other_question_has_an_answer(warden: Warden, kind: int) -> None:
         payload, descriptors = warden._answer(kind, argument, [])
         assert len(payload) < 65_536
         assert descriptors == []
+
+
+def test_two_detectors_run_at_once_and_no_third() -> None:
+    """While settings change, the one that knows the new ones starts beside the one that works."""
+    warden = Warden(SILENT, ("sleep", "60"))
+    first, second = (warden._answer(Ask.DETECTOR, number, [])[1] for number in (0, 1))
+    assert (len(first), len(second)) == (2, 2)
+    assert warden._answer(Ask.DETECTOR, 2, []) == (b"", [])
+    warden._answer(Ask.KILL_DETECTOR, 0, [])
+    assert os.read(first[1], 1) == b"", "the first has ended"
+    os.set_blocking(second[1], False)
+    with pytest.raises(BlockingIOError):
+        os.read(second[1], 1)
+    for descriptor in (*first, *second, warden.stop_pipe):
+        os.close(descriptor)
+    warden.client_socket.close()
+    warden._end()

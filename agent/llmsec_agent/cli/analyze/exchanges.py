@@ -65,8 +65,10 @@ def list_exchanges(
         return
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.journals import journal
+    from llmsec_analyzer.show.results import write_lines, write_table
     from llmsec_analyzer.stored import exchanges as listing
     from llmsec_analyzer.stored.session import QuerySession
+    from llmsec_tap.model import to_json
 
     wanted = listing.Filter(
         model=model,
@@ -82,9 +84,9 @@ def list_exchanges(
     )
     with results(), QuerySession.open(store, journal()) as session:
         if output is ListFormat.JSON:
-            listing.write_records(session, wanted, sys.stdout)
+            write_lines((to_json(exchange).decode() for exchange in listing.records(session, wanted)), sys.stdout)
         else:
-            listing.write_list(session, wanted, sys.stdout)
+            write_table(listing.listed(session, wanted), sys.stdout, max_rows=wanted.limit)
 
 
 @group.command()
@@ -103,7 +105,7 @@ def show(
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.journals import journal
     from llmsec_analyzer.show.conversation import render
-    from llmsec_analyzer.show.terminal import json_visible
+    from llmsec_analyzer.show.results import write_lines
     from llmsec_analyzer.stored import exchanges as listing
     from llmsec_analyzer.stored.session import QuerySession
     from llmsec_tap.model import to_json
@@ -112,7 +114,6 @@ def show(
         exchange = listing.find(session, exchange_id)
     with results():
         if output is ShowFormat.JSON:
-            line = to_json(exchange).decode()
-            sys.stdout.write((json_visible(line) if sys.stdout.isatty() else line) + "\n")
+            write_lines([to_json(exchange).decode()], sys.stdout)
         else:
             sys.stdout.write(render(exchange))

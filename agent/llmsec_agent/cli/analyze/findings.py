@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -46,41 +47,47 @@ def findings(
 
     Example: llmsec-analyze findings --severity high --since 2h --format sarif
     """
-    import datetime as dt
+    import json
 
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.journals import journal
+    from llmsec_analyzer.export.ocsf import ocsf
+    from llmsec_analyzer.export.sarif import write_sarif
     from llmsec_analyzer.risk import rank
     from llmsec_analyzer.show.finding_rows import stored_line
+    from llmsec_analyzer.show.results import write_lines
     from llmsec_analyzer.stored import findings as stored
     from llmsec_analyzer.stored.exchanges import parse_time
     from llmsec_analyzer.stored.session import QuerySession
 
-    moment = dt.datetime.fromtimestamp(parse_time(since, "--since") / 1e9, dt.UTC).replace(tzinfo=None) if since else None
     table = output is FindingsFormat.TABLE
     wanted = stored.FindingFilter(
-        severity=severity.value if severity else None, category=category, rule=rule, exchange=exchange, fingerprint=fingerprint, since=moment,
+        severity=severity.value if severity else None,
+        category=category,
+        rule=rule,
+        exchange=exchange,
+        fingerprint=fingerprint,
+        since_ns=parse_time(since, "--since") if since else None,
         limit=limit if limit is not None else 100 if table else None,
-    )  # fmt: skip
+    )
     worst = -1
 
     with results(), QuerySession.open(store, journal()) as session:
-        rows = stored.stored_findings(session, wanted)
 
-        def watched() -> object:
+        def watched() -> Iterator[dict[str, Any]]:
             nonlocal worst
-            for row in rows:
+            for row in stored.stored_findings(session, wanted):
                 worst = max(worst, rank(row["severity"]))
                 yield row
 
         if output is FindingsFormat.SARIF:
-            stored.write_sarif(watched(), sys.stdout)  # type: ignore[arg-type]
+            write_sarif(watched(), sys.stdout)
         elif output is FindingsFormat.OCSF:
-            stored.write_lines((stored.ocsf(row) for row in watched()), sys.stdout)  # type: ignore[attr-defined]
+            write_lines((json.dumps(ocsf(row)) for row in watched()), sys.stdout)
         elif output is FindingsFormat.JSONL:
-            stored.write_lines((stored.plain(row) for row in watched()), sys.stdout)  # type: ignore[attr-defined]
+            write_lines((json.dumps(stored.plain(row)) for row in watched()), sys.stdout)
         else:
-            for row in watched():  # type: ignore[attr-defined]
+            for row in watched():
                 print(stored_line(row))  # noqa: T201 - the result
     if fail_on is not None and worst >= rank(fail_on.value):
         raise typer.Exit(1)

@@ -36,10 +36,11 @@ def list_rules(
     import msgspec
 
     from llmsec_agent.cli.analyze.streams import results
+    from llmsec_analyzer.prove.form import check_form
     from llmsec_analyzer.rules.load import load_builtin, load_paths
     from llmsec_analyzer.show.terminal import cut, json_visible, pad, visible
 
-    rules = load_paths(paths) if paths else load_builtin()
+    rules = load_paths(paths, check_form) if paths else load_builtin()
     with results():
         for rule in rules:
             if category is not None and rule.category != category:
@@ -62,11 +63,12 @@ def check(
     Example: llmsec-analyze rules check my-rules/
     """
     from llmsec_analyzer.prove.examples import check_rules
+    from llmsec_analyzer.prove.form import check_form
     from llmsec_analyzer.rules.load import load_builtin, load_paths
     from llmsec_analyzer.show.terminal import visible
 
     builtin = load_builtin()
-    rules = load_paths(paths) if paths else builtin
+    rules = load_paths(paths, check_form) if paths else builtin
     trusted = frozenset(rule.id for rule in builtin) if not paths else frozenset()
     wrong = check_rules(rules, trusted=trusted)
     if paths:

@@ -141,16 +141,16 @@ class WardenClient:
         comm, exe, container, late = (part.decode(errors="surrogateescape") or None for part in payload.split(b"\0"))
         return Facts(comm, exe, container, None if late is None else int(late))
 
-    def start_detector(self) -> tuple[int, int]:
-        """Input and output of a new detection process; an earlier one is ended. Raises OSError where there is none."""
-        _, descriptors = self._ask(Ask.DETECTOR)
+    def start_detector(self, number: int) -> tuple[int, int]:
+        """Input and output of a new detection process; an earlier one of this number is ended. Raises OSError where there is none."""
+        _, descriptors = self._ask(Ask.DETECTOR, number)
         if len(descriptors) != 2:
             raise OSError(0, "the warden could not start it")
         return descriptors[0], descriptors[1]
 
-    def kill_detector(self) -> None:
+    def kill_detector(self, number: int) -> None:
         try:
-            self._ask(Ask.KILL_DETECTOR)
+            self._ask(Ask.KILL_DETECTOR, number)
         except OSError:
             return
 

@@ -18,6 +18,7 @@ LOSS: Final = struct.Struct("=IxxxxQQIxxxxQQ")
 LOSSES_A_MESSAGE: Final = 1000
 MAX_MESSAGE: Final = 65_536
 NEWS_A_MESSAGE: Final = 60_000
+MAX_DETECTORS: Final = 2  # one, and while settings change its successor
 # Bytes on the stop pipe; its end means stop, too.
 STOP: Final = b"s"
 NEWS: Final = b"n"
@@ -29,8 +30,8 @@ class Ask(IntEnum):
     TOTALS = 3  # -> TOTALS
     LOSSES = 4  # argument: from which on -> LOSS, repeated
     DETACH = 5  # all probes out -> nothing
-    DETECTOR = 6  # start a detection process -> its input, its output
-    KILL_DETECTOR = 7  # -> nothing
+    DETECTOR = 6  # argument: its number, below MAX_DETECTORS; start a detection process -> its input, its output
+    KILL_DETECTOR = 7  # argument: its number -> nothing
     NEWS = 11  # argument: from which byte on -> that much of the message
     ALIVE = 10  # the decoder has made progress -> nothing
     SOCKETS = 9  # -> packet sockets, opened now: their rings fill from here on

@@ -72,7 +72,7 @@ class Warden:
         self._detached = False
         self._lock = threading.Lock()
         self._losses: list[ConnectionLoss] = []
-        self._detector: subprocess.Popen[bytes] | None = None
+        self._detectors: dict[int, subprocess.Popen[bytes]] = {}
         self._compactor: subprocess.Popen[bytes] | None = None
         self._signals = 0
         self._news = b""
@@ -225,9 +225,9 @@ class Warden:
         elif kind == Ask.ALIVE:
             self._on_alive()
         elif kind == Ask.DETECTOR:
-            return b"", self._start_detector()
+            return b"", self._start_detector(argument)
         elif kind == Ask.KILL_DETECTOR:
-            self._end_detector()
+            self._end_detector(argument)
         elif kind == Ask.COMPACT and descriptors and os.fstat(descriptors[0]).st_uid == uid_of(self._child):
             self._compact(descriptors[0])  # of the decoder's own folder only: what it holds is read with its owner's rights
         return b"", []
@@ -250,8 +250,10 @@ class Warden:
                 self._detached = True
                 self._loader.detach_all()
 
-    def _start_detector(self) -> list[int]:
-        self._end_detector()
+    def _start_detector(self, number: int) -> list[int]:
+        if number >= protocol.MAX_DETECTORS:
+            return []
+        self._end_detector(number)
         try:
             process = subprocess.Popen(self._detector_command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 - our own module
         except OSError as fault:
@@ -259,15 +261,15 @@ class Warden:
             return []
         assert process.stdin is not None
         assert process.stdout is not None
-        self._detector = process
+        self._detectors[number] = process
         with process.stdin, process.stdout:
             return [os.dup(process.stdin.fileno()), os.dup(process.stdout.fileno())]
 
-    def _end_detector(self) -> None:
-        if self._detector is not None:
-            self._detector.kill()
-            self._detector.wait()
-            self._detector = None
+    def _end_detector(self, number: int) -> None:
+        process = self._detectors.pop(number, None)
+        if process is not None:
+            process.kill()
+            process.wait()
 
     def _compact(self, folder: int) -> None:
         if self._compactor is None or self._compactor.poll() is not None:
@@ -337,7 +339,8 @@ class Warden:
         if self._loader is not None:
             self._detach()
             self._loader.close()
-        self._end_detector()
+        for number in range(protocol.MAX_DETECTORS):
+            self._end_detector(number)
         for sock in (*self._sockets, self._asked):
             sock.close()
         os.close(self._stop)

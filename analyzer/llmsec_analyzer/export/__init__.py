@@ -1,0 +1,1 @@
+"""Stored findings in the forms of other programs."""
