@@ -8,7 +8,7 @@ number of their question. The other direction is single bytes on the stop pipe.
 from __future__ import annotations
 
 import struct
-from enum import IntEnum
+from enum import IntEnum, unique
 from typing import Final
 
 HEAD: Final = struct.Struct("=BxxxII")  # question, its number, its argument
@@ -24,6 +24,7 @@ STOP: Final = b"s"
 NEWS: Final = b"n"
 
 
+@unique
 class Ask(IntEnum):
     ATTACHED = 1  # -> ATTACHED, the ring. Waits until the probes stand.
     FACTS = 2  # argument: a process id -> name NUL executable NUL container id NUL ms that its probes came late, each empty where unknown
@@ -32,7 +33,7 @@ class Ask(IntEnum):
     DETACH = 5  # all probes out -> nothing
     DETECTOR = 6  # argument: its number, below MAX_DETECTORS; start a detection process -> its input, its output
     KILL_DETECTOR = 7  # argument: its number -> nothing
-    NEWS = 11  # argument: from which byte on -> that much of the message
+    NEWS = 12  # argument: from which byte on -> that much of the message
     ALIVE = 10  # the decoder has made progress -> nothing
     SOCKETS = 9  # -> packet sockets, opened now: their rings fill from here on
     SOCKET = 11  # argument: which of them -> it, opened again, where its interface is another one by now; else nothing
