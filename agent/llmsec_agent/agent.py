@@ -73,7 +73,9 @@ def _plan(loaded: Loaded, path: str | None, journal: StandardError, notify: Noti
         redact=config.storage.content == "redacted",
         load=lambda: loaded,
         on_alive=notify.alive,
-        reload=lambda warden: Reload(loaded, lambda: load_all(path), _style, journal, warden.tell),
+        reload=lambda warden: Reload(
+            loaded, lambda: load_all(path), _style, journal, lambda config: warden.update(selection_of(config)), warden.tell
+        ),
     )
 
 

@@ -27,6 +27,7 @@ from llmsec_agent.sinks.store import StoreSink
 from llmsec_agent.stop import Stop
 from llmsec_agent.traffic import Traffic
 from llmsec_analyzer.judge.budget import FULL, SECRETS_ONLY, WITHOUT_MODEL
+from llmsec_analyzer.settings import DetectionSettings
 from llmsec_tap import limits, privileges
 from llmsec_tap.capture.host.kubernetes import RemotePods
 from llmsec_tap.capture.host.process import ProcessTable
@@ -163,6 +164,7 @@ class LiveSource:
         self._round_at = time.monotonic()
         self.is_open = False
         self._is_accepted = True
+        self._security: DetectionSettings | None = None  # to go over to, with the next tick
         self._reloads: Counter[str] = Counter()
 
     @property
@@ -208,6 +210,8 @@ class LiveSource:
         self._reloads["accepted" if news.is_accepted else "refused"] += 1
         if isinstance(run.journal, StandardError):
             run.journal.style = news.style
+        if news.security is not None:
+            self._security = news.security
 
     def _degrade(self) -> None:
         run = self._run
@@ -263,6 +267,9 @@ class LiveSource:
     def _tick(self) -> None:
         self._round_at = time.monotonic()
         self._degrade()
+        security, self._security = self._security, None
+        if security is not None and self._run.detection is not None:
+            self._run.detection.reload(security)
         if self._recording is not None:
             self._recording.flush()
 

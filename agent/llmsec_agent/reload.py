@@ -13,10 +13,11 @@ import msgspec
 
 from llmsec_agent.config import Config, Loaded
 from llmsec_agent.journals import StandardError, Style
+from llmsec_analyzer.settings import DetectionSettings
 from llmsec_tap.errors import LLMSecError
 
 # What takes effect while the agent runs; everything else is named, and waits for a restart.
-_APPLIED: Final = ("observability.logging.",)
+_APPLIED: Final = ("observability.logging.", "security.", "capture.pids.", "capture.comms.", "capture.containers.", "capture.all.")
 
 
 class News(msgspec.Struct):
@@ -24,6 +25,7 @@ class News(msgspec.Struct):
 
     is_accepted: bool
     style: Style
+    security: DetectionSettings | None = None  # where they changed
 
 
 class Reload:
@@ -35,8 +37,11 @@ class Reload:
         read: Callable[[], Loaded],
         style_of: Callable[[Config], Style],
         journal: StandardError,
+        update: Callable[[Config], list[str]],
         tell: Callable[[bytes], None],
     ) -> None:
+        """`update` applies another selection, and gives a sentence for each thing in it that needs a restart."""
+        self._update = update
         self._config = loaded.config
         self._read = read
         self._style_of = style_of
@@ -51,7 +56,7 @@ class Reload:
             self._tell(msgspec.msgpack.encode(News(is_accepted=False, style=self._journal.style)))
             return
         changed = list(differences(self._config, config))
-        self._config = config
+        before, self._config = self._config, config
         self._journal.style = self._style_of(config)
         waiting = [name for name in changed if not f"{name}.".startswith(_APPLIED)]
         applied = [name for name in changed if name not in waiting]
@@ -60,9 +65,12 @@ class Reload:
             "configuration read again: " + (f"changed {', '.join(applied)}" if applied else "nothing to change while it runs"),
             changed=applied,
         )
-        if waiting:
-            self._journal.warning("restart_needed", f"needs a restart: {', '.join(waiting)}", keys=waiting)
-        self._tell(msgspec.msgpack.encode(News(is_accepted=True, style=self._journal.style)))
+        sentences = self._update(config) if config.capture != before.capture else []
+        if waiting or sentences:
+            text = "; ".join([*([f"needs a restart: {', '.join(waiting)}"] if waiting else []), *sentences])
+            self._journal.warning("restart_needed", text, keys=waiting)
+        security = config.security if config.security != before.security else None
+        self._tell(msgspec.msgpack.encode(News(is_accepted=True, style=self._journal.style, security=security)))
 
 
 def differences(before: Any, after: Any, path: str = "") -> Iterator[str]:

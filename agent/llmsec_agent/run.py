@@ -17,6 +17,7 @@ from llmsec_agent.lane import Lane, Sink
 from llmsec_agent.shares import Shares
 from llmsec_agent.stop import Stop
 from llmsec_agent.traffic import Traffic
+from llmsec_analyzer.settings import DetectionSettings
 from llmsec_tap.counters import Sample, Samples, Snapshot, by_label
 from llmsec_tap.dialects.draft import DeltaListener
 from llmsec_tap.exchange.assembly import ExchangeAssembly
@@ -45,6 +46,8 @@ class Detection(Protocol):
     def drain(self) -> None: ...
 
     def hurry(self) -> None: ...
+
+    def reload(self, settings: DetectionSettings) -> None: ...
 
     def close(self) -> None: ...
 

@@ -131,19 +131,29 @@ def test_it_observes_and_says_so_to_everybody(echo: tuple[int, int], certificate
         assert stored(running.store) == 7
 
 
-def test_a_file_that_changed_is_applied_named_or_refused(echo: tuple[int, int], tmp_path: Path) -> None:
+def test_a_file_that_changed_is_applied_named_or_refused(echo: tuple[int, int], certificate: Certificate, tmp_path: Path) -> None:
     with agent(tmp_path, echo[0]) as running:
         running.ready()
         running.config["observability"]["logging"] = {"format": "json"}
         running.config["capture"]["ring_size"] = "8MiB"
         running.hang_up()
         running.until(lambda: running.value('llmsec_config_reloads_total{result="accepted"}') == 1, "it was not read again")
+        assert running.value("llmsec_findings_total") is None
+        running.config["security"] = {"pii_detection": {"patterns": {"badge": {"regex": r"badge-\d{4}", "severity": "high"}}}}
+        running.hang_up()
+        running.until(lambda: running.value('llmsec_detection_reloads_total{result="accepted"}') == 1, "detection was not reloaded")
+        ask_once(echo[1], certificate.cert, "this is badge-1234")
+        running.until(lambda: (running.value('llmsec_findings_total{severity="high"}') or 0) > 0, "the new rule found nothing")
         running.config["nonsense"] = 1
         running.hang_up()
         running.until(lambda: running.value("llmsec_config_reload_ok") == 0, "the wrong file was not refused")
         assert running.get(running.health, "/health")[0] == 200
-        events = {entry["event"]: entry for entry in (json.loads(line) for line in running.said.splitlines() if line.startswith("{"))}
-        assert events["config_reloaded"]["changed"] == ["observability.logging.format"]
+        said = [json.loads(line) for line in running.said.splitlines() if line.startswith("{")]
+        events = {entry["event"]: entry for entry in said}
+        assert [entry["changed"] for entry in said if entry["event"] == "config_reloaded"] == [
+            ["observability.logging.format"],
+            ["security.pii_detection.patterns"],
+        ]
         assert events["restart_needed"]["keys"] == ["capture.ring_size"]
         assert "nonsense" in events["config_refused"]["message"]
         assert running.stop() < 4
