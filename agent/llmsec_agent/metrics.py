@@ -118,7 +118,7 @@ def exposition(samples: Iterable[Sample], accept: str = "") -> tuple[bytes, str]
     families: dict[str, Family] = {}
     for sample in samples:
         name = metric_of(sample.name)
-        known = CATALOGUE[name]
+        known = CATALOGUE.get(name) or Metric("gauge", "Not in the catalogue; please report this.")
         family = families.get(name)
         if family is None:
             family = families[name] = Family(name.removesuffix("_total") if known.kind == "counter" else name, known.help, known.kind)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -197,3 +198,13 @@ def test_promtool_accepts_the_page() -> None:
         traffic.observe(exchange(number))
     checked = subprocess.run([promtool, "check", "metrics"], input=exposition(traffic.samples())[0], capture_output=True, check=False)
     assert checked.returncode == 0, checked.stderr + checked.stdout
+
+
+def test_every_sample_that_a_component_says_is_in_the_catalogue() -> None:
+    root = Path(__file__).parents[2]
+    said: set[str] = set()
+    for package in ("tap/llmsec_tap", "analyzer/llmsec_analyzer", "agent/llmsec_agent"):
+        for file in (root / package).rglob("*.py"):
+            said |= set(re.findall(r'(?:Sample|by_label)\(\s*"([a-z_]+)"', file.read_text(encoding="utf-8")))
+    assert len(said) > 40
+    assert {metric_of(name) for name in said} <= set(CATALOGUE)
