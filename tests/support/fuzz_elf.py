@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from llmsec_tap.capture.probes.elf import ELFError, ELFFile
 from llmsec_tap.capture.probes.mapped import MappedFile
+from llmsec_tap.capture.probes.needed import read_needs
 from llmsec_tap.capture.probes.targets import Findings, TargetFinder
 from support.elf import TEXT_AT, elf, symbol
 
@@ -62,7 +63,10 @@ def elf_file(data: bytes) -> None:
             found = Findings()
             try:
                 file = _Changing(descriptor, changes)
-                TargetFinder(fast=True)._examine_elf(file, MappedFile(name, ("00:00", 1), name, is_exe), found, {})
+                finder, mapped = TargetFinder(), MappedFile(name, ("00:00", 1), name, is_exe)
+                finder._examine_build(file, mapped, found)
+                finder._examine_build(file, mapped, Findings())  # of a build that is known by now, where it has an id
+                read_needs(file)
             except ELFError:
                 continue
             for plan in (*found.plans, *found.linkers):

@@ -101,7 +101,7 @@ class NeededLibraries:
         if known is None:
             try:
                 with ELFFile(file.path) as elf:
-                    known = _read_needs(elf)
+                    known = read_needs(elf)
             except (ELFError, OSError, ValueError, struct.error):
                 known = Needs((), ())
             self._needs[file.key] = known
@@ -111,7 +111,8 @@ class NeededLibraries:
         return known
 
 
-def _read_needs(file: ELFFile) -> Needs:
+def read_needs(file: ELFFile) -> Needs:
+    """Raises ELFError."""
     segment = next((segment for segment in file.segments if segment[0] == _PT_DYNAMIC), None)
     if segment is None:
         return Needs((), ())
