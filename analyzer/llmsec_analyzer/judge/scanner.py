@@ -52,6 +52,10 @@ class TextResult(msgspec.Struct):
     excess: Excess | None = None  # matches beyond those that are findings
 
 
+# What is looked for in any case, however much there is to do.
+_LEAN = frozenset(("secret", "unsafe_output", "data_exfiltration"))
+
+
 class Scanner:
     """`fingerprint`: a keyed hash, so that the same secret is known again and never stored."""
 
@@ -86,7 +90,7 @@ class Scanner:
     @cached_property
     def lean_plan(self) -> Plan:
         """Secrets and unsafe output only: what is left where the budget does not allow more."""
-        rules = [rule for rule in self.rules.matching if rule.category == "secret" or not rule.id.startswith("pii.")]
+        rules = [rule for rule in self.rules.matching if rule.category in _LEAN]
         return make_plan(rules, trusted=self.rules.trusted, engine=self.plan.engine, on_fault=self._recognizer_fault)
 
     @cached_property
