@@ -26,7 +26,7 @@ TRIM_AT_CHARS = 4096
 MAX_ALIKE = 500
 _SEEN_AT_LEAST = 8192
 _CONTEXT_REACH = 256
-# The class of rules with `near`: their keywords are everyday words, so they are asked only once such a run follows.
+# The class of rules with `near`: their keywords are everyday words, so they are evaluated only after such a run appears.
 NEAR = "long_token"
 MAX_NEAR = KEEP_CHARS // 2  # so that the text is still held then
 _HELD_AT_MOST = 64

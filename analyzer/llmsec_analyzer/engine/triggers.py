@@ -11,9 +11,9 @@ code path for both engines, no state in C that must outlive a Python callback, a
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from llmsec_tap.errors import ConfigError
@@ -71,15 +71,7 @@ def _hyperscan(keywords: list[bytes], classes: list[str]) -> Callable[[bytes], H
 
     expressions = [_escaped(word) for word in keywords] + [CLASSES[name].encode() for name in classes]
     flags = [hyperscan.HS_FLAG_CASELESS] * len(keywords) + [0] * len(classes)
-    database = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
-    key = hashlib.sha256(repr((expressions, flags)).encode()).hexdigest()
-    cached = _compiled.get(key)
-    if cached is None:
-        database.compile(expressions=expressions, ids=list(range(len(expressions))), flags=flags)
-        _compiled[key] = database
-    else:
-        database = cached
-    scan = database.scan
+    scan = _compiled(tuple(expressions), tuple(flags)).scan
     found: Hits = []
     append = found.append
     first_class = len(keywords)
@@ -108,7 +100,13 @@ def _hyperscan(keywords: list[bytes], classes: list[str]) -> Callable[[bytes], H
     return hits
 
 
-_compiled: dict[str, Any] = {}
+@lru_cache(maxsize=8)  # plans of the same rules are made several times, and compiling takes up to a second
+def _compiled(expressions: tuple[bytes, ...], flags: tuple[int, ...]) -> Any:
+    import hyperscan  # noqa: PLC0415
+
+    database = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
+    database.compile(expressions=list(expressions), ids=list(range(len(expressions))), flags=list(flags))
+    return database
 
 
 def _by_end(hit: tuple[int, int]) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """What a text says once its hiding is undone: invisible and look-alike characters, spaced letters, encodings, reversal.
 
 Each undoing runs only where a cheap hint asks for it. The result keeps, for every character, the place it came from,
-so that whatever is found in it can be shown in the text as sent. Undoing says nothing about guilt: `kinds` is a
-feature among others, and harmless texts are encoded too.
+so that whatever is found in it can be shown in the text as sent. That a text was obfuscated is not by itself evidence of
+an attack: `kinds` is a feature among others, and harmless texts are encoded too.
 """
 
 from __future__ import annotations

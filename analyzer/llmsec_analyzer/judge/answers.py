@@ -44,7 +44,7 @@ def is_of_prompt(system_prompt: str, text: str) -> bool:
 
 
 def leaked(system_prompt: str, answer: str) -> tuple[int, int] | None:
-    """The longest part of the answer that stands word for word in the system prompt, if it is long enough to be no chance."""
+    """The longest part of the answer that stands word for word in the system prompt, if it is long enough that a coincidence is unlikely."""
     shingles = _shingles(system_prompt)
     if not shingles:
         return None

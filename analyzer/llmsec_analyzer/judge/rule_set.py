@@ -48,7 +48,9 @@ def rule_set(settings: DetectionSettings) -> RuleSet:
     rules = {rule.id: msgspec.structs.replace(rule, action="alert_only") if rule.redacts else rule for rule in builtin}
     for rule in load_paths(settings.rules, check_form):
         if rule.id in rules:
-            raise RuleError(f"rule {rule.id}: the id is taken", "give it another; shipped rules are switched off by disabled_rules")
+            raise RuleError(
+                f"rule {rule.id}: another rule already uses this id", "choose another id; disabled_rules switches a shipped rule off"
+            )
         rules[rule.id] = rule
     _apply_pii(settings, rules)
     replaced = _apply_injection(settings, rules)

@@ -52,6 +52,10 @@ class TextResult(msgspec.Struct):
     excess: Excess | None = None  # matches beyond those that are findings
 
 
+# What is looked for in any case, however much there is to do.
+_LEAN = frozenset(("secret", "unsafe_output", "data_exfiltration"))
+
+
 class Scanner:
     """`fingerprint`: a keyed hash, so that the same secret is known again and never stored."""
 
@@ -67,11 +71,14 @@ class Scanner:
         self.settings = settings
         self.rules: RuleSet = rule_set(settings)
         self.faults: Counter[str] = Counter()
+        self.timeouts: Counter[str] = Counter()  # searches that ran out of time, by rule id
         self._on_fault = on_fault
         self._fingerprint = fingerprint
         engine = engine or settings.engine
-        self.plan = make_plan(self.rules.matching, trusted=self.rules.trusted, engine=engine, on_fault=self._recognizer_fault)
-        self._whole_text = WholeTextPatterns([(rule, literals(rule.pattern or "")) for rule in self.rules.whole_text])
+        self.plan = make_plan(
+            self.rules.matching, trusted=self.rules.trusted, engine=engine, on_fault=self._recognizer_fault, timeouts=self.timeouts
+        )
+        self._whole_text = WholeTextPatterns([(rule, literals(rule.pattern or "")) for rule in self.rules.whole_text], self.timeouts)
         self.model: InjectionModel | None = None
         chosen = settings.prompt_injection.model
         if settings.enabled and settings.prompt_injection.enabled and chosen.enabled:
@@ -86,14 +93,18 @@ class Scanner:
     @cached_property
     def lean_plan(self) -> Plan:
         """Secrets and unsafe output only: what is left where the budget does not allow more."""
-        rules = [rule for rule in self.rules.matching if rule.category == "secret" or not rule.id.startswith("pii.")]
-        return make_plan(rules, trusted=self.rules.trusted, engine=self.plan.engine, on_fault=self._recognizer_fault)
+        rules = [rule for rule in self.rules.matching if rule.category in _LEAN]
+        return make_plan(
+            rules, trusted=self.rules.trusted, engine=self.plan.engine, on_fault=self._recognizer_fault, timeouts=self.timeouts
+        )
 
     @cached_property
     def secrets_plan(self) -> Plan:
         """For texts whose hiding was undone."""
         rules = [rule for rule in self.rules.matching if rule.category == "secret"]
-        return make_plan(rules, trusted=self.rules.trusted, engine=self.plan.engine, on_fault=self._recognizer_fault)
+        return make_plan(
+            rules, trusted=self.rules.trusted, engine=self.plan.engine, on_fault=self._recognizer_fault, timeouts=self.timeouts
+        )
 
     # --- texts ----------------------------------------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ class ToolPolicies:
                 pattern = re2.compile(entry.matches, options) if entry.matches is not None else None
             except re2.error as fault:
                 raise ConfigError(
-                    f"security.output.sensitive_tools: {entry.matches!r} is no regular expression: {fault}",
+                    f"security.output.sensitive_tools: {entry.matches!r} is not a valid regular expression: {fault}",
                     "RE2 syntax: no look-around, no back-references",
                 ) from None
             self._entries.append((entry, pattern))

@@ -16,7 +16,7 @@ def check_rules(rules: Sequence[Rule], *, trusted: frozenset[str] = frozenset())
     seen: dict[str, Rule] = {}
     for rule in rules:
         if rule.id in seen:
-            wrong.append(f"rule {rule.id}: the id is taken by another rule")
+            wrong.append(f"rule {rule.id}: another rule already uses this id")
         seen[rule.id] = rule
         wrong += [f"rule {rule.id}: {problem}" for problem in _problems(rule, trusted)]
     return wrong

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from llmsec_analyzer.engine.recognizer_api import Recognizer
@@ -21,8 +22,13 @@ def make_plan(
     trusted: frozenset[str] = frozenset(),
     engine: str = "auto",
     on_fault: Callable[[Recognizer, Exception], None] | None = None,
+    timeouts: Counter[str] | None = None,
 ) -> Plan:
-    """`trusted`: ids of reviewed rules, whose patterns may run on Python's own engine where that is faster."""
+    """`trusted`: ids of reviewed rules, whose patterns may run on Python's own engine where that is faster.
+
+    `timeouts` counts searches that ran out of time, by rule id.
+    """
+    timeouts = Counter() if timeouts is None else timeouts
     keywords: list[tuple[str, Recognizer]] = []
     classes: list[tuple[str, Recognizer]] = []
     contexts: list[tuple[str, str]] = []
@@ -40,8 +46,8 @@ def make_plan(
             by_class.setdefault(rule.trigger, []).append(rule)
             contexts += [(word, rule.id) for word in rule.context]
         if rule.keywords:
-            pattern = PatternRecognizer(rule, trusted=rule.id in trusted)
+            pattern = PatternRecognizer(rule, timeouts, trusted=rule.id in trusted)
             keywords += [(word, pattern) for word in rule.keywords]
     for name, members in by_class.items():
-        classes.append((name, RunRecognizer(name, members, trusted)))
+        classes.append((name, RunRecognizer(name, members, trusted, timeouts)))
     return Plan(keywords, classes, contexts, engine=engine, on_fault=on_fault)

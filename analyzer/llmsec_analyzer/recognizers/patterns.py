@@ -24,8 +24,6 @@ from llmsec_tap.errors import ConfigError
 TIMEOUT_S = 0.1
 _CONTEXT_CHARS = 80
 
-timeouts: Counter[str] = Counter()  # by rule id, over the life of the process; shown by whoever reports the run
-
 
 class BadPatternError(ConfigError):
     """A pattern that neither engine takes."""
@@ -67,13 +65,14 @@ def _begins_with_keyword(rule: Rule, *, trusted: bool) -> Callable[[str], Any] |
 
 
 class PatternRecognizer:
-    """One rule's pattern. The value is group `v` where the pattern has one, else the whole match."""
+    """One rule's pattern. The value is group `v` where the pattern has one, else the whole match. `timeouts` counts by rule id."""
 
     ordered = False
 
-    def __init__(self, rule: Rule, *, trusted: bool = False) -> None:
+    def __init__(self, rule: Rule, timeouts: Counter[str], *, trusted: bool = False) -> None:
         assert rule.pattern is not None
         self.rule = rule
+        self._timeouts = timeouts
         self.reach = max(rule.left, _LONGEST_ESCAPE) + 1
         self.near = rule.horizon if rule.near_token else 0
         self._trusted = trusted
@@ -134,7 +133,7 @@ class PatternRecognizer:
                 if found.end() > start and not (cut_left and found.start() == 0):
                     return found
         except TimeoutError:
-            timeouts[self.rule.id] += 1
+            self._timeouts[self.rule.id] += 1
         except UnicodeEncodeError:  # a lone surrogate: re2 takes UTF-8 only
             return self._around("".join("�" if "\ud800" <= c <= "\udfff" else c for c in window), start, end, cut_left=cut_left)
         return None

@@ -7,6 +7,8 @@ docs/rules.md has a whole example.
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import entry_points
 from typing import Protocol
@@ -15,8 +17,10 @@ from llmsec_analyzer.engine.recognizer_api import Match
 from llmsec_analyzer.rules.schema import Rule
 
 GROUP = "llmsec_analyzer.detectors"
-# A plug-in that fails this often in a run is left out of the rest of it.
+# A plug-in that fails so often in an hour is left out for ten minutes.
 FAULTS_ALLOWED = 20
+FAULTS_IN_S = 3600.0
+PAUSE_S = 600.0
 
 
 class Detector(Protocol):
@@ -33,10 +37,13 @@ class Plugins:
         on_fault: Callable[[str, Exception], None],
         found: dict[str, Detector] | None = None,
         ours: dict[str, Detector] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`ours`: detectors that the configuration asks for, whether plug-ins are loaded or not."""
         self._on_fault = on_fault
-        self._faults: dict[str, int] = {}
+        self._clock = clock
+        self._faults: dict[str, deque[float]] = {}  # when each failed, since its last pause
+        self._back_at: dict[str, float] = {}
         self.detectors: dict[str, Detector] = dict(ours or {})
         if found is not None:
             self.detectors.update(found)
@@ -49,7 +56,7 @@ class Plugins:
 
     def scan(self, text: str, role: str) -> Iterator[Match]:
         for name, detector in self.detectors.items():
-            if self._faults.get(name, 0) >= FAULTS_ALLOWED:
+            if name in self._back_at and self._clock() < self._back_at[name]:
                 continue
             try:
                 for found in detector.scan(text, role):
@@ -59,5 +66,13 @@ class Plugins:
                     confidence = float(found[2]) if len(found) > 2 else detector.rule.confidence
                     yield Match(rule=detector.rule, start=start, end=end, severity=detector.rule.severity, confidence=confidence)
             except Exception as fault:  # noqa: BLE001 - as above
-                self._faults[name] = self._faults.get(name, 0) + 1
+                self._failed(name)
                 self._on_fault(f"plug-in {name}", fault)
+
+    def _failed(self, name: str) -> None:
+        now = self._clock()
+        faults = self._faults.setdefault(name, deque(maxlen=FAULTS_ALLOWED))
+        faults.append(now)
+        if len(faults) == FAULTS_ALLOWED and now - faults[0] <= FAULTS_IN_S:
+            self._back_at[name] = now + PAUSE_S
+            faults.clear()

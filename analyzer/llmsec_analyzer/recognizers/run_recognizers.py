@@ -6,12 +6,13 @@ A class trigger says only that something of the kind is here; the run around it 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from llmsec_analyzer.engine.recognizer_api import Match, View
 from llmsec_analyzer.recognizers.identifiers import validator
-from llmsec_analyzer.recognizers.patterns import compile_pattern, timeouts
+from llmsec_analyzer.recognizers.patterns import compile_pattern
 from llmsec_analyzer.recognizers.validators import Validator, entropy
 from llmsec_analyzer.rules.schema import Rule
 from llmsec_tap.model import Severity
@@ -53,11 +54,11 @@ class RunRecognizer:
     ordered = True
     near = 0
 
-    def __init__(self, trigger: str, rules: Sequence[Rule], trusted: frozenset[str]) -> None:
+    def __init__(self, trigger: str, rules: Sequence[Rule], trusted: frozenset[str], timeouts: Counter[str]) -> None:
         self.trigger = trigger
         self._chars, self._longest, self._margin = RUNS[trigger]
         self.reach = self._longest + self._margin + 1
-        self._rules = [_RunRule(rule, trusted=rule.id in trusted) for rule in rules]
+        self._rules = [_RunRule(rule, timeouts, trusted=rule.id in trusted) for rule in rules]
         always = [rule for rule in self._rules if not (rule.rule.context and rule.rule.context_needed)]
         most = max((rule.rule.digits for rule in always), default=0)
         # Most runs of digits are years, amounts and versions: too short for nearly every rule, which one count shows.
@@ -120,8 +121,9 @@ class RunRecognizer:
 class _RunRule:
     """One rule's pattern and checks. Builtin patterns are reviewed and run on Python's `re`; a user's run on re2."""
 
-    def __init__(self, rule: Rule, *, trusted: bool) -> None:
+    def __init__(self, rule: Rule, timeouts: Counter[str], *, trusted: bool) -> None:
         self.rule = rule
+        self._timeouts = timeouts
         self._trusted = trusted
         self._find: Callable[[str], Any] = self._first  # compiled when it is first asked, as in patterns.py
         self._value = 0
@@ -171,7 +173,7 @@ class _RunRule:
                 if good:
                     found.append((start, end, confidence, note, severity))
         except TimeoutError:
-            timeouts[rule.id] += 1
+            self._timeouts[rule.id] += 1
         except UnicodeEncodeError:
             clean = "".join("�" if "\ud800" <= c <= "\udfff" else c for c in window)
             return self.find(clean, first, last, distance)

@@ -13,7 +13,7 @@ from typing import Any, Final
 from llmsec_analyzer.engine.excess import Excess
 from llmsec_analyzer.engine.recognizer_api import Match
 from llmsec_analyzer.engine.stream import MAX_ALIKE
-from llmsec_analyzer.recognizers.patterns import compile_pattern, timeouts
+from llmsec_analyzer.recognizers.patterns import compile_pattern
 from llmsec_analyzer.rules.schema import Rule
 
 # A text is looked at in windows, so that one search is short; a match may be as long as what they overlap by.
@@ -25,10 +25,10 @@ _TIMEOUTS_ALLOWED: Final = 10
 
 
 class WholeTextPatterns:
-    """`words`: for each rule, words of which every match holds one (any case), as far as that is known."""
+    """`words`: for each rule, words of which every match holds one (any case), as far as that is known. `timeouts` counts by rule id."""
 
-    def __init__(self, rules: Sequence[tuple[Rule, Sequence[str]]]) -> None:
-        self._patterns = [_Pattern(rule, words) for rule, words in rules]
+    def __init__(self, rules: Sequence[tuple[Rule, Sequence[str]]], timeouts: Counter[str]) -> None:
+        self._patterns = [_Pattern(rule, words, timeouts) for rule, words in rules]
 
     def scan(self, text: str, role: str, excess: Excess | None) -> tuple[list[Match], Excess | None]:
         """The matches that are kept, and `excess` with the places of the others."""
@@ -52,8 +52,9 @@ class WholeTextPatterns:
 
 
 class _Pattern:
-    def __init__(self, rule: Rule, words: Sequence[str]) -> None:
+    def __init__(self, rule: Rule, words: Sequence[str], timeouts: Counter[str]) -> None:
         assert rule.pattern is not None
+        self._timeouts = timeouts
         self.rule = rule
         self._words = [word.lower() for word in words if word.isascii()] if all(word.isascii() for word in words) else []
         self._find: Callable[[str], Any]
@@ -82,7 +83,7 @@ class _Pattern:
                 yield match.span(self._value)
         except TimeoutError:
             late[self.rule.id] += 1
-            timeouts[self.rule.id] += 1
+            self._timeouts[self.rule.id] += 1
         except UnicodeEncodeError:  # a lone surrogate: re2 takes UTF-8 only
             clean = "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in window)
             yield from self._in_window(clean, late)

@@ -76,7 +76,7 @@ def parse_time(text: str, option: str, now_ns: int | None = None) -> int:
     try:
         moment = dt.datetime.fromisoformat(text.strip())
     except ValueError:
-        raise ConfigError(f"{option} {text!r} is no time", "write 30m, 2h, 7d (ago) or 2026-11-24T10:00 (UTC)") from None
+        raise ConfigError(f"{option}: {text!r} is not a valid time", "write 30m, 2h, 7d (ago) or 2026-11-24T10:00 (UTC)") from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=dt.UTC)
     since_epoch = moment - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)

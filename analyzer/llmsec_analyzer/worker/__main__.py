@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from llmsec_analyzer.engine.recognizer_api import Match
 from llmsec_analyzer.judge.exchange import AnswerStreams, ExchangeDetector
 from llmsec_analyzer.judge.scanner import Scanner, where
-from llmsec_analyzer.recognizers.patterns import timeouts
 from llmsec_analyzer.risk import rank
 from llmsec_analyzer.worker.protocol import (
     DetectorFault,
@@ -76,7 +75,7 @@ class Worker:
         if detector is None:
             return
         delays = sorted(self._delays_ns)
-        totals = Totals(dict(detector.scanner.faults + timeouts), self._increments)
+        totals = Totals(dict(detector.scanner.faults + detector.scanner.timeouts), self._increments)
         if delays:
             totals.delay_ms_p50 = delays[len(delays) // 2] / 1e6
             totals.delay_ms_p99 = delays[len(delays) * 99 // 100] / 1e6

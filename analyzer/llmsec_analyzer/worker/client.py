@@ -448,7 +448,7 @@ class DetectionProcess:
             self._lost(worker, why)
 
     def _lost(self, worker: _Worker, why: str) -> None:
-        """The process is gone, or as good as gone: mark what it had in hand, and go on with the rest in another one."""
+        """The process exited or does not respond: mark what it was scanning, and have the rest scanned by another one."""
         if worker is self._successor:
             self._refuse("failed", f"the new detection process {why}")
             return
@@ -516,7 +516,7 @@ class DetectionProcess:
         self._in_order.hand_on()
 
     def _end(self) -> None:
-        """Close its input, take its totals, and see it off."""
+        """Close its input, read its final totals and wait for it to exit."""
         if self._successor is not None:
             self._successor.pipe.kill()
         self._successor = self._wanted = None

@@ -18,7 +18,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Start(msgspec.Struct, tag="start", array_like=True):
-    """First of all. `key` makes the fingerprints; it goes through the pipe, as arguments and environment are seen by others."""
+    """The first message. `key` makes the fingerprints; it goes through the pipe, as arguments and environment are seen by others."""
 
     settings: DetectionSettings
     key: bytes
@@ -26,7 +26,7 @@ class Start(msgspec.Struct, tag="start", array_like=True):
 
 
 class Increments(msgspec.Struct, tag="increments", array_like=True):
-    """Of one answer, in order. `at_ns`: when the first of them was decoded (CLOCK_MONOTONIC, the same in every process)."""
+    """Text increments of one answer, in order. `at_ns`: when the first of them was decoded (CLOCK_MONOTONIC, the same in every process)."""
 
     stream: int
     kind: str
@@ -50,7 +50,7 @@ class Examine(msgspec.Struct, tag="examine", array_like=True):
 
 
 class Forget(msgspec.Struct, tag="forget", array_like=True):
-    """No exchange will come of this stream."""
+    """Discard this stream: no exchange will follow."""
 
     stream: int
 

@@ -11,6 +11,7 @@ from llmsec_agent.config import load_config
 from llmsec_analyzer.recognizers import plugins
 from llmsec_analyzer.rules.schema import Rule
 from llmsec_tap.errors import ConfigError
+from support.detectors import FakeClock
 
 
 def test_scan_gives_one_line_a_text_in_order(run):
@@ -132,6 +133,28 @@ def test_a_faulty_plugin_is_named_counted_and_the_rest_go_on():
     for _ in range(30):
         list(both.scan("my BADGE", "user"))
     assert len(faults) == plugins.FAULTS_ALLOWED
+
+
+def test_a_faulty_plugin_is_tried_again_after_a_pause():
+    faults = []
+    clock = FakeClock()
+    bad = plugins.Plugins(on_fault=lambda name, fault: faults.append(name), found={"bad": Faulty()}, clock=clock)
+    for _ in range(100):
+        list(bad.scan("my BADGE", "user"))
+    assert len(faults) == plugins.FAULTS_ALLOWED
+    clock.now += plugins.PAUSE_S
+    bad.detectors["bad"] = Badge()
+    assert [match.start for match in bad.scan("my BADGE", "user")] == [3]
+
+
+def test_a_plugin_that_fails_now_and_then_is_never_left_out():
+    faults = []
+    clock = FakeClock()
+    bad = plugins.Plugins(on_fault=lambda name, fault: faults.append(name), found={"bad": Faulty()}, clock=clock)
+    for _ in range(100):
+        clock.now += plugins.FAULTS_IN_S / 10
+        list(bad.scan("my BADGE", "user"))
+    assert len(faults) == 100
 
 
 def test_plugins_come_by_entry_point(monkeypatch):

@@ -122,17 +122,16 @@ def test_words_that_every_match_holds(pattern, words):
 
 
 def test_a_catastrophic_pattern_runs_out_of_time_is_counted_and_the_rest_go_on(tmp_path):
-    from llmsec_analyzer.recognizers.patterns import timeouts
-
     (tmp_path / "a.yaml").write_text(
         GOOD.replace("'acme_[a-z0-9]{8}'", "'acme_(?=x)(?:(?:x|xx)+)+[^x ]\\d'").replace("keywords:", "horizon: 400\n    keywords:")
     )
     settings = DetectionSettings(
         rules=(str(tmp_path),), prompt_injection=InjectionSettings(model=ModelSettings(enabled=False)), plugins=False
     )
-    before = timeouts["acme.token"]
-    found = Scanner(settings, str).scan("acme_" + "x" * 300 + " jo.roe@example.org")
-    assert timeouts["acme.token"] > before
+    scanner, other = Scanner(settings, str), Scanner(settings, str)
+    found = scanner.scan("acme_" + "x" * 300 + " jo.roe@example.org")
+    assert scanner.timeouts["acme.token"] > 0
+    assert not other.timeouts, "each counts its own"
     assert [finding.rule_id for finding in found.findings] == ["email"]
 
 

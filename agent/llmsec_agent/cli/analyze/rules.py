@@ -73,7 +73,7 @@ def check(
     wrong = check_rules(rules, trusted=trusted)
     if paths:
         taken = {rule.id for rule in builtin}
-        wrong += [f"rule {rule.id}: a rule that ships has this id" for rule in rules if rule.id in taken]
+        wrong += [f"rule {rule.id}: a shipped rule already uses this id" for rule in rules if rule.id in taken]
     for line in wrong:
         typer.echo(visible(f"error: {line}"), err=True)
     examples = sum(len(rule.examples.match) + len(rule.examples.no_match) for rule in rules)
