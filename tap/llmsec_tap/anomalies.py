@@ -33,9 +33,7 @@ AnomalyName = Literal[
     "text_limit", "choice_limit", "decoder_error",
     # detection
     "detection_fault", "detection_incomplete", "findings_limit", "detection_without_model", "detection_skipped", "detection_set_aside",
-    "detection_secrets_only",
-    "content_withheld",
-    "content_degraded",
+    "detection_secrets_only", "content_withheld", "content_degraded",
 ]  # fmt: skip
 """The type of a name, so that the type checker proves each one where it is reported."""
 
@@ -126,9 +124,9 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     "detection_without_model": "Over its budget, detection ran without the injection model.",
     "detection_skipped": "Detection could not keep up, or its process had ended; this exchange was not looked at.",
     "detection_set_aside": "Its longest text ended the detection process twice, so it was not looked at again.",
+    "detection_secrets_only": "Over its budget, detection looked for secrets and unsafe output only.",
     "content_withheld": "Its texts should have been masked and were not (all) looked at, so they were left out.",
     "content_degraded": "Degraded (disk, memory or load), the tap left the texts out of what it keeps; counts and findings stay.",
-    "detection_secrets_only": "Over its budget, detection looked for secrets and unsafe output only.",
 }
 
 # With one of these, something of the exchange was not read: it is never `complete`, and has no risk score.

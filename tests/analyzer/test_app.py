@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 import typer.main
@@ -31,9 +30,7 @@ def test_version(run):
     assert run("--version").stdout == f"llmsec-analyze {__version__}\n"
 
 
-def test_help_is_fast_and_loads_nothing_heavy(run):
-    best = min(timed(run) for _ in range(3))
-    assert best < 0.6  # 0.22 s on an idle machine; the imports below are what it must not pay for
+def test_help_loads_nothing_heavy():
     script = (
         "import sys; from llmsec_agent.cli.analyze import app\n"
         "print([name for name in ('duckdb', 'polars', 'pyarrow', 'rich', 'asyncio') if name in sys.modules])"
@@ -46,12 +43,6 @@ def env():
     import os
 
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-
-
-def timed(run) -> float:
-    started = time.perf_counter()
-    assert run("--help").returncode == 0
-    return time.perf_counter() - started
 
 
 def test_no_command_shows_help(run):
