@@ -86,7 +86,7 @@ def test_ones_own_rules_find_and_clash_and_can_be_switched_off(tmp_path):
     found = Scanner(settings, str).scan("it is " + expand("acme_<lower:8>"))
     assert [finding.rule_id for finding in found.findings] == ["acme.token"]
     (tmp_path / "b.yaml").write_text(GOOD.replace("acme.token", "email"))
-    with pytest.raises(RuleError, match="taken"):
+    with pytest.raises(RuleError, match="already uses this id"):
         rule_set(settings)
     with pytest.raises(ConfigError) as fault:
         rule_set(DetectionSettings(disabled_rules=("secret.gihub",)))
