@@ -1,0 +1,1 @@
+"""The two commands: each module registers its own, parses options, and calls what does the work."""

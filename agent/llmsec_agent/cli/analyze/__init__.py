@@ -1,0 +1,1 @@
+"""`llmsec-analyze`: captures, stores, texts, rules and configuration."""

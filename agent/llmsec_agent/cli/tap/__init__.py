@@ -1,0 +1,1 @@
+"""`llmsec-tap`: live capture. Heavy imports stand inside the functions: probes are attached before they are made."""
