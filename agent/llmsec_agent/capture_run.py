@@ -65,6 +65,8 @@ _DECODING: Final = 0.4
 # The decoder makes a round twice a second at least; one that makes none for so long is not healthy.
 _STUCK_S: Final = 30.0
 _ALIVE_S: Final = 2.0
+# A disk counts as this large at most: a large one that is nearly full has room for weeks.
+_DISK_BYTES: Final = 20 << 30
 # What detection leaves out at each level of degradation.
 _PRESSURE: Final = {Level.NORMAL: FULL, Level.REDUCED: WITHOUT_MODEL, Level.ESSENTIAL: SECRETS_ONLY, Level.EMERGENCY: SECRETS_ONLY}
 
@@ -222,9 +224,10 @@ class LiveSource:
         }
         if self._settings.store is not None:
             disk = os.statvfs(".")  # the store's folder is the current one
-            shares["disk"] = 1 - disk.f_bavail / disk.f_blocks if disk.f_blocks else 0.0
+            bound = min(disk.f_blocks * disk.f_frsize, _DISK_BYTES)
+            shares["disk"] = 1 - min(1.0, disk.f_bavail * disk.f_frsize / bound) if bound else 0.0
         level = self._degradation.look(shares)
-        run.keeps_texts = level < Level.ESSENTIAL
+        run.keeps_texts = self._degradation.level_of("disk") < Level.ESSENTIAL
         if run.detection is not None:
             run.detection.least_pressure = _PRESSURE[level]
 

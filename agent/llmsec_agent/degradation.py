@@ -1,11 +1,14 @@
 """How far a live run is degraded: one level out of what fills up, with hysteresis, and the steps that each level asks for.
 
-| level | detection | texts | connections |
-|---|---|---|---|
-| normal | everything | kept | all |
-| reduced | without the model (`detection_without_model`) | kept | all |
-| essential | secrets and unsafe output only (`detection_secrets_only`) | left out of what is kept (`content_degraded`); counts and findings stay | all |
-| emergency | as essential | as essential | those that have not begun are left out (`tap_overload`): the queue and the memory watch do that at the same bounds |
+| level | detection | connections |
+|---|---|---|
+| normal | everything | all |
+| reduced | without the model (`detection_without_model`) | all |
+| essential | secrets and unsafe output only (`detection_secrets_only`) | all |
+| emergency | as essential | those that have not begun are left out (`tap_overload`): the queue and the memory watch do that at the same bounds |
+
+Where it is the disk that asks for essential, texts are left out of what is kept (`content_degraded`); counts and findings stay. A flood of
+traffic must not cost anybody's texts.
 """
 
 from __future__ import annotations
@@ -35,54 +38,68 @@ THRESHOLDS: Final[Mapping[str, tuple[float, float, float]]] = {
     "cpu": (0.9, 0.98, _NEVER),
     "disk": (0.95, 0.98, _NEVER),
 }
-# A level is left for the next better one when everything has stayed below this share of its threshold for so long.
+# A level is left for the next better one when the resource has stayed below this share of its threshold for so long.
 _CALM_SHARE: Final = 0.9
-_CALM_S: Final = 30.0
+_CALM_S: Final = 10.0
+
+
+class _Resource:
+    """One resource's level: a step up is taken at once, a step down after calm, one at a time."""
+
+    def __init__(self, name: str, now: float) -> None:
+        self._thresholds = THRESHOLDS[name]
+        self._calm_since = now
+        self.share = 0.0
+        self.level = Level.NORMAL
+
+    def look(self, share: float, now: float) -> None:
+        self.share = share
+        asked = Level(sum(share >= threshold for threshold in self._thresholds))
+        if asked >= self.level or share >= _CALM_SHARE * self._thresholds[self.level - 1]:
+            self.level = max(self.level, asked)
+            self._calm_since = now
+        elif now - self._calm_since >= _CALM_S:
+            self.level = Level(self.level - 1)
+            self._calm_since = now
 
 
 class Degradation:
-    """`look` at the shares now and then; `level` is what they ask for. A step up is taken at once, a step down after calm, one at a time."""
+    """`look` at the shares now and then; `level` is the worst of what they ask for."""
 
     def __init__(self, journal: Journal, clock: Callable[[], float] = time.monotonic) -> None:
         self._journal = journal
         self._clock = clock
-        self._shares: dict[str, float] = {}
-        self._calm_since = clock()
+        self._resources: dict[str, _Resource] = {}
         self.level = Level.NORMAL
 
     def look(self, shares: Mapping[str, float]) -> Level:
         """`shares`: of each resource of THRESHOLDS that is known, how much of its bound is used."""
-        self._shares = dict(shares)
-        wanted, resource = max((_asked(name, share), name) for name, share in shares.items())
         now = self._clock()
-        if wanted > self.level:
-            self._change(wanted, f"{resource} at {shares[resource]:.0%} of its bound", resource)
-        if any(share >= _CALM_SHARE * THRESHOLDS[name][self.level - 1] for name, share in shares.items()) if self.level else True:
-            self._calm_since = now
-        elif now - self._calm_since >= _CALM_S:
-            self._calm_since = now
-            self._change(Level(self.level - 1), f"calm for {_CALM_S:.0f} s", None)
-        return self.level
+        for name, share in shares.items():
+            self._resources.setdefault(name, _Resource(name, now)).look(share, now)
+        worst = max(self._resources, key=lambda name: self._resources[name].level)
+        level = self._resources[worst].level
+        if level != self.level:
+            names = level.name.lower(), self.level.name.lower()
+            reason = f"{worst} at {self._resources[worst].share:.0%} of its bound" if level > self.level else f"calm for {_CALM_S:.0f} s"
+            self._journal.warning(
+                "degradation",
+                f"degradation level {names[0]} (before: {names[1]}): {reason}",
+                level=names[0],
+                before=names[1],
+                resource=worst,
+            )
+            self.level = level
+        return level
+
+    def level_of(self, resource: str) -> Level:
+        found = self._resources.get(resource)
+        return found.level if found is not None else Level.NORMAL
 
     def samples(self) -> Iterable[Sample]:
         yield Sample("llmsec_degradation_level", float(self.level))
-        for resource, share in self._shares.items():
-            yield Sample("llmsec_resource_used_ratio", share, (("resource", resource),))
-
-    def _change(self, level: Level, reason: str, resource: str | None) -> None:
-        names = self.level.name.lower(), level.name.lower()
-        self._journal.warning(
-            "degradation",
-            f"degradation level {names[1]} (before: {names[0]}): {reason}",
-            level=names[1],
-            before=names[0],
-            resource=resource,
-        )
-        self.level = level
-
-
-def _asked(name: str, share: float) -> Level:
-    return Level(sum(share >= threshold for threshold in THRESHOLDS[name]))
+        for name, resource in self._resources.items():
+            yield Sample("llmsec_resource_used_ratio", resource.share, (("resource", name),))
 
 
 class CPUShare:

@@ -42,7 +42,7 @@ def test_a_step_up_is_taken_at_once_and_a_step_down_after_calm_one_at_a_time() -
         seen.append(degradation.look({"queue": 0.1}))
     changes = [number / 2 for number in range(1, 200) if seen[number] != seen[number - 1]]
     assert [int(level) for level in dict.fromkeys(seen)] == [3, 2, 1, 0]
-    assert all(29 <= later - earlier <= 31 for earlier, later in zip([0, *changes], changes, strict=False))
+    assert all(9 <= later - earlier <= 11 for earlier, later in zip([0, *changes], changes, strict=False))
     assert [event.facts["level"] for event in journal.events] == ["emergency", "essential", "reduced", "normal"]
 
 
@@ -54,6 +54,14 @@ def test_a_load_that_swings_about_a_threshold_changes_the_level_once() -> None:
         degradation.look({"queue": 0.52 if number % 4 == 0 else 0.46})
     assert degradation.level == Level.REDUCED
     assert len(journal.events) == 1
+
+
+def test_traffic_costs_no_texts_and_a_full_disk_does() -> None:
+    degradation = Degradation(Said(), Time())
+    degradation.look({"queue": 2.0, "memory": 2.0, "cpu": 1.0, "disk": 0.5})
+    assert degradation.level_of("disk") == Level.NORMAL
+    degradation.look({"queue": 0.0, "memory": 0.0, "cpu": 0.0, "disk": 0.99})
+    assert degradation.level_of("disk") == Level.ESSENTIAL
 
 
 def test_every_threshold_grows_with_its_level() -> None:
