@@ -190,7 +190,7 @@ class Lane:
 
     def _failed(self, fault: LLMSecError) -> None:
         if not isinstance(fault, ReaderGoneError) and str(self.fault) != str(fault):
-            self._journal.error("sink_failed", f"{fault}" + (f" ({fault.hint})" if fault.hint else ""), sink=self.name)
+            self._journal.error("sink_failed", "; ".join(fault.lines()), sink=self.name)
         self.fault = fault
         self._failed_closing = self._closing
         self._retry_at = time.monotonic() + _BACK_OFF_S[min(self._failures, len(_BACK_OFF_S) - 1)]

@@ -139,7 +139,7 @@ class FileSource:
 
     def _failed(self, fault: SourceError) -> None:
         self.fault = fault
-        self._run.journal.error("source_failed", f"{fault}" + (f" ({fault.hint})" if fault.hint else ""))
+        self._run.journal.error("source_failed", "; ".join(fault.lines()))
 
     def _look(self) -> None:
         if self._watch.look() > _SHED_AT:

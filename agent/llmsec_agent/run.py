@@ -10,7 +10,6 @@ import gc
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Protocol
 
 from llmsec_agent.lane import Lane, Sink
@@ -20,6 +19,7 @@ from llmsec_agent.traffic import Traffic
 from llmsec_analyzer.settings import DetectionSettings
 from llmsec_tap.counters import Sample, Samples, Snapshot, by_label
 from llmsec_tap.dialects.draft import DeltaListener
+from llmsec_tap.errors import where
 from llmsec_tap.exchange.assembly import ExchangeAssembly
 from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.journal import Journal
@@ -180,15 +180,11 @@ class Run:
         """A decoder of ours failed: report it once, with where; never with what it read."""
         fault = sys.exc_info()[1]
         if decoder not in self._defects and fault is not None:
-            frame = fault.__traceback__
-            while frame is not None and frame.tb_next is not None:
-                frame = frame.tb_next
-            where = f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}" if frame is not None else "?"
             self.journal.warning(
                 "decoder_failed",
-                f"the {decoder} decoder failed ({type(fault).__name__} at {where}); please report this",
+                f"the {decoder} decoder failed ({type(fault).__name__} at {where(fault)}); please report this",
                 decoder=decoder,
                 fault=type(fault).__name__,
-                where=where,
+                where=where(fault),
             )
         self._defects[decoder] += 1

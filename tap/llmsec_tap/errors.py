@@ -5,6 +5,8 @@ The hierarchy is one level deep on purpose; the command line maps each class to 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class LLMSecError(Exception):
     """A fault that ends a command: one line saying what and where, and `hint`, one sentence on what to do."""
@@ -48,3 +50,11 @@ class StorageError(LLMSecError):
     def __init__(self, message: str, hint: str = "", *, retryable: bool = False) -> None:
         super().__init__(message, hint)
         self.retryable = retryable
+
+
+def where(fault: BaseException) -> str:
+    """The place of a fault in our code, for a report that must not carry what was read."""
+    frame = fault.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}" if frame is not None else "?"

@@ -330,11 +330,3 @@ def preview(text: str, match: Match, near: Neighbours) -> str:
         pieces.append(text[at:last])
     shown = "".join(pieces).encode("utf-8", "replace").decode()
     return ("…" if first > 0 else "") + shown + ("…" if last < len(text) else "")
-
-
-def where(fault: Exception) -> str:
-    """The place of a fault in our code, for a report that must not carry what was read."""
-    frame = fault.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    return f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}" if frame is not None else "?"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from llmsec_analyzer.engine.recognizer_api import Match
 from llmsec_analyzer.judge.exchange import AnswerStreams, ExchangeDetector
-from llmsec_analyzer.judge.scanner import Scanner, where
+from llmsec_analyzer.judge.scanner import Scanner
 from llmsec_analyzer.risk import rank
 from llmsec_analyzer.worker.protocol import (
     DetectorFault,
@@ -29,7 +29,7 @@ from llmsec_analyzer.worker.protocol import (
     frame,
 )
 from llmsec_tap import privileges
-from llmsec_tap.errors import ConfigError
+from llmsec_tap.errors import ConfigError, where
 from llmsec_tap.identity.credentials import fingerprinter
 
 _READ_BYTES = 1 << 20

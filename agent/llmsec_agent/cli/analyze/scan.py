@@ -62,9 +62,10 @@ def scan(
     from llmsec_agent.journals import journal as new_journal
     from llmsec_agent.text import report
     from llmsec_analyzer.judge import texts as scanning
-    from llmsec_analyzer.judge.scanner import Scanner, where
+    from llmsec_analyzer.judge.scanner import Scanner
     from llmsec_analyzer.show.finding_rows import scan_rows
     from llmsec_analyzer.show.terminal import json_visible
+    from llmsec_tap.errors import where
     from llmsec_tap.identity.credentials import fingerprinter
     from llmsec_tap.install_key import install_key
 
