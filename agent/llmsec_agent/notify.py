@@ -17,20 +17,17 @@ class Notify:
 
     def alive(self) -> None:
         """READY the first time, then WATCHDOG."""
-        self._send("WATCHDOG=1" if self._is_ready else "READY=1\nWATCHDOG=1")
-        self._is_ready = True
-
-    def reloading(self, monotonic_us: int) -> None:
-        self._send(f"RELOADING=1\nMONOTONIC_USEC={monotonic_us}")
-
-    def reloaded(self) -> None:
-        self._send("READY=1")
+        if self._send("WATCHDOG=1" if self._is_ready else "READY=1\nWATCHDOG=1"):
+            self._is_ready = True
 
     def stopping(self) -> None:
         self._send("STOPPING=1")
 
-    def _send(self, text: str) -> None:
-        if not self._address:
-            return
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.sendto(text.encode(), self._address)
+    def _send(self, text: str) -> bool:
+        """Whether it was taken. It never waits: who is asked to stop must not depend on whoever reads here."""
+        if self._address:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                sock.setblocking(False)
+                sock.sendto(text.encode(), self._address)
+                return True
+        return False
