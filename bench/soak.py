@@ -115,7 +115,7 @@ def soak(folder: Path, minutes: int, per_second: float) -> dict[str, Any]:
             wait_for_port(port, process)
             ports.append(port)
             pids.append(process.pid)
-        running = stack.enter_context(agent(folder, pids[0], ("curl",)))
+        running = stack.enter_context(agent(folder, pids[0], chosen={"comms": ["curl"]}))
         running.ready()
         calls = Calls(ports[0], certificate.cert, per_second)
         stack.callback(calls.end)

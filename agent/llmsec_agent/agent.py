@@ -51,7 +51,7 @@ def _plan(loaded: Loaded, path: str | None, journal: StandardError, notify: Noti
     selection = selection_of(config)
     if selection.is_empty and not capture.interfaces:
         raise ConfigError(
-            f"{loaded.file or 'the configuration'}: nothing to capture", "Set capture.all, pids, comms, containers or interfaces."
+            f"{loaded.file or 'the configuration'}: nothing to capture", "Set capture.all, pids, comms, containers, labels or interfaces."
         )
     return CapturePlan(
         selection=selection,
@@ -85,6 +85,7 @@ def selection_of(config: Config) -> Selection:
         pids=capture.pids,
         comms=capture.comms,
         containers=capture.containers,
+        labels=tuple(sorted(capture.labels.items())),
         everything=capture.all,
         follow_forks=capture.follow_children,
     )

@@ -20,6 +20,7 @@ from llmsec_tap.capture.probes.selection import Selection
 from llmsec_tap.capture.probes.targets import TargetFinder
 from llmsec_tap.capture.warden.client import WardenClient
 from llmsec_tap.capture.warden.warden import Warden
+from llmsec_tap.errors import ConfigError
 
 if TYPE_CHECKING:
     from llmsec_agent.config import Loaded
@@ -48,8 +49,13 @@ class CapturePlan:
 def capture_with(plan: CapturePlan, journal: Journal, exposer: Exposer | None = None) -> int:
     """Until stopped; the exit code, as docs/cli.md has them. Raises what attaching and opening raise, with nothing left behind."""
     selection, interfaces = plan.selection, plan.settings.interfaces
-    pods = None if selection.is_empty else PodHelper.start(journal)
-    warden = Warden(journal, _DETECTOR, on_alive=plan.on_alive)
+    pods = None if selection.is_empty else PodHelper.start(journal, labels=selection.labels)
+    if selection.labels and pods is None:
+        raise ConfigError(
+            "capture.labels: this is not a pod with a service account, so nothing tells which processes belong to which pod",
+            "Run it as docs/capture.md says for Kubernetes, or choose by containers, comms or all.",
+        )
+    warden = Warden(journal, _DETECTOR, on_alive=plan.on_alive, chosen=pods.chosen if pods is not None else None)
     if plan.reload is not None:
         warden.on_hangup = plan.reload(warden)
     if warden.fork():

@@ -23,12 +23,14 @@ from support.tls_front import free_port
 class Running:
     """`config` is what the file said at first; `write` changes it."""
 
-    def __init__(self, folder: Path, pid: int, comms: tuple[str, ...] = (), **observability: Any) -> None:
+    def __init__(
+        self, folder: Path, capture: dict[str, Any], prefix: tuple[str, ...], env: dict[str, str], observability: dict[str, Any]
+    ) -> None:
         self.health, self.metrics = free_port(), free_port()
         self.file = folder / "config.yaml"
         self.store = folder / "store"
         self.config: dict[str, Any] = {
-            "capture": {"pids": [pid], "comms": list(comms), "memory_cap": "256MiB"},
+            "capture": {"memory_cap": "256MiB", **capture},
             "storage": {"path": str(self.store)},
             "server": {"bind_address": f"127.0.0.1:{self.health}"},
             "observability": {"metrics": {"port": self.metrics}, **observability},
@@ -38,8 +40,8 @@ class Running:
         self.notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.notified.bind(str(folder / "notify"))
         self.notified.settimeout(20)
-        command = [sys.executable, "-m", "llmsec_agent.cli.tap.app", "agent", "--config", str(self.file)]
-        variables = {**environment(), "NOTIFY_SOCKET": str(folder / "notify")}
+        command = [*prefix, sys.executable, "-m", "llmsec_agent.cli.tap.app", "agent", "--config", str(self.file)]
+        variables = {**environment(), **env, "NOTIFY_SOCKET": str(folder / "notify")}
         variables.pop("LLMSEC_STORE")
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, env=variables, cwd=folder)
@@ -88,8 +90,16 @@ class Running:
 
 
 @contextmanager
-def agent(folder: Path, pid: int, comms: tuple[str, ...] = (), **observability: Any) -> Iterator[Running]:
-    running = Running(folder, pid, comms, **observability)
+def agent(
+    folder: Path,
+    *pids: int,
+    prefix: tuple[str, ...] = (),
+    env: dict[str, str] | None = None,
+    chosen: dict[str, Any] | None = None,
+    **observability: Any,
+) -> Iterator[Running]:
+    """`chosen`: what else the section `capture` says."""
+    running = Running(folder, {"pids": list(pids), **(chosen or {})}, prefix, env or {}, observability)
     try:
         yield running
     finally:

@@ -26,9 +26,7 @@ class Capture(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     pids: Annotated[tuple[Annotated[int, key(at_least=1)], ...], key("processes to observe")] = ()
     comms: Annotated[tuple[Name, ...], key("processes of these names (/proc/PID/comm), also later ones")] = ()
     containers: Annotated[tuple[Name, ...], key("processes of these containers; the id's first digits do")] = ()
-    labels: Annotated[
-        dict[str, str], key("processes of pods on this node that have all of these labels", later="choose by containers, comms or all")
-    ] = {}
+    labels: Annotated[dict[str, str], key("processes of pods on this node that have all of these labels")] = {}
     all: Annotated[bool, key("every process that maps a known TLS library, also later ones")] = False
     interfaces: Annotated[tuple[Name, ...], key("read plain HTTP from these interfaces (lo, eth0, any)")] = ()
     ports: Annotated[tuple[Port, ...], key("of interfaces: only these TCP ports; empty: any")] = ()

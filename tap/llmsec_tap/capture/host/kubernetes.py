@@ -7,7 +7,9 @@ refuses, the API server is asked for the pods of this node. Outside Kubernetes t
 The token goes to nobody who cannot show a certificate of the cluster's authority. Many kubelets have one of their own making: then
 the API server is asked, unless LLMSEC_KUBELET_INSECURE=1 says that whoever answers at the node's address may have the token.
 
-In a capture the questions are asked by a process of their own (`PodHelper`), the only one that uses the network; it tells the decoder.
+In a capture the questions are asked by a process of their own (`PodHelper`), the only one that uses the network. It tells the decoder the
+pods, and the warden, where processes are chosen by the labels of their pod, the ids of the containers that have them: nothing else of
+what the cluster answers is read with rights.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +34,9 @@ _TIMEOUT_S = 2.0
 # A container that is not in the list yet is looked for again, but not more often than this.
 _REFRESH_S = 5.0
 _MAX_ANSWER = 64 << 20
+# Where pods are chosen by their labels, the list is read so often.
+_FOLLOW_S: Final = 2.0
+_MAX_CHOSEN: Final = 1 << 20
 
 Fetch = Callable[[str], bytes]
 
@@ -114,50 +119,114 @@ def _fetcher(account: Path) -> Fetch:
 
 
 class PodHelper:
-    """The process that asks, and the socket over which the decoder hears. A byte there asks for a fresh table."""
+    """The process that asks, and the socket over which the decoder hears. A byte there asks for a fresh table.
 
-    def __init__(self, sock: socket.socket, pid: int) -> None:
+    `chosen` is the warden's: the containers of the pods that have all of the given labels.
+    """
+
+    def __init__(self, sock: socket.socket, pid: int, chosen: ChosenContainers) -> None:
         self.socket = sock
         self.pid = pid
+        self.chosen = chosen
 
     @classmethod
-    def start(cls, journal: Journal, account: Path = _ACCOUNT) -> PodHelper | None:
+    def start(cls, journal: Journal, account: Path = _ACCOUNT, labels: Collection[tuple[str, str]] = ()) -> PodHelper | None:
         """None outside Kubernetes. It ends when the decoder does. Call it while there are no threads."""
         urls = _urls(account)
         if not urls:
             return None
         ours, theirs = socket.socketpair()
+        warden, chosen = socket.socketpair()
         pid = os.fork()
         if pid:
             theirs.close()
-            return cls(ours, pid)
+            chosen.close()
+            return cls(ours, pid, ChosenContainers(warden))
         try:
             ours.close()
+            warden.close()
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
             pods = ClusterPods(urls, _fetcher(account))
             privileges.become(privileges.unprivileged_user())
             privileges.confine(network=True)
-            _tell_pods(theirs, pods, journal)
+            _tell_pods(theirs, pods, journal, Chooser(chosen, labels))
         except OSError as fault:
             journal.warning("pods_unnamed", f"pods stay unnamed: {fault}")
         finally:
             os._exit(0)
 
 
-def _tell_pods(sock: socket.socket, pods: ClusterPods, journal: Journal) -> None:
+def _tell_pods(sock: socket.socket, pods: ClusterPods, journal: Journal, chooser: Chooser) -> None:
     """Tell the table now and at each question, until the other side closes."""
     told = ""
+    sock.settimeout(_FOLLOW_S if chooser.labels else None)
+    is_asked = True
     while True:
         fault = pods.refresh()
         if fault is None:
-            text = json.dumps(pods.table).encode()
-            sock.sendall(len(text).to_bytes(4, "big") + text)
+            chooser.tell(pods.table)
+            if is_asked:
+                _send(sock, json.dumps(pods.table).encode())
         elif str(fault) != told:
             told = str(fault)
             journal.warning("pods_unknown", f"pods are not known: {told}")
-        if not sock.recv(1):
-            return
+        try:
+            is_asked = True
+            if not sock.recv(1):
+                return
+        except TimeoutError:
+            is_asked = False
+
+
+def _send(sock: socket.socket, message: bytes) -> None:
+    sock.sendall(len(message).to_bytes(4, "big") + message)
+
+
+class Chooser:
+    """In the helper: which containers belong to pods that have all of `labels`, told when it changes."""
+
+    def __init__(self, sock: socket.socket, labels: Collection[tuple[str, str]]) -> None:
+        self.labels = frozenset(labels)
+        self._socket = sock
+        self._told: set[str] = set()
+
+    def tell(self, pods: dict[str, Pod]) -> None:
+        chosen = {container for container, pod in pods.items() if self.labels and self.labels <= pod.labels.items()}
+        if chosen != self._told:
+            self._told = chosen
+            _send(self._socket, "\n".join(sorted(chosen)).encode()[:_MAX_CHOSEN])
+
+
+class ChosenContainers:
+    """In the warden: what the helper told last."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._buffer = bytearray()
+        sock.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def read(self) -> frozenset[str] | None:
+        """The containers' ids where they have changed. Raises EOFError when the helper is gone, or says too much."""
+        with contextlib.suppress(BlockingIOError):
+            while len(self._buffer) <= 4 + _MAX_CHOSEN:
+                data = self._socket.recv(1 << 16)
+                if not data:
+                    raise EOFError
+                self._buffer += data
+        chosen = None
+        while len(self._buffer) >= 4 and len(self._buffer) >= (end := 4 + int.from_bytes(self._buffer[:4], "big")):
+            chosen = frozenset(self._buffer[4:end].decode(errors="replace").split())
+            del self._buffer[:end]
+        if len(self._buffer) > 4 + _MAX_CHOSEN:
+            raise EOFError
+        return chosen
 
 
 class RemotePods:

@@ -52,16 +52,21 @@ class Selection:
     pids: tuple[int, ...] = ()
     comms: tuple[str, ...] = ()
     containers: tuple[str, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()  # of pods; which containers have all of them, `Observed.choose_labelled` is told
     everything: bool = False
     follow_forks: bool = True
 
     @property
     def is_empty(self) -> bool:
-        return not (self.pids or self.comms or self.containers or self.everything)
+        return not (self.pids or self.comms or self.is_by_container or self.everything)
 
     @property
     def is_by_pid(self) -> bool:
-        return bool(self.pids) and not (self.comms or self.containers or self.everything)
+        return bool(self.pids) and not (self.comms or self.is_by_container or self.everything)
+
+    @property
+    def is_by_container(self) -> bool:
+        return bool(self.containers or self.labels)
 
     @property
     def known_comms(self) -> frozenset[str]:
@@ -87,6 +92,9 @@ class Selection:
         if bool(self.containers) != bool(running.containers):
             fixed.append("the first container, or none any more")
             possible = replace(possible, containers=running.containers)
+        if self.labels != running.labels:
+            fixed.append("another choice of labels")
+            possible = replace(possible, labels=running.labels)
         return possible, [f"{what} needs a restart" for what in fixed]
 
     def kernel_settings(self, ring_bytes: int) -> KernelSettings:
@@ -94,7 +102,7 @@ class Selection:
             only_targets=not self.everything,
             # With all, too, forks are told: who maps a library is counted, and a worker may outlive its parent.
             follow_forks=self.follow_forks or self.everything,
-            watch_all=self.everything or bool(self.containers),
+            watch_all=self.everything or self.is_by_container,
             comms=tuple(sorted(self.known_comms)),
             ring_bytes=ring_bytes,
         )
@@ -127,6 +135,7 @@ class Observed:
         self._young: dict[int, tuple[float, int]] = {}  # forked child -> when, parent
         self._started_ns: dict[int, int] = {}  # processes that started under the tap -> when, CLOCK_BOOTTIME
         self._late_ms: OrderedDict[int, int] = OrderedDict()
+        self._labelled: frozenset[str] = frozenset()
         self._one_by_one = selection.is_by_pid
         self._sweep_at = clock() + _SWEEP_S
         self._lost_processes = 0
@@ -162,7 +171,7 @@ class Observed:
     def update(self, selection: Selection) -> list[str]:
         """Observe what `selection` chooses from now on; nothing else of the run changes. What needs a restart, a sentence each."""
         before, (now, fixed) = self._selection, selection.within(self._selection)
-        old = {pid for pid in proc.all_pids() if self._is_chosen(pid)}
+        old = self._all_chosen()
         self._selection = now
         for comm in now.known_comms - before.known_comms:
             self._loader.select_comm(comm)
@@ -171,10 +180,24 @@ class Observed:
         for pid in now.pids:
             if pid not in before.pids and not proc.is_alive(pid):
                 self._journal.warning("no_process", f"there is no process {pid}: nothing of it is captured", pid=pid)
-        new = {pid for pid in proc.all_pids() if self._is_chosen(pid)}
+        self._go_over_from(old)
+        return fixed
+
+    def choose_labelled(self, containers: frozenset[str]) -> None:
+        """Observe the processes of these containers from now on, and no longer those of the ones named before."""
+        old = self._all_chosen()
+        self._labelled = containers
+        self._go_over_from(old)
+
+    def _all_chosen(self) -> set[int]:
+        return {pid for pid in proc.all_pids() if self._is_chosen(pid)}
+
+    def _go_over_from(self, old: set[int]) -> None:
+        """Observe what is chosen now instead of the processes `old`."""
+        new = self._all_chosen()
         family = self._family(sorted(new))
         left = old - new
-        if now.follow_forks:
+        if self._selection.follow_forks:
             left |= set(proc.descendants_of(left))
         for pid in left.difference(family):
             self._loader.unwatch(pid)
@@ -184,8 +207,7 @@ class Observed:
             self._one_by_one = False
         for pid in family:
             self._look(pid)
-        self._journal.info("selection_changed", f"{len(family)} processes are chosen now", processes=len(family))
-        return fixed
+        self._journal.info("selection_changed", f"processes chosen now: {len(family)}", processes=len(family))
 
     def _family(self, pids: list[int]) -> list[int]:
         """Watch these processes and, where children are followed, those that they have forked.
@@ -212,10 +234,11 @@ class Observed:
             self._young.pop(pid, None)
             self._late_ms.pop(pid, None)
             self._attachments.forget(pid, has_ended=False)
-            if self._selection.containers and self._is_chosen(pid):
+            by_container = self._selection.is_by_container
+            if by_container and self._is_chosen(pid):
                 self._loader.watch(pid)
             # Told of all processes with containers and of targets else: a followed child is one, whatever it runs.
-            if not self._selection.containers or self._is_chosen(pid):
+            if not by_container or self._is_chosen(pid):
                 self._started_ns[pid] = event.ts_ns
                 self._look(pid)
                 self._look_ahead(pid)
@@ -297,9 +320,10 @@ class Observed:
             return True
         if chosen.comms and proc.name_of(pid) in chosen.known_comms:
             return True
-        if chosen.containers:
+        if chosen.is_by_container:
             container = proc.container_of_pid(pid)
-            return container is not None and any(container.startswith(wanted) for wanted in chosen.containers)
+            if container is not None:
+                return container in self._labelled or any(container.startswith(wanted) for wanted in chosen.containers)
         return False
 
     def _look_later(self, pid: int) -> None:

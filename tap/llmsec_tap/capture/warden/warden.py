@@ -35,6 +35,7 @@ from llmsec_tap.journal import Journal
 
 if TYPE_CHECKING:
     from llmsec_tap.capture.ebpf.loader_api import ConnectionLoss, Loader
+    from llmsec_tap.capture.host.kubernetes import ChosenContainers
     from llmsec_tap.capture.probes.selection import Observed, Selection
 
 # What the warden keeps: to load and attach, to look into other users' processes and files, to open packet sockets, and to start
@@ -54,8 +55,13 @@ class Warden:
         detector: Sequence[str],
         *,
         on_alive: Callable[[], None] = lambda: None,
+        chosen: ChosenContainers | None = None,
     ) -> None:
-        """`detector`: the command of a detection process. `on_alive` is called, on another thread, each time the decoder makes progress."""
+        """`detector`: the command of a detection process. `on_alive` is called, on another thread, each time the decoder makes progress.
+
+        `chosen`: where processes are chosen by the labels of their pod.
+        """
+        self._chosen = chosen
         self.on_hangup: Callable[[], None] | None = None  # what SIGHUP asks for; it ends the capture where there is none
         self._on_alive = on_alive
         self._journal = journal
@@ -88,6 +94,8 @@ class Warden:
                 signal.signal(number, signal.SIG_IGN)
             self._asked.close()
             os.close(self._stop)
+            if self._chosen is not None:
+                self._chosen.close()
             return True
         self.client_socket.close()
         os.close(self.stop_pipe)
@@ -135,6 +143,8 @@ class Warden:
         poll = select.poll()
         poll.register(child, select.POLLIN)
         poll.register(wake, select.POLLIN)
+        if self._chosen is not None:
+            poll.register(self._chosen.fileno(), select.POLLIN)
         ring = self._loader.processes if self._loader is not None else None
         if ring is not None:
             poll.register(ring.fileno(), select.POLLIN)
@@ -151,9 +161,25 @@ class Warden:
                 if ring.fileno() in ready:
                     ring.wait(0.0)  # take the edge, before the records that it announces
                 self._look()
+            if self._chosen is not None and self._chosen.fileno() in ready:
+                self._choose(poll)
             if child in ready:
                 os.close(child)
                 return self._reap()
+
+    def _choose(self, poll: select.poll) -> None:
+        """The pods with the chosen labels are others now."""
+        assert self._chosen is not None
+        try:
+            containers = self._chosen.read()
+        except (EOFError, OSError):
+            poll.unregister(self._chosen.fileno())
+            self._journal.warning("pods_unfollowed", "the process that looks pods up has ended: no further pods are chosen by their labels")
+            return
+        if containers is not None and self._observed is not None:
+            with self._lock:
+                if not self._detached:
+                    self._observed.choose_labelled(containers)
 
     def _look(self) -> None:
         assert self._observed is not None
