@@ -49,7 +49,7 @@ def family(pid: int) -> list[int]:
 def looks(pid: int) -> dict[str, Any]:
     resident = descriptors = threads = 0
     for each in family(pid):
-        with suppress(OSError):
+        with suppress(OSError, KeyError):  # it may be ending
             fields = dict(line.split(":", 1) for line in Path(f"/proc/{each}/status").read_text().splitlines() if ":" in line)
             resident += int(fields["VmRSS"].split()[0])
             threads += int(fields["Threads"])

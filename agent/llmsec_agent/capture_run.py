@@ -28,7 +28,7 @@ from llmsec_agent.stop import Stop
 from llmsec_agent.traffic import Traffic
 from llmsec_analyzer.judge.budget import FULL, SECRETS_ONLY, WITHOUT_MODEL
 from llmsec_analyzer.settings import DetectionSettings
-from llmsec_tap import limits, privileges
+from llmsec_tap import __version__, limits, privileges
 from llmsec_tap.capture.host.kubernetes import RemotePods
 from llmsec_tap.capture.host.process import ProcessTable
 from llmsec_tap.capture.live.capture import SHED_NEW, LiveCapture
@@ -43,6 +43,7 @@ from llmsec_tap.memory import resident_bytes
 from llmsec_tap.storage.handover import enter, owner_of
 from llmsec_tap.storage.retention import Retention
 from llmsec_tap.storage.store import create_store
+from llmsec_tap.storage.taps import Beat
 from llmsec_tap.storage.writer import StoreWriter
 from llmsec_tap.tokens import TokenEstimator
 
@@ -101,10 +102,12 @@ def capture(
     # From here on: another user, no capabilities, no new files but the store's. Threads may begin.
     shares = Shares.of(settings.memory_cap_bytes)
     sinks: list[Sink] = []
+    store_sink: StoreSink | None = None
     if settings.store is not None:
         opened = replace(create_store(".", journal, views=False), name=settings.store)
         writer = StoreWriter(opened, flush_age_ns=int(settings.flush_s * 1e9), compact_by=lambda store, _now_ns: _compact(warden, store))
-        sinks.append(StoreSink(writer, Retention(settings.keep_days, settings.keep_bytes)))
+        store_sink = StoreSink(writer, Retention(settings.keep_days, settings.keep_bytes))
+        sinks.append(store_sink)
     if print_to is not None:
         sinks.append(print_to(stop.request))
     run = Run(
@@ -122,6 +125,8 @@ def capture(
         start_detection=(lambda deliver: start_detection(deliver, key)) if start_detection is not None else None,
     )
     source = LiveSource(settings, run, warden, pods, shares, recording)
+    if store_sink is not None:
+        store_sink.look = source.beat
     if exposer is not None:
         answer_state(exposer.socket, lambda: _state(run, source))
     fault: SourceError | None = None
@@ -151,6 +156,7 @@ class LiveSource:
         shares: Shares,
         recording: PcapngWriter | None,
     ) -> None:
+        self._started_ns = time.time_ns()
         self._settings = settings
         self._warden = warden
         self._recording = recording
@@ -202,6 +208,22 @@ class LiveSource:
         yield from self._degradation.samples()
         yield Sample("llmsec_config_reload_ok", float(self._is_accepted))
         yield from by_label("llmsec_config_reloads_total", "result", self._reloads)
+
+    def beat(self) -> Beat:
+        """How this tap is, for its store; alive is who finishes rounds."""
+        counts = self._run.snapshot()
+        lost = ("llmsec_kernel_lost_records_total", "llmsec_queue_left_out_records_total", "llmsec_packets_dropped_total")
+        return Beat(
+            node=self._settings.node,
+            pid=os.getpid(),
+            version=__version__,
+            started_ns=self._started_ns,
+            heartbeat_ns=time.time_ns() - int(self.silent_s * 1e9),
+            exchanges=round(counts.get("llmsec_exchanges_delivered_total")),
+            not_stored=round(counts.get("llmsec_store_lost_rows_total") + counts.get("llmsec_sink_dropped_records_total", sink="store")),
+            lost_records=round(sum(counts.get(name) for name in lost)),
+            degradation=round(counts.get("llmsec_degradation_level")),
+        )
 
     def _news(self, run: Run, data: bytes) -> None:
         """The warden has read the configuration again."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import dataclass
 
 from llmsec_tap import limits
@@ -12,6 +14,7 @@ class CaptureSettings:
     """What a decoder reads, keeps and may take. `ports`: of the interfaces; None for all. `output`: table, jsonl or none.
 
     `survive`: an interface that goes down is waited for; else it ends the capture.
+    `node`: name of this host on what is stored.
     """
 
     interfaces: tuple[str, ...] = ()
@@ -28,3 +31,9 @@ class CaptureSettings:
     keep_bytes: int | None = None
     flush_s: float = 5.0  # a record is on the disk after so long
     survive: bool = False
+    node: str = ""
+
+
+def node_name(configured: str | None = None) -> str:
+    """As configured, as Kubernetes calls the node, or the host's own name."""
+    return configured or os.environ.get("NODE_NAME") or socket.gethostname()

@@ -13,6 +13,7 @@ from llmsec_analyzer.stored.session import QuerySession
 from llmsec_tap import model
 from llmsec_tap.storage import StoreWriter
 from llmsec_tap.storage.schema import EXCHANGE_COLUMNS, PART, REQUEST, RESPONSE, StructOf, sql_type
+from llmsec_tap.storage.taps import Beat, write_beat
 from llmsec_tap.storage.views import VIEWS
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -31,6 +32,7 @@ def lively(tmp_path_factory, build_exchange):
     with StoreWriter.open(root) as writer:
         writer.add(build_exchange(1))
         writer.add(build_exchange(2, request=ask, error_type=None))
+        write_beat(writer.store, Beat(node="node-1", pid=1, version="1", started_ns=1, heartbeat_ns=1))  # a tap that died
     return root
 
 

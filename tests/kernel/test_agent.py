@@ -7,11 +7,13 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from llmsec_analyzer.stored.session import QuerySession
 from support.agent import environment
 from support.https_calls import ask_once
 from support.running_agent import agent
@@ -19,8 +21,6 @@ from support.tls_front import Certificate
 
 
 def stored(folder: Path) -> int:
-    from llmsec_analyzer.stored.session import QuerySession
-
     with QuerySession.open(folder) as session:
         ((count,),) = session.select("SELECT count(*) FROM exchanges").rows()
     return int(count)
@@ -45,6 +45,10 @@ def test_it_observes_and_says_so_to_everybody(echo: tuple[int, int], certificate
         for port in (running.health, running.metrics):
             socket.create_server(("127.0.0.1", port)).close()  # free at once, for the next one
         assert stored(running.store) == 7
+        with QuerySession.open(running.store) as session:
+            ((node, exchanges, stopped_s),) = session.select("SELECT node, exchanges, epoch(stopped) FROM taps").rows()
+        assert (node, exchanges) == (socket.gethostname(), 7)
+        assert time.time() - 30 < stopped_s <= time.time()
 
 
 def test_a_file_that_changed_is_applied_named_or_refused(echo: tuple[int, int], certificate: Certificate, tmp_path: Path) -> None:

@@ -53,9 +53,7 @@ class Capture(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
         int | Literal["auto"],
         key("processes that decode; auto: by the number of cores", at_least=1, at_most=256, later="one process decodes"),
     ] = "auto"
-    node: Annotated[
-        str | None, key("name of this host on records; none: its host name", filled=True, later="records do not name their host")
-    ] = None
+    node: Annotated[str | None, key("name of this host; none: NODE_NAME, or its host name", filled=True)] = None
 
 
 # --- storage ----------------------------------------------------------------------------------------------------------------

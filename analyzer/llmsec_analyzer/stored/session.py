@@ -19,7 +19,7 @@ from llmsec_analyzer.stored.sql_errors import sql_error
 from llmsec_tap.errors import ConfigError, StorageError
 from llmsec_tap.journal import WARNINGS, Journal
 from llmsec_tap.storage import Store, open_store
-from llmsec_tap.storage.damage import parts, set_aside_damaged
+from llmsec_tap.storage.damage import TAP_FILES, parts, set_aside_damaged
 from llmsec_tap.storage.faults import storage_error
 from llmsec_tap.storage.views import create_views, these_parts
 
@@ -107,29 +107,36 @@ class QuerySession:
         # By a descriptor: DuckDB takes some characters of a path for a pattern or a separator, and these names have none of them.
         exchanges = f"/proc/self/fd/{self._folder}"
         files = f"'{exchanges}/*/part-*.parquet'"
+        tap_files = [path for path in parts(self.store.exchanges, TAP_FILES) if path not in self._left_out]
         if self._left_out:
-            kept = [path.relative_to(self.store.exchanges) for path in parts(self.store.exchanges) if path not in self._left_out]
-            files = these_parts([Path(exchanges, path) for path in kept])
+            files = self._named(exchanges, [path for path in parts(self.store.exchanges) if path not in self._left_out])
         try:
             for setting in _SETTINGS:
                 connection.execute(setting)
             connection.execute(f"SET allowed_directories = ['{exchanges}/']")
             connection.execute("SET enable_external_access = false")
-            create_views(connection, files)
+            create_views(connection, files, self._named(exchanges, tap_files) if tap_files else None)
             connection.execute("SET lock_configuration = true")
         except duckdb.Error:
             connection.close()
             raise
         return connection
 
+    def _named(self, exchanges: str, paths: list[Path]) -> str:
+        return these_parts([Path(exchanges, path.relative_to(self.store.exchanges)) for path in paths])
+
     def _is_damage(self, fault: duckdb.Error | RuntimeError) -> bool:
         return not isinstance(fault, _ABOUT_THE_QUESTION) and isinstance(fault, duckdb.Error) and self._look_for_damage()
 
     def _look_for_damage(self) -> bool:
         """Read every part; True where one was damaged, and is set aside or left out from now on."""
-        before = len(list(parts(self.store.exchanges))) - len(self._left_out)
+        before = self._count()
         self._left_out = set_aside_damaged(self.store.exchanges, self._journal, thoroughly=True)
-        return len(list(parts(self.store.exchanges))) - len(self._left_out) != before
+        return self._count() != before
+
+    def _count(self) -> int:
+        found = (*parts(self.store.exchanges), *parts(self.store.exchanges, TAP_FILES))
+        return len(found) - len(self._left_out)
 
     @classmethod
     def open(cls, location: str | Path, journal: Journal = WARNINGS) -> QuerySession:

@@ -18,14 +18,17 @@ from llmsec_tap.journal import Journal
 
 _MAGIC = b"PAR1"
 _SMALLEST = 12
+_NEEDED = {"part": {"exchange_id", "row_key", "stored_seq"}, "tap": {"heartbeat_ns", "started_ns"}}
+PARTS = "part-*.parquet"
+TAP_FILES = "tap-*.parquet"
 DAMAGED_SUFFIX = ".damaged"
 
 
-def parts(exchanges: Path) -> Iterator[Path]:
-    """Every part of a store, whatever stands under its name."""
+def parts(exchanges: Path, pattern: str = PARTS) -> Iterator[Path]:
+    """Every part of a store, whatever stands under its name; with TAP_FILES the files of its taps instead."""
     for folder in sorted(exchanges.iterdir()) if exchanges.is_dir() else ():
         if folder.is_dir():
-            yield from sorted(folder.glob("part-*.parquet"))
+            yield from sorted(folder.glob(pattern))
 
 
 def is_framed(path: Path) -> bool:
@@ -56,7 +59,7 @@ def is_readable(path: Path) -> bool:
         return False
     try:
         with pq.ParquetFile(path, memory_map=False) as file:
-            if not {"exchange_id", "row_key", "stored_seq"} <= set(file.schema_arrow.names):
+            if not _NEEDED["part" if path.name.startswith("part-") else "tap"] <= set(file.schema_arrow.names):
                 return False
             for _ in file.iter_batches(batch_size=1000):
                 pass
@@ -81,4 +84,5 @@ def set_aside(found: Path, journal: Journal) -> bool:
 def set_aside_damaged(exchanges: Path, journal: Journal, *, thoroughly: bool = False) -> list[Path]:
     """Set aside what is damaged; those that this user may not rename, to be left out by name."""
     is_sound = is_readable if thoroughly else is_framed
-    return [path for path in parts(exchanges) if not is_sound(path) and not set_aside(path, journal)]
+    found = [*parts(exchanges), *parts(exchanges, TAP_FILES)]
+    return [path for path in found if not is_sound(path) and not set_aside(path, journal)]

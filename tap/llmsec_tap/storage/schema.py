@@ -116,6 +116,21 @@ ROW_COLUMNS: tuple[tuple[str, ColumnType], ...] = (*EXCHANGE_COLUMNS, ("row_key"
 # stored_seq: grows with every part written; of two rows for one exchange the higher one counts.
 STORED_COLUMNS: tuple[tuple[str, ColumnType], ...] = (*ROW_COLUMNS, ("stored_seq", INT))
 
+# One row for each run of a tap (taps.py): the view's name, and the folder's beside those of days.
+TAPS = "taps"
+TAP_COLUMNS: tuple[tuple[str, ColumnType], ...] = (
+    ("node", TEXT),
+    ("pid", INT),
+    ("version", TEXT),
+    ("started_ns", INT),
+    ("heartbeat_ns", INT),
+    ("stopped_ns", INT),
+    ("exchanges", INT),
+    ("not_stored", INT),
+    ("lost_records", INT),
+    ("degradation", INT),
+)
+
 # Columns with few different values, where a Parquet dictionary pays; texts that never repeat only waste the attempt.
 DICTIONARY_COLUMNS = (
     "client",

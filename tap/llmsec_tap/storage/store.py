@@ -3,8 +3,9 @@
 llmsec-data/
   store.json                        schema version, migrations applied
   llmsec.duckdb                     views only; any DuckDB client may open it while captures write
-  exchanges/schema/part-schema.parquet    no rows: every column exists even in an empty or an old store
+  exchanges/schema/{part,tap}-schema.parquet    no rows: every column exists even in an empty or an old store
   exchanges/day=2026-11-24/part-….parquet
+  exchanges/taps/tap-….parquet      who wrote, and when it was last alive (taps.py)
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from llmsec_tap.storage.damage import parts, set_aside_damaged
 from llmsec_tap.storage.faults import storage_error
 from llmsec_tap.storage.migrations import MIGRATIONS, pending
 from llmsec_tap.storage.publish import TMP_SUFFIX, publishing, remove_stale, write_all
-from llmsec_tap.storage.schema import SCHEMA_VERSION
+from llmsec_tap.storage.schema import SCHEMA_VERSION, TAP_COLUMNS
 from llmsec_tap.storage.views import DATABASE_NAME, layout, write_database_apart
 
 DEFAULT_STORE = "llmsec-data"
@@ -176,3 +177,5 @@ def _write_schema_part(root: Path) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     with publishing(folder / "part-schema.parquet") as file:
         write_all(file, parquet.empty_part())
+    with publishing(folder / "tap-schema.parquet") as file:
+        write_all(file, parquet.small_table(TAP_COLUMNS, []))

@@ -1,4 +1,4 @@
-"""The SQL face of a store: five views over the Parquet parts, each column with its comment.
+"""The SQL face of a store: views over the Parquet parts, each column with its comment.
 
 The same statements make the views of `llmsec.duckdb` (for any DuckDB client) and those of the in-memory connection that
 `llmsec-analyze query` uses, so the two cannot drift apart.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmsec_tap.errors import StorageError
+from llmsec_tap.storage.damage import TAP_FILES
 from llmsec_tap.storage.faults import storage_error
 from llmsec_tap.storage.publish import publishing, write_all
 from llmsec_tap.storage.schema import (
@@ -26,6 +27,8 @@ from llmsec_tap.storage.schema import (
     INT,
     PART,
     STORED_COLUMNS,
+    TAP_COLUMNS,
+    TAPS,
     TEXT,
     ColumnType,
     ListOf,
@@ -161,6 +164,29 @@ _FINDING_COMMENTS = {
     "at_output_token": "For findings in a stream: how many deltas had been seen",
 }
 
+_TAP_COMMENTS = {
+    "node": "Host that it captures on (`capture.node`, else NODE_NAME, else the host name)",
+    "pid": "Process that decodes",
+    "version": "Version of llmsec-trace",
+    "started_ns": "When it began, epoch nanoseconds",
+    "heartbeat_ns": "When it was last alive, epoch nanoseconds",
+    "stopped_ns": "When it ended in order, epoch nanoseconds; null while it runs, and for one that died",
+    "exchanges": "Exchanges seen by then",
+    "not_stored": "Of them, those that this store could not take",
+    "lost_records": "Pieces of calls and packets that were dropped before they were decoded",
+    "degradation": "0 normal, 1 reduced, 2 essential, 3 emergency",
+}
+
+
+def _tap_columns() -> tuple[ViewColumn, ...]:
+    stored = [ViewColumn(name, sql_type(kind), f't."{name}"', _TAP_COMMENTS[name]) for name, kind in TAP_COLUMNS]
+    times = [
+        ViewColumn(name.removesuffix("_ns"), "TIMESTAMP", f"make_timestamp(t.{name} // 1000)", f"{name} as a UTC timestamp (microseconds)")
+        for name in ("started_ns", "heartbeat_ns", "stopped_ns")
+    ]
+    return (*stored, *times)
+
+
 VIEWS: tuple[View, ...] = (
     View("exchanges", "One row per exchange with a language model", _exchange_columns(), ""),
     View(
@@ -210,6 +236,7 @@ VIEWS: tuple[View, ...] = (
         (*_WHICH, *(_member(name, kind, _FINDING_COMMENTS[name]) for name, kind in FINDING.fields)),
         _unnested("findings"),
     ),
+    View(TAPS, "One row per run of a tap that wrote to this store, replaced every 15 seconds while it lives", _tap_columns(), ""),
 )  # fmt: skip
 
 
@@ -236,8 +263,12 @@ def these_parts(files: Sequence[Path]) -> str:
     return f"[{', '.join(_quote(literal(path)) for path in files)}]"
 
 
-def view_statements(files: str) -> list[str]:
-    """CREATE VIEW statements over `files` (an argument of read_parquet), to be run in order in an empty database."""
+def all_tap_files(root: Path) -> str:
+    return _quote(f"{literal(root.resolve())}/exchanges/*/{TAP_FILES}")
+
+
+def view_statements(files: str, tap_files: str | None) -> list[str]:
+    """CREATE VIEW statements over files (arguments of read_parquet), to be run in order in an empty database. None: there are none."""
     parts = f"read_parquet({files}, union_by_name=true, hive_partitioning=false)"
     # One row per exchange: where an exchange was stored again, the row of the newest part counts. Repeats are found by the
     # 64-bit row_key alone: two exchanges of ten million share one with a chance of 3 in a million, and comparing ids as
@@ -247,10 +278,15 @@ def view_statements(files: str) -> list[str]:
     source = f"""(SELECT row_key, max(stored_seq) AS stored_seq FROM {parts} GROUP BY row_key) newest
 RIGHT JOIN {parts} r ON r.row_key = newest.row_key
 WHERE newest.row_key IS NULL OR r.stored_seq = newest.stored_seq"""  # noqa: S608 - the path is quoted
+    none = ", ".join(f'NULL::{sql_type(kind)} AS "{name}"' for name, kind in TAP_COLUMNS)
+    taps = (
+        f"(SELECT {none} LIMIT 0) t" if tap_files is None else f"read_parquet({tap_files}, union_by_name=true, hive_partitioning=false) t"
+    )
+    sources = {"exchanges": source, TAPS: taps}
     statements = []
     for view in VIEWS:
         columns = ",\n  ".join(f'{column.sql} AS "{column.name}"' for column in view.columns)
-        statements.append(f"CREATE VIEW {view.name} AS SELECT\n  {columns}\nFROM {view.source or source}")
+        statements.append(f"CREATE VIEW {view.name} AS SELECT\n  {columns}\nFROM {view.source or sources[view.name]}")
     return statements
 
 
@@ -262,15 +298,19 @@ def comment_statements() -> list[str]:
     return statements
 
 
-def create_views(connection: duckdb.DuckDBPyConnection, files: str) -> None:
-    for statement in (*view_statements(files), *comment_statements()):
+def create_views(connection: duckdb.DuckDBPyConnection, files: str, tap_files: str | None) -> None:
+    for statement in (*view_statements(files, tap_files), *comment_statements()):
         connection.execute(statement)
 
 
 def layout() -> str:
     """Changes whenever a stored column or a view does; a store made with another one gets its views anew."""
     text = "\n".join(
-        (*view_statements(all_parts(Path("/"))), *comment_statements(), *(f"{name} {sql_type(kind)}" for name, kind in STORED_COLUMNS))
+        (
+            *view_statements(all_parts(Path("/")), all_tap_files(Path("/"))),
+            *comment_statements(),
+            *(f"{name} {sql_type(kind)}" for name, kind in STORED_COLUMNS),
+        )
     )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -286,7 +326,7 @@ def write_database(root: Path) -> None:
             fresh = Path(scratch) / DATABASE_NAME
             connection = duckdb.connect(str(fresh), config={"threads": 1})
             try:
-                create_views(connection, all_parts(root))
+                create_views(connection, all_parts(root), all_tap_files(root))
             finally:
                 connection.close()
             with publishing(target) as descriptor:

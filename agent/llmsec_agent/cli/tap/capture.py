@@ -112,7 +112,7 @@ def capture(
     Example: llmsec-tap capture --pid 4242 --format jsonl
     """
     from llmsec_agent.attach import read_offsets
-    from llmsec_agent.capture_settings import CaptureSettings
+    from llmsec_agent.capture_settings import CaptureSettings, node_name
     from llmsec_agent.capturing import CapturePlan, capture_with
     from llmsec_agent.journals import journal
     from llmsec_tap.capture.probes.selection import Selection
@@ -153,6 +153,7 @@ def capture(
                     memory_cap_bytes=memory_cap << 20,
                     duration_s=duration,
                     output=output.value,
+                    node=node_name(),
                 ),
                 detect=detect,
                 redact=redact,
