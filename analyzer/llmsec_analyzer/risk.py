@@ -32,7 +32,7 @@ def risk(findings: Iterable[Finding]) -> tuple[int, list[str]]:
     repeats: dict[str, int] = {}
     for finding in findings:
         weight = WEIGHT[finding.severity] * finding.confidence
-        if finding.location.part.startswith("response"):
+        if finding.location.is_in_answer:
             weight *= OUTPUT_FACTOR
         best[finding.rule_id] = max(best.get(finding.rule_id, 0.0), min(weight, 0.99))
         repeats[finding.rule_id] = repeats.get(finding.rule_id, -1) + 1

@@ -142,6 +142,10 @@ class Location(msgspec.Struct, kw_only=True, frozen=True):
     start: int
     end: int
 
+    @property
+    def is_in_answer(self) -> bool:
+        return self.part.startswith("response")
+
 
 class Taxonomy(msgspec.Struct, kw_only=True, frozen=True):
     """Ids in public lists of threats; the ATLAS one names the release it is taken from."""

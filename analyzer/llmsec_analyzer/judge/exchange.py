@@ -59,9 +59,9 @@ class AnswerStreams:
 
     def saw(self, part: TextPart) -> StreamScanner | None:
         """The stream that saw exactly this text arrive, if one did."""
-        if not part.part.startswith("response.messages["):
+        if not part.is_answer:
             return None
-        key = (int(part.part[len("response.messages[") :].split("]")[0]), part.kind)
+        key = (part.place.index, part.kind)
         stream = self._streams.get(key)
         if stream is None or stream.view.end != len(part.text) or not part.text.endswith(self._tails[key]):
             return None  # the server revised what it had sent, or the answer came whole
@@ -141,13 +141,13 @@ class ExchangeDetector:
                 if prompt and part.role not in _OPERATOR_ROLES and is_of_prompt(prompt, part.text):
                     fresh = [finding for finding in fresh if finding.rule_id != "injection.model"]
                 else:
-                    attacked = attacked or part.part.startswith(("request.messages", "other_texts"))
+                    attacked = attacked or part.place.group in ("request.messages", "other_texts")
             if part.is_request:
                 request_prints.update(finding.fingerprint for finding in fresh)
             else:
                 fresh = [_echo(finding) if finding.fingerprint in request_prints else finding for finding in fresh]
-            gathered.add(fresh, part.part, result.excess)
-            if part.kind == "tool_call" and part.part.startswith("response"):
+            gathered.add(fresh, str(part.place), result.excess)
+            if part.kind == "tool_call" and part.is_answer:
                 gathered.add(self._sensitive_tool(exchange_id, part))
         gathered.add(self._compared(exchange_id, parts, prompt, attacked=attacked))
         return marks
@@ -159,19 +159,19 @@ class ExchangeDetector:
         role = "user" if part.is_request and part.role in OWN_ROLES else part.role
         if stream is not None:
             stream.close()
-            return self.scanner.result(stream, part.text, part=part.part, exchange_id=exchange_id, judge=judge)
+            return self.scanner.result(stream, part.text, part=str(part.place), exchange_id=exchange_id, judge=judge)
         key = blake2b(f"{role}\0{judge}{lean}\0{part.text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
         kept = self._cache.get(key)
         if kept is None:
             stream = scan_whole(self.scanner.lean_plan if lean else self.scanner.plan, part.text, role)
-            result = self.scanner.result(stream, part.text, part=part.part, exchange_id=exchange_id, judge=judge, streamed=False)
+            result = self.scanner.result(stream, part.text, part=str(part.place), exchange_id=exchange_id, judge=judge, streamed=False)
             if len(result.findings) <= _CACHED_FINDINGS and result.excess is None:
                 self._cache[key] = result
             if len(self._cache) > CACHE_TEXTS:
                 self._cache.popitem(last=False)
             return result
         self._cache.move_to_end(key)
-        findings = [_moved(finding, exchange_id, part.part, self.scanner) for finding in kept.findings]
+        findings = [_moved(finding, exchange_id, str(part.place), self.scanner) for finding in kept.findings]
         return TextResult(findings, kept.injection_score, kept.unscanned, kept.verdict)
 
     # --- the answer against its request --------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ class ExchangeDetector:
             return []
         return [
             make_finding(
-                rule, exchange_id=exchange_id, part=part.part, start=hit.start, end=hit.end, preview=part.tool[:80],
+                rule, exchange_id=exchange_id, part=str(part.place), start=hit.start, end=hit.end, preview=part.tool[:80],
                 severity=hit.severity, fingerprint=self.scanner.fingerprint(part.tool), note=hit.note,
             )
             for hit in self._tools.hits(part.tool, part.text)
@@ -190,10 +190,10 @@ class ExchangeDetector:
 
     def _compared(self, exchange_id: str, parts: Sequence[TextPart], prompt: str, *, attacked: bool) -> list[Finding]:
         rules = self.scanner.rules.by_id
-        others = " ".join(part.text for part in parts if part.part.startswith("request") and part.role == "user")
+        others = " ".join(part.text for part in parts if part.is_request and part.role == "user")
         found: list[Finding] = []
         refused = False
-        answers = [part for part in parts if part.part.startswith("response.messages") and part.kind in ("text", "refusal")]
+        answers = [part for part in parts if part.is_answer and part.kind in ("text", "refusal")]
         for part in answers:
             if part.kind == "refusal" or is_refusal(part.text):
                 refused = True
@@ -237,7 +237,7 @@ class ExchangeDetector:
         match = Match(rule=rule, start=start, end=end, severity=rule.severity, confidence=rule.confidence)
         return [
             make_finding(
-                rule, exchange_id=exchange_id, part=part.part, start=start, end=end, preview=preview(part.text, match, Neighbours()) if rule.category == "system_prompt_leak" else "",
+                rule, exchange_id=exchange_id, part=str(part.place), start=start, end=end, preview=preview(part.text, match, Neighbours()) if rule.category == "system_prompt_leak" else "",
                 fingerprint=self.scanner.fingerprint(part.text[start:end]), note=note,
             )
         ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 from urllib.parse import unquote_plus
 
 import msgspec
@@ -14,19 +15,42 @@ from llmsec_tap.model import AnomalyCount, Exchange, Finding, Message
 _RETRIEVED = frozenset(("document", "search_result", "context"))
 
 
-class TextPart(msgspec.Struct, frozen=True):
-    """`part` names the place: `request.messages[2].parts[0]`, `response.messages[0].parts[1].arguments`, `request.tools[0]`, `other_texts[0]`."""
+class Place(msgspec.Struct, frozen=True, array_like=True):
+    """Where a text stands in an exchange: `str` gives it as records have it, `request.messages[2].parts[0]` for example.
 
-    part: str
+    `index`: of the message, choice, tool or text in its list; `part`: of the part in its message; `field`: of the part.
+    """
+
+    group: Literal["request.messages", "request.tools", "other_texts", "response.messages", "response.error_message"]
+    index: int = 0
+    part: int | None = None
+    field: str = ""
+
+    def __str__(self) -> str:
+        if self.group == "response.error_message":
+            return self.group
+        part = "" if self.part is None else f".parts[{self.part}]"
+        return f"{self.group}[{self.index}]{part}{self.field and '.'}{self.field}"
+
+
+class TextPart(msgspec.Struct, frozen=True):
+    place: Place
     role: str
     text: str
     kind: str  # the part's type: text, reasoning, refusal, tool_call, tool_call_response, tool_definition, other
     tool: str = ""
 
     @property
+    def is_answer(self) -> bool:
+        """Whether it is of a choice of the answer."""
+        return self.place.group == "response.messages"
+
+    @property
     def is_request(self) -> bool:
         """Whether the client wrote it: also what it puts into the mouth of the model."""
-        return not self.part.startswith("response") and not (self.kind == "other" and self.role == "assistant")
+        if self.place.group == "other_texts":
+            return self.role != "assistant"
+        return not self.is_answer and self.place.group != "response.error_message"
 
 
 class Report(msgspec.Struct):
@@ -69,28 +93,28 @@ def unread(exchange: Exchange) -> list[str]:
 
 def text_parts(exchange: Exchange) -> Iterator[TextPart]:
     """In the order of the exchange: the request's messages, its tool definitions, the answer's choices."""
-    yield from _of_messages("request", exchange.request.messages)
+    yield from _of_messages("request.messages", exchange.request.messages)
     for number, tool in enumerate(exchange.request.tools):
         if tool.description:
-            yield TextPart(f"request.tools[{number}]", "tool", tool.description, "tool_definition", tool.name)
+            yield TextPart(Place("request.tools", number), "tool", tool.description, "tool_definition", tool.name)
     for number, other in enumerate(exchange.other_texts):
         role = "tool" if other.path.startswith("$.tools") else "assistant" if other.path == "response" else "user"
-        yield TextPart(f"other_texts[{number}]", role, other.text, "other")
-    yield from _of_messages("response", exchange.response.messages)
+        yield TextPart(Place("other_texts", number), role, other.text, "other")
+    yield from _of_messages("response.messages", exchange.response.messages)
     if exchange.response.error_message:
-        yield TextPart("response.error_message", "assistant", exchange.response.error_message, "error")
+        yield TextPart(Place("response.error_message"), "assistant", exchange.response.error_message, "error")
 
 
-def _of_messages(side: str, messages: list[Message]) -> Iterator[TextPart]:
+def _of_messages(group: Literal["request.messages", "response.messages"], messages: list[Message]) -> Iterator[TextPart]:
     for number, message in enumerate(messages):
         role = message.role
         for index, part in enumerate(message.parts):
-            place = f"{side}.messages[{number}].parts[{index}]"
+            place = Place(group, number, index)
             if part.type == "tool_call":
                 if part.arguments:
-                    yield TextPart(f"{place}.arguments", "tool_call", part.arguments, "tool_call", part.name or "")
+                    yield TextPart(Place(group, number, index, "arguments"), "tool_call", part.arguments, "tool_call", part.name or "")
             elif part.content:
                 own = "tool" if part.type == "tool_call_response" else "document" if part.type in _RETRIEVED else role
                 yield TextPart(place, own, part.content, part.type, part.name or "")
             elif part.uri and "?" in part.uri:
-                yield TextPart(f"{place}.uri", role, unquote_plus(part.uri), "uri")
+                yield TextPart(Place(group, number, index, "uri"), role, unquote_plus(part.uri), "uri")

@@ -34,7 +34,8 @@ def redacted(exchange: Exchange, masks: Sequence[Mask] = (), *, everything: bool
     values: dict[bytes, bytes] = {}
     whole: dict[str, str] = {}
     for part in text_parts(exchange):
-        known = places.get(part.part, ())
+        name = str(part.place)
+        known = places.get(name, ())
         by_place = False  # a short value may stand anywhere for something else: it is masked where it was found
         for start, end, kind in known:
             value = part.text[start:end]
@@ -42,7 +43,7 @@ def redacted(exchange: Exchange, masks: Sequence[Mask] = (), *, everything: bool
                 values.setdefault(_bytes(value), _bytes(f"[{kind}]"))
             else:
                 by_place = True
-        mask = beyond.get(part.part)
+        mask = beyond.get(name)
         if mask is not None or by_place:
             whole[part.text] = _without(part.text, [*known, *(mask.spans() if mask is not None else ())])
     if not values and not whole:

@@ -70,13 +70,7 @@ def rule_set(settings: DetectionSettings) -> RuleSet:
 
 
 def _is_on(settings: DetectionSettings, rule: Rule) -> bool:
-    if rule.category == "pii":
-        return settings.pii_detection.enabled
-    if rule.category == "secret":
-        return settings.secret_detection.enabled
-    if rule.id.startswith(("injection.", "custom.")) or rule.id in _SIGNS:
-        return settings.prompt_injection.enabled
-    return settings.output.enabled or not rule.id.startswith(("output.", "tool."))
+    return rule.group == "always" or bool(getattr(settings, rule.group).enabled)
 
 
 def _apply_pii(settings: DetectionSettings, rules: dict[str, Rule]) -> None:

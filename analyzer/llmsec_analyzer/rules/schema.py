@@ -20,6 +20,7 @@ Action = Annotated[
         refused={"block": "a tap is not in the path and cannot block: use alert_only, or alert_and_redact to mask what is stored"},
     ),
 ]
+Group = Literal["prompt_injection", "pii_detection", "secret_detection", "output", "always"]
 Trigger = Literal["digits", "at", "hex_colon", "dotted_name", "iban", "long_token", "tags"]
 
 
@@ -55,11 +56,17 @@ class Rule(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     context: tuple[str, ...] = ()  # words that stand near the real thing
     context_needed: bool = True  # without one of them nothing counts; else they only add confidence
     action: Action = "alert_only"
+    switch: Group | None = None  # the section of `security` whose `enabled` switches it off; none: that of its category
     evidence: bool = False  # feeds the injection model; a finding of its own only where no model runs
     roles: tuple[str, ...] = ()  # only in texts of these roles; none: in all
     taxonomy: Taxonomy | None = None
     references: tuple[str, ...] = ()
     examples: Examples = Examples()
+
+    @property
+    def group(self) -> Group:
+        """The section of the configuration that it belongs to."""
+        return self.switch or _GROUP[self.category]
 
     @property
     def redacts(self) -> bool:
@@ -70,6 +77,17 @@ class Rule(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
 class RuleFile(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     rules: tuple[Rule, ...]
 
+
+_GROUP: dict[Category, Group] = {
+    "prompt_injection": "prompt_injection",
+    "jailbreak": "prompt_injection",
+    "pii": "pii_detection",
+    "secret": "secret_detection",
+    "system_prompt_leak": "output",
+    "data_exfiltration": "output",
+    "unsafe_output": "output",
+    "anomaly": "always",
+}
 
 # What a category means in the public taxonomies; a rule may say otherwise. ATLAS ids as of content release 2026.05.
 _ATLAS = "ATLAS 2026.05 "
