@@ -8,8 +8,8 @@ import sys
 import threading
 from typing import Any, Final, NamedTuple
 
-from llmsec_agent.text import printable
 from llmsec_tap.journal import Event, Journal, Level
+from llmsec_tap.visible import json_visible, visible
 
 _PREFIX: Final = {Level.DEBUG: "debug: ", Level.INFO: "", Level.WARNING: "warning: ", Level.ERROR: "error: "}
 
@@ -34,7 +34,7 @@ class StandardError(Journal):
         style = self.style
         if event.level < style.level:
             return
-        line = _json(event, style.fields) if style.as_json else _PREFIX[event.level] + printable(event.text)
+        line = _json(event, style.fields) if style.as_json else _PREFIX[event.level] + visible(event.text)
         with self._lock:
             sys.stderr.write(line + "\n")
             sys.stderr.flush()
@@ -48,4 +48,4 @@ def _json(event: Event, fields: tuple[str, ...]) -> str:
     facts: dict[str, Any] = {name: value for name, value in event.facts.items() if not fields or name in fields}
     time = dt.datetime.fromtimestamp(event.ts_ns / 1e9, dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     entry = {"time": time, "level": event.level.name.lower(), "event": event.name, "message": event.text, **facts}
-    return printable(json.dumps(entry, ensure_ascii=False, separators=(",", ":")))
+    return json_visible(json.dumps(entry, ensure_ascii=False, separators=(",", ":")))

@@ -12,19 +12,16 @@ from llmsec_tap.errors import LLMSecError
 from llmsec_tap.visible import visible
 
 
-def printable(text: str) -> str:
-    """Control characters, lone surrogates and what shows as nothing as escapes."""
-    return visible("".join(char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in text))
-
-
 def report(line: str) -> None:
     """One line for the user, on standard error, at once."""
-    sys.stderr.write(printable(line) + "\n")
+    sys.stderr.write(visible(line) + "\n")
     sys.stderr.flush()
 
 
-def error_line(fault: LLMSecError) -> str:
-    return "\n".join(printable(f"error: {line}") for line in fault.lines())
+def report_fault(fault: LLMSecError) -> None:
+    """A line for each thing that is wrong."""
+    for line in fault.lines():
+        report(f"error: {line}")
 
 
 def leave(run: Callable[[], int | None]) -> NoReturn:
@@ -33,8 +30,7 @@ def leave(run: Callable[[], int | None]) -> NoReturn:
     try:
         code = run() or 0
     except LLMSecError as fault:
-        for line in fault.lines():
-            report(f"error: {line}")
+        report_fault(fault)
         code = fault.exit_code
     except BaseException as raised:  # noqa: BLE001 - typer.Exit carries the code; anything else is a defect of ours
         code = getattr(raised, "exit_code", 1)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from llmsec_agent.cli.analyze import config, exchanges, findings, query, replay, rules, scan
+from llmsec_agent.text import report_fault
 from llmsec_tap import __version__
 from llmsec_tap.errors import LLMSecError
 
@@ -42,19 +43,11 @@ def root(
     """
 
 
-def report_error(fault: LLMSecError) -> None:
-    """A line on standard error for each thing that is wrong; control characters that a message may quote are made visible."""
-    from llmsec_analyzer.show.terminal import visible
-
-    for line in fault.lines():
-        typer.echo(visible(f"error: {line}"), err=True)
-
-
 def main() -> None:
     try:
         app()
     except LLMSecError as fault:
-        report_error(fault)
+        report_fault(fault)
         sys.exit(fault.exit_code)
 
 

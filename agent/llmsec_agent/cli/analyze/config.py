@@ -39,14 +39,14 @@ def check(file: FileArgument = None) -> None:
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.config import read_config
     from llmsec_agent.config.rules import check_rules
-    from llmsec_agent.text import printable
+    from llmsec_tap.visible import visible
 
     loaded = read_config(file, strict=True)
     notes = [note.sentence() for note in loaded.notes] + check_rules(loaded)
     with results():
         for note in notes:
-            typer.echo(printable(f"note: {note}"))
-        typer.echo(printable(f"{loaded.file or 'no file, defaults'}: 0 errors, {len(notes)} notes"))
+            typer.echo(visible(f"note: {note}"))
+        typer.echo(visible(f"{loaded.file or 'no file, defaults'}: 0 errors, {len(notes)} notes"))
 
 
 @group.command("show")
@@ -63,8 +63,7 @@ def show(
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.config import read_config
     from llmsec_agent.config.show import as_json, as_yaml
-    from llmsec_agent.text import printable
-    from llmsec_tap.visible import json_visible
+    from llmsec_tap.visible import json_visible, visible
 
     loaded = read_config(file, strict=True)
     with results():
@@ -73,4 +72,4 @@ def show(
                 typer.echo(json_visible(line))
         else:
             for line in as_yaml(loaded):
-                typer.echo(printable(line))
+                typer.echo(visible(line))

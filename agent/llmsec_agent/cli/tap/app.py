@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llmsec_agent.cli.tap import agent, capture, check, targets
-from llmsec_agent.text import error_line
+from llmsec_agent.text import report_fault
 from llmsec_tap import __version__
 from llmsec_tap.errors import LLMSecError
 
@@ -46,7 +46,7 @@ def main() -> None:
     try:
         app()
     except LLMSecError as fault:
-        typer.echo(error_line(fault), err=True)
+        report_fault(fault)
         sys.exit(fault.exit_code)
 
 

@@ -17,13 +17,13 @@ def check() -> None:
 
     Example: llmsec-tap check
     """
-    from llmsec_agent.text import printable
     from llmsec_tap.capture.prerequisites import check_host
+    from llmsec_tap.visible import visible
 
     findings = check_host()
     for finding in findings:
         verdict = finding.verdict.upper() if finding.verdict == "fail" else finding.verdict
         advice = f" -> {finding.advice}" if finding.advice else ""
-        typer.echo(printable(f"{verdict:<5} {finding.name:<13} {finding.detail}{advice}"))
+        typer.echo(visible(f"{verdict:<5} {finding.name:<13} {finding.detail}{advice}"))
     if any(finding.verdict == "fail" for finding in findings):
         raise typer.Exit(3)

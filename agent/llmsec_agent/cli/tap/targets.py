@@ -19,14 +19,14 @@ def targets(
 
     Example: llmsec-tap targets
     """
-    from llmsec_agent.text import printable
     from llmsec_tap.capture.probes.inventory import inventory
     from llmsec_tap.capture.probes.targets import TargetFinder
+    from llmsec_tap.visible import visible
 
     lines = [line for line in inventory(TargetFinder(fast=fast_probes)) if not pid or line.pid in pid]
     typer.echo(f"{'pid':>7}  {'process':<15}  {'container':<12}  {'what':<18}  {'how':<7}  detail")
     for line in lines:
         container = (line.container or "")[:12]
-        typer.echo(printable(f"{line.pid:>7}  {line.comm:<15}  {container:<12}  {line.what:<18}  {line.verdict:<7}  {line.detail}"))
+        typer.echo(visible(f"{line.pid:>7}  {line.comm:<15}  {container:<12}  {line.what:<18}  {line.verdict:<7}  {line.detail}"))
     if not lines:
         typer.echo("no process with a TLS library that may be looked at (others' processes need root or CAP_SYS_PTRACE)", err=True)
