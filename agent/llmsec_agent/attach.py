@@ -1,4 +1,4 @@
-"""The first half of a capture's start: probes in place. It imports little, so that they stand before the rest is loaded.
+"""The first half of a capture's start: probes in place. It imports little, so that the probes are attached before the rest is imported.
 
 What the processes say meanwhile waits in the ring.
 """

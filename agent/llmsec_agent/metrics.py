@@ -63,7 +63,7 @@ CATALOGUE: Final[dict[str, Metric]] = {
     "llmsec_detection_deaths_total": Metric("counter", "Times the detection process exited or was ended."),
     "llmsec_detection_set_aside_texts_total": Metric("counter", "Texts that ended it twice; exchanges with them are not scanned."),
     "llmsec_detection_reloads_total": Metric("counter", "Changes of its settings while it runs: accepted, refused, failed."),
-    "llmsec_detection_reduced_exchanges_total": Metric("counter", "Exchanges that were not scanned as configured, by mark."),
+    "llmsec_detection_reduced_exchanges_total": Metric("counter", "Exchanges with reduced detection, by mark."),
     "llmsec_detection_waiting_exchanges": Metric("gauge", "Exchanges that wait for their report."),
     "llmsec_detection_queue_bytes": Metric("gauge", "Bytes of text that wait for detection."),
     "llmsec_detection_increments_total": Metric("counter", "Increments of streaming answers that were scanned as they came."),

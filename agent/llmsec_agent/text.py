@@ -32,7 +32,7 @@ def leave(run: Callable[[], int | None]) -> NoReturn:
     except LLMSecError as fault:
         report_fault(fault)
         code = fault.exit_code
-    except BaseException as raised:  # noqa: BLE001 - typer.Exit carries the code; anything else is a defect of ours
+    except BaseException as raised:  # noqa: BLE001 - typer.Exit carries the code; anything else is a bug in this project
         code = getattr(raised, "exit_code", 1)
         if not hasattr(raised, "exit_code"):
             traceback.print_exc()

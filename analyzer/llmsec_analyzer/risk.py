@@ -1,7 +1,7 @@
 """One number for an exchange or a text, 0 to 100, and the reasons for it.
 
 Each finding weighs severity x confidence: info 0, low 10, medium 35, high 65, critical 90. What the model's side leaks or
-asks to run weighs a quarter more than the same thing going in, because it has left. Findings of one rule count once at
+asks to run weighs a quarter more than the same thing going in, because the data has already left the model. Findings of one rule count once at
 full weight and then as repeats; the weights are joined as chances are, 1 - (1 - a)(1 - b)…, so that many small things
 never outweigh one grave thing by mere number, and the sum never passes 100. docs/detection.md has examples.
 """

@@ -38,13 +38,13 @@ AnomalyName = Literal[
 """The type of a name, so that the type checker proves each one where it is reported."""
 
 OnAnomaly = Callable[[AnomalyName], None]
-"""Takes an oddity that was met."""
+"""Takes an oddity that was seen."""
 
 ANOMALIES: Final[dict[AnomalyName, str]] = {
     # packets
     "packet_cut": "A packet was captured shorter than it was sent (snap length).",
     "packet_malformed": "A frame, IP or TCP header with impossible lengths was skipped.",
-    "ip_fragment": "An IP fragment was met; fragments are put together within bounds.",
+    "ip_fragment": "An IP fragment was seen; fragments are put together within bounds.",
     "ip_fragment_overlap": "IP fragments overlapped, or did not fit together; their datagram was dropped (RFC 5722).",
     "ip_fragment_lost": "IP fragments were given up: the rest of their datagram did not come in time, or too many waited.",
     "linktype_unknown": "Packets of a link type that is not decoded were skipped.",
@@ -71,7 +71,7 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     "tap_overload": "The tap could not keep up, or reached its memory limit, and left out bytes of this connection.",
     "tap_attached_late": "The process began before its probes stood, and so did this connection: what it said first may be missing.",
     # HTTP
-    "http_bad_head": "A request or status line or a header line does not follow RFC 9112; it was skipped or taken as far as it made sense.",
+    "http_bad_head": "A request or status line or a header line does not follow RFC 9112; it was skipped or taken as far as it could be parsed.",
     "http_head_limit": "A message head was longer than the limit; the parser looked for the next message.",
     "http_bad_chunk": "A chunk size or chunk end was not valid; the parser looked for the next message.",
     "http_bad_length": "Content-Length was not a number, or several disagreed; the first number was taken.",

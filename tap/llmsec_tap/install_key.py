@@ -33,7 +33,7 @@ def key_path() -> Path:
 def install_key(journal: Journal) -> bytes:
     """The key, made on first use (mode 0600). Where it cannot be kept, a key of this run alone, with a warning.
 
-    Raises ConfigError for a file that is there but holds no key: going on with another would break every earlier fingerprint.
+    Raises ConfigError for a file that exists but is not a valid key: another key would break every earlier fingerprint.
     """
     path = key_path()
     try:

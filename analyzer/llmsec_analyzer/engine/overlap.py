@@ -1,6 +1,6 @@
 """Which of several overlapping matches count.
 
-One rule for all: a match that is more than information beats information; then the more confident one wins, then the
+One rule for all: a match above severity info wins over an info match; then the more confident one wins, then the
 longer, then the earlier, then the rule id. What it overlaps goes. Evidence of injection and judgements on whole
 texts are no spans of this kind and overlap nothing.
 """

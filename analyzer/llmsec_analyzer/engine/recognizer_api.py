@@ -1,7 +1,7 @@
 """What recognizers are given and what they give back.
 
 A recognizer is asked at each hit of its triggers: `decide(view, start, end)` sees the text as far as it has arrived and
-answers with matches (none is an answer too), or with the position it must wait for. What it answers depends on nothing
+answers with matches (possibly none), or with the position it must wait for. What it answers depends on nothing
 but the text before that position, so the same text in any pieces gives the same matches. At the end of the text
 (`view.closed`) it must answer.
 """

@@ -1,4 +1,4 @@
-"""What a text says once its hiding is undone: invisible and look-alike characters, spaced letters, encodings, reversal.
+"""Undoes obfuscation: invisible and look-alike characters, spaced letters, encodings, reversal.
 
 Each undoing runs only where a cheap hint asks for it. The result keeps, for every character, the place it came from,
 so that whatever is found in it can be shown in the text as sent. That a text was obfuscated is not by itself evidence of

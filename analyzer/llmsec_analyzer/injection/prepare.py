@@ -37,7 +37,7 @@ class Prepared(msgspec.Struct):
 
 
 class Preparer:
-    """`evidence`: the rules whose matches are features; they are looked for in the text once its hiding is undone."""
+    """`evidence`: the rules whose matches are features; they are looked for in the text after its obfuscation is undone."""
 
     def __init__(self, evidence: list[Rule], trusted: frozenset[str] = frozenset(), engine: str = "auto") -> None:
         self._plan: Plan = make_plan(evidence, trusted=trusted, engine=engine)

@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 
 _WORD = re.compile(r"\w+")
-# So many words in a row are no chance: phrases that prompts and answers share are shorter.
+# So many words in a row are unlikely to be a coincidence: phrases that prompts and answers share are shorter.
 LEAK_WORDS = 12
 _SHINGLE = 6
 _OWN_SHARE = 0.7

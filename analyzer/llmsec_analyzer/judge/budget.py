@@ -1,8 +1,8 @@
 """How much time scanning may take, and what is left out when it takes more: first the model, then some exchanges, then all but secrets.
 
 Two things ask for a step: the share of the time that passes (a setting), and the queue before the scanner (`pressure`), which
-follows from how full it is. Of the share, a step down is taken at once, a step up only after the load has stayed well below the
-budget, so that it does not swing.
+follows from how full it is. Degradation is immediate; recovery
+happens only after the load has stayed well below the budget, so that the level does not swing.
 """
 
 from __future__ import annotations

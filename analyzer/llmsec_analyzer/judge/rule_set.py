@@ -1,4 +1,4 @@
-"""Which rules a run has: those that ship, those of the configuration, less those that are switched off."""
+"""Which rules a run has: those that ship, those of the configuration, minus the disabled ones."""
 
 from __future__ import annotations
 
@@ -107,7 +107,10 @@ def _apply_injection(settings: DetectionSettings, rules: dict[str, Rule]) -> fro
 
 def _add(rules: dict[str, Rule], rule: Rule, place: str) -> None:
     if rule.id in rules:
-        raise ConfigError(f"{place}: another pattern has this name", "names count without case, and with _ for what is no letter or digit")
+        raise ConfigError(
+            f"{place}: another pattern has this name",
+            "names are compared without case, with _ in place of every character that is not a letter or digit",
+        )
     rules[rule.id] = rule
 
 

@@ -20,7 +20,7 @@ from llmsec_analyzer.rules.schema import Rule
 _WINDOW: Final = 16_384
 _OVERLAP: Final = 2048
 _BEFORE: Final = 64  # seen by \b and look-behind
-# A pattern that runs out of time in so many windows of one text is left out of the rest of it.
+# A pattern that runs out of time in so many windows of one text is disabled for the rest of that text.
 _TIMEOUTS_ALLOWED: Final = 10
 
 

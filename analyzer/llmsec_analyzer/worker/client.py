@@ -2,7 +2,7 @@
 
 A live capture never waits here: what does not fit the queue (fair.py), or is not answered in time, goes on unscanned and says so
 (`detection_skipped`). A replay's source can wait, so it does, but not for ever: a process that makes no progress is ended. If the
-process dies, what it had in hand is marked `detection_fault` and a new one goes on with the rest (supervisor.py). `reload` starts
+process dies, the exchange it was scanning is marked `detection_fault` and a new process scans the rest (supervisor.py). `reload` starts
 a second one beside it, which takes over once its rules and model are loaded.
 """
 

@@ -69,7 +69,7 @@ class Pipe:
         try:
             return list(self._frames.feed(data))
         except msgspec.MsgspecError as fault:
-            raise PipeEndedError(f"answered with what is no message ({type(fault).__name__})") from fault
+            raise PipeEndedError(f"sent an invalid message ({type(fault).__name__})") from fault
 
     def close_input(self) -> None:
         """The process answers what it was sent, and ends. Only once nothing waits to be sent."""

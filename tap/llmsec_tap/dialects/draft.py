@@ -33,7 +33,7 @@ _CHOICE_BYTES, _CALL_BYTES, _PART_BYTES, _TICK_BYTES = 1200, 600, 320, 8
 class DeltaListener(Protocol):
     """Told of each increment of an answer as it arrives. `kind` is text, reasoning, refusal or tool_call.
 
-    `finished` comes last, with the record, just before the record goes on its way.
+    `finished` comes last, with the record, just before the record is passed downstream.
     """
 
     def delta(self, ts_ns: int, kind: str, choice: int, text: str) -> None: ...

@@ -11,7 +11,7 @@ _MS = 1_000_000
 
 
 class Timings(NamedTuple):
-    """Milliseconds, and tokens a second; None where the capture cannot say."""
+    """Milliseconds, and tokens a second; None when the capture does not contain enough information."""
 
     ttft_ms: float | None = None
     itl_ms_p50: float | None = None

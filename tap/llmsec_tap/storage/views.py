@@ -65,7 +65,7 @@ _COMMENTS = {
     "first_token_ns": "Capture time of the first response content, epoch nanoseconds",
     "first_text_ns": "Capture time of the first text, reasoning or tool call of a stream, epoch nanoseconds",
     "ended_ns": "Capture time of the last byte, epoch nanoseconds",
-    "ttft_ms": "Time to first token, milliseconds of capture time; null where the capture cannot say",
+    "ttft_ms": "Time to first token, milliseconds of capture time; null when the capture does not contain enough information",
     "itl_ms_p50": "Median time between tokens, milliseconds",
     "itl_ms_p95": "95th percentile of the time between tokens, milliseconds",
     "output_tokens_per_s": "Output tokens per second while the answer streamed",

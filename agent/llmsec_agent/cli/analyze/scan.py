@@ -93,7 +93,7 @@ def scan(
                 line = scanning.line_of(result)
                 sys.stdout.buffer.write((json_visible(line.decode()).encode() if on_terminal else line) + b"\n")
                 if file == "-":
-                    sys.stdout.buffer.flush()  # who writes a line may be waiting for its answer
+                    sys.stdout.buffer.flush()  # the caller may be waiting for the result of each line
             failed = failed or (fail_on is not None and scanning.reaches(result.findings, fail_on.value))
             broken = broken or isinstance(result.error, str)
     if broken:

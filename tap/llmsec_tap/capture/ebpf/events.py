@@ -68,7 +68,7 @@ def final_offsets(record: bytes) -> tuple[int, int]:
 
 
 def addresses(event: Event) -> tuple[str, str] | None:
-    """Local and remote `ip:port`, IPv6 in brackets, IPv4 in IPv6's clothes as the IPv4 that is on the wire; None: not known."""
+    """Local and remote `ip:port`, IPv6 in brackets; IPv4-mapped IPv6 addresses are shown as IPv4. None: not known."""
     if not event.inode:
         return None
     return _address(event.family, event.local, event.local_port), _address(event.family, event.remote, event.remote_port)

@@ -35,7 +35,8 @@ _WATCH_BYTES = 1 << 20
 # How soon the reading thread gets its turn while this one decodes: the ring fills meanwhile.
 _SWITCH_S = 0.001
 _WAIT_S = 0.05
-# Above this share of the cap no connection is begun; above the second, the quietest ones are given up, so many at a time.
+# SHED_NEW: share of the cap above which new connections are not accepted. SHED_OLD: above it, the least active ones are dropped, too,
+# SHED_COUNT at a time.
 # The rest is for what comes between two looks, and for a large buffer that is copied as it grows.
 SHED_NEW, _SHED_OLD, _SHED_COUNT = 0.75, 0.85, 256
 _BY_TIME = itemgetter(0)
@@ -133,7 +134,9 @@ class LiveCapture:
             self._finish()
         for thread in threads:
             if thread.fault is not None:
-                raise SourceError(f"reading stopped: {thread.fault}", "Please report this; what came before it was kept.") from thread.fault
+                raise SourceError(
+                    f"capture stopped reading: {thread.fault}", "Please report this; data captured up to that point was kept."
+                ) from thread.fault
 
     def _step(self, wait_s: float) -> bool:
         item = self._queue.get(wait_s)

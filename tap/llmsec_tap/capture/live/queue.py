@@ -1,7 +1,7 @@
 """Between the threads that read and the one that decodes: bounded by bytes, never waited for by the observed processes.
 
 When decoding falls behind, whole connections are left out first: above QUEUE_SHED_BYTES those that have not begun, at
-MAX_QUEUE_BYTES every one whose record comes (both lower under a small memory cap). A connection once left out stays out until it ends: half an exchange helps nobody.
+MAX_QUEUE_BYTES any connection whose record arrives (both lower under a small memory cap). A connection once left out stays out until it ends: half an exchange helps nobody.
 """
 
 from __future__ import annotations

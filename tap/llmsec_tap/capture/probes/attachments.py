@@ -167,7 +167,7 @@ class Attachments:
                 self._take_out(probed.attachment, probed.file)
 
     def _move(self, probed: _Probed, identity: Identity, owner: Owner) -> bool:
-        """Place the probes through another view. Those of before go after: a call that two of them see is told once."""
+        """Place the probes through another view. Those of before go after: if two of them see the same call, it is reported once."""
         others = {other: users for other, users in probed.views.items() if other != identity}
         for pid in {pid for users in others.values() for pid in users}:
             with self._look(pid) as found:

@@ -297,7 +297,7 @@ class Observed:
                     self._due.setdefault(pid, []).append(self._clock())
 
     def _is_worker(self, pid: int) -> None:
-        """The parent's libraries are probed for every process from now on. Its own probes stay: a call seen by two is told once."""
+        """The parent's libraries are probed for every process from now on. Its own probes stay: if two probes see the same call, it is reported once."""
         _, parent = self._young.pop(pid)
         probed = self._attachments.probed_for(parent)
         shared = self._attachments.probed_for(None)

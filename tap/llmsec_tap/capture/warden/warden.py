@@ -352,7 +352,7 @@ class Warden:
         if code < 0 and not self._signals:
             self._journal.error(
                 "decoder_lost",
-                f"the decoding process was ended by signal {-code}: what it had in hand is lost (please report this)",
+                f"the decoding process was ended by signal {-code}: the exchanges it was decoding are lost (please report this)",
                 signal=-code,
             )
         return 128 - code if code < 0 else code
