@@ -75,10 +75,26 @@ class ToolPolicy(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
 
 class OutputSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     enabled: Annotated[bool, key("judge answers and tool calls")] = True
+    injection: Annotated[
+        bool, key("judge answers of 100 characters and more for injections that they carry into the next tool or agent")
+    ] = True
+    injection_threshold: Annotated[
+        float, key("score from which an answer counts as carrying one, beside a sign of it", at_least=0, at_most=1)
+    ] = 0.95
     canaries: Annotated[tuple[Annotated[str, key(filled=True)], ...], key("words of your system prompts that no answer may hold")] = ()
     sensitive_tools: Annotated[
         tuple[str | ToolPolicy, ...], key("tools whose call is a finding: a name (* and ? are wildcards), or a mapping of the keys below")
     ] = ()
+
+
+class RequestTimeSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What is looked at while an answer is awaited. What does not fit is looked at when the exchange has ended, whole and without a limit."""
+
+    enabled: Annotated[bool, key("in live captures, examine a request when its last byte is in")] = True
+    pii_timeout: Annotated[
+        float, key("time for the patterns (secrets, personal data, signs) of one request", unit="duration", above=0, at_most=60)
+    ] = 0.05
+    injection_timeout: Annotated[float, key("time for the model on one request", unit="duration", above=0, at_most=60)] = 0.1
 
 
 class BudgetSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -126,6 +142,7 @@ class DetectionSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknow
     rate_limiting: Annotated[
         RateSettings, key("rates to report on; a tap never rejects", later="rates are not watched, and a tap never rejects a request")
     ] = RateSettings()
+    request_time: Annotated[RequestTimeSettings, key("findings on a request before its answer")] = RequestTimeSettings()
     budget: Annotated[BudgetSettings, key("how much scanning may cost")] = BudgetSettings()
     rules: Annotated[tuple[str, ...], key("files and folders of rules of your own (docs/rules.md), from the configuration's folder")] = ()
     disabled_rules: Annotated[tuple[str, ...], key("ids of rules that are left out (`llmsec-analyze rules list`)")] = ()

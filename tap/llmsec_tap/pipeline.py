@@ -33,12 +33,14 @@ class Pipeline:
         ports: frozenset[int] | None = None,
         on_defect: Callable[[str], None] = lambda _decoder: None,
         listener_factory: ListenerFactory | None = None,
+        on_request: Callable[[Exchange], None] | None = None,
         estimate: Callable[[Exchange], None] | None = None,
         shield: bool = True,
         memory_cap_bytes: int = limits.MEMORY_CAP_BYTES,
     ) -> None:
         """`memory_cap_bytes` is for the whole process; a share of it is the account of what is held for traffic.
 
+        `on_request` is given what a record could say of an exchange, when the last byte of its request is in.
         `estimate` adds token counts to a record whose server stated none, before it is handed on (`tokens.TokenEstimator.estimate`).
         `on_defect` is told the name of a decoder, or `tokens`, inside the except block; `shield=False` lets such faults through (tests).
         """
@@ -47,7 +49,9 @@ class Pipeline:
         self._estimate = estimate
         self._on_defect = on_defect
         self._shield = shield
-        self._context = Context(self._exchange, fingerprint, on_defect=on_defect, listener_factory=listener_factory, shield=shield)
+        self._context = Context(
+            self._exchange, fingerprint, on_defect=on_defect, listener_factory=listener_factory, on_request=on_request, shield=shield
+        )
         self.anomalies: Counter[str] = Counter()
         self.protocols: Counter[str] = Counter()
         self._file_began_ns = 0

@@ -7,6 +7,25 @@ import os
 
 from llmsec_analyzer.judge.exchange_parts import Report
 from llmsec_analyzer.worker.protocol import Early, Examine, Examined, Frames, Increments, Ready, Start, Totals, ToWorker, frame
+from llmsec_tap.model import Finding, Location, Taxonomy
+
+
+def early_finding() -> Finding:
+    return Finding(
+        finding_id="f",
+        rule_id="secret.github",
+        rule_version="1",
+        category="secret",
+        type="github",
+        severity="high",
+        confidence=1.0,
+        location=Location(part="response.messages[0].parts[0]", start=0, end=1),
+        preview="",
+        fingerprint="",
+        taxonomy=Taxonomy(),
+        explanation="",
+        at_output_token=1,
+    )
 
 
 class FakeClock:
@@ -58,7 +77,7 @@ class FakeDetector:
             self._say(Examined(message.number, Report([])))
         elif isinstance(message, Increments):
             self.streams.add(message.stream)
-            self._say(Early(message.stream, "secret.github", "high", "github", 1))
+            self._say(Early(message.stream, early_finding()))
 
     def _say(self, message: object) -> None:
         os.write(self._out, frame(message))  # type: ignore[arg-type]

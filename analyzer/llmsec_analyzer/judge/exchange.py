@@ -12,9 +12,9 @@ import msgspec
 from llmsec_analyzer.engine.excess import MAX_FINDINGS, Excess, Mask, severest
 from llmsec_analyzer.engine.recognizer_api import Match
 from llmsec_analyzer.engine.stream import StreamScanner, scan_whole
-from llmsec_analyzer.judge.answers import is_consent, is_of_prompt, is_refusal, leaked
-from llmsec_analyzer.judge.budget import FULL, Budget
-from llmsec_analyzer.judge.exchange_parts import Report, TextPart
+from llmsec_analyzer.judge.answers import AnswerSoFar, is_consent, is_of_prompt, is_refusal, leaked
+from llmsec_analyzer.judge.budget import FULL, WITHOUT_MODEL, Budget
+from llmsec_analyzer.judge.exchange_parts import Place, Report, TextPart
 from llmsec_analyzer.judge.scanner import OWN_ROLES, Neighbours, Scanner, TextResult, make_finding, preview
 from llmsec_analyzer.judge.tool_policy import ToolPolicies
 from llmsec_analyzer.risk import risk
@@ -24,38 +24,68 @@ from llmsec_tap.model import Finding
 CACHE_TEXTS = 4096
 # Texts with more findings, or more than are kept, are looked at anew: results of hostile texts would fill the memory.
 _CACHED_FINDINGS = 100
+# What the slowest machine that we know of does: by them a text is told to fit a time limit before it is begun.
+_PATTERN_CHARS_PER_S = 4_000_000
+_MODEL_CHARS_PER_S = 1_000_000
 _OPERATOR_ROLES = ("system", "developer")
 
 
 class AnswerStreams:
     """The texts of one answer that is still arriving."""
 
-    __slots__ = ("_detector", "_lean", "_streams", "_tails")
+    __slots__ = ("_detector", "_exchange_id", "_lean", "_said", "_streams", "_tails")
 
-    def __init__(self, detector: ExchangeDetector, *, lean: bool) -> None:
+    def __init__(self, detector: ExchangeDetector, exchange_id: str, *, lean: bool) -> None:
         self._detector = detector
+        self._exchange_id = exchange_id
         self._lean = lean
         self._streams: dict[tuple[int, str], StreamScanner] = {}
         self._tails: dict[tuple[int, str], str] = {}
+        self._said: dict[int, AnswerSoFar] = {}  # by choice, where it is judged as it comes
 
-    def feed(self, kind: str, choice: int, texts: Sequence[str]) -> Sequence[Match]:
+    def feed(self, kind: str, choice: int, texts: Sequence[str]) -> list[Finding]:
         """The next increments of one text; what became known by them. Never raises: a fault is counted, and the text scanned at its end."""
         key = (choice, kind)
         stream = self._streams.get(key)
         if stream is None:
             stream = self._streams[key] = self._detector.scanner.open("assistant", lean=self._lean)
+            if kind == "text" and not self._lean:
+                self._said[choice] = AnswerSoFar()
         try:
             fresh = stream.feed_many(texts)
+            findings = self._findings(stream, kind, choice, fresh)
         except Exception as fault:  # noqa: BLE001 - see above
             self._detector.scanner.count_fault("stream", fault)
             del self._streams[key]
-            return ()
+            return []
         self._tails[key] = texts[-1]
-        return fresh
+        if kind == "text" and choice in self._said:
+            findings += self._judged(stream, choice, texts)
+        return findings
 
-    def known(self, kind: str, choice: int) -> Sequence[int]:
-        """For each match of that text, with which increment it was known."""
-        return self._streams[choice, kind].known_at
+    def _findings(self, stream: StreamScanner, kind: str, choice: int, fresh: Sequence[Match]) -> list[Finding]:
+        if not fresh:
+            return []
+        part, known = self._place(kind, choice), stream.known_at[-len(fresh) :]
+        return [
+            self._detector.scanner.early(match, stream.view, part=part, exchange_id=self._exchange_id, at=at)
+            for match, at in zip(fresh, known, strict=True)
+        ]
+
+    def _judged(self, stream: StreamScanner, choice: int, texts: Sequence[str]) -> list[Finding]:
+        so_far = self._said[choice]
+        if not so_far.add(texts):
+            return []
+        part = self._place("text", choice)
+        finding = self._detector.scanner.judge_answer(so_far.text, part, self._exchange_id, at=stream.deltas)
+        if finding is not None or so_far.is_full:
+            del self._said[choice]
+        return [finding] if finding is not None else []
+
+    def _place(self, kind: str, choice: int) -> str:
+        """As the record will have it: reasoning stands before the text, refusals behind it."""
+        before = ("reasoning", "text", "refusal")[: ("reasoning", "text", "refusal").index(kind) if kind != "tool_call" else 3]
+        return str(Place("response.messages", choice, sum((choice, other) in self._streams for other in before)))
 
     def saw(self, part: TextPart) -> StreamScanner | None:
         """The stream that saw exactly this text arrive, if one did."""
@@ -78,8 +108,26 @@ class ExchangeDetector:
         self._cache: OrderedDict[bytes, TextResult] = OrderedDict()
         self._tools = ToolPolicies(scanner.settings.output.sensitive_tools)
 
-    def streams(self) -> AnswerStreams:
-        return AnswerStreams(self, lean=self.budget.lean)
+    def streams(self, exchange_id: str = "") -> AnswerStreams:
+        return AnswerStreams(self, exchange_id, lean=self.budget.lean)
+
+    def examine_request(self, exchange_id: str, parts: Sequence[TextPart], *, pressure: int = FULL) -> Report:
+        """Findings of a request whose answer is still out, within the time limits of the configuration.
+
+        What they leave out is marked `detection_timeout` here, and looked at by `examine` when the exchange has ended.
+        """
+        limits = self.scanner.settings.request_time
+        fits: list[TextPart] = []
+        left_s = limits.pii_timeout
+        for part in parts:
+            left_s -= len(part.text) / _PATTERN_CHARS_PER_S
+            if left_s > 0:
+                fits.append(part)
+        left_model_s = limits.injection_timeout - sum(len(part.text) for part in fits) / _MODEL_CHARS_PER_S
+        report = self.examine(exchange_id, fits, pressure=max(pressure, WITHOUT_MODEL) if left_model_s < 0 else pressure)
+        if len(fits) < len(parts) or left_model_s < 0:
+            report.marks.append("detection_timeout")
+        return report
 
     def examine(
         self,
@@ -149,7 +197,7 @@ class ExchangeDetector:
             gathered.add(fresh, str(part.place), result.excess)
             if part.kind == "tool_call" and part.is_answer:
                 gathered.add(self._sensitive_tool(exchange_id, part))
-        gathered.add(self._compared(exchange_id, parts, prompt, attacked=attacked))
+        gathered.add(self._compared(exchange_id, parts, prompt, attacked=attacked, with_model=with_model))
         return marks
 
     def _scan(self, exchange_id: str, part: TextPart, streams: AnswerStreams | None, *, with_model: bool, lean: bool) -> TextResult:
@@ -188,7 +236,7 @@ class ExchangeDetector:
             for hit in self._tools.hits(part.tool, part.text)
         ]  # fmt: skip
 
-    def _compared(self, exchange_id: str, parts: Sequence[TextPart], prompt: str, *, attacked: bool) -> list[Finding]:
+    def _compared(self, exchange_id: str, parts: Sequence[TextPart], prompt: str, *, attacked: bool, with_model: bool) -> list[Finding]:
         rules = self.scanner.rules.by_id
         others = " ".join(part.text for part in parts if part.is_request and part.role == "user")
         found: list[Finding] = []
@@ -198,6 +246,8 @@ class ExchangeDetector:
             if part.kind == "refusal" or is_refusal(part.text):
                 refused = True
                 found += self._plain(exchange_id, part, "output.refusal", 0, min(len(part.text), 80), "the answer declines")
+            if with_model and part.kind == "text" and (finding := self.scanner.judge_answer(part.text, str(part.place), exchange_id)):
+                found.append(finding)
             span = leaked(prompt, part.text) if prompt and self.scanner.settings.output.enabled else None
             if span is not None and part.text[span[0] : span[1]] not in others:
                 found += self._plain(exchange_id, part, "output.system_prompt_leak", *span, f"{span[1] - span[0]} characters in a row")

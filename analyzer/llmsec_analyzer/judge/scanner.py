@@ -18,11 +18,12 @@ import msgspec
 
 from llmsec_analyzer.engine.excess import MAX_FINDINGS, Excess, severest
 from llmsec_analyzer.engine.overlap import resolve
-from llmsec_analyzer.engine.recognizer_api import Match, Recognizer
+from llmsec_analyzer.engine.recognizer_api import Match, Recognizer, View
 from llmsec_analyzer.engine.stream import Plan, StreamScanner, scan_whole
 from llmsec_analyzer.injection.hidden import hidden_secrets
 from llmsec_analyzer.injection.model import InjectionModel, Verdict
 from llmsec_analyzer.injection.prepare import MAX_CHARS, Preparer
+from llmsec_analyzer.judge.answers import JUDGED_FROM
 from llmsec_analyzer.judge.rule_set import RuleSet, literals, rule_set
 from llmsec_analyzer.recognizers import names_and_addresses as places
 from llmsec_analyzer.recognizers.build import make_plan
@@ -207,6 +208,23 @@ class Scanner:
         found = self._finding(match, text, near, part=part, exchange_id=exchange_id, at=None)
         return msgspec.structs.replace(found, category=category, taxonomy=taxonomy)
 
+    def judge_answer(self, text: str, part: str, exchange_id: str, at: int | None = None) -> Finding | None:
+        """An injection that the model's own words carry on: the score and a sign of it are needed. Never raises."""
+        rule, settings = self.rules.by_id.get("output.injection"), self.settings.output
+        if rule is None or self.model is None or not settings.injection or len(text) < JUDGED_FROM:
+            return None
+        try:
+            verdict = self.model.judge(text, "assistant")
+        except Exception as fault:  # noqa: BLE001 - a fault of ours must not cost the other findings
+            self.count_fault("output.injection", fault)
+            return None
+        if verdict.score < settings.injection_threshold or not verdict.signs:
+            return None
+        note = f"score {verdict.score:.2f}, threshold {settings.injection_threshold:.2f}; signs: {', '.join(verdict.signs)}"
+        start, end, score = verdict.start, verdict.end, round(verdict.score, 4)
+        match = Match(rule=rule, start=start, end=end, severity=rule.severity, confidence=score, note=note, type=rule.type)
+        return self._finding(match, text, Neighbours(), part=part, exchange_id=exchange_id, at=at)
+
     # --- findings -------------------------------------------------------------------------------------------------------
 
     def _finding(self, match: Match, text: str, near: Neighbours, *, part: str, exchange_id: str, at: int | None) -> Finding:
@@ -225,6 +243,14 @@ class Scanner:
             note=match.note,
             at=at,
         )
+
+    def early(self, match: Match, view: View, *, part: str, exchange_id: str, at: int) -> Finding:
+        """A finding in a text of which only the last part is held."""
+        base = view.base
+        held = msgspec.structs.replace(match, start=match.start - base, end=match.end - base)
+        found = self._finding(held, view.text, Neighbours(), part=part, exchange_id=exchange_id, at=at)
+        fresh = make_finding(match.rule, exchange_id=exchange_id, part=part, start=match.start, end=match.end)
+        return msgspec.structs.replace(found, finding_id=fresh.finding_id, location=fresh.location)
 
     def fingerprint(self, text: str) -> str:
         return self._fingerprint(text.encode("utf-8", "replace").decode())

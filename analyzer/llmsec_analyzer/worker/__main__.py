@@ -7,13 +7,12 @@ import signal
 import sys
 import time
 from array import array
-from collections.abc import Sequence
 
-from llmsec_analyzer.engine.recognizer_api import Match
 from llmsec_analyzer.judge.exchange import AnswerStreams, ExchangeDetector
 from llmsec_analyzer.judge.scanner import Scanner
 from llmsec_analyzer.risk import rank
 from llmsec_analyzer.worker.protocol import (
+    Begin,
     DetectorFault,
     Early,
     Examine,
@@ -33,7 +32,6 @@ from llmsec_tap.errors import ConfigError, where
 from llmsec_tap.identity.credentials import fingerprinter
 
 _READ_BYTES = 1 << 20
-_EARLY_FROM = rank("high")
 # The last so many delays make the quantiles; totals go out this often.
 _MAX_DELAYS = 16_384
 _TOTALS_S = 5.0
@@ -46,6 +44,7 @@ class Worker:
         self._replies = replies
         self._detector: ExchangeDetector | None = None
         self._redact = False
+        self._early_from = 0
         self._streams: dict[int, AnswerStreams] = {}
         self._delays_ns = array("q")
         self._increments = 0
@@ -57,11 +56,19 @@ class Worker:
             self._feed(message)
         elif isinstance(message, Examine):
             assert self._detector is not None
-            streams = self._streams.pop(message.stream, None)
-            report = self._detector.examine(message.exchange_id, message.parts, streams, pressure=message.pressure, unread=message.unread)
+            if message.is_request:
+                report = self._detector.examine_request(message.exchange_id, message.parts, pressure=message.pressure)
+            else:
+                streams = self._streams.pop(message.stream, None)
+                report = self._detector.examine(
+                    message.exchange_id, message.parts, streams, pressure=message.pressure, unread=message.unread
+                )
             if not self._redact:
                 report.masks = [mask.of(report.redacting) for mask in report.masks] if report.redacting else []
             self._reply(Examined(message.number, report))
+        elif isinstance(message, Begin):
+            assert self._detector is not None
+            self._streams[message.stream] = self._detector.streams(message.exchange_id)
         elif isinstance(message, Forget):
             self._streams.pop(message.stream, None)
         else:
@@ -83,6 +90,7 @@ class Worker:
 
     def _start(self, message: Start) -> None:
         self._redact = message.redact
+        self._early_from = rank(message.early_from)
         try:
             self._detector = ExchangeDetector(Scanner(message.settings, fingerprinter(message.key), on_fault=self._fault))
         except ConfigError as fault:
@@ -103,7 +111,7 @@ class Worker:
         assert self._detector is not None
         streams = self._streams.get(message.stream)
         if streams is None:
-            streams = self._streams[message.stream] = self._detector.streams()
+            return  # its process was another one
         fresh = streams.feed(message.kind, message.choice, message.texts)
         self._increments += len(message.texts)
         delay_ns = time.monotonic_ns() - message.at_ns
@@ -112,13 +120,9 @@ class Worker:
         else:
             self._delays_ns[self._messages % _MAX_DELAYS] = delay_ns
         self._messages += 1
-        if fresh:
-            self._tell(message.stream, fresh, streams.known(message.kind, message.choice))
-
-    def _tell(self, stream: int, fresh: Sequence[Match], known: Sequence[int]) -> None:
-        for match, at in zip(fresh, known[-len(fresh) :], strict=True):
-            if rank(match.severity) >= _EARLY_FROM:
-                self._reply(Early(stream, match.rule.id, match.severity, match.kind, at))
+        for finding in fresh:
+            if rank(finding.severity) >= self._early_from:
+                self._reply(Early(message.stream, finding))
 
     def _reply(self, message: FromWorker) -> None:
         data = memoryview(frame(message))

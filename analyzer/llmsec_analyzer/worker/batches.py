@@ -6,7 +6,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from llmsec_analyzer.worker.protocol import Forget, Increments, ToWorker
+from llmsec_analyzer.worker.protocol import Begin, Forget, Increments, ToWorker
+from llmsec_tap.exchange.assembly import ExchangeAssembly
 from llmsec_tap.model import Exchange
 
 # Streams that ended and whose exchange did not come yet.
@@ -16,9 +17,10 @@ _MAX_ENDED = 65_536
 class AnswerListener:
     """Collects the increments of one answer, to be scanned while the rest arrives. `stream` is 0 until some were sent."""
 
-    __slots__ = ("_batches", "_pieces", "is_lost", "stream")
+    __slots__ = ("_assembly", "_batches", "_pieces", "is_lost", "stream")
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, batches: Batches, assembly: ExchangeAssembly) -> None:
+        self._assembly: ExchangeAssembly | None = assembly
         self._batches = batches
         self._pieces: list[Increments] = []
         self.stream = 0
@@ -38,8 +40,13 @@ class AnswerListener:
         pieces.append(Increments(0, kind, choice, time.monotonic_ns(), [text]))
         self._batches.holds(self, text)
 
+    @property
+    def exchange_id(self) -> str:
+        return self._assembly.exchange_id if self._assembly is not None else ""
+
     def finished(self, exchange: Exchange) -> None:
         self._batches.finished(self, exchange)
+        self._assembly = None
 
     def take(self) -> list[Increments]:
         pieces, self._pieces = self._pieces, []
@@ -105,6 +112,7 @@ class Batches:
         if not listener.stream:
             self._streams += 1
             listener.stream = self._streams
+            self._send(Begin(listener.stream, listener.exchange_id))
         for piece in pieces:
             piece.stream = listener.stream
             self._send(piece)

@@ -10,66 +10,33 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import Final
 
 from llmsec_analyzer.judge.exchange_parts import Report, text_parts, unread
-from llmsec_analyzer.risk import SEVERITIES
+from llmsec_analyzer.risk import rank
 from llmsec_analyzer.settings import DetectionSettings
 from llmsec_analyzer.worker.batches import AnswerListener, Batches
-from llmsec_analyzer.worker.child import ChildDetector, Detector, StartDetector
+from llmsec_analyzer.worker.child import ChildDetector, StartDetector
 from llmsec_analyzer.worker.fair import COST_BYTES, FairQueue, Waiting
 from llmsec_analyzer.worker.in_order import InOrder
 from llmsec_analyzer.worker.pipe import Pipe, PipeEndedError
-from llmsec_analyzer.worker.protocol import DetectorFault, Early, Examine, Examined, Forget, FromWorker, Ready, Start, Totals, ToWorker
-from llmsec_analyzer.worker.supervisor import BACK_OFF_S, RESTARTS, Quarantine, Supervisor
-from llmsec_tap.counters import Histogram, Sample, by_label
+from llmsec_analyzer.worker.protocol import DetectorFault, Early, Examine, Examined, Forget, FromWorker, Ready, Start, ToWorker
+from llmsec_analyzer.worker.running import Bounds, Running
+from llmsec_analyzer.worker.statistics import Statistics
+from llmsec_analyzer.worker.supervisor import Quarantine, Supervisor
+from llmsec_tap.counters import Sample, by_label
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.exchange.assembly import ExchangeAssembly
 from llmsec_tap.journal import Journal
-from llmsec_tap.model import Exchange, Severity
+from llmsec_tap.model import Exchange, Finding, Severity
 
 # Increments held back to go together, over all streams (256 characters of one count as another); a tick sends what there is.
 _MAX_HELD = 16_384
 _MAX_TOLD = 10_000
+_GRAVE: Final[Severity] = "high"  # what is said of an exchange that has not ended
 _SLOWEST_BYTES_PER_S = 250_000
-_DURATIONS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bounds:
-    """How much waits for the detection process, and how long for what."""
-
-    queue_bytes: int = 32 << 20  # of messages and of exchanges without a report
-    exchanges: int = 65_536  # of a live capture that wait for the one before them
-    # Of a live capture, so much is under way to the process; the rest waits in its lines, so that nobody waits behind a flood.
-    under_way_bytes: int = 256 << 10
-    send_at_bytes: int = 64 << 10
-    # An exchange is given up after so long, and the process taken for stuck: some seconds, and more for a long text. A replay's
-    # machine may be busy with more than us.
-    patience_s: float = 10.0
-    patience_of_replay_s: float = 30.0
-    start_s: float = 60.0
-    # At its end, a live capture waits so long for all that is still out; a command that was interrupted, so long.
-    drain_s: float = 10.0
-    hurry_s: float = 1.0
-    restarts: int = RESTARTS
-    back_off_s: tuple[float, ...] = BACK_OFF_S
-
-
-class _Worker:
-    """One process and what it has in hand: sent and without an answer, in the order it was sent."""
-
-    def __init__(self, start: Start, detector: Detector, now: float) -> None:
-        self.start = start
-        self.pipe = Pipe(detector)
-        self.pipe.send(start)
-        self.begun = self.progress = now
-        self.ready: Ready | None = None
-        self.totals = Totals({}, 0)
-        self.sent: dict[int, Waiting] = {}
-        self.sent_bytes = 0
 
 
 class DetectionProcess:
@@ -85,12 +52,15 @@ class DetectionProcess:
         journal: Journal,
         redact: bool = False,
         fail_on: Severity | None = None,
+        on_early: Callable[[Finding], None] = lambda _finding: None,
+        early_from: Severity = _GRAVE,
         start: StartDetector = ChildDetector,
         bounds: Bounds | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`on_early` is given what is found before its exchange has ended: of requests all, of answers what is at least `early_from`."""
         self._bounds = bounds = bounds or Bounds()
-        self._start = Start(settings, key, redact)
+        self._start = Start(settings, key, redact, early_from)
         self._start_detector = start
         self._may_wait = may_wait
         self._journal = journal
@@ -101,18 +71,18 @@ class DetectionProcess:
         self._in_order.masks = redact or settings.asks_redaction
         self._queue = FairQueue(bounds.queue_bytes)
         self._numbers = 0
+        self._requests = 0  # that are being looked at
         self._deadline = math.inf  # of all waiting
-        self._earlier = Totals({}, 0)  # of processes that are gone
-        self._durations = Histogram(_DURATIONS_S)
-        self._told: OrderedDict[tuple[int, str], None] = OrderedDict()
+        self._statistics = Statistics()
+        self._told: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._on_early = on_early
         self._supervisor = Supervisor(bounds.restarts, bounds.back_off_s)
         self._quarantine = Quarantine(key)
-        self._worker: _Worker | None = None
+        self._worker: Running | None = None
         self._is_awaited = False  # somebody takes its refusal of the settings himself
         self._wanted: Start | None = None  # what a reload asks for
-        self._successor: _Worker | None = None  # until its rules and model are loaded
-        self._retiring: _Worker | None = None  # until it has answered what it was sent
-        self._reloads: Counter[str] = Counter()
+        self._successor: Running | None = None  # until its rules and model are loaded
+        self._retiring: Running | None = None  # until it has answered what it was sent
         self._start_again()
 
     # --- the pipeline's side ------------------------------------------------------------------------------------------
@@ -123,7 +93,22 @@ class DetectionProcess:
         return self._in_order.failed
 
     def listener(self, assembly: ExchangeAssembly) -> AnswerListener:
-        return AnswerListener(self._batches)
+        return AnswerListener(self._batches, assembly)
+
+    @property
+    def is_awaited(self) -> bool:
+        """A request is being looked at whose findings are wanted at once."""
+        return self._requests > 0
+
+    def ask(self, exchange: Exchange) -> None:
+        """Look at a request whose answer is still out; what is found goes to `on_early`. Whatever becomes of it, `add` has all of it looked at."""
+        if self._worker is None or not self._start.settings.request_time.enabled:
+            return
+        self._numbers += 1
+        entry = Waiting(self._numbers, exchange, 0, self._clock(), is_request=True, parts=list(text_parts(exchange)))
+        if entry.parts:
+            self._requests += 1
+            self._queue_up(entry)
 
     def add(self, exchange: Exchange) -> None:
         """Take an exchange; it is delivered, now or later, after all that came before it."""
@@ -193,7 +178,7 @@ class DetectionProcess:
         first one ends when it has answered what it was sent. Settings that are wrong change nothing: the journal has an error
         (`detection_reload_refused`), and `llmsec_detection_reloads_total` counts it. Of several calls, the last one holds.
         """
-        self._wanted = Start(settings, self._start.key, self._start.redact)
+        self._wanted = Start(settings, self._start.key, self._start.redact, self._start.early_from)
         if self._successor is not None:
             self._successor.pipe.kill()
             self._successor = None
@@ -206,7 +191,7 @@ class DetectionProcess:
         if self._wanted is not None and self._successor is None and retiring is None:  # two at a time
             wanted, self._wanted = self._wanted, None
             try:
-                self._successor = _Worker(wanted, self._start_detector(), self._clock())
+                self._successor = Running(wanted, self._start_detector(), self._clock())
             except OSError as fault:
                 self._refuse("failed", f"a second detection process cannot be started ({fault.strerror})")
         elif self._successor is not None and self._clock() - self._successor.begun > self._bounds.start_s:
@@ -216,11 +201,11 @@ class DetectionProcess:
         successor, self._successor = self._successor, None
         if successor is not None:
             successor.pipe.kill()
-        self._reloads[result] += 1
+        self._statistics.reloads[result] += 1
         after = f" ({hint})" if hint else ""
         self._journal.error("detection_reload_refused", f"{why}{after}; detection goes on with the settings it has", why=why, result=result)
 
-    def _take_over(self, successor: _Worker, ready: Ready) -> None:
+    def _take_over(self, successor: Running, ready: Ready) -> None:
         self._successor = None
         self._worker, self._retiring = successor, self._worker
         self._start = successor.start
@@ -229,14 +214,14 @@ class DetectionProcess:
             self._retiring.progress = self._clock()
         self._in_order.masks = successor.start.redact or successor.start.settings.asks_redaction
         self._become_ready(ready)
-        self._reloads["accepted"] += 1
+        self._statistics.reloads["accepted"] += 1
         self._journal.info("detection_reloaded", "detection goes by the new settings from here on")
         self._send_queued()
 
     # --- what is sent -------------------------------------------------------------------------------------------------
 
     @property
-    def _workers(self) -> list[_Worker]:
+    def _workers(self) -> list[Running]:
         return [worker for worker in (self._worker, self._retiring, self._successor) if worker is not None]
 
     @property
@@ -262,10 +247,11 @@ class DetectionProcess:
         while worker is not None and worker.sent_bytes < self._bounds.under_way_bytes and (entry := self._queue.next()) is not None:
             self._send_entry(worker, entry, max(self.least_pressure, self._queue.pressure(entry)))
 
-    def _send_entry(self, worker: _Worker, entry: Waiting, pressure: int) -> None:
+    def _send_entry(self, worker: Running, entry: Waiting, pressure: int) -> None:
         exchange = entry.exchange
         stream = entry.stream if self._batches.is_known(entry.stream) else 0
-        size = worker.pipe.send(Examine(entry.number, stream, exchange.exchange_id, pressure, entry.parts, unread(exchange)))
+        unread_names = [] if entry.is_request else unread(exchange)
+        size = worker.pipe.send(Examine(entry.number, stream, exchange.exchange_id, pressure, entry.parts, unread_names, entry.is_request))
         if self._may_wait:
             entry.size = size
         if not worker.sent:
@@ -273,7 +259,7 @@ class DetectionProcess:
         worker.sent[entry.number] = entry
         worker.sent_bytes += entry.size
 
-    def _returned(self, worker: _Worker, number: int) -> Waiting | None:
+    def _returned(self, worker: Running, number: int) -> Waiting | None:
         """It was sent, and is not waited for any more."""
         entry = worker.sent.pop(number, None)
         if entry is not None:
@@ -284,6 +270,10 @@ class DetectionProcess:
 
     def _leave_out(self, entry: Waiting, mark: str) -> None:
         entry.report, entry.parts = _marked(mark), []
+        if entry.is_request:
+            self._requests -= 1
+            self._statistics.requests_left_out += 1
+            return
         if self._batches.is_known(entry.stream):
             self._send(Forget(entry.stream))
 
@@ -328,7 +318,7 @@ class DetectionProcess:
                     moved = self._step(worker) or moved
         self._in_order.hand_on()
 
-    def _step(self, worker: _Worker) -> bool:
+    def _step(self, worker: Running) -> bool:
         """Whether anything moved."""
         try:
             messages = worker.pipe.step()
@@ -340,17 +330,19 @@ class DetectionProcess:
                 self._take(worker, message)
         return messages is not None
 
-    def _take(self, worker: _Worker, message: FromWorker) -> None:
+    def _take(self, worker: Running, message: FromWorker) -> None:
         worker.progress = self._clock()
         if isinstance(message, Examined):
             entry = self._returned(worker, message.number)
             if entry is not None:
-                if entry.report is None:
+                if entry.is_request:
+                    self._asked(entry, message.report)
+                elif entry.report is None:
                     entry.report, entry.parts = message.report, []
-                    self._durations.observe(worker.progress - entry.since)
+                    self._statistics.durations.observe(worker.progress - entry.since)
                 self._send_queued()
         elif isinstance(message, Early):
-            self._tell(message)
+            self._tell(message.finding, "a streaming response", message.stream)
         elif isinstance(message, Ready):
             self._take_ready(worker, message)
         elif isinstance(message, DetectorFault):
@@ -364,7 +356,7 @@ class DetectionProcess:
         else:
             worker.totals = message
 
-    def _take_ready(self, worker: _Worker, message: Ready) -> None:
+    def _take_ready(self, worker: Running, message: Ready) -> None:
         worker.ready = message
         if worker is self._successor:
             if message.error:
@@ -380,19 +372,30 @@ class DetectionProcess:
         self._supervisor.ready()
         self._in_order.masks = self._in_order.masks or ready.redacts
 
-    def _tell(self, early: Early) -> None:
-        if self._may_wait or (early.stream, early.rule_id) in self._told:
+    def _asked(self, entry: Waiting, report: Report) -> None:
+        self._requests -= 1
+        self._statistics.asked(entry.exchange, report)
+        for finding in report.findings:
+            self._tell(finding, "a request whose answer is still out", None)
+
+    def _tell(self, finding: Finding, where: str, stream: int | None) -> None:
+        """To whoever waits for it; what is grave is also said once for each exchange and rule."""
+        self._on_early(finding)
+        key = finding.exchange_id if stream is None else str(stream), finding.rule_id
+        if self._may_wait or rank(finding.severity) < rank(_GRAVE) or key in self._told:
             return
-        self._told[early.stream, early.rule_id] = None
+        self._told[key] = None
         if len(self._told) > _MAX_TOLD:
             self._told.popitem(last=False)
+        at = "" if finding.at_output_token is None else f", at output token {finding.at_output_token}"
         self._journal.info(
             "early_finding",
-            f"early finding in a streaming response: {early.severity} {early.rule_id} ({early.kind}), at output token {early.at_output_token}",
-            severity=early.severity,
-            rule=early.rule_id,
-            type=early.kind,
-            at_output_token=early.at_output_token,
+            f"early finding in {where}: {finding.severity} {finding.rule_id} ({finding.type}){at}",
+            severity=finding.severity,
+            rule=finding.rule_id,
+            type=finding.type,
+            at_output_token=finding.at_output_token,
+            exchange_id=finding.exchange_id,
         )
 
     # --- its life -----------------------------------------------------------------------------------------------------
@@ -402,7 +405,7 @@ class DetectionProcess:
         if self._worker is not None or not self._supervisor.may_start(now):
             return
         try:
-            self._worker = _Worker(self._start, self._start_detector(), now)
+            self._worker = Running(self._start, self._start_detector(), now)
         except OSError as fault:
             pause = self._supervisor.lost(now)
             self._journal.warning(
@@ -439,21 +442,21 @@ class DetectionProcess:
             self._end()
             raise ConfigError(ready.error, ready.hint)
 
-    def _ended(self, worker: _Worker, why: str) -> None:
+    def _ended(self, worker: Running, why: str) -> None:
         if worker is self._retiring and not worker.sent:
             self._retiring = None
-            self._keep_totals(worker)
+            self._statistics.keep(worker)
             worker.pipe.close(1.0)
         else:
             self._lost(worker, why)
 
-    def _lost(self, worker: _Worker, why: str) -> None:
+    def _lost(self, worker: Running, why: str) -> None:
         """The process exited or does not respond: mark what it was scanning, and have the rest scanned by another one."""
         if worker is self._successor:
             self._refuse("failed", f"the new detection process {why}")
             return
         worker.pipe.kill()
-        self._keep_totals(worker)
+        self._statistics.keep(worker)
         again = [entry for number in list(worker.sent) if (entry := self._returned(worker, number)) is not None]
         culprit = again.pop(0) if again else None
         if worker is self._worker:
@@ -472,7 +475,9 @@ class DetectionProcess:
         if culprit is not None:
             if worker.ready is not None:  # else it died of itself
                 self._accuse(culprit)
-            if culprit.report is None:
+            if culprit.is_request:
+                self._leave_out(culprit, "detection_fault")
+            elif culprit.report is None:
                 culprit.report, culprit.parts = _marked("detection_fault"), []
         self._start_again()
         for entry in again:
@@ -490,18 +495,6 @@ class DetectionProcess:
                 client=entry.exchange.client,
             )
 
-    def _keep_totals(self, worker: _Worker) -> None:
-        self._earlier = self._total_of(worker)
-        worker.totals = Totals({}, 0)
-
-    def _total_of(self, worker: _Worker | None) -> Totals:
-        """Of the processes that are gone, and of this one; delays are the last that were said."""
-        if worker is None:
-            return self._earlier
-        last, said = worker.totals, worker.totals if worker.totals.delay_ms_p99 is not None else self._earlier
-        faults = dict(Counter(self._earlier.faults) + Counter(last.faults))
-        return Totals(faults, self._earlier.increments + last.increments, said.delay_ms_p50, said.delay_ms_p99)
-
     def _give_up(self) -> None:
         """Nobody waits any longer: the process ends, and what it has not answered goes without."""
         for worker in self._workers:
@@ -509,6 +502,7 @@ class DetectionProcess:
             for number in list(worker.sent):
                 self._returned(worker, number)
         self._queue.clear()
+        self._requests = 0
         self._worker = self._retiring = self._successor = self._wanted = None
         self._supervisor.off()
         for entry in self._in_order.unanswered():
@@ -527,46 +521,26 @@ class DetectionProcess:
             for message in worker.pipe.rest(lambda: deadline - self._clock()):
                 self._take(worker, message)
             worker.pipe.close(max(0.0, deadline - self._clock()))
-            self._keep_totals(worker)
+            self._statistics.keep(worker)
         self._worker = self._retiring = None
         self._supervisor.off()
 
-    # --- the end ------------------------------------------------------------------------------------------------------
+    # --- counts -------------------------------------------------------------------------------------------------------
 
     def samples(self) -> Iterable[Sample]:
         """What the process itself counts is as of its last report, some seconds ago."""
-        totals = self._total_of(self._worker)
+        yield from self._statistics.samples(self._worker)
         yield from by_label("llmsec_findings_total", "severity", self._in_order.findings)
         yield from by_label("llmsec_detection_reduced_exchanges_total", "mark", self._in_order.marks)
-        yield from by_label("llmsec_detector_faults_total", "detector", totals.faults)
-        yield from by_label("llmsec_detection_reloads_total", "result", self._reloads)
         yield Sample("llmsec_detection_up", float(self._worker is not None))
         yield Sample("llmsec_detection_deaths_total", self._supervisor.deaths_total)
         yield Sample("llmsec_detection_set_aside_texts_total", self._quarantine.set_aside_total)
         yield Sample("llmsec_detection_waiting_exchanges", len(self._in_order))
         yield Sample("llmsec_detection_queue_bytes", self._queue.load if not self._may_wait else sum(w.sent_bytes for w in self._workers))
-        yield Sample("llmsec_detection_increments_total", totals.increments)
-        for name, value in (("0.5", totals.delay_ms_p50), ("0.99", totals.delay_ms_p99)):
-            if value is not None:
-                yield Sample("llmsec_detection_delay_seconds", value / 1000, (("quantile", name),))
-        yield from self._durations.samples("security_analysis_duration_seconds")
 
     def summary(self) -> list[str]:
-        """Lines for the closing summary: findings by severity, faults by name, what was left out, how soon streams were scanned."""
-        findings, marks, totals = self._in_order.findings, self._in_order.marks, self._total_of(self._worker)
-        counted = [f"{severity} {findings[severity]:,}" for severity in reversed(SEVERITIES) if findings[severity]]
-        lines = ["findings: " + (", ".join(counted) or "none")]
-        if totals.delay_ms_p99 is not None and not self._may_wait:
-            lines.append(
-                f"scanned {totals.increments:,} increments of answers as they came, half of them within {totals.delay_ms_p50:.1f} ms,"
-                f" 99 % within {totals.delay_ms_p99:.1f} ms"
-            )
-        if totals.faults:
-            named = ", ".join(f"{name} {count:,}" for name, count in sorted(totals.faults.items()))
-            lines.append(f"detectors that failed or ran out of time: {named}")
-        if marks:
-            lines.append("exchanges with reduced detection: " + ", ".join(f"{name} {count:,}" for name, count in sorted(marks.items())))
-        return lines
+        """Lines for the closing summary."""
+        return self._statistics.summary(self._worker, self._in_order.findings, self._in_order.marks, is_live=not self._may_wait)
 
 
 def _marked(name: str) -> Report:

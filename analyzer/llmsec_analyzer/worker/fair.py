@@ -40,6 +40,7 @@ class Waiting(msgspec.Struct):
     parts: list[TextPart] = []
     stream: int = 0
     masks: bool = False
+    is_request: bool = False  # its answer is still out, and nobody waits for the exchange
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import msgspec
 
 from llmsec_analyzer.judge.exchange_parts import Report, TextPart
 from llmsec_analyzer.settings import DetectionSettings
+from llmsec_tap.model import Finding, Severity
 
 _LENGTH_BYTES = 4
 # Far above what an exchange can hold within the limits of decoding.
@@ -23,6 +24,7 @@ class Start(msgspec.Struct, tag="start", array_like=True):
     settings: DetectionSettings
     key: bytes
     redact: bool = False  # reports then say where everything is that is masked
+    early_from: Severity = "high"  # findings in streams that are told as they come
 
 
 class Increments(msgspec.Struct, tag="increments", array_like=True):
@@ -35,10 +37,17 @@ class Increments(msgspec.Struct, tag="increments", array_like=True):
     texts: list[str]
 
 
-class Examine(msgspec.Struct, tag="examine", array_like=True):
-    """A whole exchange. `stream` is the one its answer came by, 0 where none did; `pressure` the step that the queue asks for.
+class Begin(msgspec.Struct, tag="begin", array_like=True):
+    """The increments of this stream that follow are of the answer of this exchange."""
 
-    `unread`: anomalies by which something of it was not read.
+    stream: int
+    exchange_id: str
+
+
+class Examine(msgspec.Struct, tag="examine", array_like=True):
+    """A whole exchange, or its request. `stream` is the one its answer came by, 0 where none did; `pressure` the step that the queue asks for.
+
+    `unread`: anomalies by which something of it was not read. `is_request`: its answer is still out, so this has time limits.
     """
 
     number: int
@@ -47,6 +56,7 @@ class Examine(msgspec.Struct, tag="examine", array_like=True):
     pressure: int
     parts: list[TextPart]
     unread: list[str] = []
+    is_request: bool = False
 
 
 class Forget(msgspec.Struct, tag="forget", array_like=True):
@@ -64,13 +74,10 @@ class Ready(msgspec.Struct, tag="ready", array_like=True):
 
 
 class Early(msgspec.Struct, tag="early", array_like=True):
-    """Something grave in an answer that still streams, known with its increment number `at_output_token`."""
+    """Found in an answer that still streams, `finding.at_output_token` says with which of its increments."""
 
     stream: int
-    rule_id: str
-    severity: str
-    kind: str
-    at_output_token: int
+    finding: Finding
 
 
 class DetectorFault(msgspec.Struct, tag="fault", array_like=True):
@@ -95,7 +102,7 @@ class Totals(msgspec.Struct, tag="totals", array_like=True):
     delay_ms_p99: float | None = None
 
 
-ToWorker = Start | Increments | Examine | Forget
+ToWorker = Start | Begin | Increments | Examine | Forget
 FromWorker = Ready | Early | DetectorFault | Examined | Totals
 
 _encoder = msgspec.msgpack.Encoder()

@@ -45,7 +45,7 @@ class ListenerFactory(Protocol):
 class Context:
     """What all exchanges of a run share."""
 
-    __slots__ = ("fingerprint", "listener_factory", "on_defect", "on_exchange", "shield")
+    __slots__ = ("fingerprint", "listener_factory", "on_defect", "on_exchange", "on_request", "shield")
 
     def __init__(
         self,
@@ -54,9 +54,12 @@ class Context:
         *,
         on_defect: Callable[[str], None] = lambda _decoder: None,
         listener_factory: ListenerFactory | None = None,
+        on_request: Callable[[Exchange], None] | None = None,
         shield: bool = True,
     ) -> None:
+        """`on_request` is given what a record could say, once for each request to a language model, when its last byte is in."""
         self.on_exchange = on_exchange
+        self.on_request = on_request
         self.fingerprint = fingerprint
         self.on_defect = on_defect  # told the decoder's name, inside the except block
         self.listener_factory = listener_factory
@@ -179,6 +182,25 @@ class ExchangeAssembly:
         if name != "body_bad_json" or not self.request.gapped:
             self.anomaly(name)
 
+    def _announce(self, ts_ns: int) -> None:
+        """For whoever does not wait for the answer."""
+        on_request = self.context.on_request
+        if on_request is None or (self._dialect is None and not self.draft.other_texts):
+            return
+        record = self._guarded(lambda: self._begun(ts_ns))
+        if record is not None:
+            on_request(record)
+
+    def _begun(self, ts_ns: int) -> Exchange | None:
+        view, draft, dialect = self._view, self.draft, self._dialect
+        provider = identify(view, None, draft, dialect)
+        if provider is None or view is None:
+            return None
+        operation = draft.operation or (dialect.operation if dialect is not None else auxiliary(view, None))
+        api = dialect.api if dialect is not None else None
+        facts = self._facts(provider, api, operation, ended_ns=ts_ns, completeness="complete")
+        return build_record(facts, draft, {}, self.context.fingerprint)
+
     # --- the response -------------------------------------------------------------------------------------------------
 
     def response_head(self, head: Head) -> None:
@@ -267,6 +289,7 @@ class ExchangeAssembly:
         if body is self.request:
             self._request_complete()
             if self.response.ended is None:
+                self._announce(ts_ns)
                 return
         else:
             self._last_ns = ts_ns
@@ -375,7 +398,12 @@ class ExchangeAssembly:
         is_cut = self._frames is not None and self._frames.unfinished
         if is_whole_stream and (is_cut or not (draft.terminated or any(draft.finish_reasons()))):
             self.anomaly("stream_unterminated")
-        facts = Facts(
+        facts = self._facts(provider, api, operation, ended_ns=self._last_ns or ts_ns, completeness=completeness)
+        return build_record(facts, draft, self._anomalies, self.context.fingerprint)
+
+    def _facts(self, provider: str | None, api: str | None, operation: str | None, *, ended_ns: int, completeness: Completeness) -> Facts:
+        view = self._view
+        return Facts(
             exchange_id=self.exchange_id,
             client=self.client,
             server=self.server,
@@ -386,7 +414,7 @@ class ExchangeAssembly:
             response_bytes=max(self.response.bytes, self._frames.fed_bytes if self._frames else 0),
             started_ns=self._started_ns,
             response_body_ns=self._response_body_ns,
-            ended_ns=self._last_ns or ts_ns,
+            ended_ns=ended_ns,
             framing=self._framing,
             provider=provider,
             api=api,
@@ -394,7 +422,6 @@ class ExchangeAssembly:
             credential=credential_of(view) if view is not None else None,
             completeness=completeness,
         )
-        return build_record(facts, draft, self._anomalies, self.context.fingerprint)
 
     def _completeness(self, *, is_llm: bool) -> Completeness:
         request, response = self.request, self.response

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import quote_plus, unquote, unquote_plus
 
+import msgspec
+
 from llmsec_tap.identity.secret_shapes import MIN_TOKEN, is_secret_name, is_token, mask_tokens, mask_vendor_forms
-from llmsec_tap.model import Exchange, OtherText
+from llmsec_tap.model import Exchange, Message, OtherText
 from llmsec_tap.plain_names import PARAMETERS, QUERY, folded_name
 
 Fingerprinter = Callable[[str], str]
@@ -103,7 +105,7 @@ def _mask_field(field: str, fingerprint: Fingerprinter) -> str:
 
 
 def mask_record(exchange: Exchange, fingerprint: Fingerprinter) -> None:
-    """Masks in place whatever of a record is neither content nor ours."""
+    """Masks whatever of a record is neither content nor ours. Its messages, which another record may share, are replaced, not changed."""
     if exchange.request_model is not None:
         exchange.request_model = mask_tokens(exchange.request_model, fingerprint)
     if exchange.response_model is not None:
@@ -118,10 +120,14 @@ def mask_record(exchange: Exchange, fingerprint: Fingerprinter) -> None:
         exchange.response.error_message = mask_tokens(exchange.response.error_message, fingerprint)
     if exchange.other_texts:
         exchange.other_texts = [_mask_other(other, fingerprint) for other in exchange.other_texts]
-    for message in exchange.request.messages:
-        for part in message.parts:
-            if part.uri is not None:
-                part.uri = mask_target(part.uri, fingerprint)
+    exchange.request.messages = [_mask_message(message, fingerprint) for message in exchange.request.messages]
+
+
+def _mask_message(message: Message, fingerprint: Fingerprinter) -> Message:
+    if all(part.uri is None for part in message.parts):
+        return message
+    parts = [part if part.uri is None else msgspec.structs.replace(part, uri=mask_target(part.uri, fingerprint)) for part in message.parts]
+    return msgspec.structs.replace(message, parts=parts)
 
 
 _FIELDS: Final = (
