@@ -196,7 +196,7 @@ class Warden:
             loader = self._loader
             if loader is None:
                 return protocol.ATTACHED.pack(0), []
-            return protocol.ATTACHED.pack(loader.ring_bytes), [loader.events_descriptor]
+            return protocol.ATTACHED.pack(loader.ring_bytes), [loader.ring_descriptor(0)]
         if kind == Ask.SOCKETS and not self._sockets:
             try:
                 self._sockets += [opener() for opener in self._openers]
