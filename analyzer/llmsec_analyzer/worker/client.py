@@ -24,7 +24,7 @@ from llmsec_analyzer.worker.in_order import InOrder
 from llmsec_analyzer.worker.pipe import Pipe, PipeEndedError
 from llmsec_analyzer.worker.protocol import DetectorFault, Early, Examine, Examined, Forget, FromWorker, Ready, Start, Totals, ToWorker
 from llmsec_analyzer.worker.supervisor import BACK_OFF_S, RESTARTS, Quarantine, Supervisor
-from llmsec_tap.counters import Histogram, Sample, by_label
+from llmsec_tap.counters import Histogram, Sample, Snapshot, by_label
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.exchange.assembly import ExchangeAssembly
 from llmsec_tap.journal import Journal
@@ -553,20 +553,28 @@ class DetectionProcess:
 
     def summary(self) -> list[str]:
         """Lines for the closing summary: findings by severity, faults by name, what was left out, how soon streams were scanned."""
-        findings, marks, totals = self._in_order.findings, self._in_order.marks, self._total_of(self._worker)
-        counted = [f"{severity} {findings[severity]:,}" for severity in reversed(SEVERITIES) if findings[severity]]
-        lines = ["findings: " + (", ".join(counted) or "none")]
-        if totals.delay_ms_p99 is not None and not self._may_wait:
-            lines.append(
-                f"scanned {totals.increments:,} increments of answers as they came, half of them within {totals.delay_ms_p50:.1f} ms,"
-                f" 99 % within {totals.delay_ms_p99:.1f} ms"
-            )
-        if totals.faults:
-            named = ", ".join(f"{name} {count:,}" for name, count in sorted(totals.faults.items()))
-            lines.append(f"detectors that failed or ran out of time: {named}")
-        if marks:
-            lines.append("exchanges with reduced detection: " + ", ".join(f"{name} {count:,}" for name, count in sorted(marks.items())))
-        return lines
+        return summary(Snapshot([self.samples]), is_live=not self._may_wait)
+
+
+def summary(counts: Snapshot, *, is_live: bool) -> list[str]:
+    """The same of counts, which may be those of several processes together."""
+    findings = counts.by("llmsec_findings_total", "severity")
+    counted = [f"{severity} {findings[severity]:,}" for severity in reversed(SEVERITIES) if severity in findings]
+    lines = ["findings: " + (", ".join(counted) or "none")]
+    half, most = (counts.values.get(("llmsec_detection_delay_seconds", (("quantile", quantile),))) for quantile in ("0.5", "0.99"))
+    if half is not None and most is not None and is_live:
+        lines.append(
+            f"scanned {counts.get('llmsec_detection_increments_total'):,} increments of answers as they came,"
+            f" half of them within {half * 1000:.1f} ms, 99 % within {most * 1000:.1f} ms"
+        )
+    for title, name, label in (
+        ("detectors that failed or ran out of time", "llmsec_detector_faults_total", "detector"),
+        ("exchanges with reduced detection", "llmsec_detection_reduced_exchanges_total", "mark"),
+    ):
+        found = counts.by(name, label)
+        if found:
+            lines.append(f"{title}: " + ", ".join(f"{key} {count:,}" for key, count in found.items()))
+    return lines
 
 
 def _marked(name: str) -> Report:

@@ -7,7 +7,7 @@ refuses, the API server is asked for the pods of this node. Outside Kubernetes t
 The token goes to nobody who cannot show a certificate of the cluster's authority. Many kubelets have one of their own making: then
 the API server is asked, unless LLMSEC_KUBELET_INSECURE=1 says that whoever answers at the node's address may have the token.
 
-In a capture the questions are asked by a process of their own (`PodHelper`), the only one that uses the network; it tells the decoder.
+In a capture the questions are asked by a process of their own (`PodHelper`), the only one that uses the network; it tells the decoders.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -114,49 +115,60 @@ def _fetcher(account: Path) -> Fetch:
 
 
 class PodHelper:
-    """The process that asks, and the socket over which the decoder hears. A byte there asks for a fresh table."""
+    """The process that asks, and the sockets over which the decoders hear, one each. A byte there asks for a fresh table."""
 
-    def __init__(self, sock: socket.socket, pid: int) -> None:
-        self.socket = sock
+    def __init__(self, sockets: Sequence[socket.socket], pid: int) -> None:
+        self.sockets = sockets
         self.pid = pid
 
+    def keep(self, number: int | None) -> None:
+        """Close the sockets that are not of this decoder; all of them in a process that is none."""
+        for other, sock in enumerate(self.sockets):
+            if other != number:
+                sock.close()
+
     @classmethod
-    def start(cls, journal: Journal, account: Path = _ACCOUNT) -> PodHelper | None:
-        """None outside Kubernetes. It ends when the decoder does. Call it while there are no threads."""
+    def start(cls, journal: Journal, account: Path = _ACCOUNT, *, decoders: int = 1) -> PodHelper | None:
+        """None outside Kubernetes. It ends when a decoder does. Call it while there are no threads."""
         urls = _urls(account)
         if not urls:
             return None
-        ours, theirs = socket.socketpair()
+        pairs = [socket.socketpair() for _ in range(decoders)]
         pid = os.fork()
         if pid:
-            theirs.close()
-            return cls(ours, pid)
+            for _, theirs in pairs:
+                theirs.close()
+            return cls([ours for ours, _ in pairs], pid)
         try:
-            ours.close()
+            for ours, _ in pairs:
+                ours.close()
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
             pods = ClusterPods(urls, _fetcher(account))
             privileges.become(privileges.unprivileged_user())
             privileges.confine(network=True)
-            _tell_pods(theirs, pods, journal)
+            _tell_pods([theirs for _, theirs in pairs], pods, journal)
         except OSError as fault:
             journal.warning("pods_unnamed", f"pods stay unnamed: {fault}")
         finally:
             os._exit(0)
 
 
-def _tell_pods(sock: socket.socket, pods: ClusterPods, journal: Journal) -> None:
-    """Tell the table now and at each question, until the other side closes."""
+def _tell_pods(sockets: Sequence[socket.socket], pods: ClusterPods, journal: Journal) -> None:
+    """Tell the table to all now, and to each that asks, until one of them closes."""
     told = ""
+    asking = list(sockets)
     while True:
         fault = pods.refresh()
         if fault is None:
             text = json.dumps(pods.table).encode()
-            sock.sendall(len(text).to_bytes(4, "big") + text)
+            for sock in asking:
+                sock.sendall(len(text).to_bytes(4, "big") + text)
         elif str(fault) != told:
             told = str(fault)
             journal.warning("pods_unknown", f"pods are not known: {told}")
-        if not sock.recv(1):
+        asking, _, _ = select.select(sockets, (), ())
+        if not all(sock.recv(1) for sock in asking):
             return
 
 
