@@ -8,8 +8,9 @@ from typing import Final, Literal
 from llmsec_tap import limits
 from llmsec_tap.errors import ConfigError
 
-# What a decoder needs to live, and what it should have where it is up to us how many there are.
-LEAST_BYTES: Final = 128 * limits.MIB
+# What a decoder needs to do its work: some 110 MiB are the interpreter, libraries of the store and the ring, and a quarter of a cap is kept
+# free. And what it should have where it is up to us how many there are.
+LEAST_BYTES: Final = 192 * limits.MIB
 _FAIR_BYTES: Final = 256 * limits.MIB
 # One decoder takes a core, its detection another, and the observed processes are what the host is for.
 _CPUS_A_DECODER: Final = 4
@@ -30,7 +31,7 @@ def decoders(wanted: int | Literal["auto"], memory_cap_bytes: int, cpus: int) ->
 
 
 def ring_of_each(ring_bytes: int, count: int) -> int:
-    """A power of two, as the kernel wants it, of which `count` are no more than one ring was; but not less than a MiB of a larger one."""
+    """A power of two, as the kernel wants it: together no more than one ring was, but a MiB each at least, unless that one was smaller."""
     share = 1 << ((ring_bytes // count).bit_length() - 1)
     return max(share, min(ring_bytes, _LEAST_RING_BYTES))
 

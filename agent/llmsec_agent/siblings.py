@@ -95,6 +95,11 @@ class Sibling:
 
 
 def _read(end: socket.socket, deadline: float) -> list[Sample] | None:
+    with end:
+        return _read_all(end, deadline)
+
+
+def _read_all(end: socket.socket, deadline: float) -> list[Sample] | None:
     import msgspec  # late, as the rest of what decodes: it would stand between the command and its probes
 
     from llmsec_tap.counters import Sample

@@ -121,7 +121,7 @@ def test_where_one_dies_the_tap_ends_and_the_other_keeps_what_it_has(
 
 def test_the_time_is_over_for_all_at_once(echo: tuple[int, int], certificate: Certificate) -> None:
     pid, port = echo
-    with Agent("--pid", str(pid), "--decoders", "3", "--duration", "2", "--memory-cap", "512") as agent:
+    with Agent("--pid", str(pid), "--decoders", "3", "--duration", "2", "--memory-cap", "768") as agent:
         ask_together(port, certificate.cert, [f"hello {n}" for n in range(9)])
         begun = time.monotonic()
         agent.exit_code = agent.process.wait(10)
