@@ -17,7 +17,9 @@ struct sock;
 #include "event.h"
 #include "state.h"
 
-BPF_RINGBUF_OUTPUT(events, RING_PAGES);
+/* The loader makes the rings, of another size; this one is their pattern. */
+BPF_RINGBUF_OUTPUT(ring_pattern, 1);
+BPF_ARRAY_OF_MAPS(rings, "ring_pattern", TAP_MAX_RINGS);
 BPF_RINGBUF_OUTPUT(processes, TAP_PROCESS_RING_BYTES / 4096);
 BPF_TABLE("hash", __u32, __u32, targets, TAP_MAX_TARGETS);
 BPF_TABLE("hash", struct comm_key, __u32, comms, TAP_MAX_COMMS);
@@ -25,6 +27,7 @@ BPF_TABLE("lru_hash", __u64, struct thread, threads, TAP_MAX_THREADS);
 BPF_TABLE("lru_hash", struct connection_key, struct call, go_calls, TAP_MAX_THREADS);
 BPF_TABLE("lru_hash", struct connection_key, struct connection, connections, TAP_MAX_CONNECTIONS);
 BPF_TABLE("percpu_array", __u32, __u64, totals, TAP_TOTALS);
+BPF_TABLE("percpu_array", __u32, __u32, turns, 1);
 
 /* bcc rewrites map.lookup() where it is written, so these cannot come from one macro. */
 static __always_inline __u32 *targets_lookup(__u32 *key) { return targets.lookup(key); }
@@ -41,13 +44,15 @@ static __always_inline struct connection *connections_lookup(const struct connec
 static __always_inline void connections_update(const struct connection_key *key, struct connection *value) { connections.update((struct connection_key *)key, value); }
 static __always_inline void connections_delete(const struct connection_key *key) { connections.delete((struct connection_key *)key); }
 static __always_inline __u64 *totals_lookup(__u32 *key) { return totals.lookup(key); }
+static __always_inline __u32 *turns_lookup(__u32 *key) { return turns.lookup(key); }
+static __always_inline void *rings_lookup(__u32 *key) { return rings.lookup((int *)key); }
 
-static __always_inline void *ring_reserve(__u64 size) { return events.ringbuf_reserve(size); }
+static __always_inline void *ring_reserve(void *ring, __u64 size) { return bpf_ringbuf_reserve(ring, size, 0); }
 static __always_inline void *process_ring_reserve(__u64 size) { return processes.ringbuf_reserve(size); }
 static __always_inline void process_ring_submit(void *record) { processes.ringbuf_submit(record, BPF_RB_FORCE_WAKEUP); }
-static __always_inline void ring_submit(void *record, __u64 flags) { events.ringbuf_submit(record, flags); }
-static __always_inline __u64 ring_query(__u64 what) { return 0; } /* bcc has no such call: never woken for data */
-static __always_inline void ring_discard(void *record) { events.ringbuf_discard(record, BPF_RB_NO_WAKEUP); }
+static __always_inline void ring_submit(void *record, __u64 flags) { bpf_ringbuf_submit(record, flags); }
+static __always_inline __u64 ring_query(void *ring, __u64 what) { return 0; } /* bcc has no such call: never woken for data */
+static __always_inline void ring_discard(void *record) { bpf_ringbuf_discard(record, BPF_RB_NO_WAKEUP); }
 
 #define KERNEL_READ(dst, ptr, type, field) KERNEL_READ_AT(dst, ptr, OFFSET_##type##_##field)
 #define TRUSTED_INODE(sock) inode_of(sock) /* bcc has no typed pointers */

@@ -19,11 +19,20 @@ const volatile struct tap_config config = {};
 #define OWN_PID config.own_pid
 #define HELPER_PID config.helper_pid
 #define SELECT_COMM config.select_comm
+#define RINGS config.rings
 
-struct {
+struct ring {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 16 * 1024 * 1024); /* the loader may set another size */
-} events SEC(".maps");
+	__uint(max_entries, 4096); /* the loader makes them, of another size */
+};
+
+/* A ring for each process that decodes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, TAP_MAX_RINGS);
+	__type(key, __u32);
+	__array(values, struct ring);
+} rings SEC(".maps");
 
 /* Processes only, for the side that attaches: it holds no parser of traffic, so traffic does not go through its ring. */
 struct {
@@ -74,6 +83,13 @@ struct {
 	__type(value, __u64);
 } totals SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} turns SEC(".maps");
+
 #define MAP_ACCESS(map, key_type, value_type)                                                                      \
 	static __always_inline value_type *map##_lookup(const key_type *key)                                       \
 	{                                                                                                          \
@@ -99,12 +115,22 @@ static __always_inline __u64 *totals_lookup(const __u32 *key)
 	return bpf_map_lookup_elem(&totals, key);
 }
 
+static __always_inline __u32 *turns_lookup(const __u32 *key)
+{
+	return bpf_map_lookup_elem(&turns, key);
+}
+
+static __always_inline void *rings_lookup(const __u32 *key)
+{
+	return bpf_map_lookup_elem(&rings, key);
+}
+
 #define GLOBAL_SUBPROGRAM __attribute__((noinline))
 
 /* `size` must be a constant where it is used: these are inlined. */
-static __always_inline void *ring_reserve(__u64 size)
+static __always_inline void *ring_reserve(void *ring, __u64 size)
 {
-	return bpf_ringbuf_reserve(&events, size, 0);
+	return bpf_ringbuf_reserve(ring, size, 0);
 }
 
 static __always_inline void *process_ring_reserve(__u64 size)
@@ -122,9 +148,9 @@ static __always_inline void ring_submit(void *record, __u64 flags)
 	bpf_ringbuf_submit(record, flags);
 }
 
-static __always_inline __u64 ring_query(__u64 what)
+static __always_inline __u64 ring_query(void *ring, __u64 what)
 {
-	return bpf_ringbuf_query(&events, what);
+	return bpf_ringbuf_query(ring, what);
 }
 
 static __always_inline void ring_discard(void *record)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
 /*
  * Processes as they fork, start programs, load libraries and end, in a ring of their own, whose reader is woken at once: it may
- * have probes to attach. The end of a process is told in both rings: it ends connections, too.
+ * have probes to attach. The end of a process is told in all rings: it ends connections, too.
  */
 #ifndef LLMSEC_PROCESSES_H
 #define LLMSEC_PROCESSES_H
@@ -20,17 +20,30 @@ static __always_inline void tell_process(__u8 type, __u32 pid, __u32 other)
 	process_ring_submit(event);
 }
 
+/* Connections of one process are in any ring. */
 static __always_inline void tell_end(__u32 pid)
 {
-	struct tap_event *event = ring_reserve(sizeof(*event) + TAP_CLASS_SMALL);
+	struct tap_event *event;
+	__u32 number;
+	void *ring;
 
-	if (!event) {
-		count(TAP_LOST_RECORDS, 1);
-		return;
+	for (number = 0; number < TAP_MAX_RINGS; number++) {
+		__u32 key = number;
+
+		if (number >= RINGS)
+			break;
+		ring = rings_lookup(&key);
+		if (!ring)
+			break;
+		event = ring_reserve(ring, sizeof(*event) + TAP_CLASS_SMALL);
+		if (!event) {
+			count(TAP_LOST_RECORDS, 1);
+			continue;
+		}
+		event_head(event, TAP_EXIT, pid, bpf_ktime_get_boot_ns());
+		process_name(event->comm);
+		ring_submit(event, BPF_RB_NO_WAKEUP);
 	}
-	event_head(event, TAP_EXIT, pid, bpf_ktime_get_boot_ns());
-	process_name(event->comm);
-	ring_submit(event, BPF_RB_NO_WAKEUP);
 }
 
 static __always_inline int process_forked(void *parent, void *child)

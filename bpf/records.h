@@ -40,6 +40,17 @@ static __always_inline void process_name(char *out)
 	KERNEL_READ_COMM(out, leader);
 }
 
+/* Rings in turn: connections are few and live long on some hosts, and chance would put most of them into one. */
+static __always_inline __u32 next_ring(void)
+{
+	__u32 zero = 0, *turn;
+
+	if (RINGS < 2)
+		return 0;
+	turn = turns_lookup(&zero);
+	return turn ? ((*turn)++ + bpf_get_smp_processor_id()) % RINGS : 0;
+}
+
 static __always_inline void event_head(struct tap_event *event, __u8 type, __u32 pid, __u64 ts_ns)
 {
 	__builtin_memset(event, 0, sizeof(*event));
@@ -54,9 +65,9 @@ static __always_inline void event_head(struct tap_event *event, __u8 type, __u32
  * Waking the reader costs the observed process 4 us, so data does not wake it: it comes by itself some dozen times a second. Only
  * where the ring fills faster than that it is called, as the mark of a quarter is passed; a reader far behind is awake already.
  */
-static __always_inline __u64 wake_at_mark(void)
+static __always_inline __u64 wake_at_mark(void *ring)
 {
-	__u64 size = ring_query(BPF_RB_RING_SIZE), filled = ring_query(BPF_RB_AVAIL_DATA);
+	__u64 size = ring_query(ring, BPF_RB_RING_SIZE), filled = ring_query(ring, BPF_RB_AVAIL_DATA);
 
 	return filled >= size / 4 && filled < size / 4 + size / 16 ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
 }

@@ -92,23 +92,29 @@ static __always_inline struct connection *connection_of(const struct connection_
 	struct connection *known = connections_lookup(key);
 	struct connection made = {};
 
-	if (known)
+	if (known && !known->ended)
 		return known;
+	/* The reader that was not told of the end of one sees it by the beginning of the next. */
+	made.ring = known ? known->ring : next_ring();
 	made.epoch_ns = bpf_ktime_get_boot_ns();
 	process_name(made.comm);
 	connections_update(key, &made);
 	return connections_lookup(key);
 }
 
-/* End the epoch: tell the final offsets, so that user space sees a loss at the very end too. */
-static __always_inline void close_connection(const struct connection_key *key, struct connection *connection)
+/* End the epoch: tell the final offsets, so that user space sees a loss at the very end too. False where there was no room. */
+static __always_inline bool close_connection(const struct connection_key *key, struct connection *connection)
 {
-	struct tap_event *event = ring_reserve(sizeof(*event) + TAP_CLASS_SMALL);
+	void *ring = rings_lookup(&connection->ring);
+	struct tap_event *event;
 	__u64 *payload;
 
+	if (!ring)
+		return false;
+	event = ring_reserve(ring, sizeof(*event) + TAP_CLASS_SMALL);
 	if (!event) {
 		count(TAP_LOST_RECORDS, 1);
-		return;
+		return false;
 	}
 	event_head(event, TAP_CLOSE, key->pid, bpf_ktime_get_boot_ns());
 	event_connection(event, key, connection);
@@ -117,6 +123,7 @@ static __always_inline void close_connection(const struct connection_key *key, s
 	payload[0] = connection->offsets[TAP_READ];
 	payload[1] = connection->offsets[TAP_WRITE];
 	ring_submit(event, BPF_RB_NO_WAKEUP);
+	return true;
 }
 
 /* `inode` is that of `sock`; the usual case, a connection that has this socket already, is answered by it alone. */
@@ -126,6 +133,7 @@ static __always_inline void bind_socket(__u32 pid, __u64 pointer, void *sock, __
 	struct connection *connection = connection_of(&key);
 	struct socket_facts facts;
 	struct tap_event *event;
+	void *ring;
 
 	if (!connection || connection->socket.inode == inode)
 		return;
@@ -143,7 +151,10 @@ static __always_inline void bind_socket(__u32 pid, __u64 pointer, void *sock, __
 	connection->socket = facts;
 	if (!connection->offsets[0] && !connection->offsets[1])
 		return; /* the first data will carry it */
-	event = ring_reserve(sizeof(*event) + TAP_CLASS_SMALL);
+	ring = rings_lookup(&connection->ring);
+	if (!ring)
+		return;
+	event = ring_reserve(ring, sizeof(*event) + TAP_CLASS_SMALL);
 	if (!event) {
 		count(TAP_LOST_RECORDS, 1);
 		return;

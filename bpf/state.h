@@ -7,6 +7,7 @@
 #define TAP_MAX_COMMS 64	  /* names given by --comm */
 #define TAP_MAX_THREADS 16384	  /* threads (or goroutines) inside a TLS call or between its parts */
 #define TAP_MAX_CONNECTIONS 65536 /* TLS connections open at once */
+#define TAP_MAX_RINGS 16	  /* processes that decode */
 #define TAP_PROCESS_RING_BYTES (1024 * 1024) /* 7,700 processes that start or end before their reader comes */
 
 struct tap_config {
@@ -16,6 +17,7 @@ struct tap_config {
 	__u32 own_pid;	    /* never watched, and nor is the next */
 	__u32 helper_pid;
 	__u32 select_comm;  /* processes whose name is in `comms` become targets as they start */
+	__u32 rings;	    /* how many of `rings` there are */
 };
 
 struct comm_key {
@@ -67,6 +69,8 @@ struct connection {
 	__u32 fresh;
 	struct socket_facts socket;
 	char comm[16]; /* read once, when the connection is first seen */
+	__u32 ring;    /* all of its records go there */
+	__u32 ended;   /* its end found no room in that ring */
 };
 
 /* Attach cookies: what a probed function is. The loader gives them; see llmsec_tap/capture/ebpf/core.py. */

@@ -16,7 +16,7 @@ struct moved {
 /* The compiler knows the bound from before the barrier, the verifier only believes what it sees after it. */
 #define COPY_PART(room)                                                                                            \
 	do {                                                                                                       \
-		event = ring_reserve(sizeof(*event) + (room));                                                     \
+		event = ring_reserve(ring, sizeof(*event) + (room));                                                     \
 		if (!event)                                                                                        \
 			return part_lost(connection, moved, size);                                                 \
 		asm volatile("" : "+r"(size));                                                                     \
@@ -51,11 +51,15 @@ GLOBAL_SUBPROGRAM int submit_part(struct moved *moved)
 	struct connection *connection;
 	struct tap_event *event;
 	__u64 size, source;
+	void *ring;
 
 	if (!moved)
 		return 0;
 	connection = connections_lookup(&moved->key);
 	if (!connection)
+		return 0;
+	ring = rings_lookup(&connection->ring);
+	if (!ring)
 		return 0;
 	size = moved->length - moved->done;
 	source = moved->buffer + moved->done;
@@ -79,7 +83,7 @@ GLOBAL_SUBPROGRAM int submit_part(struct moved *moved)
 	event->call_length = moved->length;
 	if (moved->length > TAP_MAX_CALL_BYTES && moved->done == TAP_MAX_CALL_BYTES - TAP_PART_BYTES)
 		event->flags |= TAP_CUT;
-	ring_submit(event, wake_at_mark());
+	ring_submit(event, wake_at_mark(ring));
 	moved->done += TAP_PART_BYTES;
 	return moved->done < moved->length;
 }
@@ -192,8 +196,9 @@ static __always_inline int connection_opened(struct pt_regs *regs)
 	if (!regs->ax || !is_watched(pid))
 		return 0;
 	earlier = connections_lookup(&key);
-	if (earlier && (earlier->offsets[0] || earlier->offsets[1]))
+	if (earlier && !earlier->ended && (earlier->offsets[0] || earlier->offsets[1]))
 		close_connection(&key, earlier);
+	made.ring = earlier ? earlier->ring : next_ring();
 	made.epoch_ns = bpf_ktime_get_boot_ns();
 	made.fresh = 1;
 	process_name(made.comm);
@@ -207,11 +212,12 @@ static __always_inline int connection_freed(__u64 pointer)
 	struct connection_key key = {.connection = pointer, .pid = pid};
 	struct connection *connection = connections_lookup(&key);
 
-	if (!connection)
+	if (!connection || connection->ended)
 		return 0;
-	if (connection->offsets[0] || connection->offsets[1])
-		close_connection(&key, connection);
-	connections_delete(&key);
+	if ((connection->offsets[0] || connection->offsets[1]) && !close_connection(&key, connection))
+		connection->ended = 1;
+	else
+		connections_delete(&key);
 	return 0;
 }
 

@@ -15,6 +15,7 @@ from llmsec_agent.journals import StandardError, Style
 from llmsec_agent.journals import journal as new_journal
 from llmsec_agent.notify import Notify
 from llmsec_agent.reload import Reload
+from llmsec_agent.shares import decoders
 from llmsec_agent.text import report
 from llmsec_tap import privileges
 from llmsec_tap.capture.probes.selection import Selection
@@ -34,14 +35,14 @@ def run_agent(path: str | None) -> int:
     privileges.unprivileged_user()  # a wrong name ends the command before anything is attached
     journal = new_journal(_style(config))
     notify = Notify()
-    exposer = _exposer(config)
     plan = _plan(loaded, path, journal, notify)
+    exposer = _exposer(config, plan.decoders)
     try:
         return capture_with(plan, journal, exposer)
     finally:
         notify.stopping()
         if exposer is not None:
-            exposer.socket.close()
+            exposer.keep(None)
             exposer.end()
 
 
@@ -70,9 +71,10 @@ def _plan(loaded: Loaded, path: str | None, journal: StandardError, notify: Noti
             survive=True,
             node=node_name(capture.node),
         ),
+        decoders=decoders(capture.decoders, capture.memory_cap, len(os.sched_getaffinity(0))),
         detect=True,
         redact=config.storage.content == "redacted",
-        load=lambda: loaded,
+        load=lambda _report: loaded,
         on_alive=notify.alive,
         reload=lambda warden: Reload(
             loaded, lambda: load_all(path), _style, journal, lambda config: warden.update(selection_of(config)), warden.tell
@@ -97,7 +99,7 @@ def _style(config: Config) -> Style:
     return Style(_LEVELS[logging.level], logging.format == "json", logging.include_fields)
 
 
-def _exposer(config: Config) -> Exposer | None:
+def _exposer(config: Config, decoders: int) -> Exposer | None:
     """None where both listeners are switched off."""
     server, metrics = config.server, config.observability.metrics
     paths: dict[tuple[str, int], tuple[str, ...]] = {}
@@ -114,7 +116,7 @@ def _exposer(config: Config) -> Exposer | None:
         if tls.cert_file is None or tls.key_file is None:
             raise ConfigError("server.tls: cert_file and key_file are needed", "Name both, or set enabled: false.")
         files = TLSFiles(tls.cert_file, tls.key_file, tls.client_auth, tls.client_ca_file)
-    return Exposer.start(paths, files)
+    return Exposer.start(paths, files, decoders=decoders)
 
 
 def _address(text: str) -> tuple[str, int]:

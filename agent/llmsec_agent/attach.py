@@ -24,11 +24,11 @@ _MAX_OFFSETS_FILE = 1 << 20
 
 
 def attach(
-    selection: Selection, finder: TargetFinder, backend: str, ring_bytes: int, journal: Journal, helper_pid: int = 0
+    selection: Selection, finder: TargetFinder, backend: str, journal: Journal, *, ring_bytes: int, rings: int = 1, helper_pid: int = 0
 ) -> tuple[Loader, Observed]:
     """Load, and place the probes. Raises KernelError or SourceError, with nothing left behind."""
     begun = time.monotonic()
-    loader = open_loader(backend, replace(selection.kernel_settings(ring_bytes), helper_pid=helper_pid), journal)
+    loader = open_loader(backend, replace(selection.kernel_settings(ring_bytes), rings=rings, helper_pid=helper_pid), journal)
     observed = Observed(loader, finder, selection, journal)
     try:
         observed.start()

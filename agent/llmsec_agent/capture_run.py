@@ -17,9 +17,10 @@ import msgspec
 from llmsec_agent import summary
 from llmsec_agent.capture_settings import CaptureSettings
 from llmsec_agent.degradation import CPUShare, Degradation, Level
-from llmsec_agent.exposer import Exposer, State, answer_state
+from llmsec_agent.exposer import State, answer_state
 from llmsec_agent.journals import StandardError
 from llmsec_agent.lane import Sink
+from llmsec_agent.metrics import together
 from llmsec_agent.reload import News
 from llmsec_agent.run import Deliver, Detection, Run
 from llmsec_agent.shares import Shares
@@ -28,17 +29,19 @@ from llmsec_agent.stop import Stop
 from llmsec_agent.traffic import Traffic
 from llmsec_analyzer.judge.budget import FULL, SECRETS_ONLY, WITHOUT_MODEL
 from llmsec_analyzer.settings import DetectionSettings
+from llmsec_analyzer.worker.statistics import summary as detected
 from llmsec_tap import __version__, limits, privileges
 from llmsec_tap.capture.host.kubernetes import RemotePods
 from llmsec_tap.capture.host.process import ProcessTable
 from llmsec_tap.capture.live.capture import SHED_NEW, LiveCapture
 from llmsec_tap.capture.live.flows import TLSFlows
 from llmsec_tap.capture.live.queue import BatchQueue
+from llmsec_tap.capture.packets.packet_socket import ring_blocks
 from llmsec_tap.clock import Clock
-from llmsec_tap.counters import Sample, by_label
+from llmsec_tap.counters import Sample, Snapshot, by_label
 from llmsec_tap.errors import SourceError, StorageError
 from llmsec_tap.install_key import install_key
-from llmsec_tap.journal import Journal
+from llmsec_tap.journal import SILENT, Journal
 from llmsec_tap.memory import resident_bytes
 from llmsec_tap.storage.handover import enter, owner_of
 from llmsec_tap.storage.retention import Retention
@@ -50,6 +53,7 @@ from llmsec_tap.tokens import TokenEstimator
 if TYPE_CHECKING:
     import socket
 
+    from llmsec_agent.siblings import Sibling
     from llmsec_tap.capture.files.pcapng import PcapngWriter
     from llmsec_tap.capture.packets.afpacket import PacketSource
     from llmsec_tap.capture.warden.client import WardenClient
@@ -65,6 +69,8 @@ _LATE: Final = ("brotli", "zstandard")
 _DECODING: Final = 0.4
 # The decoder makes a round twice a second at least; one that makes none for so long is not healthy.
 _STUCK_S: Final = 30.0
+# The others are told to end when the first one is, and have the same grace.
+_COLLECT_S: Final = 2.0
 _ALIVE_S: Final = 2.0
 # A disk counts as this large at most: a large one that is nearly full has room for weeks.
 _DISK_BYTES: Final = 20 << 30
@@ -76,15 +82,21 @@ def capture(
     settings: CaptureSettings,
     journal: Journal,
     warden: WardenClient,
+    sibling: Sibling,
     pods: socket.socket | None,
     *,
     print_to: MakePrinter | None,
     start_detection: StartDetection | None,
-    exposer: Exposer | None = None,
+    exposer: socket.socket | None = None,
 ) -> int:
-    """Run in the decoder's process until the warden says stop; the exit code, as docs/cli.md has them. Raises SourceError."""
+    """Run in a decoder's process until the warden says stop; the exit code, as docs/cli.md has them. Raises SourceError.
+
+    `settings` are of this decoder alone, where there are several. The first of them looks after the store and says the summary of all.
+    """
     begun = time.monotonic()
     stop = Stop()
+    if not sibling.is_first and not sibling.await_first():
+        return 0
     # With the caller's rights: key, files that options name, the store's folder.
     key = install_key(journal)
     user = privileges.unprivileged_user()
@@ -105,11 +117,19 @@ def capture(
     store_sink: StoreSink | None = None
     if settings.store is not None:
         opened = replace(create_store(".", journal, views=False), name=settings.store)
-        writer = StoreWriter(opened, flush_age_ns=int(settings.flush_s * 1e9), compact_by=lambda store, _now_ns: _compact(warden, store))
-        store_sink = StoreSink(writer, Retention(settings.keep_days, settings.keep_bytes))
+        compact_by = partial(_compact, warden) if sibling.is_first else _leave_to_first
+        writer = StoreWriter(
+            opened,
+            number=sibling.number if sibling.count > 1 else None,
+            flush_age_ns=int(settings.flush_s * 1e9),
+            compact_by=compact_by,
+        )
+        store_sink = StoreSink(writer, Retention(settings.keep_days, settings.keep_bytes) if sibling.is_first else None)
         sinks.append(store_sink)
     if print_to is not None:
         sinks.append(print_to(stop.request))
+    if sibling.is_first:
+        sibling.let_others_go()
     run = Run(
         journal,
         stop,
@@ -124,11 +144,11 @@ def capture(
         traffic=Traffic() if exposer is not None else None,
         start_detection=(lambda deliver: start_detection(deliver, key)) if start_detection is not None else None,
     )
-    source = LiveSource(settings, run, warden, pods, shares, recording)
+    source = LiveSource(settings, run, warden, sibling, pods, shares, recording)
     if store_sink is not None:
         store_sink.look = source.beat
     if exposer is not None:
-        answer_state(exposer.socket, lambda: _state(run, source))
+        answer_state(exposer, lambda: _state(run, source))
     fault: SourceError | None = None
     try:
         run.run(source)
@@ -137,8 +157,10 @@ def capture(
     finally:
         if recording is not None:
             recording.close()
-    if fault is None or source.has_read:
-        _summarise(run, source, settings, recording, time.monotonic() - begun)
+    if not sibling.is_first:
+        sibling.hand_in(_samples(run))
+    elif fault is None or source.has_read:
+        _summarise(run, sibling, settings, recording, time.monotonic() - begun)
     if fault is not None:
         raise fault
     return StorageError.exit_code if run.lost else 0
@@ -152,6 +174,7 @@ class LiveSource:
         settings: CaptureSettings,
         run: Run,
         warden: WardenClient,
+        sibling: Sibling,
         pods: socket.socket | None,
         shares: Shares,
         recording: PcapngWriter | None,
@@ -159,6 +182,7 @@ class LiveSource:
         self._started_ns = time.time_ns()
         self._settings = settings
         self._warden = warden
+        self._sibling = sibling
         self._recording = recording
         self._run = run
         self._degradation = Degradation(run.journal)
@@ -184,10 +208,6 @@ class LiveSource:
     def has_read(self) -> bool:
         return self._live.records > 0
 
-    @property
-    def interfaces(self) -> list[str]:
-        return [source.interface for source in self._packets]
-
     def run(self, run: Run) -> None:
         run.stop.on_request(self._live.stop)
         self._warden.on_word(run.stop.request, lambda data: self._news(run, data))
@@ -198,8 +218,10 @@ class LiveSource:
         self._live.on_step = run.step
         self._live.on_tick = self._tick
         self._live.left_s = lambda: run.stop.left_s(_DECODING)
+        if self._warden.ring is None:
+            self._live.on_end = self._warden.detach_all  # there are no probes, but there may be other decoders
         self.is_open = True
-        run.journal.info("capturing", "capturing; Ctrl-C stops")
+        self._warden.capturing()
         threading.Thread(target=self._say_alive, name="llmsec-alive", daemon=True).start()
         self._live.run(self._settings.duration_s)
 
@@ -283,10 +305,14 @@ class LiveSource:
         sockets = self._warden.open_sockets()
         if len(sockets) != len(self._settings.interfaces):
             raise SourceError("the interfaces cannot be read any more", "Are they up? `ip link` shows.")
+        blocks = ring_blocks(self._sibling.count)
         for number, (interface, sock) in enumerate(zip(self._settings.interfaces, sockets, strict=True)):
             reopen = partial(self._warden.open_socket, number) if self._settings.survive else None
-            self._packets.append(PacketSource(interface, sock, self._queue, handle, self._clock, reopen=reopen, journal=run.journal))
-            run.journal.info("reading_interface", f"reading plain HTTP from {interface}", interface=interface)
+            journal = run.journal if self._sibling.is_first else SILENT  # all of them see the interface go and come
+            self._packets.append(
+                PacketSource(interface, sock, self._queue, handle, self._clock, reopen=reopen, blocks=blocks, journal=journal)
+            )
+            journal.info("reading_interface", f"reading plain HTTP from {interface}", interface=interface)
         self._live.add_packets(self._packets)
 
     def _tick(self) -> None:
@@ -306,11 +332,15 @@ def _state(run: Run, source: LiveSource) -> State:
     if silent_s > _STUCK_S:
         reasons.append(f"nothing was decoded for {silent_s:.0f} s, although the decoder looks twice a second")
     ready = source.is_open and not run.stop.is_requested
-    samples = [Sample(name, value, labels) for (name, labels), value in run.snapshot().values.items()]
+    samples = _samples(run)
     samples += [Sample("llmsec_ready", float(ready)), Sample("llmsec_heartbeat_timestamp_seconds", time.time() - silent_s)]
     if not ready:
         reasons.append("stopping" if run.stop.is_requested else "not everything is attached yet")
     return State(ready=ready, healthy=silent_s <= _STUCK_S, reasons=reasons, samples=samples)
+
+
+def _samples(run: Run) -> list[Sample]:
+    return [Sample(name, value, labels) for (name, labels), value in run.snapshot().values.items()]
 
 
 def _recording(settings: CaptureSettings, user: privileges.User | None) -> PcapngWriter | None:
@@ -324,13 +354,17 @@ def _recording(settings: CaptureSettings, user: privileges.User | None) -> Pcapn
     return recording
 
 
-def _compact(warden: WardenClient, store: Store) -> None:
+def _compact(warden: WardenClient, store: Store, _now_ns: int) -> None:
     """The warden has it done: this process may start no other."""
     folder = os.open(store.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         warden.compact(folder)
     finally:
         os.close(folder)
+
+
+def _leave_to_first(_store: Store, _now_ns: int) -> None:
+    """The first decoder has the parts of all merged."""
 
 
 def _load_late_parts(*, stores: bool) -> None:
@@ -340,10 +374,12 @@ def _load_late_parts(*, stores: bool) -> None:
         importlib.import_module(name)
 
 
-def _summarise(run: Run, source: LiveSource, settings: CaptureSettings, recording: PcapngWriter | None, elapsed_s: float) -> None:
-    counts = run.snapshot()
+def _summarise(run: Run, sibling: Sibling, settings: CaptureSettings, recording: PcapngWriter | None, elapsed_s: float) -> None:
+    handed_in = sibling.collect(_COLLECT_S)
+    known = [samples for samples in handed_in if samples is not None]
+    counts = Snapshot([lambda: together([_samples(run), *known])])
     lines = summary.kernel(counts) if counts.get("llmsec_kernel_calls_total") or not settings.interfaces else []
-    for interface in source.interfaces:
+    for interface in settings.interfaces:
         dropped = counts.get("llmsec_packets_dropped_total", interface=interface)
         lines.append(
             f"seen {counts.get('llmsec_packets_total', interface=interface):,} packets on {interface}, "
@@ -366,9 +402,11 @@ def _summarise(run: Run, source: LiveSource, settings: CaptureSettings, recordin
         lines.append(f"{blocks:,} blocks of packets were not decoded: the capture was ended first")
     lines += summary.oddities(counts)
     if run.detection is not None:
-        lines += run.detection.summary()
+        lines += detected(counts, is_live=True)
     lines += summary.sinks(counts, settings.store)
     if recording is not None:
         lines.append(f"wrote {recording.packets:,} packets to {settings.write}" + (f", then: {recording.fault}" if recording.fault else ""))
+    if len(known) < len(handed_in):
+        lines.append(f"without the counts of {len(handed_in) - len(known)} of {sibling.count} decoders, which did not end in order")
     for line in lines:
         run.journal.info("summary", line)

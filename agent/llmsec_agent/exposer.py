@@ -1,7 +1,7 @@
 """The process that answers /health, /ready and /metrics. It is the only one of an agent that listens, and it has no rights at all.
 
 The addresses are bound with the caller's rights, then the process becomes the unprivileged user behind a filter. What it knows it
-asks of the decoder over a socket pair, at most once a second; a decoder that does not answer is itself the answer.
+asks of the decoders over a socket pair each, at most once a second, and adds it up; a decoder that does not answer is itself the answer.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, Final
 
 import msgspec
 
-from llmsec_agent.metrics import exposition
+from llmsec_agent.metrics import exposition, together
 from llmsec_agent.text import leave
 from llmsec_tap import privileges
 from llmsec_tap.counters import Sample
@@ -57,52 +57,59 @@ class TLSFiles:
 
 
 class Exposer:
-    """`start` it while there are no threads. The decoder then serves `socket` (`answer_state`)."""
+    """`start` it while there are no threads. Each decoder then serves one of `sockets` (`answer_state`)."""
 
-    def __init__(self, sock: socket.socket, pid: int) -> None:
-        self.socket = sock
+    def __init__(self, sockets: Sequence[socket.socket], pid: int) -> None:
+        self.sockets = sockets
         self.pid = pid
 
+    def keep(self, number: int | None) -> None:
+        """Close the sockets that are not of this decoder; all of them in a process that is none: when the decoders end, the listener does."""
+        for other, sock in enumerate(self.sockets):
+            if other != number:
+                sock.close()
+
     def end(self) -> None:
-        """Wait until it has ended, as it does when the decoder has; it holds its addresses until then."""
+        """Wait until it has ended, as it does when a decoder has; it holds its addresses until then."""
         deadline = time.monotonic() + _END_S
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(self.pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
                 time.sleep(0.005)
 
     @classmethod
-    def start(cls, paths: Mapping[tuple[str, int], tuple[str, ...]], tls: TLSFiles | None) -> Exposer:
+    def start(cls, paths: Mapping[tuple[str, int], tuple[str, ...]], tls: TLSFiles | None, *, decoders: int = 1) -> Exposer:
         """`paths`: for each address (host, port) what is served there.
 
         Raises ConfigError for an address that cannot be bound and for a certificate that cannot be read.
         """
         context = _context(tls) if tls is not None else None
         listening = [(_listen(host, port), served) for (host, port), served in paths.items()]
-        ours, theirs = socket.socketpair()
+        pairs = [socket.socketpair() for _ in range(decoders)]
+        ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         pid = os.fork()
         if not pid:
             leave(lambda: cls._run(ours, theirs, listening, context))
-        theirs.close()
-        for sock, _ in listening:
+        for sock in (*theirs, *(sock for sock, _ in listening)):
             sock.close()
         return cls(ours, pid)
 
     @staticmethod
     def _run(
-        ours: socket.socket,
-        theirs: socket.socket,
+        ours: Sequence[socket.socket],
+        theirs: Sequence[socket.socket],
         listening: list[tuple[socket.socket, tuple[str, ...]]],
         context: ssl.SSLContext | None,
     ) -> None:
-        ours.close()
+        for sock in ours:
+            sock.close()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        decoder = _Decoder(theirs)
-        servers = [_Server(sock, served, decoder, context) for sock, served in listening]
+        decoders = _Decoders(theirs)
+        servers = [_Server(sock, served, decoders, context) for sock, served in listening]
         exposition(())  # imports what it needs while it may
         privileges.become(privileges.unprivileged_user())
         privileges.confine(serving=True)
-        _serve(servers, decoder)
+        _serve(servers, decoders)
 
 
 def answer_state(sock: socket.socket, state: Callable[[], State]) -> None:
@@ -120,63 +127,92 @@ def answer_state(sock: socket.socket, state: Callable[[], State]) -> None:
     threading.Thread(target=answer, name="llmsec-state", daemon=True).start()
 
 
-class _Decoder:
-    """Asks the decoder; what it said less than a second ago is still good."""
+def state_together(states: Sequence[State]) -> State:
+    """What several decoders say of themselves, as that of one tap."""
+    if len(states) == 1:
+        return states[0]
+    return State(
+        ready=all(state.ready for state in states),
+        healthy=all(state.healthy for state in states),
+        reasons=[f"decoder {number}: {reason}" for number, state in enumerate(states) for reason in state.reasons],
+        samples=together([state.samples for state in states]),
+    )
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        self._socket.settimeout(_ANSWER_S)
+
+class _Decoders:
+    """Asks the decoders; what they said less than a second ago is still good."""
+
+    def __init__(self, sockets: Sequence[socket.socket]) -> None:
+        self._decoders = [_Decoder(sock) for sock in sockets]
         self._lock = threading.Lock()
         self._known: State | None = None
         self._asked = -_FRESH_S
-        self._is_owed = False  # an answer that came too late is still to be read
 
     def state(self) -> State | None:
-        """None where it does not answer."""
+        """None where one of them does not answer."""
         with self._lock:
             if time.monotonic() - self._asked >= _FRESH_S:
                 self._asked = time.monotonic()
                 try:
-                    self._known = self._ask()
+                    for decoder in self._decoders:
+                        decoder.ask()
+                    self._known = state_together([decoder.answer(self._asked + _ANSWER_S) for decoder in self._decoders])
                 except TimeoutError:
                     self._known = None
                 except OSError:
-                    os._exit(0)  # the decoder has ended, and so does the agent
+                    os._exit(0)  # a decoder has ended, and so does the agent
             return self._known
 
     def await_end(self) -> None:
-        """Until nobody holds the other end any more: the address must be free at once for the next agent."""
+        """Until nobody holds the other end of one any more: the address must be free at once for the next agent."""
         poll = select.poll()
-        poll.register(self._socket, select.POLLRDHUP)
+        for decoder in self._decoders:
+            poll.register(decoder.socket, select.POLLRDHUP)
         poll.poll()
 
-    def _ask(self) -> State:
+
+class _Decoder:
+    """`answer` raises TimeoutError, and OSError where it has ended."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self._is_owed = False  # an answer that came too late is still to be read
+        self._came = bytearray()  # of it, so far
+
+    def ask(self) -> None:
         if not self._is_owed:
-            self._socket.sendall(b"?")
+            self.socket.settimeout(_ANSWER_S)
+            self.socket.sendall(b"?")
             self._is_owed = True
-        size = int.from_bytes(self._read(4), "big")
+
+    def answer(self, until: float) -> State:
+        self._await(4, until)
+        size = int.from_bytes(self._came[:4], "big")
         if size > _MAX_STATE_BYTES:
             raise ConnectionAbortedError
-        data = self._read(size)
+        self._await(4 + size, until)
+        data, self._came = bytes(self._came[4:]), bytearray()
         self._is_owed = False
         return msgspec.msgpack.decode(data, type=State)
 
-    def _read(self, size: int) -> bytes:
-        data = self._socket.recv(size, socket.MSG_WAITALL)
-        if not data:
-            raise ConnectionResetError
-        return data
+    def _await(self, size: int, until: float) -> None:
+        while len(self._came) < size:
+            self.socket.settimeout(max(0.001, until - time.monotonic()))
+            data = self.socket.recv(size - len(self._came))
+            if not data:
+                raise ConnectionResetError
+            self._came += data
 
 
 class _Server(HTTPServer):
     """A thread for each connection, a bounded number of them, each with little time."""
 
-    def __init__(self, listening: socket.socket, served: tuple[str, ...], decoder: _Decoder, context: ssl.SSLContext | None) -> None:
+    def __init__(self, listening: socket.socket, served: tuple[str, ...], decoders: _Decoders, context: ssl.SSLContext | None) -> None:
         super().__init__(listening.getsockname()[:2], _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listening
         self.served = served
-        self.decoder = decoder
+        self.decoders = decoders
         self._context = context
         self._slots = threading.BoundedSemaphore(_MAX_REQUESTS)
 
@@ -210,7 +246,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in self.server.served:
             self._send(404, b"not found\n", "text/plain")
             return
-        state = self.server.decoder.state()
+        state = self.server.decoders.state()
         if path == "/health":
             self._judge(state is not None and state.healthy, state)
         elif path == "/ready":
@@ -237,10 +273,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-def _serve(servers: list[_Server], decoder: _Decoder) -> None:
+def _serve(servers: list[_Server], decoders: _Decoders) -> None:
     for server in servers:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-    decoder.await_end()
+    decoders.await_end()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Literal, NamedTuple
 
-from llmsec_tap.counters import Sample
+from llmsec_tap.counters import Labels, Sample
 
 Kind = Literal["counter", "gauge", "histogram"]
+
+
+# What several decoders say becomes one number: the sum; where each says the same of one thing, or the worst counts, one of them.
+Joined = Literal["sum", "greatest", "least"]
 
 
 class Metric(NamedTuple):
     kind: Kind
     help: str
+    joined: Joined = "sum"
 
 
 CATALOGUE: Final[dict[str, Metric]] = {
@@ -29,7 +34,7 @@ CATALOGUE: Final[dict[str, Metric]] = {
     "llmsec_exchanges_delivered_total": Metric("counter", "Exchanges handed to the sinks, by how they were seen."),
     "llmsec_connections_total": Metric("counter", "Connections that were followed."),
     "llmsec_open_connections": Metric("gauge", "Connections that are followed now."),
-    "llmsec_decoded_bytes_total": Metric("counter", "Bytes of plaintext that reached the decoder."),
+    "llmsec_decoded_bytes_total": Metric("counter", "Bytes of plaintext that reached a decoder."),
     "llmsec_gaps_total": Metric("counter", "Gaps in connections: bytes that were sent and not seen."),
     "llmsec_gap_bytes_total": Metric("counter", "Bytes in those gaps."),
     "llmsec_connections_without_socket_total": Metric("counter", "TLS connections whose addresses are not known."),
@@ -38,16 +43,16 @@ CATALOGUE: Final[dict[str, Metric]] = {
     "llmsec_decoder_failures_total": Metric("counter", "Decoders of ours that failed on an exchange; please report them."),
     # Capture.
     "llmsec_packets_total": Metric("counter", "Packets read from interfaces or files."),
-    "llmsec_interface_up": Metric("gauge", "1 while the interface is there and up, 0 while it is waited for."),
+    "llmsec_interface_up": Metric("gauge", "1 while the interface is there and up, 0 while it is waited for.", "least"),
     "llmsec_packets_dropped_total": Metric("counter", "Packets that the kernel dropped because the tap was too slow."),
-    "llmsec_kernel_calls_total": Metric("counter", "TLS calls of observed processes that the kernel half saw."),
-    "llmsec_kernel_bytes_total": Metric("counter", "Bytes in those calls."),
-    "llmsec_kernel_lost_records_total": Metric("counter", "Records that found no room in the ring."),
-    "llmsec_kernel_lost_bytes_total": Metric("counter", "Bytes in those records."),
-    "llmsec_kernel_lost_calls_total": Metric("counter", "Calls that lost a record."),
-    "llmsec_kernel_unreadable_calls_total": Metric("counter", "Calls whose memory the kernel could not read."),
-    "llmsec_kernel_cut_calls_total": Metric("counter", "Calls longer than what is copied of one."),
-    "llmsec_kernel_lost_processes_total": Metric("counter", "Starts and ends of processes that found no room."),
+    "llmsec_kernel_calls_total": Metric("counter", "TLS calls of observed processes that the kernel half saw.", "greatest"),
+    "llmsec_kernel_bytes_total": Metric("counter", "Bytes in those calls.", "greatest"),
+    "llmsec_kernel_lost_records_total": Metric("counter", "Records that found no room in the ring.", "greatest"),
+    "llmsec_kernel_lost_bytes_total": Metric("counter", "Bytes in those records.", "greatest"),
+    "llmsec_kernel_lost_calls_total": Metric("counter", "Calls that lost a record.", "greatest"),
+    "llmsec_kernel_unreadable_calls_total": Metric("counter", "Calls whose memory the kernel could not read.", "greatest"),
+    "llmsec_kernel_cut_calls_total": Metric("counter", "Calls longer than what is copied of one.", "greatest"),
+    "llmsec_kernel_lost_processes_total": Metric("counter", "Starts and ends of processes that found no room.", "greatest"),
     "llmsec_queue_bytes": Metric("gauge", "Bytes that were read and wait for decoding."),
     "llmsec_queue_peak_bytes": Metric("gauge", "The most that ever waited."),
     "llmsec_queue_left_out_connections_total": Metric("counter", "Connections left out because decoding fell behind."),
@@ -56,25 +61,28 @@ CATALOGUE: Final[dict[str, Metric]] = {
     "llmsec_queue_discarded_packet_blocks_total": Metric("counter", "Blocks of packets not decoded because the run was ended."),
     "llmsec_shed_connections_total": Metric("counter", "Quiet connections given up to stay under the memory cap."),
     "llmsec_memory_faults_total": Metric("counter", "Times an allocation failed: what was under way then was cut."),
-    "llmsec_clock_stepped_seconds": Metric("gauge", "How far the wall clock was set since the start; records keep the time they had."),
+    "llmsec_clock_stepped_seconds": Metric("gauge", "How far the wall clock was set since the start; records keep the time they had.", "greatest"),
     # Detection.
     "llmsec_findings_total": Metric("counter", "Findings by severity."),
-    "llmsec_detection_up": Metric("gauge", "1 while the detection process runs."),
+    "llmsec_detection_up": Metric("gauge", "1 while the detection process runs.", "least"),
     "llmsec_detection_deaths_total": Metric("counter", "Times the detection process exited or was ended."),
     "llmsec_detection_set_aside_texts_total": Metric("counter", "Texts that ended it twice; exchanges with them are not scanned."),
-    "llmsec_detection_reloads_total": Metric("counter", "Changes of its settings while it runs: accepted, refused, failed."),
+    "llmsec_detection_reloads_total": Metric("counter", "Changes of its settings while it runs: accepted, refused, failed.", "greatest"),
     "llmsec_detection_reduced_exchanges_total": Metric("counter", "Exchanges with reduced detection, by mark."),
+    "llmsec_request_analysis_duration_seconds": Metric("histogram", "From a request's last byte to its findings, while its answer is out."),
+    "llmsec_request_analysis_timeouts_total": Metric("counter", "Requests that were too long to be looked at whole before their answer."),
+    "llmsec_request_analysis_left_out_total": Metric("counter", "Requests that were not looked at before their answer: detection was behind."),
     "llmsec_detection_waiting_exchanges": Metric("gauge", "Exchanges that wait for their report."),
     "llmsec_detection_queue_bytes": Metric("gauge", "Bytes of text that wait for detection."),
     "llmsec_detection_increments_total": Metric("counter", "Increments of streaming answers that were scanned as they came."),
-    "llmsec_detection_delay_seconds": Metric("gauge", "From an increment's decoding to the end of its scan, by quantile."),
+    "llmsec_detection_delay_seconds": Metric("gauge", "From an increment's decoding to the end of its scan, by quantile.", "greatest"),
     "llmsec_detector_faults_total": Metric("counter", "Detectors that failed or ran out of time."),
     "security_analysis_duration_seconds": Metric("histogram", "From a whole exchange to its findings."),
     # Sinks.
     "llmsec_sink_records_total": Metric("counter", "Records that a sink took."),
     "llmsec_sink_dropped_records_total": Metric("counter", "Records that a sink did not take, by reason."),
     "llmsec_sink_queue_bytes": Metric("gauge", "Bytes that wait for a sink."),
-    "llmsec_sink_up": Metric("gauge", "0 while a sink fails."),
+    "llmsec_sink_up": Metric("gauge", "0 while a sink fails.", "least"),
     "llmsec_store_rows_total": Metric("counter", "Rows on the disk."),
     "llmsec_store_lost_rows_total": Metric("counter", "Rows that could not be stored."),
     "llmsec_store_repaired_rows_total": Metric("counter", "Rows with a value that its column cannot hold."),
@@ -85,14 +93,14 @@ CATALOGUE: Final[dict[str, Metric]] = {
     "llmsec_store_failed_compactions_total": Metric("counter", "Times the small files of a store could not be merged."),
     "llmsec_store_waiting_bytes": Metric("gauge", "Bytes that wait for the next file."),
     # The tap itself.
-    "llmsec_up": Metric("gauge", "1 while the decoder answers."),
-    "llmsec_ready": Metric("gauge", "1 once everything that was asked for is observed."),
-    "llmsec_heartbeat_timestamp_seconds": Metric("gauge", "When the decoder last finished a round of work."),
-    "llmsec_config_reload_ok": Metric("gauge", "0 where the last reload was refused: the configuration before it is in force."),
-    "llmsec_config_reloads_total": Metric("counter", "Reloads by result."),
-    "llmsec_degradation_level": Metric("gauge", "0 normal, 1 reduced, 2 essential, 3 emergency."),
-    "llmsec_resource_used_ratio": Metric("gauge", "How much of its bound a resource uses: queue, memory, cpu (one core), disk."),
-    "process_resident_memory_bytes": Metric("gauge", "Resident memory of the decoder."),
+    "llmsec_up": Metric("gauge", "1 while the decoders answer.", "least"),
+    "llmsec_ready": Metric("gauge", "1 once everything that was asked for is observed.", "least"),
+    "llmsec_heartbeat_timestamp_seconds": Metric("gauge", "When a decoder last finished a round of work; of several, the one that is behind.", "least"),
+    "llmsec_config_reload_ok": Metric("gauge", "0 where the last reload was refused: the configuration before it is in force.", "least"),
+    "llmsec_config_reloads_total": Metric("counter", "Reloads by result.", "greatest"),
+    "llmsec_degradation_level": Metric("gauge", "0 normal, 1 reduced, 2 essential, 3 emergency.", "greatest"),
+    "llmsec_resource_used_ratio": Metric("gauge", "How much of its bound a resource uses: queue, memory, cpu (one core), disk.", "greatest"),
+    "process_resident_memory_bytes": Metric("gauge", "Resident memory of the decoders."),
     "llmsec_peak_resident_memory_bytes": Metric("gauge", "The most that was ever resident."),
 }  # fmt: skip
 
@@ -106,6 +114,23 @@ def metric_of(sample: str) -> str:
         if name != sample and name in CATALOGUE:
             return name
     return sample
+
+
+def together(parts: Sequence[Iterable[Sample]]) -> list[Sample]:
+    """The samples of several decoders as those of one tap."""
+    if len(parts) == 1:
+        return list(parts[0])
+    values: dict[tuple[str, Labels], list[float]] = {}
+    for part in parts:
+        for name, value, labels in part:
+            values.setdefault((name, labels), []).append(value)
+    return [Sample(name, _joined(name, found), labels) for (name, labels), found in values.items()]
+
+
+def _joined(name: str, values: list[float]) -> float:
+    known = CATALOGUE.get(metric_of(name))
+    how = known.joined if known is not None else "sum"
+    return sum(values) if how == "sum" else max(values) if how == "greatest" else min(values)
 
 
 def exposition(samples: Iterable[Sample], accept: str = "") -> tuple[bytes, str]:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from llmsec_analyzer.settings import DetectionSettings
 from llmsec_analyzer.worker.child import ChildDetector, RemoteDetectors, StartDetector
-from llmsec_analyzer.worker.client import Bounds, DetectionProcess
+from llmsec_analyzer.worker.client import DetectionProcess
+from llmsec_analyzer.worker.running import Bounds
 from llmsec_tap.journal import Journal
 from llmsec_tap.model import Exchange, Severity
 

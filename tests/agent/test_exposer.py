@@ -37,11 +37,11 @@ def exposer(state: Callable[[], State] | None, tls: TLSFiles | None = None) -> I
     running = Exposer.start({("127.0.0.1", port): ("/health", "/ready", "/metrics")}, tls)
     try:
         if state is not None:
-            answer_state(running.socket, state)
+            answer_state(running.sockets[0], state)
         yield port
     finally:
-        running.socket.shutdown(socket.SHUT_RDWR)
-        running.socket.close()
+        running.sockets[0].shutdown(socket.SHUT_RDWR)
+        running.sockets[0].close()
         os.waitpid(running.pid, 0)
 
 
@@ -99,7 +99,7 @@ def test_a_decoder_that_does_not_answer_is_an_answer() -> None:
 def test_it_ends_with_the_decoder() -> None:
     port = free_port()
     running = Exposer.start({("127.0.0.1", port): ("/health",)}, None)
-    running.socket.close()
+    running.sockets[0].close()
     deadline = time.monotonic() + 15
     while os.waitpid(running.pid, os.WNOHANG) == (0, 0):
         assert time.monotonic() < deadline

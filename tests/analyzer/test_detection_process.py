@@ -18,9 +18,10 @@ from llmsec_agent.start_detection import detection_starter
 from llmsec_analyzer.judge.scanner import Scanner
 from llmsec_analyzer.settings import DetectionSettings, PatternAction, PIISettings
 from llmsec_analyzer.worker.child import COMMAND, ChildDetector
-from llmsec_analyzer.worker.client import Bounds, DetectionProcess
+from llmsec_analyzer.worker.client import DetectionProcess
 from llmsec_analyzer.worker.fair import FairQueue, Waiting
 from llmsec_analyzer.worker.protocol import Forget, Frames, Increments, ToWorker, frame
+from llmsec_analyzer.worker.running import Bounds
 from llmsec_tap.capture.files.pcap import CaptureReader
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.identity.credentials import fingerprinter

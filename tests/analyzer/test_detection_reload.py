@@ -8,7 +8,8 @@ import pytest
 
 from llmsec_analyzer.settings import DetectionSettings, PatternAction, PIISettings
 from llmsec_analyzer.worker.child import ChildDetector
-from llmsec_analyzer.worker.client import Bounds, DetectionProcess
+from llmsec_analyzer.worker.client import DetectionProcess
+from llmsec_analyzer.worker.running import Bounds
 from llmsec_tap.counters import Snapshot
 from llmsec_tap.model import Exchange, Message, Part, Request
 from support.detectors import Detectors, FakeClock, FakeDetector

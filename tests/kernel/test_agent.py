@@ -15,7 +15,7 @@ import yaml
 
 from llmsec_analyzer.stored.session import QuerySession
 from support.agent import environment
-from support.https_calls import ask_once
+from support.https_calls import ask_once, ask_together
 from support.running_agent import agent
 from support.tls_front import Certificate
 
@@ -77,6 +77,35 @@ def test_a_file_that_changed_is_applied_named_or_refused(echo: tuple[int, int], 
         assert events["restart_needed"]["keys"] == ["capture.ring_size"]
         assert "nonsense" in events["config_refused"]["message"]
         assert running.stop() < 4
+
+
+def test_several_decoders_are_one_agent(echo: tuple[int, int], certificate: Certificate, tmp_path: Path) -> None:
+    """One number of each thing, one state, and a change of the file reaches all of them."""
+    pid, port = echo
+    with agent(tmp_path, pid, chosen={"decoders": 2}) as running:
+        assert "READY=1" in running.notified.recv(200).decode()
+        running.ready()
+        ask_together(port, certificate.cert, [f"question {number}" for number in range(20)])
+        running.until(lambda: running.value('llmsec_exchanges_total{kind="llm"}') == 20, "twenty exchanges were not counted")
+        running.until(lambda: running.value("llmsec_store_rows_total") == 20, "twenty rows were not stored")
+        calls = running.value("llmsec_kernel_calls_total")
+        assert running.value("llmsec_kernel_bytes_total") == running.value('llmsec_decoded_bytes_total{source="tls"}')
+        assert running.value('llmsec_connections_total{source="tls"}') == 20
+        assert (running.value("llmsec_ready"), running.value('llmsec_sink_up{sink="store"}')) == (1, 1)
+        running.config["security"] = {"pii_detection": {"patterns": {"badge": {"regex": r"badge-\d{4}", "severity": "high"}}}}
+        running.hang_up()
+        running.until(lambda: running.value('llmsec_detection_reloads_total{result="accepted"}') == 1, "detection was not reloaded")
+        assert running.value('llmsec_config_reloads_total{result="accepted"}') == 1
+        time.sleep(2)  # the slower of them has it, too
+        ask_together(port, certificate.cert, [f"this is badge-{number}" for number in range(1000, 1020)])
+        running.until(lambda: running.value('llmsec_exchanges_delivered_total{completeness="complete"}') == 40, "not all came")
+        assert running.value('llmsec_findings_total{severity="high"}') == 20, "the new rule is not in force in both"
+        assert (running.value("llmsec_kernel_calls_total") or 0) > (calls or 0)
+        assert running.stop() < 5
+        assert running.process.returncode == 0
+        assert stored(running.store) == 40
+        for port in (running.health, running.metrics):
+            socket.create_server(("127.0.0.1", port)).close()
 
 
 def test_a_store_that_cannot_be_written_is_a_metric_and_holds_up_nothing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.ebpf.core import CoreLoader
 from llmsec_tap.capture.ebpf.loader_api import KernelSettings, KernelTotals, Loader
+from llmsec_tap.capture.ebpf.ring import Ring
 from llmsec_tap.capture.probes.targets import TargetFinder
 from llmsec_tap.errors import KernelError
 from support.https_calls import Caller
@@ -93,6 +95,63 @@ def test_following_sockets_by_system_calls_tells_the_same(reference: Any, certif
     assert scripted(CoreLoader(KernelSettings(only_targets=True), by_sockets=False), pid, port, certificate) == (seen, totals)
 
 
+def test_a_connection_is_in_one_ring_and_connections_take_them_in_turn(reference: Any, certificate: Certificate) -> None:
+    pid, port, _, _ = reference
+    in_turn(CoreLoader(KernelSettings(only_targets=True, ring_bytes=1 << 20, rings=2)), pid, port, certificate)
+
+
+def in_turn(loader: Loader, pid: int, port: int, certificate: Certificate) -> None:
+    rings = [Ring(loader.ring_descriptor(number), loader.ring_bytes) for number in range(2)]
+    try:
+        loader.watch(pid)
+        for plan in TargetFinder().look(pid).plans:
+            loader.attach(plan, pid)
+        callers = [Caller(port, certificate.cert) for _ in range(16)]
+        for word in ("one", "two"):
+            for caller in callers:
+                caller.ask(word)
+        for caller in callers:
+            caller.close()
+        time.sleep(0.3)
+        found: list[dict[int, list[events.Event]]] = []  # of each ring, by the client's port
+        for ring in rings:
+            by_port: dict[int, list[events.Event]] = {}
+            while records := ring.consume():
+                for event in map(events.decode, records):
+                    by_port.setdefault(event.remote_port, []).append(event)
+            found.append(by_port)
+        assert set(found[0]) | set(found[1]) == {caller.port for caller in callers}
+        assert not set(found[0]) & set(found[1]), "a connection in two rings"
+        assert min(len(found[0]), len(found[1])) >= 4, "not in turn"
+        for by_port in found:
+            for of_one in by_port.values():
+                assert of_one[-1].type == events.CLOSE
+                for direction in (events.READ, events.WRITE):
+                    offsets = [event.offset for event in of_one if event.type == events.DATA and event.direction == direction]
+                    assert len(offsets) >= 2
+                    assert offsets == sorted(offsets)
+        assert loader.totals().lost_records == 0
+    finally:
+        for ring in rings:
+            ring.close()
+        loader.close()
+
+
+def test_the_end_of_a_process_is_in_every_ring(certificate: Certificate) -> None:
+    loader = CoreLoader(KernelSettings(only_targets=True, ring_bytes=1 << 16, rings=3))
+    rings = [Ring(loader.ring_descriptor(number), loader.ring_bytes) for number in range(3)]
+    try:
+        with subprocess.Popen(["sleep", "60"]) as process:
+            loader.watch(process.pid)
+            process.kill()
+        for ring in rings:
+            assert [(event.type, event.pid) for event in map(events.decode, ring.consume())] == [(events.EXIT, process.pid)]
+    finally:
+        for ring in rings:
+            ring.close()
+        loader.close()
+
+
 def test_bcc_tells_the_same(reference: Any, certificate: Certificate) -> None:
     from llmsec_tap.capture.ebpf.bcc import BCCLoader
 
@@ -112,3 +171,4 @@ def test_bcc_tells_the_same(reference: Any, certificate: Certificate) -> None:
     finally:
         beside.close()
     assert "bcc" in sys.modules
+    in_turn(BCCLoader(KernelSettings(only_targets=True, ring_bytes=1 << 20, rings=2)), pid, port, certificate)

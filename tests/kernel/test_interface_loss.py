@@ -14,7 +14,8 @@ import pytest
 
 from llmsec_tap.capture.live.queue import BatchQueue
 from llmsec_tap.capture.packets.afpacket import PacketSource
-from llmsec_tap.capture.packets.packet_socket import open_packet_socket
+from llmsec_tap.capture.packets.packet_socket import open_packet_sockets
+from llmsec_tap.capture.warden.interfaces import Interface
 from llmsec_tap.capture.warden.protocol import Ask
 from llmsec_tap.capture.warden.warden import Warden
 from llmsec_tap.clock import Clock
@@ -50,16 +51,15 @@ def interface() -> Iterator[str]:
 @pytest.fixture
 def warden() -> Iterator[Warden]:
     warden = Warden(SILENT, (sys.executable, "-c", ""))
-    warden._openers = [partial(open_packet_socket, NAME, None)]
+    warden._interfaces = [Interface(partial(open_packet_sockets, NAME, None))]
     yield warden
-    warden.client_socket.close()
-    os.close(warden.stop_pipe)
+    warden.channels[0].close_clients_ends()
     warden._end()
 
 
 def asked(warden: Warden, kind: Ask) -> socket.socket | None:
     """As it comes to the decoder: a descriptor of its own."""
-    _, descriptors = warden._answer(kind, 0, [])
+    _, descriptors = warden._answer(warden.channels[0], kind, 0, [])
     return socket.socket(fileno=os.dup(descriptors[0])) if descriptors else None
 
 
@@ -147,7 +147,7 @@ def test_a_decoder_gets_no_second_socket_of_an_interface_that_is_there(interface
     assert asked(warden, Ask.SOCKET) is None
     ip("del", NAME)
     assert asked(warden, Ask.SOCKET) is None
-    assert warden._answer(Ask.SOCKET, 1, []) == (b"", [])
+    assert warden._answer(warden.channels[0], Ask.SOCKET, 1, []) == (b"", [])
     make()
     again = asked(warden, Ask.SOCKET)
     assert again is not None
@@ -156,6 +156,6 @@ def test_a_decoder_gets_no_second_socket_of_an_interface_that_is_there(interface
 
 
 def test_nor_of_all_interfaces_together(warden: Warden) -> None:
-    warden._openers = [partial(open_packet_socket, "any", None)]
+    warden._interfaces = [Interface(partial(open_packet_sockets, "any", None))]
     asked(warden, Ask.SOCKETS).close()  # type: ignore[union-attr]
     assert asked(warden, Ask.SOCKET) is None

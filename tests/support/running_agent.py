@@ -30,7 +30,7 @@ class Running:
         self.file = folder / "config.yaml"
         self.store = folder / "store"
         self.config: dict[str, Any] = {
-            "capture": {"memory_cap": "256MiB", **capture},
+            "capture": {"memory_cap": "512MiB", **capture},
             "storage": {"path": str(self.store)},
             "server": {"bind_address": f"127.0.0.1:{self.health}"},
             "observability": {"metrics": {"port": self.metrics}, **observability},

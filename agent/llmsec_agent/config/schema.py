@@ -36,10 +36,16 @@ class Capture(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
         "auto"
     )
     ring_size: Annotated[
-        int, key("buffer between kernel and tap; a power of two", unit="size", at_least=4 * limits.KIB, at_most=1024 * limits.MIB)
+        int,
+        key(
+            "buffer between kernel and tap, shared out over the decoders; a power of two",
+            unit="size",
+            at_least=4 * limits.KIB,
+            at_most=1024 * limits.MIB,
+        ),
     ] = limits.RING_BYTES
     memory_cap: Annotated[
-        int, key("resident memory of a decoder at most; the detection process is apart", unit="size", at_least=128 * limits.MIB)
+        int, key("resident memory of all decoders at most; detection processes are apart", unit="size", at_least=128 * limits.MIB)
     ] = limits.MEMORY_CAP_BYTES
     user: Annotated[
         str | None,
@@ -51,7 +57,7 @@ class Capture(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     ] = None
     decoders: Annotated[
         int | Literal["auto"],
-        key("processes that decode; auto: by the number of cores", at_least=1, at_most=256, later="one process decodes"),
+        key("processes that decode; auto: one for four CPUs, four at most, each with 256MiB of memory_cap", at_least=1, at_most=16),
     ] = "auto"
     node: Annotated[str | None, key("name of this host; none: NODE_NAME, or its host name", filled=True)] = None
 

@@ -1,4 +1,7 @@
-"""Standard output: a line for each exchange, as a table or as JSON. The reader may be slow, stopped or gone, the disk behind it full."""
+"""Standard output: a line for each exchange, as a table or as JSON. The reader may be slow, stopped or gone, the disk behind it full.
+
+Several processes may write to it (`Turn`): each keeps its turn from the first byte of a line to the last.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import os
 import select
 import stat
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from llmsec_agent.lane import ReaderGoneError, SinkError
 from llmsec_tap.counters import Sample
@@ -19,14 +22,32 @@ _ATOMIC: Final = select.PIPE_BUF
 _READY_MS: Final = 200
 
 
+class Turn(Protocol):
+    """See siblings.OutputTurn."""
+
+    def take(self, within_s: float) -> bool: ...
+
+    def give(self) -> None: ...
+
+
 class StandardOutput:
-    """`row` makes the text of an exchange; `header` stands before the first. `on_reader_gone` is called once, on the lane's thread."""
+    """`row` makes the text of an exchange; `header` stands before the first. `on_reader_gone` is called once, on the lane's thread.
+
+    `turn`: where other processes write there, too.
+    """
 
     name = "stdout"
 
     def __init__(
-        self, row: Callable[[Exchange], bytes], *, header: bytes | None, on_reader_gone: Callable[[], None], descriptor: int = 1
+        self,
+        row: Callable[[Exchange], bytes],
+        *,
+        header: bytes | None,
+        on_reader_gone: Callable[[], None],
+        descriptor: int = 1,
+        turn: Turn | None = None,
     ) -> None:
+        self._turn = turn
         self._row = row
         self._on_reader_gone = on_reader_gone
         self._descriptor = descriptor
@@ -39,6 +60,20 @@ class StandardOutput:
         return line, len(line)
 
     def write(self, items: Sequence[bytes]) -> int:
+        if self._turn is None:
+            return self._write(items)
+        if not self._turn.take(_READY_MS / 1000):
+            return 0
+        try:
+            return self._write(items)
+        except ReaderGoneError:
+            self._begun, self._header = 0, b""
+            raise
+        finally:
+            if not self._begun and not self._header:
+                self._turn.give()
+
+    def _write(self, items: Sequence[bytes]) -> int:
         header, self._header = self._header, b""
         data = header + b"".join(items)
         written = self._put(data, self._begun)

@@ -24,9 +24,9 @@ from llmsec_analyzer.worker.in_order import InOrder
 from llmsec_analyzer.worker.pipe import Pipe, PipeEndedError
 from llmsec_analyzer.worker.protocol import DetectorFault, Early, Examine, Examined, Forget, FromWorker, Ready, Start, ToWorker
 from llmsec_analyzer.worker.running import Bounds, Running
-from llmsec_analyzer.worker.statistics import Statistics
+from llmsec_analyzer.worker.statistics import Statistics, summary
 from llmsec_analyzer.worker.supervisor import Quarantine, Supervisor
-from llmsec_tap.counters import Sample, by_label
+from llmsec_tap.counters import Sample, Snapshot, by_label
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.exchange.assembly import ExchangeAssembly
 from llmsec_tap.journal import Journal
@@ -540,7 +540,7 @@ class DetectionProcess:
 
     def summary(self) -> list[str]:
         """Lines for the closing summary."""
-        return self._statistics.summary(self._worker, self._in_order.findings, self._in_order.marks, is_live=not self._may_wait)
+        return summary(Snapshot([self.samples]), is_live=not self._may_wait)
 
 
 def _marked(name: str) -> Report:

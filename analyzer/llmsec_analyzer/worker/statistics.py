@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Final
 
 from llmsec_analyzer.judge.exchange_parts import Report
 from llmsec_analyzer.risk import SEVERITIES
 from llmsec_analyzer.worker.protocol import Totals
 from llmsec_analyzer.worker.running import Running
-from llmsec_tap.counters import Histogram, Sample, by_label
+from llmsec_tap.counters import Histogram, Sample, Snapshot, by_label
 from llmsec_tap.model import Exchange
 
 _DURATIONS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -58,19 +58,23 @@ class Statistics:
         yield from self.durations.samples("security_analysis_duration_seconds")
         yield from self._requests.samples("llmsec_request_analysis_duration_seconds")
 
-    def summary(self, worker: Running | None, findings: Mapping[str, int], marks: Mapping[str, int], *, is_live: bool) -> list[str]:
-        """Findings by severity, faults by name, what was left out, how soon streams were scanned: a line each."""
-        totals = self._total_of(worker)
-        counted = [f"{severity} {findings[severity]:,}" for severity in reversed(SEVERITIES) if findings.get(severity)]
-        lines = ["findings: " + (", ".join(counted) or "none")]
-        if totals.delay_ms_p99 is not None and is_live:
-            lines.append(
-                f"scanned {totals.increments:,} increments of answers as they came, half of them within {totals.delay_ms_p50:.1f} ms,"
-                f" 99 % within {totals.delay_ms_p99:.1f} ms"
-            )
-        if totals.faults:
-            named = ", ".join(f"{name} {count:,}" for name, count in sorted(totals.faults.items()))
-            lines.append(f"detectors that failed or ran out of time: {named}")
-        if marks:
-            lines.append("exchanges with reduced detection: " + ", ".join(f"{name} {count:,}" for name, count in sorted(marks.items())))
-        return lines
+
+def summary(counts: Snapshot, *, is_live: bool) -> list[str]:
+    """Findings by severity, faults by name, what was left out, how soon streams were scanned: a line each, of one process or of several together."""
+    findings = counts.by("llmsec_findings_total", "severity")
+    counted = [f"{severity} {findings[severity]:,}" for severity in reversed(SEVERITIES) if severity in findings]
+    lines = ["findings: " + (", ".join(counted) or "none")]
+    half, most = (counts.values.get(("llmsec_detection_delay_seconds", (("quantile", quantile),))) for quantile in ("0.5", "0.99"))
+    if half is not None and most is not None and is_live:
+        lines.append(
+            f"scanned {counts.get('llmsec_detection_increments_total'):,} increments of answers as they came,"
+            f" half of them within {half * 1000:.1f} ms, 99 % within {most * 1000:.1f} ms"
+        )
+    for title, name, label in (
+        ("detectors that failed or ran out of time", "llmsec_detector_faults_total", "detector"),
+        ("exchanges with reduced detection", "llmsec_detection_reduced_exchanges_total", "mark"),
+    ):
+        found = counts.by(name, label)
+        if found:
+            lines.append(f"{title}: " + ", ".join(f"{key} {count:,}" for key, count in found.items()))
+    return lines

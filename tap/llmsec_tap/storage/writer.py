@@ -78,15 +78,20 @@ class StoreWriter:
         self,
         store: Store,
         *,
+        number: int | None = None,
         flush_rows: int = FLUSH_ROWS,
         flush_bytes: int = FLUSH_BYTES,
         flush_age_ns: int = FLUSH_AGE_NS,
         max_waiting_bytes: int = MAX_WAITING_BYTES,
         compact_by: Callable[[Store, int], subprocess.Popen[bytes] | None] = compact_apart,
     ) -> None:
-        """`compact_by` has parts merged aside; it gives the process that does it, if that is a child of this one."""
+        """`compact_by` has parts merged aside; it gives the process that does it, if that is a child of this one.
+
+        `number`, below 16: of several writers that write at the same moments, this one.
+        """
         self.store = store
         self._compact_by = compact_by
+        self._number = number
         self.stats = WriterStats()
         self._flush_rows = flush_rows
         self._flush_bytes = flush_bytes
@@ -239,12 +244,13 @@ class StoreWriter:
         )
 
     def _next_seq(self) -> int:
-        """Grows from part to part, also across processes (wall clock), and differs between writers (random bits).
+        """Grows from part to part, also across processes (wall clock), and differs between writers (their number, or random bits).
 
         The lowest eight bits are free: each merge of a row adds one (compact.py).
         """
         # Four milliseconds of the clock: less than two writers one after the other need, so the later one counts as newer.
-        seq = (time.time_ns() & ~0x3FFFFF) | secrets.randbits(14) << 8
+        own = secrets.randbits(14) if self._number is None else self._number << 10 | secrets.randbits(10)
+        seq = (time.time_ns() & ~0x3FFFFF) | own << 8
         self._last_seq = seq if seq > self._last_seq else self._last_seq + 0x100
         return self._last_seq
 

@@ -114,7 +114,7 @@ def test_the_decoder_hears_of_pods_and_asks_again_for_unknown_ones() -> None:
     ours, theirs = socket.socketpair()
     answers = [ANSWER, b"no json", ANSWER.replace(b'"chat"', b'"renamed"')]
     journal = Said()
-    helper = threading.Thread(target=_tell_pods, args=(theirs, ClusterPods(["https://x"], lambda _: answers.pop(0)), journal))
+    helper = threading.Thread(target=_tell_pods, args=([theirs], ClusterPods(["https://x"], lambda _: answers.pop(0)), journal))
     helper.start()
     pods = RemotePods(ours, refresh_s=3600)
     while pods.pod_of(ID) is None:

@@ -24,12 +24,11 @@ def warden() -> Iterator[Warden]:
         pytest.skip("only root can start a process of another user")
     warden = Warden(SILENT, (sys.executable, "-c", ""))
     with subprocess.Popen(["sleep", "60"], user=STRANGER, group=STRANGER, extra_groups=()) as decoder:
-        warden._child = decoder.pid
+        warden.channels[0].pid = decoder.pid
         yield warden
         decoder.kill()
-    warden._child = 0
-    warden.client_socket.close()
-    os.close(warden.stop_pipe)
+    warden.channels[0].pid = 0
+    warden.channels[0].close_clients_ends()
     warden._end()
 
 
@@ -39,7 +38,7 @@ def test_parts_are_merged_in_the_decoders_own_folder_only(warden: Warden, tmp_pa
     os.chown(tmp_path, owner, owner)
     folder = os.open(tmp_path, os.O_RDONLY)
     try:
-        assert warden._answer(Ask.COMPACT, 0, [folder]) == (b"", [])
+        assert warden._answer(warden.channels[0], Ask.COMPACT, 0, [folder]) == (b"", [])
     finally:
         os.close(folder)
     started = warden._compactor
@@ -51,7 +50,7 @@ def test_parts_are_merged_in_the_decoders_own_folder_only(warden: Warden, tmp_pa
 @pytest.mark.parametrize("kind", [0, 255, *(kind for kind in Ask if kind not in (Ask.ATTACHED, Ask.DETECTOR))])
 def test_any_other_question_has_an_answer(warden: Warden, kind: int) -> None:
     for argument in (0, 1, 0xFFFFFFFF):
-        payload, descriptors = warden._answer(kind, argument, [])
+        payload, descriptors = warden._answer(warden.channels[0], kind, argument, [])
         assert len(payload) < 65_536
         assert descriptors == []
 
@@ -59,15 +58,15 @@ def test_any_other_question_has_an_answer(warden: Warden, kind: int) -> None:
 def test_two_detectors_run_at_once_and_no_third() -> None:
     """While settings change, the one that knows the new ones starts beside the one that works."""
     warden = Warden(SILENT, ("sleep", "60"))
-    first, second = (warden._answer(Ask.DETECTOR, number, [])[1] for number in (0, 1))
+    first, second = (warden._answer(warden.channels[0], Ask.DETECTOR, number, [])[1] for number in (0, 1))
     assert (len(first), len(second)) == (2, 2)
-    assert warden._answer(Ask.DETECTOR, 2, []) == (b"", [])
-    warden._answer(Ask.KILL_DETECTOR, 0, [])
+    assert warden._answer(warden.channels[0], Ask.DETECTOR, 2, []) == (b"", [])
+    warden._answer(warden.channels[0], Ask.KILL_DETECTOR, 0, [])
     assert os.read(first[1], 1) == b"", "the first has ended"
     os.set_blocking(second[1], False)
     with pytest.raises(BlockingIOError):
         os.read(second[1], 1)
-    for descriptor in (*first, *second, warden.stop_pipe):
+    for descriptor in (*first, *second):
         os.close(descriptor)
-    warden.client_socket.close()
+    warden.channels[0].close_clients_ends()
     warden._end()

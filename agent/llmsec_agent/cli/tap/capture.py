@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -103,6 +105,12 @@ def capture(
     memory_cap: Annotated[
         int, typer.Option("--memory-cap", min=128, help="Resident memory at most, in MiB; the detection process is apart.")
     ] = limits.MEMORY_CAP_BYTES // limits.MIB,
+    decoders: Annotated[
+        str,
+        typer.Option(
+            "--decoders", help="Processes that decode, each connection in one of them; auto: one for four CPUs.", metavar="[N|auto]"
+        ),
+    ] = "1",
 ) -> None:
     """Capture the exchanges of running processes: decrypted at their TLS library by eBPF, plain ones from an interface.
 
@@ -115,6 +123,8 @@ def capture(
     from llmsec_agent.capture_settings import CaptureSettings, node_name
     from llmsec_agent.capturing import CapturePlan, capture_with
     from llmsec_agent.journals import journal
+    from llmsec_agent.shares import decoders as decoders_for
+    from llmsec_tap.capture.ebpf.loader_api import MAX_RINGS
     from llmsec_tap.capture.probes.selection import Selection
     from llmsec_tap.errors import ConfigError
     from llmsec_tap.privileges import unprivileged_user
@@ -130,6 +140,11 @@ def capture(
         raise ConfigError(f"--ring-size {ring_size} is not a power of two", "For example 16384.")
     if write_secrets and write is None:
         raise ConfigError("--write-secrets needs --write", "Name the file.")
+    if decoders != "auto" and not (decoders.isdecimal() and 0 < int(decoders) <= MAX_RINGS):
+        raise ConfigError(f"--decoders {decoders} is neither auto nor a number from 1 to {MAX_RINGS}", "For example --decoders 2.")
+    count = decoders_for("auto" if decoders == "auto" else int(decoders), memory_cap << 20, len(os.sched_getaffinity(0)))
+    if write is not None and count > 1:
+        raise ConfigError("--write needs one decoder", "Leave out --decoders: one process writes the file.")
     if redact and not detect:
         raise ConfigError("--redact needs detection", "Leave out --no-detect.")
     given = None if read_offset is None or write_offset is None else (_offset(read_offset), _offset(write_offset))
@@ -155,18 +170,18 @@ def capture(
                     output=output.value,
                     node=node_name(),
                 ),
+                decoders=count,
                 detect=detect,
                 redact=redact,
-                load=lambda: load(config),
+                load=lambda report: load(config, report),
             ),
             journal(),
         )
     )
 
 
-def load(config: str | None) -> Loaded:
+def load(config: str | None, report: Callable[[str], None]) -> Loaded:
     """What is wrong in the file is an error, whether it counts or not."""
     from llmsec_agent.config import load_all
-    from llmsec_agent.text import report
 
     return load_all(config, report)

@@ -110,7 +110,7 @@ class BCCLoader(KernelHalf):
                     f"bcc cannot compile or load the programs ({str(fault).splitlines()[0] if str(fault) else fault})",
                     "See what the compiler said above, or use --backend core.",
                 ) from None
-        self._maps = KernelMaps(LibBPF(), lambda name: int(self._bpf[name.encode()].map_fd), settings.ring_bytes)
+        self._maps = KernelMaps(LibBPF(), lambda name: int(self._bpf[name.encode()].map_fd), settings.ring_bytes, settings.rings)
         for comm in settings.comms:
             self._maps.select_comm(comm)
 
@@ -165,7 +165,7 @@ def _settings(settings: KernelSettings) -> dict[str, int]:
         "OWN_PID": os.getpid(),
         "HELPER_PID": settings.helper_pid,
         "SELECT_COMM": bool(settings.comms),
-        "RING_PAGES": max(1, settings.ring_bytes // os.sysconf("SC_PAGE_SIZE")),
+        "RINGS": settings.rings,
     }
 
 

@@ -50,7 +50,7 @@ _TRACEPOINTS: Final = ("on_fork", "on_exec", "on_exit")
 _BY_SOCKETS: Final = ("on_send", "on_receive")
 _BY_SYSTEM_CALLS: Final = ("on_sys_enter",)
 _CLOSE_AT_ONCE: Final = 16
-_CONFIG: Final = struct.Struct("=IIIIII")  # struct tap_config
+_CONFIG: Final = struct.Struct("=IIIIIII")  # struct tap_config
 
 
 def object_path() -> Path:
@@ -117,7 +117,7 @@ class CoreLoader(KernelHalf):
         fault = library.bpf_object__load(self._object)
         if fault:
             raise explain(-fault, library.log)
-        self._maps = KernelMaps(library, self._fd, settings.ring_bytes)
+        self._maps = KernelMaps(library, self._fd, settings.ring_bytes, settings.rings)
         for comm in settings.comms:
             self._maps.select_comm(comm)
         for name in self._tracepoints:
@@ -130,14 +130,18 @@ class CoreLoader(KernelHalf):
         library = self._library
         assert self._object is not None
         values = _CONFIG.pack(
-            settings.only_targets, settings.follow_forks, settings.watch_all, os.getpid(), settings.helper_pid, bool(settings.comms)
+            settings.only_targets,
+            settings.follow_forks,
+            settings.watch_all,
+            os.getpid(),
+            settings.helper_pid,
+            bool(settings.comms),
+            settings.rings,
         )
         found = None
         while (found := library.bpf_object__next_map(self._object, found)) is not None:
             if library.bpf_map__name(found).endswith(b".rodata"):
                 library.bpf_map__set_initial_value(found, values, len(values))
-        events = library.bpf_object__find_map_by_name(self._object, b"events")
-        library.bpf_map__set_max_entries(events, settings.ring_bytes)
 
     def _fd(self, name: str) -> int:
         return int(self._library.bpf_map__fd(self._library.bpf_object__find_map_by_name(self._object, name.encode())))

@@ -16,6 +16,7 @@ _SYS_BPF: Final = 321  # x86-64
 _BPF_LINK_CREATE: Final = 28
 _UPROBE_MULTI_RETURN: Final = 1
 TRACE_UPROBE_MULTI: Final = 48  # enum bpf_attach_type
+MAP_TYPE_RINGBUF: Final = 27  # enum bpf_map_type
 _STRICT_DIRECT_ERRORS: Final = 0  # libbpf 1.x always returns NULL with errno
 
 _PrintCallback = ct.CFUNCTYPE(ct.c_int, ct.c_int, ct.c_char_p, ct.c_void_p)
@@ -69,6 +70,7 @@ _FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "bpf_program__attach": (ct.c_void_p, (ct.c_void_p,)),
     "bpf_program__attach_uprobe_opts": (ct.c_void_p, (ct.c_void_p, ct.c_int, ct.c_char_p, ct.c_size_t, ct.POINTER(UprobeOptions))),
     "bpf_link__destroy": (ct.c_int, (ct.c_void_p,)),
+    "bpf_map_create": (ct.c_int, (ct.c_int, ct.c_char_p, ct.c_uint32, ct.c_uint32, ct.c_uint32, ct.c_void_p)),
     "bpf_map_update_elem": (ct.c_int, (ct.c_int, ct.c_void_p, ct.c_void_p, ct.c_uint64)),
     "bpf_map_lookup_elem": (ct.c_int, (ct.c_int, ct.c_void_p, ct.c_void_p)),
     "bpf_map_delete_elem": (ct.c_int, (ct.c_int, ct.c_void_p)),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from llmsec_tap import limits
 
 if TYPE_CHECKING:
     from llmsec_tap.capture.ebpf.ring import Ring
+
+
+MAX_RINGS: Final = 16  # TAP_MAX_RINGS in bpf/state.h
 
 
 class Role(Enum):
@@ -62,7 +65,8 @@ class KernelSettings:
     follow_forks: bool = True
     watch_all: bool = False
     comms: tuple[str, ...] = ()
-    ring_bytes: int = limits.RING_BYTES
+    ring_bytes: int = limits.RING_BYTES  # of each
+    rings: int = 1  # from 1 to MAX_RINGS; a connection's records are all in one
     helper_pid: int = 0  # a process of the tap's own that is never watched, beside the one that loads
 
 
@@ -121,11 +125,10 @@ class Loader(Protocol):
     def deselect_comm(self, comm: str) -> None: ...
 
     def consume(self) -> list[bytes]:
-        """The records that came since the last call, oldest first, up to a bound."""
+        """The records that came since the last call, oldest first in each ring, up to a bound."""
 
-    @property
-    def events_descriptor(self) -> int:
-        """The ring of those records, for a process that reads it in this one's place (`ring.Ring`)."""
+    def ring_descriptor(self, number: int) -> int:
+        """One of the rings of those records, for a process that reads it in this one's place (`ring.Ring`)."""
 
     @property
     def ring_bytes(self) -> int: ...

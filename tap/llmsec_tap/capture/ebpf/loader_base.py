@@ -56,11 +56,10 @@ class KernelHalf(ABC):
         self._maps.deselect_comm(comm)
 
     def consume(self) -> list[bytes]:
-        return self._maps.events.consume()
+        return [record for ring in self._maps.rings for record in ring.consume()]
 
-    @property
-    def events_descriptor(self) -> int:
-        return self._maps.events_descriptor
+    def ring_descriptor(self, number: int) -> int:
+        return self._maps.ring_descriptor(number)
 
     @property
     def ring_bytes(self) -> int:

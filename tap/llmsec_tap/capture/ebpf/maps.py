@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes as ct
+import os
 import struct
 from collections.abc import Callable
 from typing import Final
 
-from llmsec_tap.capture.ebpf.libbpf import LibBPF
+from llmsec_tap.capture.ebpf.libbpf import MAP_TYPE_RINGBUF, LibBPF
 from llmsec_tap.capture.ebpf.loader_api import ConnectionLoss, KernelTotals
 from llmsec_tap.capture.ebpf.ring import Ring
 from llmsec_tap.capture.host import proc
@@ -15,7 +17,7 @@ from llmsec_tap.errors import KernelError
 
 _CONNECTION_KEY: Final = struct.Struct("=QII")
 _CONNECTION: Final = struct.Struct("=QQQII")  # struct connection: epoch, offsets, lost, fresh; the socket after it is not needed
-_CONNECTION_BYTES: Final = 32 + 48 + 16
+_CONNECTION_BYTES: Final = 32 + 48 + 16 + 8
 _TOTALS: Final = 8  # enum tap_total
 PROCESS_RING_BYTES: Final = 1 << 20  # TAP_PROCESS_RING_BYTES
 _MAX_CONNECTIONS = 65_536
@@ -27,22 +29,33 @@ def _comm_key(comm: str) -> bytes:
 
 
 class KernelMaps:
-    """`descriptor_of` gives a map's descriptor by name. Raises KernelError where a ring cannot be mapped."""
+    """`descriptor_of` gives a map's descriptor by name. Makes the rings of the records; raises KernelError where that is not possible."""
 
-    def __init__(self, library: LibBPF, descriptor_of: Callable[[str], int], ring_bytes: int) -> None:
+    def __init__(self, library: LibBPF, descriptor_of: Callable[[str], int], ring_bytes: int, rings: int) -> None:
         self._library = library
         self._fd = descriptor_of
         self.ring_bytes = ring_bytes
+        self.rings: list[Ring] = []
+        self._descriptors: list[int] = []
         try:
-            self.events = Ring(descriptor_of("events"), ring_bytes)
+            for number in range(rings):
+                self._descriptors.append(self._make_ring(number))
+                self.rings.append(Ring(self._descriptors[number], ring_bytes))
             self.processes = Ring(descriptor_of("processes"), PROCESS_RING_BYTES)
         except (OSError, ValueError) as fault:
-            raise KernelError(f"the ring between kernel and tap cannot be mapped ({fault})", "Try a smaller --ring-size.") from None
+            self._close_rings()
+            raise KernelError(f"the ring between kernel and tap cannot be made ({fault})", "Try a smaller --ring-size.") from None
 
-    @property
-    def events_descriptor(self) -> int:
-        """What another process needs to read the records."""
-        return self._fd("events")
+    def _make_ring(self, number: int) -> int:
+        descriptor = int(self._library.bpf_map_create(MAP_TYPE_RINGBUF, b"ring", 0, 0, self.ring_bytes, None))
+        if descriptor < 0:
+            raise OSError(-descriptor, os.strerror(-descriptor))
+        self._update("rings", struct.pack("=I", number), struct.pack("=I", descriptor))
+        return descriptor
+
+    def ring_descriptor(self, number: int) -> int:
+        """What another process needs to read the records of one ring."""
+        return self._descriptors[number]
 
     def watch(self, pid: int) -> None:
         self._update("targets", struct.pack("=I", pid), _ONE)
@@ -102,5 +115,12 @@ class KernelMaps:
         return found
 
     def close(self) -> None:
-        self.events.close()
+        self._close_rings()
         self.processes.close()
+
+    def _close_rings(self) -> None:
+        for ring in self.rings:
+            ring.close()
+        with contextlib.suppress(IndexError):
+            while True:
+                os.close(self._descriptors.pop())

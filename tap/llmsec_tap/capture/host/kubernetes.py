@@ -7,7 +7,7 @@ refuses, the API server is asked for the pods of this node. Outside Kubernetes t
 The token goes to nobody who cannot show a certificate of the cluster's authority. Many kubelets have one of their own making: then
 the API server is asked, unless LLMSEC_KUBELET_INSECURE=1 says that whoever answers at the node's address may have the token.
 
-In a capture the questions are asked by a process of their own (`PodHelper`), the only one that uses the network. It tells the decoder the
+In a capture the questions are asked by a process of their own (`PodHelper`), the only one that uses the network. It tells the decoders the
 pods, and the warden, where processes are chosen by the labels of their pod, the ids of the containers that have them: nothing else of
 what the cluster answers is read with rights.
 """
@@ -17,10 +17,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -119,64 +120,70 @@ def _fetcher(account: Path) -> Fetch:
 
 
 class PodHelper:
-    """The process that asks, and the socket over which the decoder hears. A byte there asks for a fresh table.
+    """The process that asks, and the sockets over which the decoders hear, one each. A byte there asks for a fresh table.
 
     `chosen` is the warden's: the containers of the pods that have all of the given labels.
     """
 
-    def __init__(self, sock: socket.socket, pid: int, chosen: ChosenContainers) -> None:
-        self.socket = sock
+    def __init__(self, sockets: Sequence[socket.socket], pid: int, chosen: ChosenContainers) -> None:
+        self.sockets = sockets
         self.pid = pid
         self.chosen = chosen
 
+    def keep(self, number: int | None) -> None:
+        """Close the sockets that are not of this decoder; all of them in a process that is none."""
+        for other, sock in enumerate(self.sockets):
+            if other != number:
+                sock.close()
+
     @classmethod
-    def start(cls, journal: Journal, account: Path = _ACCOUNT, labels: Collection[tuple[str, str]] = ()) -> PodHelper | None:
-        """None outside Kubernetes. It ends when the decoder does. Call it while there are no threads."""
+    def start(
+        cls, journal: Journal, account: Path = _ACCOUNT, *, decoders: int = 1, labels: Collection[tuple[str, str]] = ()
+    ) -> PodHelper | None:
+        """None outside Kubernetes. It ends when a decoder does. Call it while there are no threads."""
         urls = _urls(account)
         if not urls:
             return None
-        ours, theirs = socket.socketpair()
+        pairs = [socket.socketpair() for _ in range(decoders)]
         warden, chosen = socket.socketpair()
         pid = os.fork()
         if pid:
-            theirs.close()
+            for _, theirs in pairs:
+                theirs.close()
             chosen.close()
-            return cls(ours, pid, ChosenContainers(warden))
+            return cls([ours for ours, _ in pairs], pid, ChosenContainers(warden))
         try:
-            ours.close()
+            for ours, _ in pairs:
+                ours.close()
             warden.close()
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
             pods = ClusterPods(urls, _fetcher(account))
             privileges.become(privileges.unprivileged_user())
             privileges.confine(network=True)
-            _tell_pods(theirs, pods, journal, Chooser(chosen, labels))
+            _tell_pods([theirs for _, theirs in pairs], pods, journal, Chooser(chosen, labels))
         except OSError as fault:
             journal.warning("pods_unnamed", f"pods stay unnamed: {fault}")
         finally:
             os._exit(0)
 
 
-def _tell_pods(sock: socket.socket, pods: ClusterPods, journal: Journal, chooser: Chooser) -> None:
-    """Tell the table now and at each question, until the other side closes."""
+def _tell_pods(sockets: Sequence[socket.socket], pods: ClusterPods, journal: Journal, chooser: Chooser) -> None:
+    """Tell the table to all now, and to each that asks, until one of them closes."""
     told = ""
-    sock.settimeout(_FOLLOW_S if chooser.labels else None)
-    is_asked = True
+    asking = list(sockets)
     while True:
         fault = pods.refresh()
         if fault is None:
             chooser.tell(pods.table)
-            if is_asked:
+            for sock in asking:
                 _send(sock, json.dumps(pods.table).encode())
         elif str(fault) != told:
             told = str(fault)
             journal.warning("pods_unknown", f"pods are not known: {told}")
-        try:
-            is_asked = True
-            if not sock.recv(1):
-                return
-        except TimeoutError:
-            is_asked = False
+        asking, _, _ = select.select(sockets, (), (), _FOLLOW_S if chooser.labels else None)
+        if not all(sock.recv(1) for sock in asking):
+            return
 
 
 def _send(sock: socket.socket, message: bytes) -> None:

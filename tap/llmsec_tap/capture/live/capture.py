@@ -79,6 +79,7 @@ class LiveCapture:
         self._watched_bytes = 0
         self.on_tick: Callable[[], None] = lambda: None  # twice a second
         self.left_s: Callable[[], float] = lambda: math.inf  # how long decoding may go on after the end
+        self.on_end: Callable[[], None] = lambda: None  # once, before anything else
         self.on_step: Callable[[], None] = lambda: None  # whenever something was decoded, or nothing came for a while
         self.records = 0
         self.memory_faults = 0
@@ -213,6 +214,7 @@ class LiveCapture:
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
+        self.on_end()
         if self._kernel is not None:
             self._kernel.detach_all()
         for thread in self._threads:

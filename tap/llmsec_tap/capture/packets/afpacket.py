@@ -24,12 +24,12 @@ from llmsec_tap.capture.live.queue import BatchQueue
 from llmsec_tap.capture.packets.packet_socket import (
     PACKET_STATISTICS,
     RING_BLOCK_BYTES,
-    RING_BLOCKS,
     SOL_PACKET,
     index_of,
     is_loopback,
     is_up,
     loopback_index,
+    ring_blocks,
 )
 from llmsec_tap.clock import Clock
 from llmsec_tap.counters import Sample
@@ -63,11 +63,13 @@ class PacketSource(threading.Thread):
         clock: Clock,
         *,
         reopen: Callable[[], socket.socket | None] | None = None,
+        blocks: int = ring_blocks(1),
         journal: Journal = SILENT,
     ) -> None:
-        """`reopen`: gives another socket where the interface was made anew, None where it cannot yet. Without it, a loss is a fault."""
+        """`blocks`: of the socket's ring. `reopen`: gives another socket where the interface was made anew, None where it cannot yet. Without it, a loss is a fault."""
         super().__init__(name=f"llmsec-{interface}", daemon=True)
         self._reopen = reopen
+        self._blocks = blocks
         self._journal = journal
         self._index = index_of(interface)
         self.is_up = True
@@ -81,7 +83,7 @@ class PacketSource(threading.Thread):
         self.packets = 0
         self.dropped = 0
         self._socket = sock
-        self._ring = _ring_of(sock)
+        self._ring = _ring_of(sock, blocks)
 
     def stop(self) -> None:
         self._stopping.set()
@@ -125,7 +127,7 @@ class PacketSource(threading.Thread):
             while not taken and not self._stopping.wait(0.01):  # full: the ring fills up meanwhile, and the kernel counts what it drops
                 taken = self._queue.put_call(call, len(data))
             struct.pack_into("=I", self._ring, at + 8, 0)
-            block = (block + 1) % RING_BLOCKS
+            block = (block + 1) % self._blocks
 
     def _polling(self) -> select.poll:
         poll = select.poll()
@@ -154,7 +156,7 @@ class PacketSource(threading.Thread):
             self._read_drops()
             self._ring.close()
             self._socket.close()
-            self._socket, self._ring = sock, _ring_of(sock)
+            self._socket, self._ring = sock, _ring_of(sock, self._blocks)
         return sock is not None
 
     def _decoding(self, data: bytes, first: int, count: int, stepped_ns: int) -> Callable[[], None]:
@@ -180,5 +182,5 @@ class PacketSource(threading.Thread):
         self.dropped += dropped
 
 
-def _ring_of(sock: socket.socket) -> mmap.mmap:
-    return mmap.mmap(sock.fileno(), RING_BLOCK_BYTES * RING_BLOCKS, mmap.MAP_SHARED)
+def _ring_of(sock: socket.socket, blocks: int) -> mmap.mmap:
+    return mmap.mmap(sock.fileno(), RING_BLOCK_BYTES * blocks, mmap.MAP_SHARED)

@@ -1,10 +1,14 @@
 """Packet sockets with a TPACKET_V3 ring and a filter: what needs CAP_NET_RAW, and no look at any packet.
 
-Links: packet(7), linux/Documentation/networking/packet_mmap.rst.
+Several decoders read one interface by a socket each in one fan-out group: the kernel chooses the socket by a hash of addresses and
+ports that is the same for both directions, after it has put IPv4 fragments together. It cannot see the ports of a later IPv6 fragment.
+
+Links: packet(7), linux/Documentation/networking/packet_mmap.rst, net/packet/af_packet.c (fanout_demux_hash).
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes as ct
 import socket
 import struct
@@ -17,16 +21,55 @@ SOL_PACKET, PACKET_STATISTICS = 263, 6
 _SOL_PACKET, _PACKET_RX_RING, _PACKET_VERSION, _PACKET_IGNORE_OUTGOING = SOL_PACKET, 5, 10, 23
 _TPACKET_V3 = 2
 _ETH_P_ALL = 3
-_SO_ATTACH_FILTER = 26
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
+_PACKET_FANOUT, _FANOUT_HASH = 18, 0
+_FANOUT_NEW_ID, _FANOUT_WITHOUT_OUTGOING, _FANOUT_DEFRAGMENT = 0x2000, 0x4000, 0x8000
 _IFF_UP, _IFF_LOOPBACK = 1, 8
 RING_BLOCK_BYTES: Final = 1 << 20
-RING_BLOCKS: Final = 32
+_RING_BLOCKS, _LEAST_BLOCKS = 32, 8
 _FRAME_BYTES = 1 << 14
 _RETIRE_MS = 20
 
 
-def open_packet_socket(interface: str, ports: frozenset[int] | None) -> socket.socket:
-    """A socket that receives from now on into its ring, all that comes (or TCP of these ports). Raises SourceError, KernelError."""
+def ring_blocks(sockets: int) -> int:
+    """How many blocks the ring of each has, where one interface is read by so many."""
+    return max(_LEAST_BLOCKS, _RING_BLOCKS // sockets)
+
+
+def open_packet_sockets(interface: str, ports: frozenset[int] | None, count: int = 1) -> list[socket.socket]:
+    """Sockets that receive from now on into their rings, all that comes (or TCP of these ports), each packet into one of them.
+
+    Raises SourceError, KernelError.
+    """
+    with contextlib.ExitStack() as undo:
+        # Until all are in the group, nothing passes: one that is bound and not yet a member would get what the others get, too.
+        sockets = [undo.enter_context(_open(interface, ports if count == 1 else frozenset(), ring_blocks(count))) for _ in range(count)]
+        if count > 1:
+            try:
+                _join(sockets, without_outgoing=interface != "any" and is_loopback(interface))
+                for sock in sockets:
+                    _attach_filter(sock, port_filter(ports)) if ports is not None else sock.setsockopt(
+                        socket.SOL_SOCKET, _SO_DETACH_FILTER, 0
+                    )
+            except OSError as fault:
+                raise SourceError(
+                    f"cannot read interface {interface} by {count} decoders: {fault.strerror}", "One can: --decoders 1."
+                ) from None
+        undo.pop_all()
+    return sockets
+
+
+def _join(sockets: list[socket.socket], *, without_outgoing: bool) -> None:
+    """Make a fan-out group of them. The kernel finds a number for it that no other capture has. Raises OSError."""
+    flags = _FANOUT_DEFRAGMENT | (_FANOUT_WITHOUT_OUTGOING if without_outgoing else 0)
+    number, new = 0, _FANOUT_NEW_ID
+    for sock in sockets:
+        sock.setsockopt(_SOL_PACKET, _PACKET_FANOUT, struct.pack("=I", number | (_FANOUT_HASH | flags | new) << 16))
+        number, new = sock.getsockopt(_SOL_PACKET, _PACKET_FANOUT) & 0xFFFF, 0
+
+
+def _open(interface: str, ports: frozenset[int] | None, blocks: int) -> socket.socket:
+    """One of them; with an empty set of ports nothing passes."""
     index = 0
     if interface != "any":
         try:
@@ -42,12 +85,12 @@ def open_packet_socket(interface: str, ports: frozenset[int] | None) -> socket.s
         raise KernelError("reading an interface is not permitted", "Run as root, or with CAP_NET_RAW.") from None
     try:
         if ports is not None:
-            _attach_filter(sock, port_filter(ports))
+            _attach_filter(sock, port_filter(ports) if ports else _NOTHING)
         if index and index == loopback_index():
             sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
         sock.setsockopt(_SOL_PACKET, _PACKET_VERSION, _TPACKET_V3)
-        frames = RING_BLOCK_BYTES // _FRAME_BYTES * RING_BLOCKS
-        request = struct.pack("=IIIIIII", RING_BLOCK_BYTES, RING_BLOCKS, _FRAME_BYTES, frames, _RETIRE_MS, 0, 0)
+        frames = RING_BLOCK_BYTES // _FRAME_BYTES * blocks
+        request = struct.pack("=IIIIIII", RING_BLOCK_BYTES, blocks, _FRAME_BYTES, frames, _RETIRE_MS, 0, 0)
         sock.setsockopt(_SOL_PACKET, _PACKET_RX_RING, request)
         if index:
             sock.bind((interface, _ETH_P_ALL))
@@ -91,6 +134,7 @@ def _flags(interface: str) -> int:
 
 
 Instruction = tuple[int, int, int, int]
+_NOTHING: Final[list[Instruction]] = [(0x06, 0, 0, 0)]
 
 
 def port_filter(ports: frozenset[int]) -> list[Instruction]:

@@ -120,7 +120,7 @@ class WardenClient:
             return found
 
     def detach_all(self) -> None:
-        """Nothing to do where the warden is gone: its probes went with it."""
+        """The end of the capture, for the other decoders, too. Nothing to do where the warden is gone: its probes went with it."""
         try:
             self._ask(Ask.DETACH)
         except OSError:
@@ -165,6 +165,13 @@ class WardenClient:
                     return data
         except OSError:
             return b""
+
+    def capturing(self) -> None:
+        """Say that this decoder reads from now on."""
+        try:
+            self._ask(Ask.CAPTURING)
+        except OSError:
+            return
 
     def alive(self) -> None:
         """Say that decoding makes progress."""

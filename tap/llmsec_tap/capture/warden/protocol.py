@@ -18,7 +18,7 @@ LOSS: Final = struct.Struct("=IxxxxQQIxxxxQQ")
 LOSSES_A_MESSAGE: Final = 1000
 MAX_MESSAGE: Final = 65_536
 NEWS_A_MESSAGE: Final = 60_000
-MAX_DETECTORS: Final = 2  # one, and while settings change its successor
+MAX_DETECTORS: Final = 2  # of each decoder: one, and while settings change its successor
 # Bytes on the stop pipe; its end means stop, too.
 STOP: Final = b"s"
 NEWS: Final = b"n"
@@ -30,7 +30,8 @@ class Ask(IntEnum):
     FACTS = 2  # argument: a process id -> name NUL executable NUL container id NUL ms that its probes came late, each empty where unknown
     TOTALS = 3  # -> TOTALS
     LOSSES = 4  # argument: from which on -> LOSS, repeated
-    DETACH = 5  # all probes out -> nothing
+    DETACH = 5  # the capture ends: all probes out, and the other decoders are told -> nothing
+    CAPTURING = 13  # the decoder reads from now on -> nothing
     DETECTOR = 6  # argument: its number, below MAX_DETECTORS; start a detection process -> its input, its output
     KILL_DETECTOR = 7  # argument: its number -> nothing
     NEWS = 12  # argument: from which byte on -> that much of the message

@@ -1,9 +1,10 @@
 """The warden: the one process of a capture that keeps capabilities. It selects, examines and attaches, and opens packet sockets.
 
-It holds no parser of traffic: what processes say goes from the kernel's ring to the decoder, a process of another user without
-capabilities, which holds the ring's descriptor (client.py). The warden's own ring carries starts and ends of processes only.
+It holds no parser of traffic: what processes say goes from the kernel's rings to the decoders, processes of another user without
+capabilities, each of which holds the descriptor of one ring (client.py). The warden's own ring carries starts and ends of processes only.
 
-Whichever of the two dies, by whatever signal, the probes go: the links are the warden's descriptors, and it ends with its decoder.
+Whichever of them dies, by whatever signal, the probes go: the links are the warden's descriptors, and it ends with its decoders. Where one of
+several ends, the others are told to, and keep what they have.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ from llmsec_tap import privileges
 from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.host.proc import uid_of
 from llmsec_tap.capture.host.process import facts_of
-from llmsec_tap.capture.packets.packet_socket import interface_of
 from llmsec_tap.capture.warden import protocol
+from llmsec_tap.capture.warden.channel import Channel
+from llmsec_tap.capture.warden.interfaces import Interface, Opener
 from llmsec_tap.capture.warden.protocol import Ask
 from llmsec_tap.errors import LLMSecError
 from llmsec_tap.journal import Journal
 
 if TYPE_CHECKING:
-    from llmsec_tap.capture.ebpf.loader_api import ConnectionLoss, Loader
+    from llmsec_tap.capture.ebpf.loader_api import Loader
     from llmsec_tap.capture.host.kubernetes import ChosenContainers
     from llmsec_tap.capture.probes.selection import Observed, Selection
 
@@ -47,17 +49,18 @@ _COMPACTOR: Final = (sys.executable, "-P", "-m", "llmsec_tap.storage.compact_her
 
 
 class Warden:
-    """`decoder`: one end of the socket that the decoder asks by, and its process. `run` returns the exit code of the capture."""
+    """`fork` the decoders, then `run`, which returns the exit code of the capture."""
 
     def __init__(
         self,
         journal: Journal,
         detector: Sequence[str],
         *,
+        decoders: int = 1,
         on_alive: Callable[[], None] = lambda: None,
         chosen: ChosenContainers | None = None,
     ) -> None:
-        """`detector`: the command of a detection process. `on_alive` is called, on another thread, each time the decoder makes progress.
+        """`detector`: the command of a detection process. `on_alive` is called, on another thread, each time all decoders have made progress.
 
         `chosen`: where processes are chosen by the labels of their pod.
         """
@@ -65,54 +68,52 @@ class Warden:
         self.on_hangup: Callable[[], None] | None = None  # what SIGHUP asks for; it ends the capture where there is none
         self._on_alive = on_alive
         self._journal = journal
-        self._detector_command = detector
-        self._asked, self.client_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.stop_pipe, self._stop = os.pipe()
-        self._child = 0
+        self.channels = [Channel(number, detector, journal) for number in range(decoders)]
         self._loader: Loader | None = None
         self._observed: Observed | None = None
-        self._sockets: list[socket.socket] = []
-        self._interfaces: list[str] = []  # that they were opened for
-        self._openers: Sequence[Callable[[], socket.socket]] = ()
+        self._interfaces: list[Interface] = []
         self._attached = threading.Event()
         self._detached = False
         self._lock = threading.Lock()
-        self._losses: list[ConnectionLoss] = []
-        self._detectors: dict[int, subprocess.Popen[bytes]] = {}
         self._compactor: subprocess.Popen[bytes] | None = None
         self._signals = 0
         self._news = b""
 
-    def fork(self) -> bool:
-        """Make the decoder's process; True in it. Call it before there are threads and before anything is loaded or attached."""
+    def fork(self) -> Channel | None:
+        """Make the decoders' processes; in each its channel. Call it before there are threads and before anything is loaded or attached."""
         sys.stdout.flush()
         sys.stderr.flush()
-        self._child = os.fork()
-        if self._child == 0:
-            # The terminal sends Ctrl-C to the whole group; the warden tells when to stop.
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)
-            self._asked.close()
-            os.close(self._stop)
-            if self._chosen is not None:
-                self._chosen.close()
-            return True
-        self.client_socket.close()
-        os.close(self.stop_pipe)
-        return False
+        for channel in self.channels:
+            channel.pid = os.fork()
+            if channel.pid == 0:
+                # The terminal sends Ctrl-C to the whole group; the warden tells when to stop.
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                    signal.signal(number, signal.SIG_IGN)
+                for other in self.channels:
+                    other.close_wardens_ends()
+                    if other is not channel:
+                        other.close_clients_ends()
+                if self._chosen is not None:
+                    self._chosen.close()
+                return channel
+        for channel in self.channels:
+            channel.close_clients_ends()
+        return None
 
-    def run(self, attach: Callable[[], tuple[Loader, Observed] | None], openers: Sequence[Callable[[], socket.socket]]) -> int:
-        """Attach, and serve until the decoder ends. `openers`: each opens the packet socket of one interface.
+    def run(self, attach: Callable[[], tuple[Loader, Observed] | None], openers: Sequence[Opener]) -> int:
+        """Attach, and serve until the decoders end. `openers`: each opens the packet sockets of one interface.
 
-        Raises what they and `attach` raise, the decoder ended before.
+        Raises what they and `attach` raise, the decoders ended before.
         """
-        threading.Thread(target=self._serve, name="llmsec-serve", daemon=True).start()
+        for channel in self.channels:
+            threading.Thread(target=self._serve, args=(channel,), name=f"llmsec-serve-{channel.number}", daemon=True).start()
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each library that is probed holds half a dozen
         try:
             for opener in openers:
-                opener().close()  # it can be opened; the decoder has it opened when it is ready to read
-            self._openers = openers
+                for sock in opener():
+                    sock.close()  # it can be opened; the decoders have it opened when they are ready to read
+            self._interfaces = [Interface(opener) for opener in openers]
             tls = attach()
             if tls is not None:
                 self._loader, self._observed = tls
@@ -125,10 +126,10 @@ class Warden:
             self._end()
 
     def tell(self, news: bytes) -> None:
-        """Have the decoder read this message, which replaces one that it has not read yet."""
+        """Have the decoders read this message, which replaces one that they have not read yet."""
         self._news = news
-        with contextlib.suppress(OSError):
-            os.write(self._stop, protocol.NEWS)
+        for channel in self.channels:
+            channel.say(protocol.NEWS)
 
     def update(self, selection: Selection) -> list[str]:
         """Change which processes are observed, as `Observed.update` does; for `on_hangup`. What needs a restart, a sentence each."""
@@ -138,10 +139,12 @@ class Warden:
             return self._observed.update(selection)
 
     def _watch(self, wake: int) -> int:
-        """Until the decoder has ended; its exit code."""
-        child = os.pidfd_open(self._child)
+        """Until the decoders have ended; the exit code of the first that had another than 0."""
+        children = {os.pidfd_open(channel.pid): channel for channel in self.channels}
         poll = select.poll()
-        poll.register(child, select.POLLIN)
+        for child in children:
+            poll.register(child, select.POLLIN)
+        code = 0
         poll.register(wake, select.POLLIN)
         if self._chosen is not None:
             poll.register(self._chosen.fileno(), select.POLLIN)
@@ -156,16 +159,21 @@ class Warden:
                 if self.on_hangup is not None and signal.SIGHUP in signals:
                     self.on_hangup()
                 if self._signals:
-                    self._stop_decoder()
+                    self._stop_decoders()
             if ring is not None:
                 if ring.fileno() in ready:
                     ring.wait(0.0)  # take the edge, before the records that it announces
                 self._look()
             if self._chosen is not None and self._chosen.fileno() in ready:
                 self._choose(poll)
-            if child in ready:
+            for child in children.keys() & ready:
+                poll.unregister(child)
                 os.close(child)
-                return self._reap()
+                its_code = self._reap(children.pop(child))
+                code = code or its_code
+                if not children:
+                    return code
+                self._stop_decoders()
 
     def _choose(self, poll: select.poll) -> None:
         """The pods with the chosen labels are others now."""
@@ -192,22 +200,22 @@ class Warden:
                     self._observed.on_event(events.decode(record))
             self._observed.look_at_due()
 
-    # --- the decoder's questions --------------------------------------------------------------------------------------
+    # --- the decoders' questions --------------------------------------------------------------------------------------
 
-    def _serve(self) -> None:
+    def _serve(self, channel: Channel) -> None:
         privileges.limit_capabilities(_KEPT)  # they are a thread's own
         while True:
             try:
-                data, descriptors, _, _ = socket.recv_fds(self._asked, protocol.MAX_MESSAGE, 1)
+                data, descriptors, _, _ = socket.recv_fds(channel.asked, protocol.MAX_MESSAGE, 1)
             except OSError:
                 return
             try:
                 if len(data) < protocol.HEAD.size:
                     return
                 kind, number, argument = protocol.HEAD.unpack_from(data)
-                payload, out = self._answer(kind, argument, descriptors)
+                payload, out = self._answer(channel, kind, argument, descriptors)
                 with contextlib.suppress(OSError):
-                    socket.send_fds(self._asked, [protocol.HEAD.pack(kind, number, 0) + payload], out)
+                    socket.send_fds(channel.asked, [protocol.HEAD.pack(kind, number, 0) + payload], out)
                 if kind == Ask.DETECTOR:
                     for descriptor in out:
                         os.close(descriptor)
@@ -215,23 +223,23 @@ class Warden:
                 for descriptor in descriptors:
                     os.close(descriptor)
 
-    def _answer(self, kind: int, argument: int, descriptors: list[int]) -> tuple[bytes, list[int]]:
+    def _answer(self, channel: Channel, kind: int, argument: int, descriptors: list[int]) -> tuple[bytes, list[int]]:
         loader = self._loader
         if kind == Ask.ATTACHED:
             self._attached.wait()
             loader = self._loader
             if loader is None:
                 return protocol.ATTACHED.pack(0), []
-            return protocol.ATTACHED.pack(loader.ring_bytes), [loader.events_descriptor]
-        if kind == Ask.SOCKETS and not self._sockets:
+            return protocol.ATTACHED.pack(loader.ring_bytes), [loader.ring_descriptor(channel.number)]
+        if kind == Ask.SOCKETS:
             try:
-                self._sockets += [opener() for opener in self._openers]
-                self._interfaces = [interface_of(sock) for sock in self._sockets]
+                return b"", [interface.socket_of(channel.number).fileno() for interface in self._interfaces]
             except LLMSecError as fault:
                 self._journal.error("interface_failed", str(fault))
-            return b"", [sock.fileno() for sock in self._sockets]
-        if kind == Ask.SOCKET and argument < len(self._sockets):
-            return b"", self._open_again(argument)
+                return b"", []
+        if kind == Ask.SOCKET and argument < len(self._interfaces):
+            opened = self._interfaces[argument].socket_anew(channel.number)
+            return b"", [] if opened is None else [opened.fileno()]
         if kind == Ask.FACTS:
             late_ms = self._observed.late_ms(argument) if self._observed is not None else None
             facts = facts_of(argument)._replace(late_ms=late_ms)
@@ -241,34 +249,42 @@ class Warden:
             return protocol.TOTALS.pack(*loader.totals()), []
         if kind == Ask.LOSSES and loader is not None:
             if argument == 0:
-                self._losses = loader.losses()
-            some = self._losses[argument : argument + protocol.LOSSES_A_MESSAGE]
+                channel.losses = loader.losses()
+            some = channel.losses[argument : argument + protocol.LOSSES_A_MESSAGE]
             return b"".join(protocol.LOSS.pack(*loss) for loss in some), []
         if kind == Ask.DETACH:
             self._detach()
+            self._tell_to_stop(besides=channel)
+        elif kind == Ask.CAPTURING:
+            self._capturing(channel)
         elif kind == Ask.NEWS:
             return self._news[argument : argument + protocol.NEWS_A_MESSAGE], []
         elif kind == Ask.ALIVE:
-            self._on_alive()
+            self._alive(channel)
         elif kind == Ask.DETECTOR:
-            return b"", self._start_detector(argument)
+            return b"", channel.start_detector(argument)
         elif kind == Ask.KILL_DETECTOR:
-            self._end_detector(argument)
-        elif kind == Ask.COMPACT and descriptors and os.fstat(descriptors[0]).st_uid == uid_of(self._child):
+            channel.end_detector(argument)
+        elif kind == Ask.COMPACT and descriptors and os.fstat(descriptors[0]).st_uid == uid_of(channel.pid):
             self._compact(descriptors[0])  # of the decoder's own folder only: what it holds is read with its owner's rights
         return b"", []
 
-    def _open_again(self, number: int) -> list[int]:
-        """Only where the interface of the socket is gone for good: a socket's ring is 32 MiB, and a decoder may not have any number."""
-        if not self._interfaces[number] or interface_of(self._sockets[number]):
-            return []
-        try:
-            opened = self._openers[number]()
-        except LLMSecError:
-            return []  # it is not there yet
-        self._sockets[number].close()
-        self._sockets[number] = opened
-        return [opened.fileno()]
+    def _capturing(self, channel: Channel) -> None:
+        with self._lock:
+            if channel.is_capturing:
+                return
+            channel.is_capturing = True
+            if all(each.is_capturing for each in self.channels):
+                self._journal.info("capturing", "capturing; Ctrl-C stops")
+
+    def _alive(self, channel: Channel) -> None:
+        with self._lock:
+            channel.has_made_progress = True
+            if not all(each.has_made_progress for each in self.channels):
+                return
+            for each in self.channels:
+                each.has_made_progress = False
+        self._on_alive()
 
     def _detach(self) -> None:
         with self._lock:
@@ -276,28 +292,11 @@ class Warden:
                 self._detached = True
                 self._loader.detach_all()
 
-    def _start_detector(self, number: int) -> list[int]:
-        if number >= protocol.MAX_DETECTORS:
-            return []
-        self._end_detector(number)
-        try:
-            process = subprocess.Popen(self._detector_command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 - our own module
-        except OSError as fault:
-            self._journal.warning("detection_not_started", f"the detection process cannot be started ({fault.strerror})")
-            return []
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self._detectors[number] = process
-        with process.stdin, process.stdout:
-            return [os.dup(process.stdin.fileno()), os.dup(process.stdout.fileno())]
-
-    def _end_detector(self, number: int) -> None:
-        process = self._detectors.pop(number, None)
-        if process is not None:
-            process.kill()
-            process.wait()
-
     def _compact(self, folder: int) -> None:
+        with self._lock:
+            self._compact_unless_it_runs(folder)
+
+    def _compact_unless_it_runs(self, folder: int) -> None:
         if self._compactor is None or self._compactor.poll() is not None:
             if self._compactor is not None and self._compactor.returncode:
                 self._journal.warning(
@@ -318,7 +317,7 @@ class Warden:
 
     @contextlib.contextmanager
     def _stopping(self) -> Iterator[int]:
-        """SIGINT, SIGTERM and SIGHUP stop the capture in order; a second one ends both processes at once."""
+        """SIGINT, SIGTERM and SIGHUP stop the capture in order; a second one ends all processes at once."""
         read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
         def stop(number: int, frame: FrameType | None) -> None:
@@ -326,7 +325,8 @@ class Warden:
                 return
             self._signals += 1
             if self._signals > 1:
-                os.kill(self._child, signal.SIGKILL)
+                for channel in self.channels:
+                    channel.kill()
 
         earlier = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -339,15 +339,19 @@ class Warden:
             os.close(read)
             os.close(write)
 
-    def _stop_decoder(self) -> None:
-        """The probes first, whatever the decoder does then."""
+    def _stop_decoders(self) -> None:
+        """The probes first, whatever the decoders do then."""
         self._detach()
-        with contextlib.suppress(OSError):
-            os.write(self._stop, protocol.STOP)
+        self._tell_to_stop()
 
-    def _reap(self) -> int:
-        _, status = os.waitpid(self._child, 0)
-        self._child = 0
+    def _tell_to_stop(self, besides: Channel | None = None) -> None:
+        for channel in self.channels:
+            if channel is not besides:
+                channel.say(protocol.STOP)
+
+    def _reap(self, channel: Channel) -> int:
+        _, status = os.waitpid(channel.pid, 0)
+        channel.pid = 0
         code = os.waitstatus_to_exitcode(status)
         if code < 0 and not self._signals:
             self._journal.error(
@@ -358,15 +362,10 @@ class Warden:
         return 128 - code if code < 0 else code
 
     def _end(self) -> None:
-        if self._child:
-            with contextlib.suppress(OSError):
-                os.kill(self._child, signal.SIGKILL)
-                os.waitpid(self._child, 0)
+        for channel in self.channels:
+            channel.close()
         if self._loader is not None:
             self._detach()
             self._loader.close()
-        for number in range(protocol.MAX_DETECTORS):
-            self._end_detector(number)
-        for sock in (*self._sockets, self._asked):
-            sock.close()
-        os.close(self._stop)
+        for interface in self._interfaces:
+            interface.close()
