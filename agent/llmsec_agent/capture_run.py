@@ -22,7 +22,7 @@ from llmsec_agent.journals import StandardError
 from llmsec_agent.lane import Sink
 from llmsec_agent.metrics import together
 from llmsec_agent.reload import News
-from llmsec_agent.run import Deliver, Detection, Run
+from llmsec_agent.run import Deliver, Detection, OnEarly, Run
 from llmsec_agent.shares import Shares
 from llmsec_agent.sinks.store import StoreSink
 from llmsec_agent.stop import Stop
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from llmsec_tap.storage.store import Store
 
 # Makes the detection of a run: given where exchanges go from there, and the key of the fingerprints.
-StartDetection = Callable[[Deliver, bytes], Detection]
+StartDetection = Callable[[Deliver, OnEarly, bytes], Detection]
 # Makes the sink that prints, given what to call when its reader is gone.
 MakePrinter = Callable[[Callable[[], None]], Sink]
 
@@ -142,7 +142,7 @@ def capture(
         content=settings.content,
         estimator=estimator,
         traffic=Traffic() if exposer is not None else None,
-        start_detection=(lambda deliver: start_detection(deliver, key)) if start_detection is not None else None,
+        start_detection=(lambda deliver, on_early: start_detection(deliver, on_early, key)) if start_detection is not None else None,
     )
     source = LiveSource(settings, run, warden, sibling, pods, shares, recording)
     if store_sink is not None:
@@ -216,6 +216,7 @@ class LiveSource:
         if self._warden.ring is not None:
             self._open_ring(run)
         self._live.on_step = run.step
+        self._live.is_awaited = lambda: run.is_awaited
         self._live.on_tick = self._tick
         self._live.left_s = lambda: run.stop.left_s(_DECODING)
         if self._warden.ring is None:

@@ -124,6 +124,7 @@ def _decode(
         queue_bytes=Shares.of(settings.memory_cap_bytes).detection,
         is_built_in=not loaded.sets("security"),
         redact=plan.redact,
+        early_from="info" if settings.output == "events" else "high",
         remote=RemoteDetectors(warden.start_detector, warden.kill_detector, MAX_DETECTORS),
     )
     return capture(

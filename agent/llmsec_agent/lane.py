@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
+from llmsec_agent.events import Event
 from llmsec_agent.stop import Stop
 from llmsec_tap.counters import Sample, by_label
 from llmsec_tap.errors import LLMSecError
@@ -38,9 +39,10 @@ class Sink(Protocol):
     """`encode` runs on the decoding thread and never blocks. The rest may block, and runs on the lane's thread only."""
 
     name: str
+    takes_events: bool  # it is given events, and no exchanges
 
-    def encode(self, exchange: Exchange) -> tuple[Any, int]:
-        """What is kept of an exchange until it is written, and the bytes that takes."""
+    def encode(self, item: Any) -> tuple[Any, int]:
+        """What is kept of an exchange or event until it is written, and the bytes that takes."""
 
     def write(self, items: Sequence[Any]) -> int:
         """Take the first items, in their order, and say how many. Raises SinkError or StorageError where not even the first can be taken."""
@@ -80,9 +82,9 @@ class Lane:
         self._thread = threading.Thread(target=self._run, name=f"llmsec-{sink.name}", daemon=True)
         self._thread.start()
 
-    def offer(self, exchange: Exchange) -> bool:
+    def offer(self, item: Exchange | Event) -> bool:
         """False where it was dropped."""
-        item, size = self.sink.encode(exchange)
+        item, size = self.sink.encode(item)
         with self._changed:
             while self._may_wait and self.bytes and self.bytes + size > self._max_bytes and not (self._stop.is_requested or self._is_over):
                 self._changed.wait(_WAIT_S)

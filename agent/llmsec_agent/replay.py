@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from llmsec_agent import summary
 from llmsec_agent.lane import Sink
-from llmsec_agent.run import Deliver, Detection, Run
+from llmsec_agent.run import Deliver, Detection, OnEarly, Run
 from llmsec_agent.shares import Shares
 from llmsec_agent.sinks.store import StoreSink
 from llmsec_agent.stop import Stop
@@ -60,7 +60,7 @@ def replay(
     journal: Journal,
     *,
     print_to: Callable[[Callable[[], None]], Sink] | None,
-    start_detection: Callable[[Deliver, bytes], Detection] | None,
+    start_detection: Callable[[Deliver, OnEarly, bytes], Detection] | None,
 ) -> int:
     """Read all files; the exit code, as docs/cli.md has them. A fault of one file or of a sink does not stop the rest."""
     begun = time.monotonic()
@@ -84,7 +84,7 @@ def replay(
         ports=settings.ports,
         content=settings.content,
         estimator=TokenEstimator(settings.tokenizer),
-        start_detection=(lambda deliver: start_detection(deliver, key)) if start_detection is not None else None,
+        start_detection=(lambda deliver, on_early: start_detection(deliver, on_early, key)) if start_detection is not None else None,
     )
     source = FileSource(settings, run)
     with _signals(stop) as interrupted:

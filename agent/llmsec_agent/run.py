@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
+from llmsec_agent.events import Event, Feed
 from llmsec_agent.lane import Lane, Sink
 from llmsec_agent.shares import Shares
 from llmsec_agent.stop import Stop
@@ -24,7 +25,7 @@ from llmsec_tap.exchange.assembly import ExchangeAssembly
 from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.journal import Journal
 from llmsec_tap.memory import peak_bytes, resident_bytes
-from llmsec_tap.model import AnomalyCount, Exchange
+from llmsec_tap.model import AnomalyCount, Exchange, Finding
 from llmsec_tap.pipeline import Pipeline
 from llmsec_tap.tokens import TokenEstimator
 
@@ -36,6 +37,13 @@ class Detection(Protocol):
 
     @property
     def failed(self) -> bool: ...
+
+    @property
+    def is_awaited(self) -> bool:
+        """Something is being looked at that is wanted at once."""
+
+    def ask(self, exchange: Exchange) -> None:
+        """Look at a request whose answer is still out."""
 
     def listener(self, assembly: ExchangeAssembly) -> DeltaListener | None: ...
 
@@ -65,6 +73,7 @@ class Source(Protocol):
 
 
 Deliver = Callable[[Exchange], None]
+OnEarly = Callable[[Finding], None]
 
 
 class Run:
@@ -85,7 +94,7 @@ class Run:
         content: bool = True,
         estimator: TokenEstimator | None = None,
         traffic: Traffic | None = None,
-        start_detection: Callable[[Deliver], Detection] | None = None,
+        start_detection: Callable[[Deliver, OnEarly], Detection] | None = None,
     ) -> None:
         """`may_wait`: the source can (files), or cannot (live). `follows`: it may be live all the same, so nothing is kept for company.
 
@@ -100,7 +109,10 @@ class Run:
         self._defects: Counter[str] = Counter()
         self._completeness: Counter[str] = Counter()
         self.lanes = [Lane(sink, journal, stop, max_bytes=shares.lane, may_wait=may_wait) for sink in sinks]
-        self.detection = start_detection(self._deliver) if start_detection is not None else None
+        self._event_lanes = [lane for lane in self.lanes if lane.sink.takes_events]
+        self._record_lanes = [lane for lane in self.lanes if not lane.sink.takes_events]
+        self.events = Feed(self._offer_event, content=content) if self._event_lanes else None
+        self.detection = start_detection(self._deliver, self._early) if start_detection is not None else None
         if self.detection is not None:
             stop.on_request(self.detection.hurry)
         self.pipeline = Pipeline(
@@ -109,6 +121,7 @@ class Run:
             ports=ports,
             on_defect=self._defect,
             listener_factory=self.detection.listener if self.detection is not None else None,
+            on_request=self._request if self.events is not None or not may_wait or follows else None,
             estimate=estimator.estimate if estimator is not None else None,
             memory_cap_bytes=memory_cap_bytes,
         )
@@ -132,6 +145,11 @@ class Run:
                 self.detection.close()
             for lane in self.lanes:
                 lane.close()
+
+    @property
+    def is_awaited(self) -> bool:
+        """Detection looks at something that is wanted at once: `step` should be called again soon."""
+        return self.detection is not None and self.detection.is_awaited
 
     def step(self) -> None:
         """Called often: what was just decoded goes to detection, what that knows comes back."""
@@ -164,6 +182,22 @@ class Run:
         else:
             self._deliver(exchange)
 
+    def _request(self, exchange: Exchange) -> None:
+        if self.events is not None:
+            self.events.started(exchange)
+        if self.detection is not None:
+            self.detection.ask(exchange)
+            if self._follows:
+                self.detection.drain()
+
+    def _early(self, finding: Finding) -> None:
+        if self.events is not None:
+            self.events.found(finding)
+
+    def _offer_event(self, event: Event) -> None:
+        for lane in self._event_lanes:
+            lane.offer(event)
+
     def _deliver(self, exchange: Exchange) -> None:
         self._completeness[exchange.completeness] += 1
         if self.traffic is not None:
@@ -173,8 +207,10 @@ class Run:
         elif not self.keeps_texts and exchange.provider is not None:
             exchange = exchange.without_content()
             exchange.anomalies = [*exchange.anomalies, AnomalyCount(name="content_degraded", count=1)]
-        for lane in self.lanes:
+        for lane in self._record_lanes:
             lane.offer(exchange)
+        if self.events is not None:
+            self.events.ended(exchange)
 
     def _defect(self, decoder: str) -> None:
         """A decoder of ours failed: report it once, with where; never with what it read."""

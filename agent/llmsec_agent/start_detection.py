@@ -9,7 +9,7 @@ from llmsec_analyzer.worker.child import ChildDetector, RemoteDetectors, StartDe
 from llmsec_analyzer.worker.client import DetectionProcess
 from llmsec_analyzer.worker.running import Bounds
 from llmsec_tap.journal import Journal
-from llmsec_tap.model import Exchange, Severity
+from llmsec_tap.model import Exchange, Finding, Severity
 
 
 def detection_starter(
@@ -22,15 +22,16 @@ def detection_starter(
     redact: bool = False,
     fail_on: Severity | None = None,
     remote: RemoteDetectors | None = None,
-) -> Callable[[Callable[[Exchange], None], bytes], DetectionProcess]:
-    """What starts detection, given where exchanges go from there and the key of fingerprints. Raises ConfigError for a rule or model that is wrong.
+    early_from: Severity = "high",
+) -> Callable[[Callable[[Exchange], None], Callable[[Finding], None], bytes], DetectionProcess]:
+    """What starts detection, given where exchanges and early findings go from there, and the key of fingerprints. Raises ConfigError for a rule or model that is wrong.
 
     `may_wait`: the source can (a file), or cannot (live). `is_built_in`: these settings are tested, so there is no need to wait for
     the process to load them. `remote` starts and ends processes where this one may start none.
     """
     start: StartDetector = ChildDetector if remote is None else remote
 
-    def begin(deliver: Callable[[Exchange], None], key: bytes) -> DetectionProcess:
+    def begin(deliver: Callable[[Exchange], None], on_early: Callable[[Finding], None], key: bytes) -> DetectionProcess:
         process = DetectionProcess(
             settings,
             key,
@@ -39,6 +40,8 @@ def detection_starter(
             journal=journal,
             redact=redact,
             fail_on=fail_on,
+            on_early=on_early,
+            early_from=early_from,
             start=start,
             bounds=Bounds(queue_bytes=queue_bytes),
         )

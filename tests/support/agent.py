@@ -97,6 +97,10 @@ class Agent:
                 found.append(row)
         return found
 
+    def records(self) -> list[dict[str, Any]]:
+        """Every line that it has printed so far."""
+        return self._read()
+
     def _read(self) -> list[dict[str, Any]]:
         if self._final is not None:
             return self._final[1]

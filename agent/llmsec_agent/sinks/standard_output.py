@@ -10,11 +10,10 @@ import os
 import select
 import stat
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from llmsec_agent.lane import ReaderGoneError, SinkError
 from llmsec_tap.counters import Sample
-from llmsec_tap.model import Exchange, to_json
 from llmsec_tap.visible import json_visible
 
 # A pipe or terminal that is ready takes this much without blocking (POSIX: PIPE_BUF is at least 512, Linux has 4,096).
@@ -31,7 +30,7 @@ class Turn(Protocol):
 
 
 class StandardOutput:
-    """`row` makes the text of an exchange; `header` stands before the first. `on_reader_gone` is called once, on the lane's thread.
+    """`row` makes the text of an exchange, or of an event where it `takes_events`; `header` stands before the first. `on_reader_gone` is called once, on the lane's thread.
 
     `turn`: where other processes write there, too.
     """
@@ -40,13 +39,15 @@ class StandardOutput:
 
     def __init__(
         self,
-        row: Callable[[Exchange], bytes],
+        row: Callable[[Any], bytes],
         *,
+        takes_events: bool = False,
         header: bytes | None,
         on_reader_gone: Callable[[], None],
         descriptor: int = 1,
         turn: Turn | None = None,
     ) -> None:
+        self.takes_events = takes_events
         self._turn = turn
         self._row = row
         self._on_reader_gone = on_reader_gone
@@ -55,8 +56,8 @@ class StandardOutput:
         self._begun = 0  # bytes of the first item that are written already
         self._header = header + b"\n" if header is not None else b""
 
-    def encode(self, exchange: Exchange) -> tuple[bytes, int]:
-        line = self._row(exchange) + b"\n"
+    def encode(self, item: Any) -> tuple[bytes, int]:
+        line = self._row(item) + b"\n"
         return line, len(line)
 
     def write(self, items: Sequence[bytes]) -> int:
@@ -125,8 +126,8 @@ class StandardOutput:
         return ()
 
 
-def json_row(*, on_terminal: bool) -> Callable[[Exchange], bytes]:
+def json_row(to_line: Callable[[Any], bytes], *, on_terminal: bool) -> Callable[[Any], bytes]:
     """On a terminal, what could steer it is written as JSON escapes."""
     if not on_terminal:
-        return to_json
-    return lambda exchange: json_visible(to_json(exchange).decode()).encode()
+        return to_line
+    return lambda item: json_visible(to_line(item).decode()).encode()

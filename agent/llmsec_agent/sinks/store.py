@@ -19,6 +19,7 @@ _PRUNE_EVERY_S = 60.0
 
 class StoreSink:
     name = "store"
+    takes_events = False
 
     def __init__(self, writer: StoreWriter, retention: Retention | None = None) -> None:
         self.look: Callable[[], Beat] | None = None  # how the tap that writes is, where it is a live one

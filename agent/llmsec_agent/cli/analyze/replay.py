@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from llmsec_agent.cli.analyze.scan import ConfigOption, FailOnOption
+from llmsec_agent.cli.formats import RunFormat
 from llmsec_tap.storage import DEFAULT_STORE
-
-
-class Format(StrEnum):
-    TABLE = "table"
-    JSONL = "jsonl"
-    NONE = "none"
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +25,9 @@ def replay(
     store: Annotated[
         str, typer.Option("--store", envvar="LLMSEC_STORE", metavar="FOLDER", help="Where exchanges are kept; `none` keeps nothing.")
     ] = DEFAULT_STORE,
-    output: Annotated[Format, typer.Option("--format", help="What is printed for each exchange.")] = Format.TABLE,
+    output: Annotated[
+        RunFormat, typer.Option("--format", help="What is printed for each exchange; events: also of those that have not ended.")
+    ] = RunFormat.TABLE,
     content: Annotated[bool, typer.Option("--content/--no-content", help="Keep texts; without, only counts, names and times.")] = True,
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", metavar="FILE", help="A tokenizer.json that counts tokens where the server states none.")
@@ -82,6 +78,7 @@ def replay(
         queue_bytes=Shares.of(settings.memory_cap_bytes).detection,
         is_built_in=not loaded.sets("security"),
         redact=redact,
+        early_from="info" if output is RunFormat.EVENTS else "high",
         fail_on=fail_on.value if fail_on else None,
     )
     raise typer.Exit(

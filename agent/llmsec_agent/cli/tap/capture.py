@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmsec_agent.cli.formats import RunFormat
 from llmsec_tap import limits
 
 if TYPE_CHECKING:
@@ -16,12 +17,6 @@ if TYPE_CHECKING:
 
 # storage.DEFAULT_STORE, without the import: it would stand between the command and its probes for 50 ms. A test compares.
 DEFAULT_STORE = "llmsec-data"
-
-
-class Format(StrEnum):
-    TABLE = "table"
-    JSONL = "jsonl"
-    NONE = "none"
 
 
 class Backend(StrEnum):
@@ -63,7 +58,9 @@ def capture(
     write_secrets: Annotated[
         bool, typer.Option("--write-secrets", help="With --write: keep credentials in the file, which are masked otherwise.")
     ] = False,
-    output: Annotated[Format, typer.Option("--format", help="What is printed for each exchange.")] = Format.TABLE,
+    output: Annotated[
+        RunFormat, typer.Option("--format", help="What is printed for each exchange; events: also of those that have not ended.")
+    ] = RunFormat.TABLE,
     store: Annotated[
         str, typer.Option("--store", envvar="LLMSEC_STORE", metavar="FOLDER", help="Where exchanges are kept; `none` keeps nothing.")
     ] = DEFAULT_STORE,

@@ -35,6 +35,8 @@ _WATCH_BYTES = 1 << 20
 # How soon the reading thread gets its turn while this one decodes: the ring fills meanwhile.
 _SWITCH_S = 0.001
 _WAIT_S = 0.05
+_HURRY_S = 0.002
+_REORDER_S = limits.REORDER_NS / 1e9
 # SHED_NEW: share of the cap above which new connections are not accepted. SHED_OLD: above it, the least active ones are dropped, too,
 # SHED_COUNT at a time.
 # The rest is for what comes between two looks, and for a large buffer that is copied as it grows.
@@ -81,6 +83,7 @@ class LiveCapture:
         self.left_s: Callable[[], float] = lambda: math.inf  # how long decoding may go on after the end
         self.on_end: Callable[[], None] = lambda: None  # once, before anything else
         self.on_step: Callable[[], None] = lambda: None  # whenever something was decoded, or nothing came for a while
+        self.is_awaited: Callable[[], bool] = lambda: False  # then `on_step` is called again within milliseconds
         self.records = 0
         self.memory_faults = 0
         self.shed_connections = 0
@@ -127,7 +130,7 @@ class LiveCapture:
                 if deadline is not None and time.monotonic() >= deadline:
                     break
                 try:
-                    self._step(_WAIT_S)
+                    self._step(_HURRY_S if self.is_awaited() else _WAIT_S)
                 except MemoryError:  # what was being read is lost, the rest is given up to go on
                     self.memory_faults += 1
                     self._pipeline.shed()
@@ -140,7 +143,7 @@ class LiveCapture:
                 ) from thread.fault
 
     def _step(self, wait_s: float) -> bool:
-        item = self._queue.get(wait_s)
+        item = self._queue.get(min(wait_s, _REORDER_S) if self._pending else wait_s)
         if isinstance(item, list):
             self._take(item)
         elif item is not None:

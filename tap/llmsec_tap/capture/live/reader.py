@@ -13,7 +13,7 @@ from llmsec_tap.capture.live.queue import BatchQueue
 # Data does not wake the reader (an interrupt for each record would cost the observed process 4 us): it comes by itself, and the
 # kernel half wakes it where the ring fills sooner. Seldom enough that an idle tap costs next to nothing and a busy one reads in
 # batches, often enough that what is shown is fresh.
-_PAUSE_S = 0.02
+_PAUSE_S = 0.005
 _CHECK_LOSS_S = 0.5
 
 
