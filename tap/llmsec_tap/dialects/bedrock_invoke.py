@@ -80,6 +80,7 @@ class BedrockInvoke(BaseDialect):
 
     def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
         read = _Reader(draft).read
+        overlooked = draft.overlooked
 
         def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
             if name is not None and name.startswith("exception:"):
@@ -88,7 +89,12 @@ class BedrockInvoke(BaseDialect):
             try:
                 wrapped = dict_of(parse_json(data)).get("bytes")
                 if isinstance(wrapped, str):
-                    read(parse_json(a2b_base64(wrapped), draft), ts_ns, streaming=True)
+                    inner = a2b_base64(wrapped)
+                    value = parse_json(inner, draft)
+                    before = draft.chars
+                    read(value, ts_ns, streaming=True)
+                    if overlooked is not None and isinstance(value, dict):
+                        overlooked.event(None, value, len(inner), draft.chars - before)
             except (NotJSON, binascii.Error, ValueError):
                 draft.unread_event(data)
 

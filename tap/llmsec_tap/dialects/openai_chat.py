@@ -127,6 +127,7 @@ class OpenAIChat(BaseDialect):
             has_head = bool(draft.response_id and draft.response_model)
 
         in_general = json_events(draft, on_object)
+        overlooked = draft.overlooked
 
         def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
             if has_head:
@@ -136,17 +137,24 @@ class OpenAIChat(BaseDialect):
                     pass
                 else:
                     content = choice.delta.content
-                    if content is not None:
-                        text(ts_ns, choice.index, content)
-                    if choice.finish_reason is not None:
-                        finish(choice.index, choice.finish_reason)
-                    return
+                    # A chunk that is longer than its text and what was seen of others explain holds something else.
+                    if overlooked is None or (content and _size_beside(data, content) <= overlooked.spare):
+                        if content is not None:
+                            text(ts_ns, choice.index, content)
+                        if choice.finish_reason is not None:
+                            finish(choice.index, choice.finish_reason)
+                        return
             if data == b"[DONE]":
                 draft.terminated = True
             else:
                 in_general(ts_ns, name, data)
 
         return on_event
+
+
+def _size_beside(data: bytes, content: str) -> int:
+    """How many bytes of a chunk are not its text (more, where that is escaped)."""
+    return len(data) - (len(content) if content.isascii() else len(content.encode("utf-8", "replace")))
 
 
 def chat_shaped(body: dict[str, JSON]) -> bool:

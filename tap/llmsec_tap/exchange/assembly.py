@@ -22,12 +22,13 @@ from llmsec_tap.exchange.body import FRAME_PARSERS, FRAMING_BY_TYPE, Body, Frame
 from llmsec_tap.exchange.charsets import likely_text
 from llmsec_tap.exchange.completeness import completeness_of
 from llmsec_tap.exchange.ids import RequestDigest
+from llmsec_tap.exchange.left_over import LeftOver, StreamLeftOver
 from llmsec_tap.exchange.loose_json import texts_in
 from llmsec_tap.exchange.record import Facts, build_record
 from llmsec_tap.exchange.request_reading import fold_case, has_token_ids, needs_folding, read_body, read_left_over, scalars, settle
 from llmsec_tap.exchange.response_reading import late_framing, read_loose_answer
 from llmsec_tap.identity.credentials import Fingerprinter, credential_of
-from llmsec_tap.identity.non_inference import auxiliary
+from llmsec_tap.identity.non_inference import auxiliary, holds_texts
 from llmsec_tap.identity.who import identify
 from llmsec_tap.model import Completeness, Exchange, Framing, OtherText
 from llmsec_tap.wire.flow import Flow
@@ -76,6 +77,7 @@ class ExchangeAssembly:
         "_handler",
         "_held",
         "_last_ns",
+        "_left",
         "_ordinal",
         "_read_bytes",
         "_request_head",
@@ -115,6 +117,7 @@ class ExchangeAssembly:
         self._dialect: Dialect | None = None
         self._handler: EventHandler | None = None
         self._frames: FrameParser | None = None
+        self._left: StreamLeftOver | None = None
         self._framing: Framing | None = None
         self._started_ns: int | None = None
         self._last_ns = 0
@@ -171,6 +174,8 @@ class ExchangeAssembly:
             self._guarded(lambda: dialect.decode_request(view, self.draft))
             left = read_left_over(view, reading, self.draft)
         self.draft.other_texts += left.found
+        if left.conversation:
+            self.anomaly("unknown_part")
         if has_token_ids(view.body):
             self.anomaly("prompt_token_ids")
 
@@ -212,8 +217,7 @@ class ExchangeAssembly:
             return
         self._framing = framing
         if self._dialect is not None:
-            dialect = self._dialect
-            self._handler = self._guarded(lambda: dialect.stream(self._view, view, self.draft))
+            self._handler = self._stream_handler(self._dialect, view)
         self._frames = FRAME_PARSERS[framing](self._event, self.anomaly, self.reserve)
         self._frames.feed(ts_ns, data)
         self.response.stream_into(self._frames)
@@ -252,8 +256,12 @@ class ExchangeAssembly:
         if dialect is None:
             return None
         self._dialect = dialect
-        self._handler = self._guarded(lambda: dialect.stream(self._view, view, self.draft))
+        self._handler = self._stream_handler(dialect, view)
         return self._handler
+
+    def _stream_handler(self, dialect: Dialect, view: ResponseView) -> EventHandler | None:
+        self._left = self.draft.overlooked = StreamLeftOver(self.draft)
+        return self._guarded(lambda: dialect.stream(self._view, view, self.draft))
 
     def gap(self, body: Body) -> None:
         if body is self.response and self._frames is not None:
@@ -296,6 +304,9 @@ class ExchangeAssembly:
         view = self.response_view
         if view is not None and self._framing is None:
             self._whole_response(view, self.response.take())
+        stream_left = self._left
+        if stream_left is not None:
+            self._guarded(lambda: self._keep_left(stream_left.end()))
         exchange = self._record(ts_ns)
         self.request.release()
         self.response.release()
@@ -303,7 +314,7 @@ class ExchangeAssembly:
         for body in (self.request, self.response):
             body.on_data = body.data = ignore
         del self.request, self.response
-        self._handler = self._frames = None
+        self._handler = self._frames = self._left = self.draft.overlooked = None
         listener, self.draft.listener = self.draft.listener, None
         if listener is not None:
             listener.finished(exchange)
@@ -330,6 +341,20 @@ class ExchangeAssembly:
             self._guarded(lambda: dialect.decode_response(request, view, body, at, draft))
         elif view.status >= 400:
             self._guarded(lambda: read_failure(view, body, draft))  # of an auxiliary call, if it turns out to be one
+        if isinstance(body, dict | list) and (self._dialect is not None or (request is not None and holds_texts(request, view))):
+            self._guarded(lambda: self._look_over(body))
+
+    def _look_over(self, body: JSON) -> None:
+        """What the dialect left of a whole answer."""
+        left = LeftOver(self.draft, of_answer=True)
+        left.walk(body)
+        self._keep_left(left)
+
+    def _keep_left(self, left: LeftOver) -> None:
+        known = {other.text for other in self.draft.other_texts}  # of the request: some servers repeat all of it
+        self.draft.other_texts += [other for other in left.found if other.text not in known]
+        if left.conversation and "unknown_part" not in self._anomalies:
+            self.anomaly("unknown_part")
 
     def _streamed_late(self, view: ResponseView, raw: bytes) -> bool:
         dialect = self._dialect
@@ -337,7 +362,7 @@ class ExchangeAssembly:
         if dialect is None or framing is None:
             return False
         self._framing = framing
-        self._handler = self._guarded(lambda: dialect.stream(self._view, view, self.draft))
+        self._handler = self._stream_handler(dialect, view)
         at = self._response_body_ns or self._last_ns
         frames = FRAME_PARSERS[framing](self._event, self.anomaly, self.reserve)
         frames.feed(at, raw)

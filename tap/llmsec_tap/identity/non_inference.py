@@ -52,6 +52,8 @@ _UNMISTAKABLE: Final = re.compile(
     r"|moderations|fine_tuning/jobs|realtime/(sessions|client_secrets|calls)|chat/completions/batch)(/|$)"
     r"|/model/[^/]+/count-tokens$|:(countTokens|computeTokens|batchGenerateContent)$"
 )
+# What these answer is about models and accounts.
+_ABOUT_SERVERS: Final = frozenset(("model", "server_info", "admin"))
 _THREAD_MESSAGES: Final = re.compile(r"/v1/threads/[^/]+/messages$")
 
 
@@ -82,3 +84,9 @@ def auxiliary(request: RequestView, response: ResponseView | None) -> str | None
     if operation == "classify" and isinstance(body.get("model"), str) and (isinstance(body.get("input"), str) or "text_1" in body):
         return operation
     return None
+
+
+def holds_texts(request: RequestView, response: ResponseView) -> bool:
+    """Whether the answer of an auxiliary call holds texts of people or models: a transcript, a stored conversation, a file of a batch."""
+    operation = auxiliary(request, response)
+    return operation is not None and operation not in _ABOUT_SERVERS
