@@ -147,11 +147,13 @@ class Draft:
 
     __slots__ = (
         "_is_full",
+        "_parts",
         "_reserve",
         "_stride",
         "_tool_count",
         "_untaken",
         "anomalies",
+        "at_end",
         "chars",
         "choices",
         "embedding_dimensions",
@@ -209,11 +211,13 @@ class Draft:
         self.unread: list[bytes] = []  # data of events that no dialect could read; a few, for detection to look at
         self.listener = listener
         self.overlooked: Overlooked | None = None
+        self.at_end: Callable[[], None] | None = None  # of a stream's reader: nothing more comes, what is held back is all there is
         self.last_text_ns = 0
         self._stride = 1
         self._untaken = 0
         self.chars = 0  # of the answer, taken so far
         self._tool_count = 0
+        self._parts: set[tuple[str | None, ...]] = set()
 
     # --- increments of the answer -------------------------------------------------------------------------------------
 
@@ -278,6 +282,9 @@ class Draft:
 
     def part(self, choice: int, part: Part) -> None:
         """A part of the answer that is neither its own text nor a call to the client: a result of the server's tools, a cited source."""
+        said = (part.type, part.id, part.name, part.uri, part.content, part.arguments)
+        if said in self._parts:
+            return  # some servers repeat their sources in every chunk
         others = (self.choices.get(choice) or self.choice(choice)).others
         size = _text_bytes(part.content) + _text_bytes(part.arguments)
         self.chars += len(part.content or "") + len(part.arguments or "")
@@ -286,6 +293,7 @@ class Draft:
         elif self.chars > MAX_TEXT_CHARS:
             self.anomaly("text_limit")
         elif self._room(_PART_BYTES + size):
+            self._parts.add(said)
             others.append(part)
 
     def finish(self, choice: int, reason: str | None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from llmsec_tap.dialects.base import JSON, EventHandler, NotJSON, parse_json
 from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.dialects.failures import read_stated_failure
 
 
 def json_events(draft: Draft, on_object: Callable[[int, str | None, dict[str, JSON]], None]) -> EventHandler:
@@ -17,12 +18,11 @@ def json_events(draft: Draft, on_object: Callable[[int, str | None, dict[str, JS
     overlooked = draft.overlooked
 
     def read(ts_ns: int, name: str | None, value: dict[str, JSON], size: int) -> None:
-        if overlooked is None:
-            on_object(ts_ns, name, value)
-            return
         before = draft.chars
         on_object(ts_ns, name, value)
-        overlooked.event(name, value, size, draft.chars - before)
+        read_stated_failure(value, draft)
+        if overlooked is not None:
+            overlooked.event(name, value, size, draft.chars - before)
 
     def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
         try:

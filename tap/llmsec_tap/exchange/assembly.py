@@ -199,8 +199,8 @@ class ExchangeAssembly:
         view = self.response_view
         assert view is not None
         framing = FRAMING_BY_TYPE.get(view.content_type)
-        if framing == "sse" and data.lstrip()[:1] in (b"{", b"["):
-            framing = None  # a whole answer under the type of a stream: no line of an event stream begins so
+        if framing in ("sse", "aws-eventstream") and data.lstrip()[:1] in (b"{", b"["):
+            framing = None  # a whole answer under the type of a stream: no event begins so
         # An answer may come before the request's last byte (a refusal): a whole one is read when the request has ended, but a
         # stream is read as it comes, with what there is of the request.
         if framing is not None or self.request.ended is not None:
@@ -304,6 +304,8 @@ class ExchangeAssembly:
         view = self.response_view
         if view is not None and self._framing is None:
             self._whole_response(view, self.response.take())
+        if self.draft.at_end is not None:
+            self._guarded(self.draft.at_end)
         stream_left = self._left
         if stream_left is not None:
             self._guarded(lambda: self._keep_left(stream_left.end()))
@@ -314,7 +316,7 @@ class ExchangeAssembly:
         for body in (self.request, self.response):
             body.on_data = body.data = ignore
         del self.request, self.response
-        self._handler = self._frames = self._left = self.draft.overlooked = None
+        self._handler = self._frames = self._left = self.draft.overlooked = self.draft.at_end = None
         listener, self.draft.listener = self.draft.listener, None
         if listener is not None:
             listener.finished(exchange)
@@ -398,7 +400,7 @@ class ExchangeAssembly:
         completeness = self._completeness(is_llm=provider is not None)
         is_whole_stream = self._framing is not None and provider is not None and completeness in ("complete", "unreadable")
         is_cut = self._frames is not None and self._frames.unfinished
-        if is_whole_stream and (is_cut or not (draft.terminated or any(draft.finish_reasons()))):
+        if is_whole_stream and (is_cut or not (draft.terminated or draft.error_type or any(draft.finish_reasons()))):
             self.anomaly("stream_unterminated")
         facts = Facts(
             exchange_id=self.exchange_id,
