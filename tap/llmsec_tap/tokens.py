@@ -69,8 +69,8 @@ class TokenEstimator:
                 if text
             )
         exchange.usage_estimated = estimate
-        if exchange.output_tokens_per_s is None and estimate.output_tokens and exchange.first_text_ns and exchange.ended_ns:
-            exchange.output_tokens_per_s = rate(estimate.output_tokens, exchange.first_text_ns, exchange.ended_ns)
+        if exchange.output_tokens_per_s is None and estimate.output_tokens and exchange.first_token_ns and exchange.ended_ns:
+            exchange.output_tokens_per_s = rate(estimate.output_tokens, exchange.first_token_ns, exchange.ended_ns)
 
     @staticmethod
     def _input(exchange: Exchange, count: Counter) -> int:

@@ -161,7 +161,6 @@ class Draft:
         "error_message",
         "error_type",
         "events",
-        "first_event_ns",
         "first_text_ns",
         "gaps_ns",
         "input_text",
@@ -203,8 +202,7 @@ class Draft:
         self.embedding_dimensions: int | None = None
         self.events = 0
         self.terminated = False  # the stream's own closing event was seen
-        self.first_event_ns: int | None = None  # of a stream; set by the caller, as `events` is
-        self.first_text_ns: int | None = None  # the first text, reasoning or tool call
+        self.first_text_ns: int | None = None  # the first text, reasoning, refusal or tool call
         self.gaps_ns: array[int] = array("q")
         self.anomalies: dict[AnomalyName, int] = {}
         self.other_texts: list[OtherText] = []

@@ -157,10 +157,12 @@ class VertexPredict(BaseDialect):
 class _Call:
     """A function call that comes in pieces: its arguments so far, by path."""
 
-    __slots__ = ("arguments", "given", "key", "open", "size", "texts")
+    __slots__ = ("arguments", "given", "id", "key", "name", "open", "size", "texts")
 
     def __init__(self, key: int) -> None:
         self.key = key
+        self.id: str | None = None
+        self.name: str | None = None
         self.arguments: JSON = {}
         self.given = False  # arguments came
         self.open: str | None = None  # the path of the text that goes on
@@ -273,7 +275,7 @@ class _Reader:
     def _piece(self, call: dict[str, JSON], index: int, ts_ns: int) -> None:
         name = text_of(call.get("name")) or None
         known = self._open.get(index)
-        if known is not None and name and not self._continues(known, call, index):
+        if known is not None and name and not self._continues(known, call):
             self._close(index, ts_ns)
             known = None
         goes_on = call.get("willContinue") is True
@@ -282,7 +284,9 @@ class _Reader:
                 return  # the end of a call that has ended
             self._calls += 1
             known = self._open[index] = _Call(self._calls)
-        self._draft.tool_call(ts_ns, index, known.key, id=text_of(call.get("id")), name=name)
+        known.id, known.name = text_of(call.get("id")) or known.id, name or known.name
+        if goes_on:
+            self._draft.tool_call(ts_ns, index, known.key, id=known.id, name=name)
         arguments = call.get("args")
         if arguments is not None:
             known.given = True
@@ -300,22 +304,19 @@ class _Reader:
         if not goes_on:
             self._close(index, ts_ns)
 
-    def _continues(self, known: _Call, call: dict[str, JSON], index: int) -> bool:
+    @staticmethod
+    def _continues(known: _Call, call: dict[str, JSON]) -> bool:
         """Whether a piece with a name is more of the open call: with the same id, or the same name and nothing that begins anew."""
-        chosen = self._draft.choices.get(index)
-        begun = chosen.tool_calls.get(known.key) if chosen is not None else None
-        if begun is None:
-            return False
         identity = text_of(call.get("id"))
-        if identity and begun.id:
-            return identity == begun.id
-        return begun.name in (None, call.get("name")) and ("partialArgs" in call or not known.given)
+        if identity and known.id:
+            return identity == known.id
+        return known.name in (None, call.get("name")) and ("partialArgs" in call or not known.given)
 
     def _close(self, index: int, ts_ns: int) -> None:
         """The call has all its arguments. One without any has an empty object."""
         known = self._open.pop(index, None)
         if known is not None:
-            self._draft.tool_call(ts_ns, index, known.key, arguments=dump_json(known.whole()))
+            self._draft.tool_call(ts_ns, index, known.key, id=known.id, name=known.name, arguments=dump_json(known.whole()))
 
     def end(self, ts_ns: int) -> None:
         """Nothing more comes: what has come of calls is all there is."""

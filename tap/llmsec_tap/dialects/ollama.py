@@ -30,7 +30,8 @@ class _Ollama(BaseDialect):
         return claims.SHARED_ROUTE_AND_SHAPE if isinstance(request.get("model"), str) and self.wants in request.body else 0
 
     def framing(self, request: RequestView, response: ResponseView) -> Framing | None:
-        if request.get("stream") is not False and response.status < 400 and response.content_type in ("", "text/plain"):
+        # Hosted ones label their lines as plain JSON.
+        if request.get("stream") is not False and response.status < 400 and response.content_type in ("", "text/plain", "application/json"):
             return "ndjson"
         return None
 
@@ -135,6 +136,9 @@ class OllamaEmbed(_Ollama):
         draft.request_model = text_of(request.get("model"))
         messages.prompt(request.get(self.wants), draft)
         messages.parameters(request.body, draft, nested=("options",))
+
+    def framing(self, request: RequestView, response: ResponseView) -> Framing | None:
+        return None  # vectors come whole
 
     def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
         body = dict_of(body)

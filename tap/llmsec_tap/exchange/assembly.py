@@ -9,8 +9,9 @@ processed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from llmsec_tap import limits
 from llmsec_tap.anomalies import UNREAD, AnomalyName
@@ -35,6 +36,7 @@ from llmsec_tap.wire.flow import Flow
 from llmsec_tap.wire.messages import Head, ignore
 
 _T = TypeVar("_T")
+_PRETTY: Final = re.compile(rb"\s*[\[{][ \t]*\r?\n")
 
 
 class ListenerFactory(Protocol):
@@ -208,6 +210,8 @@ class ExchangeAssembly:
         if framing is None and self._view is not None and self._dialect is not None:
             dialect, request = self._dialect, self._view
             framing = self._guarded(lambda: dialect.framing(request, view))
+        if framing == "ndjson" and _PRETTY.match(data):
+            framing = None  # one value over many lines
         plain = view.content_type in ("", "text/plain", "application/octet-stream")
         if framing is None and (plain or self._dialect is not None) and looks_like_sse(data):
             framing = "sse"
@@ -230,8 +234,6 @@ class ExchangeAssembly:
         self._last_ns = ts_ns
         draft = self.draft
         if data != b"[DONE]":
-            if not draft.events:
-                draft.first_event_ns = ts_ns
             draft.events += 1
         handler = self._handler
         if handler is None:
