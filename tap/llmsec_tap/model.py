@@ -54,7 +54,7 @@ class Part(msgspec.Struct, kw_only=True, omit_defaults=True):
     refusal        content
     tool_call      id, name, arguments (text)
     tool_call_response  id, name, content (text)
-    document       name (title), uri, content (text); given to the model, found by its tools, or cited by it
+    document       uri, content (title and text); given to the model, found by its tools, or cited by it
     blob, uri, file     modality, mime_type, uri (for `uri`), id (for `file`), size_bytes (for `blob`); never the bytes
     other          name (the part's own type on the wire), content (text, where it has any)
     """

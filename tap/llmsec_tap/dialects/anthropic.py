@@ -273,8 +273,11 @@ def _block_part(block: dict[str, JSON]) -> Part:
         if isinstance(source.get("file_id"), str):
             return Part(type="file", modality=modality, id=source["file_id"])
         if source.get("type") in ("text", "content"):
-            said = [source.get("data"), source.get("content"), block.get("context")]
-            return Part(type="document", name=text_of(block.get("title")), content=messages.flat_text(said))
+            said = [block.get("title"), source.get("data"), source.get("content"), block.get("context")]
+            return Part(type="document", content=messages.flat_text(said))
+        written = messages.text_file(source.get("data"), source.get("media_type"))
+        if written is not None:
+            return Part(type="document", content=messages.flat_text([block.get("title"), written, block.get("context")]))
         if source.get("type") == "base64":
             return messages.base64_part(source.get("data"), modality, source.get("media_type"))
         return Part(type="blob", modality=modality, mime_type=text_of(source.get("media_type")), size_bytes=_size(source.get("data")))

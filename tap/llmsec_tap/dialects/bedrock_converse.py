@@ -241,9 +241,10 @@ def _part(block: dict[str, JSON]) -> Part:
         media = block.get(kind)
         if isinstance(media, dict):
             source = dict_of(media.get("source"))
-            text = messages.flat_text([source.get("text"), source.get("content"), media.get("context")])
-            if text:
-                return Part(type="document", name=text_of(media.get("name")), content=text)
+            text = messages.text_file(source.get("bytes"), media.get("format")) or source.get("text")
+            said = messages.flat_text([text, source.get("content"), media.get("context")])
+            if said:
+                return Part(type="document", content=messages.flat_text([media.get("name"), said]))
             uri = dict_of(source.get("s3Location")).get("uri")
             if isinstance(uri, str):
                 return messages.data_uri(uri, kind)

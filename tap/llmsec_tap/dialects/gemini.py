@@ -426,6 +426,9 @@ def _part(part: JSON) -> Part | None:
     blob = part.get("inlineData") or part.get("inline_data")
     if isinstance(blob, dict):
         mime = text_of(blob.get("mimeType")) or text_of(blob.get("mime_type"))
+        said = messages.text_file(blob.get("data"), mime)
+        if said is not None:
+            return Part(type="document", content=said)
         return messages.base64_part(blob.get("data"), messages.modality_of(mime or ""), mime)
     file = part.get("fileData") or part.get("file_data")
     if isinstance(file, dict):

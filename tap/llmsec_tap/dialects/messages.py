@@ -6,11 +6,13 @@ the Responses API's items; tool lists; scalar parameters. Images and other media
 
 from __future__ import annotations
 
+from binascii import a2b_base64
 from collections.abc import Iterable
 
 from llmsec_tap.dialects.base import JSON, dict_of, dump_json, list_of, text_of
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.vectors import base64_bytes
+from llmsec_tap.limits import MAX_OTHER_TEXT_CHARS
 from llmsec_tap.model import Message, Part, ToolDefinition
 
 Scalar = str | int | float | bool | None
@@ -112,10 +114,26 @@ def document_part(document: JSON) -> Part | None:
     if not any(said):
         rest = {key: value for key, value in document.items() if value is not title and value is not uri}
         said = [flat_text(rest)]
-    text = "\n".join(filter(None, said))
-    if not (title or uri or text):
+    text = "\n".join(filter(None, [title, *said]))
+    if not (uri or text):
         return None
-    return Part(type="document", name=title, uri=uri[:_MAX_URI_CHARS] if uri else None, content=text or None)
+    return Part(type="document", uri=uri[:_MAX_URI_CHARS] if uri else None, content=text or None)
+
+
+_TEXT_TYPES = ("text/", "application/json", "application/xml", "application/x-ndjson", "application/yaml")
+_TEXT_FORMATS = frozenset(("txt", "md", "csv", "html", "json", "jsonl", "xml", "yaml"))
+
+
+def text_file(data: JSON, kind: JSON) -> str | None:
+    """The text of a file that is sent in base64 and is text by its MIME type or format; None for all other files."""
+    if not isinstance(data, str) or not isinstance(kind, str) or not (kind.startswith(_TEXT_TYPES) or kind in _TEXT_FORMATS):
+        return None
+    coded: str = data[: MAX_OTHER_TEXT_CHARS // 4 * 4]
+    try:
+        decoded = a2b_base64(coded)
+    except ValueError:
+        return coded
+    return decoded.decode("utf-8", "replace")
 
 
 def _is_address(text: str) -> bool:

@@ -306,7 +306,7 @@ def _is_personal(word: str, key: str | int) -> bool:
     """A word that may be somebody's address, or a number long enough for a card. Who the end user is stands elsewhere on the record."""
     if not ("@" in word or (len(word) >= _CARD and word.isdigit())):
         return False
-    return not (isinstance(key, str) and key in _END_USERS) and len(word) < _LONGER_WORD
+    return not (isinstance(key, str) and key in _END_USERS) and len(word) < _LONGER_WORD and "://" not in word
 
 
 def _is_credential(text: str, place: _Place) -> bool:
