@@ -98,7 +98,7 @@ class AnthropicComplete(BaseDialect):
 
     def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
         body = dict_of(body)
-        if body.get("type") == "error" or isinstance(body.get("error"), dict):
+        if body.get("type") == "error" or body.get("error"):
             read_stream_failure(body, draft)
             return
         if not isinstance(body.get("completion"), str):
@@ -125,7 +125,7 @@ class AnthropicReader:
         self._streamed: set[int] = set()
 
     def whole(self, body: dict[str, JSON], ts_ns: int) -> None:
-        if isinstance(body.get("error"), dict):
+        if body.get("error") or body.get("type") == "error":
             read_stream_failure(body, self._draft)
             return
         self._head(body)
@@ -163,6 +163,8 @@ class AnthropicReader:
                 draft.reasoning(ts_ns, 0, text)
             elif "citation" in delta:
                 messages.cite([delta["citation"]], draft, 0)
+            elif delta.get("type") == "compaction_delta":
+                draft.part(0, Part(type="other", name="compaction", content=text_of(delta.get("content"))))
         elif kind == "content_block_start":
             self._block(dict_of(value.get("content_block")), _index(value), ts_ns)
         elif kind == "content_block_stop":
@@ -171,9 +173,10 @@ class AnthropicReader:
         elif kind == "message_start":
             self._head(dict_of(value.get("message")))
         elif kind == "message_delta":
-            anthropic_usage(value.get("usage"), draft)
+            anthropic_usage(value.get("usage") or dict_of(value.get("delta")).get("usage"), draft)
             draft.finish(0, text_of(dict_of(value.get("delta")).get("stop_reason")))
         elif kind == "message_stop":
+            anthropic_usage(value.get("usage") or dict_of(value.get("message")).get("usage"), draft)
             self.flush(ts_ns)
             draft.terminated = True
         elif kind == "error":

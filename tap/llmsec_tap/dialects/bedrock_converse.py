@@ -215,7 +215,7 @@ def converse_request(body: JSON, draft: Draft) -> None:
 
 
 def _part(block: dict[str, JSON]) -> Part:
-    text = block.get("text")
+    text = block.get("text", block.get("inputText"))
     if isinstance(text, str):
         return Part(type="text", content=text)
     call = block.get("toolUse")

@@ -20,6 +20,7 @@ from llmsec_tap.dialects.bedrock_converse import ConverseReader, converse_reques
 from llmsec_tap.dialects.cohere import CohereReader, cohere_v1_request
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.dialects.failures import read_stated_failure
 from llmsec_tap.dialects.openai_chat import Reader as OpenAIReader
 from llmsec_tap.dialects.vectors import count_vectors, dimensions
 
@@ -87,14 +88,16 @@ class BedrockInvoke(BaseDialect):
                 stream_exception(name, data, draft)
                 return
             try:
-                wrapped = dict_of(parse_json(data)).get("bytes")
-                if isinstance(wrapped, str):
-                    inner = a2b_base64(wrapped)
+                value = parse_json(data)
+                wrapped = dict_of(value).get("bytes")
+                inner = a2b_base64(wrapped) if isinstance(wrapped, str) else data
+                if inner is not data:
                     value = parse_json(inner, draft)
-                    before = draft.chars
-                    read(value, ts_ns, streaming=True)
-                    if overlooked is not None and isinstance(value, dict):
-                        overlooked.event(None, value, len(inner), draft.chars - before)
+                before = draft.chars
+                read(value, ts_ns, streaming=True)
+                read_stated_failure(value, draft)
+                if overlooked is not None and isinstance(value, dict):
+                    overlooked.event(None, value, len(inner), draft.chars - before)
             except (NotJSON, binascii.Error, ValueError):
                 draft.unread_event(data)
 

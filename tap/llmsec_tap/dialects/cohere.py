@@ -273,7 +273,7 @@ class CohereReader:
             draft.response_id = draft.response_id or text_of(value.get("id"))
         elif kind == "message-end":
             draft.finish(0, text_of(delta.get("finish_reason")))
-            cohere_usage(delta.get("usage"), draft)
+            cohere_usage(delta.get("usage") or value.get("usage"), draft)
             kind_of_error = text_of(delta.get("error_type"))
             if isinstance(delta.get("error"), str) or kind_of_error:
                 draft.error(kind_of_error, text_of(delta.get("error")) or text_of(delta.get("message")))

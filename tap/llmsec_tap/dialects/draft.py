@@ -236,9 +236,11 @@ class Draft:
             if whole.startswith(old):
                 self.text(ts_ns, choice, whole[len(old) :])
                 return
+        is_new = bool(whole)
         buffer.replace(whole)
         buffer.given = True
-        self._tick(ts_ns)
+        if is_new:
+            self._tick(ts_ns)
 
     def reasoning(self, ts_ns: int, choice: int, text: str) -> None:
         if text:

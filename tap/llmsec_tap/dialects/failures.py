@@ -46,18 +46,27 @@ def failure_of(body: JSON) -> tuple[str | None, str | None]:
         kind = text_of(inner.get("code")) or text_of(inner.get("error_type"))
     if not kind:
         kind = _number(inner.get("code")) or _number(whole.get("code")) or _number(whole.get("status_code"))
-    message = inner.get("message") or inner.get("Message") or inner.get("detail") or whole.get("message") or whole.get("detail")
+    message = (
+        inner.get("message")
+        or inner.get("Message")
+        or inner.get("msg")
+        or inner.get("detail")
+        or whole.get("message")
+        or whole.get("detail")
+    )
     if message is not None and not isinstance(message, str):
         message = dump_json(message)
-    if message is None and isinstance(whole.get("errors"), list):
-        message = dump_json(whole["errors"])
+    errors = whole.get("errors")
+    if message is None and isinstance(errors, list) and errors:
+        first_kind, first_message = failure_of(errors[0]) if not isinstance(errors[0], list) else (None, None)
+        kind, message = kind or first_kind, first_message or dump_json(errors)
     return kind, message
 
 
 # Without one of these names a body states no failure; most have none.
 _FAILURE_NAMES: Final = frozenset(
     ("error", "errors", "base_resp", "error_code", "error_msg", "errorCode", "errorMessage", "error_type", "error_message", "errorType",
-     "Response", "header", "success", "promptFeedback", "code", "status_code", "detail", "message", "msg", "Output", "Error", "exception")
+     "Response", "header", "success", "promptFeedback", "code", "status_code", "detail", "message", "msg", "Output", "Error", "__type")
 )  # fmt: skip
 
 
@@ -67,7 +76,7 @@ def read_stated_failure(body: JSON, draft: Draft) -> None:
         body = body[0]
     if not isinstance(body, dict) or draft.error_type is not None or _FAILURE_NAMES.isdisjoint(body):
         return
-    found = _stated(body, is_empty=not draft.choices and draft.embeddings is None)
+    found = _stated(body, is_empty=not draft.choices and not draft.embeddings)
     if found is not None:
         draft.error(*found)
 
@@ -88,6 +97,9 @@ def _stated(body: dict[str, JSON], *, is_empty: bool) -> tuple[str | None, str |
             return text_of(value) or _number(value), _message(inner, message)
     if body.get("error"):
         return failure_of(body)
+    coral = text_of(body.get("__type")) or text_of(dict_of(body.get("Output")).get("__type"))
+    if coral:
+        return coral.rpartition("#")[2], _message(dict_of(body.get("Output")) or body, "message")
     inner = dict_of(dict_of(body.get("Response")).get("Error")) or dict_of(body.get("Error"))
     if inner:
         return text_of(inner.get("Code")) or _number(inner.get("Code")), text_of(inner.get("Message"))

@@ -189,7 +189,7 @@ class ReplicatePredict(BaseDialect):
         draft.usage.input_tokens = count_of(metrics.get("input_token_count"))
         draft.usage.output_tokens = count_of(metrics.get("output_token_count"))
         if isinstance(body.get("error"), str) and body["error"]:
-            draft.error("failed", body["error"])
+            draft.error(text_of(body.get("error_type")) or "failed", body["error"])
 
 
 class CloudflareRun(BaseDialect):

@@ -166,6 +166,8 @@ def call_parts(item: dict[str, JSON], kind: str) -> list[Part]:
     name = text_of(item.get("name")) or kind
     parts = [Part(type="tool_call", id=identity, name=name, arguments=call_arguments(item) or "")]
     result = "\n".join(filter(None, (flat_text(item.get(key)) for key in RESULTS)))
+    if isinstance(item.get("result"), str) and " " in item["result"]:  # else an image
+        result = "\n".join(filter(None, (result, item["result"])))
     if result:
         parts.append(Part(type="tool_call_response", id=identity, name=name, content=result))
     return parts
@@ -176,7 +178,7 @@ RESULTS = ("output", "outputs", "results", "error", "revised_prompt", "tools")
 
 
 def call_arguments(item: dict[str, JSON]) -> str | None:
-    for key in ("arguments", "input", "action", "operation", "code", "queries", "query"):
+    for key in ("arguments", "input", "action", "operation", "code", "queries", "query", "prompt"):
         value = item.get(key)
         if value is not None:
             return value if isinstance(value, str) else dump_json(value)

@@ -15,6 +15,7 @@ from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.failures import read_stream_failure
 from llmsec_tap.dialects.json_events import json_events
+from llmsec_tap.dialects.usage import openai_usage
 from llmsec_tap.dialects.vectors import count_vectors, dimensions
 from llmsec_tap.model import Framing
 
@@ -41,6 +42,7 @@ class _Ollama(BaseDialect):
             draft.usage.input_tokens = count
         if (count := count_of(value.get("eval_count"))) is not None:
             draft.usage.output_tokens = count
+        openai_usage(value.get("usage"), draft)  # gateways that count as OpenAI does
         if value.get("done") is True:
             draft.finish(0, text_of(value.get("done_reason")))
             draft.terminated = True

@@ -156,6 +156,10 @@ class OpenAIChat(BaseDialect):
         return on_event
 
 
+def _usage_in(choice: dict[str, JSON]) -> JSON:
+    return choice.get("usage") or dict_of(choice.get("delta")).get("usage") or dict_of(choice.get("message")).get("usage")
+
+
 def _size_beside(data: bytes, content: str) -> int:
     """How many bytes of a chunk are not its text (more, where that is escaped)."""
     return len(data) - (len(content) if content.isascii() else len(content.encode("utf-8", "replace")))
@@ -209,7 +213,7 @@ class Reader:
         if usage is None:
             usage = dict_of(value.get("x_groq")).get("usage")
         if usage is None and isinstance(choices, list) and choices:  # Moonshot
-            usage = next((choice["usage"] for choice in choices if isinstance(choice, dict) and choice.get("usage")), None)
+            usage = next((found for choice in choices if isinstance(choice, dict) and (found := _usage_in(choice))), None)
         if usage is not None:
             openai_usage(usage, draft)
             # Counts come last. Servers that end without [DONE] (Perplexity, transformers) are told to have ended by them.

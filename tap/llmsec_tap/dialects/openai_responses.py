@@ -22,7 +22,7 @@ from llmsec_tap.dialects.base import (
 )
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
-from llmsec_tap.dialects.failures import read_stream_failure
+from llmsec_tap.dialects.failures import failure_of, read_stream_failure
 from llmsec_tap.dialects.json_events import json_events
 from llmsec_tap.dialects.openai_chat import azure_deployment
 from llmsec_tap.dialects.usage import openai_usage
@@ -146,6 +146,7 @@ class _Reader:
         draft.response_model = draft.response_model or text_of(answer.get("model")) or None
         if draft.provider_hint is None:
             draft.provider_hint = provider_of_answer(answer)
+        openai_usage(answer.get("usage"), draft)
 
     def event(self, kind: str | None, value: dict[str, JSON], ts_ns: int) -> None:
         draft = self._draft
@@ -158,6 +159,7 @@ class _Reader:
         if kind in _ENDINGS:
             answer = dict_of(answer)
             draft.response_id = text_of(answer.get("id")) or draft.response_id  # Copilot's differ from event to event
+            openai_usage(value.get("usage"), draft)
             self.repeat(answer, ts_ns)
             self.ending(answer, kind.removeprefix("response."))
             draft.terminated = True
@@ -242,13 +244,11 @@ class _Reader:
 
     def ending(self, answer: dict[str, JSON], event: str | None) -> None:
         draft = self._draft
-        openai_usage(answer.get("usage"), draft)
         status = text_of(answer.get("status")) or event
         reason = text_of(dict_of(answer.get("incomplete_details")).get("reason")) if status == "incomplete" else None
         draft.finish(0, reason or status)
-        failure = answer.get("error")
-        if isinstance(failure, dict) and failure:
-            draft.error(text_of(failure.get("type")) or text_of(failure.get("code")), text_of(failure.get("message")))
+        if answer.get("error"):
+            draft.error(*failure_of(answer))
         elif status == "failed":
             draft.error("failed")
 
@@ -302,13 +302,17 @@ class _Reader:
                 server_side=kind not in _CLIENT_ACTIONS,
             )
             self._results(item, kind)
-        elif kind.startswith("mcp_") or kind == "tool_search_output":
-            self._results(item, kind)
+        elif kind == "compaction":
+            draft.part(0, Part(type="other", name=kind, content=text_of(item.get("content"))))
+        else:  # what MCP servers offer, outputs, programs, what is new
+            for part in messages.call_parts(item, kind):
+                if part.content or part.arguments:
+                    draft.part(0, part)
 
     def _results(self, item: dict[str, JSON], kind: str) -> None:
-        """What the server's own tools gave, and what an MCP server offers."""
+        """What the server's own tools gave."""
         for part in messages.call_parts(item, kind):
-            if part.type == "tool_call_response" or kind.startswith("mcp_approval"):
+            if part.type == "tool_call_response":
                 self._draft.part(0, part)
 
     def _message(self, item: dict[str, JSON], key: object, ts_ns: int) -> None:

@@ -176,7 +176,7 @@ class ExchangeAssembly:
             self._guarded(lambda: dialect.decode_request(view, self.draft))
             left = read_left_over(view, reading, self.draft)
         self.draft.other_texts += left.found
-        if left.conversation:
+        if left.conversation and dialect is not None:
             self.anomaly("unknown_part")
         if has_token_ids(view.body):
             self.anomaly("prompt_token_ids")
@@ -357,7 +357,7 @@ class ExchangeAssembly:
     def _keep_left(self, left: LeftOver) -> None:
         known = {other.text for other in self.draft.other_texts}  # of the request: some servers repeat all of it
         self.draft.other_texts += [other for other in left.found if other.text not in known]
-        if left.conversation and "unknown_part" not in self._anomalies:
+        if left.conversation and self._dialect is not None and "unknown_part" not in self._anomalies:
             self.anomaly("unknown_part")
 
     def _streamed_late(self, view: ResponseView, raw: bytes) -> bool:

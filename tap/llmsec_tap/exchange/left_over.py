@@ -43,7 +43,7 @@ _DIGITS: Final = re.compile(r"\d")
 _NO_TEXT: Final = frozenset((int, float, bool, type(None)))
 # Tokens of the answer with their probabilities, and counts: the text itself stands elsewhere.
 _NUMBERS_ABOUT_TEXT: Final = frozenset(
-    ("logprobs", "top_logprobs", "prompt_logprobs", "prompt_token_ids", "usage", "usageMetadata", "embedding")
+    ("logprobs", "top_logprobs", "prompt_logprobs", "prompt_token_ids", "usage", "usageMetadata", "embedding", "partialArgs")
 )
 # The values of these tell one event from another, and are no text in any API.
 _NAMES_OF_EVENTS: Final = frozenset(
@@ -61,6 +61,14 @@ _CONVERSATION: Final = frozenset(
     ("messages", "contents", "input", "chat_history", "tool_results", "choices", "output", "outputs", "candidates", "content", "message",
      "delta", "item", "part", "content_block", "chunk", "start", "results", "response")
 )  # fmt: skip
+# Places inside it that are known and have no part of their own: schemas, settings that the answer repeats, what a server tells about its work.
+_KNOWN_BELOW: Final = frozenset(
+    ("tools", "instructions", "parameters", "schema", "text_format", "metadata", "finishMessage", "groundingMetadata", "provider_metadata", "trace",
+     "page_age", "warnings", "meta", "expires_at", "type", "container", "content_filter_result", "content_filter_results", "stop_details",
+     "provider", "tool_plan", "citation", "citations", "annotations", "reasoning_details", "file_data", "name", "filename", "safetyRatings",
+     "cache_control", "context_management", "additionalModelResponseFields", "performanceConfig", "previous_response_id", "error")
+)  # fmt: skip
+_SOURCES: Final = frozenset(("citation", "citations", "annotation", "annotations"))
 _MEMBER: Final = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -228,7 +236,7 @@ class StreamLeftOver:
                         found = True
                         self._piece(kind, value, (at, key), item)
                 elif (kind_of is dict or kind_of is list) and key not in _NUMBERS_ABOUT_TEXT:
-                    waiting.append((item, (at, key), in_delta or key == "delta"))
+                    waiting.append((item, (at, key), (in_delta or key == "delta") and key not in _SOURCES))
         return found
 
     def _is_taken(self, text: str) -> bool:
@@ -321,7 +329,7 @@ def _is_credential(text: str, place: _Place) -> bool:
 
 def _in_conversation(place: _Place) -> bool:
     names = list(_above(place))
-    return isinstance(names[-1], str) and names[-1] in _CONVERSATION and len(names) > 1
+    return isinstance(names[-1], str) and names[-1] in _CONVERSATION and len(names) > 1 and _KNOWN_BELOW.isdisjoint(names)
 
 
 def _texts_of_answer(draft: Draft) -> Iterator[str]:
