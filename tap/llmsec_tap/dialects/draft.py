@@ -147,6 +147,7 @@ class Draft:
 
     __slots__ = (
         "_is_full",
+        "_part_chars",
         "_parts",
         "_reserve",
         "_stride",
@@ -213,7 +214,8 @@ class Draft:
         self.last_text_ns = 0
         self._stride = 1
         self._untaken = 0
-        self.chars = 0  # of the answer, taken so far
+        self.chars = 0  # of what the model has said so far: text, reasoning, refusals, arguments
+        self._part_chars = 0
         self._tool_count = 0
         self._parts: set[tuple[str | None, ...]] = set()
 
@@ -287,10 +289,10 @@ class Draft:
             return  # some servers repeat their sources in every chunk
         others = (self.choices.get(choice) or self.choice(choice)).others
         size = _text_bytes(part.content) + _text_bytes(part.arguments)
-        self.chars += len(part.content or "") + len(part.arguments or "")
+        self._part_chars += len(part.content or "") + len(part.arguments or "")
         if len(others) >= MAX_TOOL_CALLS:
             self.anomaly("choice_limit")
-        elif self.chars > MAX_TEXT_CHARS:
+        elif self._part_chars > MAX_TEXT_CHARS:
             self.anomaly("text_limit")
         elif self._room(_PART_BYTES + size):
             self._parts.add(said)

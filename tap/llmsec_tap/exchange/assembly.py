@@ -28,6 +28,7 @@ from llmsec_tap.exchange.loose_json import texts_in
 from llmsec_tap.exchange.record import Facts, build_record
 from llmsec_tap.exchange.request_reading import fold_case, has_token_ids, needs_folding, read_body, read_left_over, scalars, settle
 from llmsec_tap.exchange.response_reading import late_framing, read_loose_answer
+from llmsec_tap.exchange.timing import characters_per_token
 from llmsec_tap.identity.credentials import Fingerprinter, credential_of
 from llmsec_tap.identity.non_inference import auxiliary, holds_texts
 from llmsec_tap.identity.who import identify
@@ -385,6 +386,13 @@ class ExchangeAssembly:
     def exchange_id(self) -> str:
         """The id that the record will have. It is settled once the request is whole: nothing of the answer is in it."""
         return self._digest.exchange_id(self.client, self.server, self._started_ns, self._ordinal, self.context.fingerprint)
+
+    @property
+    def output_tokens_so_far(self) -> int:
+        """Tokens of the answer at this moment: as the server states them, or as many as its characters make up. For rates while it streams."""
+        draft = self.draft
+        estimate = int(draft.chars / characters_per_token(draft.response_model or draft.request_model or ""))
+        return max(draft.usage.output_tokens or 0, estimate)
 
     def _record(self, ts_ns: int) -> Exchange:
         view, draft, dialect = self._view, self.draft, self._dialect

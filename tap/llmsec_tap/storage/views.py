@@ -85,7 +85,7 @@ _COMMENTS = {
     "tool_calls": "Calls the client is asked to run; arguments as text",
     "finish_reasons": "Why each choice ended, as on the wire, by choice",
     "usage": "Token counts as the server states them; absent ones null",
-    "usage_estimated": "Token counts made here where the server states none, and by which tokenizer",
+    "usage_estimated": "Token counts made here where the server states none, and how",
     "error_type": "Error the server named, also inside a stream that began with 200",
     "tenant": "Tenant, from configuration",
     "api_key_fingerprint": "Keyed HMAC of the credential, never the credential",
