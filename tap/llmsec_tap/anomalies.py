@@ -29,7 +29,7 @@ AnomalyName = Literal[
     "event_limit", "event_bad_json", "eventstream_bad_crc", "eventstream_bad_frame", "stream_unterminated",
     # providers
     "body_bad_json", "body_unreadable", "charset_not_utf8", "form_bad_part", "form_limit", "json_deep", "json_repeated_key",
-    "json_key_case", "json_trailing", "other_text_limit", "prompt_token_ids", "charset_differs", "json_limit", "json_not_strict",
+    "json_key_case", "json_trailing", "other_text_limit", "unknown_part", "prompt_token_ids", "charset_differs", "json_limit", "json_not_strict",
     "text_limit", "choice_limit", "decoder_error",
     # detection
     "detection_fault", "detection_incomplete", "findings_limit", "detection_without_model", "detection_skipped", "detection_set_aside",
@@ -110,6 +110,7 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     "json_key_case": "Fields of the request differ in case from what the API names; they were read as servers do that do not look at case.",
     "json_trailing": "Something followed the JSON value of the body; the value was read, the rest was scanned.",
     "other_text_limit": "Texts in places that no dialect names were more than the limit; what came first was kept.",
+    "unknown_part": "Text stood in a part of the conversation that its dialect does not know; it was kept and scanned, and the decoder should learn it.",
     "prompt_token_ids": "The prompt came as token ids, which are not text: it passed unread.",
     "charset_differs": "The body reads as other text in the charset that its type names; both readings were scanned.",
     "json_limit": "JSON that would take too much memory when decoded (very many values, or text of four bytes a character) was not decoded.",

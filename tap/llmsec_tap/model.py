@@ -54,8 +54,9 @@ class Part(msgspec.Struct, kw_only=True, omit_defaults=True):
     refusal        content
     tool_call      id, name, arguments (text)
     tool_call_response  id, name, content (text)
+    document       uri, content (title and text); given to the model, found by its tools, or cited by it
     blob, uri, file     modality, mime_type, uri (for `uri`), id (for `file`), size_bytes (for `blob`); never the bytes
-    other          name (the part's own type on the wire)
+    other          name (the part's own type on the wire), content (text, where it has any)
     """
 
     type: str
@@ -186,8 +187,8 @@ class Exchange(msgspec.Struct, kw_only=True):
     client: str
     server: str
     started_ns: int | None = None
+    first_byte_ns: int | None = None
     first_token_ns: int | None = None
-    first_text_ns: int | None = None
     ended_ns: int | None = None
     ttft_ms: float | None = None
     itl_ms_p50: float | None = None

@@ -1,7 +1,7 @@
-"""Token counts where a server states none, by a real tokenizer. They are estimates: templates add tokens that the wire does not show.
+"""Token counts where a server states none. They are estimates: templates add tokens that the wire does not show.
 
-OpenAI's vocabularies come with the `bpe-openai` package; for other models a `tokenizer.json` may be named. A model of a family
-whose tokenizer is not known gets no estimate: a count by another family's tokenizer would only look like a fact.
+By a real tokenizer where there is one: OpenAI's vocabularies come with the `bpe-openai` package, for any model a `tokenizer.json` may be
+named. Else by characters per token of the model's family, which `tokenizer` then says: nobody takes it for a count.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import ctypes
 import importlib.machinery
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 from llmsec_tap.errors import ConfigError
-from llmsec_tap.exchange.timing import rate
+from llmsec_tap.exchange.timing import characters_per_token, rate
 from llmsec_tap.model import EstimatedUsage, Exchange
 
 Counter = Callable[[str], int]
@@ -53,10 +54,7 @@ class TokenEstimator:
             return
         if usage.input_tokens is not None and (usage.output_tokens is not None or exchange.operation == "embeddings"):
             return
-        found = self._counter(exchange.response_model or exchange.request_model or "")
-        if found is None:
-            return
-        name, count = found
+        name, count = self._counter(exchange.response_model or exchange.request_model or "")
         estimate = EstimatedUsage(tokenizer=name)
         if usage.input_tokens is None and exchange.request.messages:
             estimate.input_tokens = self._input(exchange, count)
@@ -69,8 +67,8 @@ class TokenEstimator:
                 if text
             )
         exchange.usage_estimated = estimate
-        if exchange.output_tokens_per_s is None and estimate.output_tokens and exchange.first_text_ns and exchange.ended_ns:
-            exchange.output_tokens_per_s = rate(estimate.output_tokens, exchange.first_text_ns, exchange.ended_ns)
+        if exchange.output_tokens_per_s is None and estimate.output_tokens and exchange.first_token_ns and exchange.ended_ns:
+            exchange.output_tokens_per_s = rate(estimate.output_tokens, exchange.first_token_ns, exchange.ended_ns)
 
     @staticmethod
     def _input(exchange: Exchange, count: Counter) -> int:
@@ -82,7 +80,7 @@ class TokenEstimator:
             total += _TOKENS_PER_MESSAGE * len(messages) + _TOKENS_BEFORE_ANSWER
         return total
 
-    def _counter(self, model: str) -> tuple[str, Counter] | None:
+    def _counter(self, model: str) -> tuple[str, Counter]:
         if self._file is not None:
             return self._file
         for pattern, name in _FAMILIES:
@@ -92,8 +90,13 @@ class TokenEstimator:
                         self._library = (file, str(file))
                     self._counters[name] = _openai(name, *self._library) if self._library is not None else None
                 counter = self._counters[name]
-                return (name, counter) if counter is not None else None
-        return None
+                if counter is not None:
+                    return name, counter
+        return _by_characters(characters_per_token(model))
+
+
+def _by_characters(ratio: float) -> tuple[str, Counter]:
+    return f"{ratio:g} characters per token", lambda text: math.ceil(len(text) / ratio)
 
 
 def _library() -> Path | None:

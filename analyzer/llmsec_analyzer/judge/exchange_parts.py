@@ -98,7 +98,7 @@ def text_parts(exchange: Exchange) -> Iterator[TextPart]:
         if tool.description:
             yield TextPart(Place("request.tools", number), "tool", tool.description, "tool_definition", tool.name)
     for number, other in enumerate(exchange.other_texts):
-        role = "tool" if other.path.startswith("$.tools") else "assistant" if other.path == "response" else "user"
+        role = "tool" if other.path.startswith("$.tools") else "assistant" if other.path.startswith("response") else "user"
         yield TextPart(Place("other_texts", number), role, other.text, "other")
     yield from _of_messages("response.messages", exchange.response.messages)
     if exchange.response.error_message:

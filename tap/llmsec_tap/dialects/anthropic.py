@@ -21,6 +21,7 @@ from llmsec_tap.dialects.base import (
     list_of,
     text_of,
 )
+from llmsec_tap.dialects.calls import Calls
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.failures import read_stream_failure
@@ -72,7 +73,9 @@ class AnthropicMessages(BaseDialect):
             AnthropicReader(draft).whole(body, ts_ns)
 
     def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
-        return json_events(draft, AnthropicReader(draft).event)
+        reader = AnthropicReader(draft)
+        draft.at_end = lambda: reader.flush(draft.last_text_ns)
+        return json_events(draft, reader.event)
 
 
 class AnthropicComplete(BaseDialect):
@@ -95,7 +98,7 @@ class AnthropicComplete(BaseDialect):
 
     def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
         body = dict_of(body)
-        if body.get("type") == "error" or isinstance(body.get("error"), dict):
+        if body.get("type") == "error" or body.get("error"):
             read_stream_failure(body, draft)
             return
         if not isinstance(body.get("completion"), str):
@@ -112,15 +115,17 @@ class AnthropicComplete(BaseDialect):
 class AnthropicReader:
     """Whole answers and stream events. A tool's input may come whole at the start of its block, or as deltas: held until it stops."""
 
-    __slots__ = ("_draft", "_inputs", "_streamed")
+    __slots__ = ("_calls", "_draft", "_inputs", "_open", "_streamed")
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
+        self._calls = Calls(draft)
+        self._open: dict[int | None, int] = {}  # by block index: the key of the call that its deltas are of; None: the latest
         self._inputs: dict[int, JSON] = {}
         self._streamed: set[int] = set()
 
     def whole(self, body: dict[str, JSON], ts_ns: int) -> None:
-        if isinstance(body.get("error"), dict):
+        if body.get("error") or body.get("type") == "error":
             read_stream_failure(body, self._draft)
             return
         self._head(body)
@@ -129,7 +134,7 @@ class AnthropicReader:
         for index, block in enumerate(blocks):
             if isinstance(block, dict):
                 self._block(block, index, ts_ns)
-        self._flush(ts_ns)
+        self.flush(ts_ns)
         self._draft.finish(0, text_of(body.get("stop_reason")))
 
     def event(self, ts_ns: int, name: str | None, value: dict[str, JSON]) -> None:
@@ -147,23 +152,32 @@ class AnthropicReader:
             if isinstance(text, str):
                 index = _index(value)
                 if text:
-                    self._streamed.add(index)
-                    draft.tool_call(ts_ns, 0, index, arguments=text)
+                    key = self._open.get(index if index in self._open else None)
+                    if key is None:  # the block's start was lost
+                        key = self._open[index] = self._open[None] = self._calls.begin(0, index=index, id=None)
+                    self._streamed.add(key)
+                    draft.tool_call(ts_ns, 0, key, arguments=text)
                 return
             text = delta.get("thinking")
             if isinstance(text, str):
                 draft.reasoning(ts_ns, 0, text)
+            elif "citation" in delta:
+                messages.cite([delta["citation"]], draft, 0)
+            elif delta.get("type") == "compaction_delta":
+                draft.part(0, Part(type="other", name="compaction", content=text_of(delta.get("content"))))
         elif kind == "content_block_start":
             self._block(dict_of(value.get("content_block")), _index(value), ts_ns)
         elif kind == "content_block_stop":
-            self._close(_index(value), ts_ns)
+            index = _index(value)
+            self._close(self._open.get(index if index in self._open else None), ts_ns)
         elif kind == "message_start":
             self._head(dict_of(value.get("message")))
         elif kind == "message_delta":
-            anthropic_usage(value.get("usage"), draft)
+            anthropic_usage(value.get("usage") or dict_of(value.get("delta")).get("usage"), draft)
             draft.finish(0, text_of(dict_of(value.get("delta")).get("stop_reason")))
         elif kind == "message_stop":
-            self._flush(ts_ns)
+            anthropic_usage(value.get("usage") or dict_of(value.get("message")).get("usage"), draft)
+            self.flush(ts_ns)
             draft.terminated = True
         elif kind == "error":
             read_stream_failure(value, draft)
@@ -179,28 +193,36 @@ class AnthropicReader:
             draft.provider_hint = provider_of_anthropic_id(draft.response_id)
         anthropic_usage(message.get("usage"), draft)
 
-    def _block(self, block: dict[str, JSON], index: int, ts_ns: int) -> None:
+    def _block(self, block: dict[str, JSON], index: int | None, ts_ns: int) -> None:
         draft = self._draft
         kind = text_of(block.get("type")) or ""
         if kind == "text":
             text = text_of(block.get("text"))
             if text is not None:
                 draft.text(ts_ns, 0, text)
+            messages.cite(block.get("citations"), draft, 0)
         elif kind == "thinking":
             draft.reasoning(ts_ns, 0, text_of(block.get("thinking")) or "")
+        elif kind.endswith("tool_result"):  # of a tool that ran on the server, or of an MCP server it asked
+            for part in _block_parts(block):
+                draft.part(0, part)
+        elif kind == "compaction":
+            draft.part(0, _block_part(block))
         elif kind.endswith("tool_use"):  # tool_use is the client's; server_tool_use and mcp_tool_use ran already
-            self._inputs[index] = block.get("input")
-            draft.tool_call(ts_ns, 0, index, id=text_of(block.get("id")), name=text_of(block.get("name")), server_side=kind != "tool_use")
+            key = self._calls.begin(0, index=index, id=text_of(block.get("id")))
+            self._open[index] = self._open[None] = key
+            self._inputs[key] = block.get("input")
+            draft.tool_call(ts_ns, 0, key, id=text_of(block.get("id")), name=text_of(block.get("name")), server_side=kind != "tool_use")
 
-    def _close(self, index: int, ts_ns: int) -> None:
-        if index in self._inputs:
-            given = self._inputs.pop(index)
-            if index not in self._streamed and given is not None:
-                self._draft.tool_call(ts_ns, 0, index, arguments=given if isinstance(given, str) else dump_json(given))
+    def _close(self, key: int | None, ts_ns: int) -> None:
+        if key is not None and key in self._inputs:
+            given = self._inputs.pop(key)
+            if key not in self._streamed and given is not None:
+                self._draft.tool_call(ts_ns, 0, key, arguments=given if isinstance(given, str) else dump_json(given))
 
-    def _flush(self, ts_ns: int) -> None:
-        for index in list(self._inputs):
-            self._close(index, ts_ns)
+    def flush(self, ts_ns: int) -> None:
+        for key in list(self._inputs):
+            self._close(key, ts_ns)
 
 
 def anthropic_request(body: JSON, draft: Draft) -> None:
@@ -219,7 +241,17 @@ def _message(message: JSON) -> Message | None:
         return None
     content = message.get("content")
     blocks: list[JSON] = [{"type": "text", "text": content}] if isinstance(content, str) else list_of(content)
-    return Message(role=text_of(message.get("role")) or "user", parts=[_block_part(b) for b in blocks if isinstance(b, dict)])
+    return Message(
+        role=text_of(message.get("role")) or "user", parts=[part for b in blocks if isinstance(b, dict) for part in _block_parts(b)]
+    )
+
+
+def _block_parts(block: dict[str, JSON]) -> list[Part]:
+    """A block, and the sources that it cites."""
+    found = [_block_part(block)]
+    if block.get("citations") and isinstance(block["citations"], list):
+        found += [part for part in map(messages.document_part, block["citations"]) if part is not None]
+    return found
 
 
 def _block_part(block: dict[str, JSON]) -> Part:
@@ -229,9 +261,13 @@ def _block_part(block: dict[str, JSON]) -> Part:
         text = value if isinstance(value, str) else dump_json(value)
         return Part(type="tool_call", id=text_of(block.get("id")), name=text_of(block.get("name")), arguments=text)
     if kind.endswith("tool_result"):
-        return Part(type="tool_call_response", id=text_of(block.get("tool_use_id")), content=messages.plain_text(block.get("content")))
+        return Part(type="tool_call_response", id=text_of(block.get("tool_use_id")), content=_result_text(block.get("content")))
     if kind == "thinking":
         return Part(type="reasoning", content=text_of(block.get("thinking")) or "")
+    if kind == "compaction":
+        return Part(type="other", name=kind, content=text_of(block.get("content")))
+    if kind == "search_result" and (result := messages.document_part(block)) is not None:
+        return result
     source = block.get("source")
     if isinstance(source, dict):
         modality = messages.modality_of(kind)
@@ -239,16 +275,31 @@ def _block_part(block: dict[str, JSON]) -> Part:
             return messages.data_uri(source["url"], modality)
         if isinstance(source.get("file_id"), str):
             return Part(type="file", modality=modality, id=source["file_id"])
+        if source.get("type") in ("text", "content"):
+            said = [block.get("title"), source.get("data"), source.get("content"), block.get("context")]
+            return Part(type="document", content=messages.flat_text(said))
+        written = messages.text_file(source.get("data"), source.get("media_type"))
+        if written is not None:
+            return Part(type="document", content=messages.flat_text([block.get("title"), written, block.get("context")]))
         if source.get("type") == "base64":
             return messages.base64_part(source.get("data"), modality, source.get("media_type"))
         return Part(type="blob", modality=modality, mime_type=text_of(source.get("media_type")), size_bytes=_size(source.get("data")))
     return messages.content_part(block)
 
 
+def _result_text(content: JSON) -> str | None:
+    """What a tool gave: text parts as they are, of all other shapes (search results, documents, output of code) every text."""
+    if content is None or isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        return messages.plain_text(content)
+    return messages.flat_text(content)
+
+
 def _size(data: JSON) -> int | None:
     return len(data) if isinstance(data, str) else None
 
 
-def _index(value: dict[str, JSON]) -> int:
+def _index(value: dict[str, JSON]) -> int | None:
     index = value.get("index")
-    return index if isinstance(index, int) else 0
+    return index if isinstance(index, int) else None

@@ -217,6 +217,15 @@ def int_of(value: JSON) -> int | None:
     return None
 
 
+def count_of(value: JSON) -> int | None:
+    """A count as servers state it: an int, a float (rounded where a share was billed), digits in a text."""
+    if isinstance(value, str):
+        return int(value) if value.isascii() and value.isdigit() and len(value) < 19 else None
+    if isinstance(value, float) and 0 <= value < 1 << 53:
+        return round(value)
+    return int_of(value)
+
+
 def dict_of(value: JSON) -> dict[str, JSON]:
     return value if isinstance(value, dict) else {}
 

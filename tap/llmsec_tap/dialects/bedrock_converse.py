@@ -23,6 +23,7 @@ from llmsec_tap.dialects.base import (
     parse_json,
     text_of,
 )
+from llmsec_tap.dialects.calls import Calls
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.json_events import json_events
@@ -73,10 +74,12 @@ class BedrockConverse(BaseDialect):
 class ConverseReader:
     """Also reads Amazon Nova's own bodies, which have this shape inside InvokeModel."""
 
-    __slots__ = ("_draft", "_without_input")
+    __slots__ = ("_calls", "_draft", "_open", "_without_input")
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
+        self._calls = Calls(draft)
+        self._open: dict[int | None, int] = {}  # by block index: the key of the call that its deltas are of; None: the latest
         self._without_input: set[int] = set()
 
     def whole(self, body: dict[str, JSON], ts_ns: int) -> None:
@@ -103,10 +106,10 @@ class ConverseReader:
             if isinstance(start, dict):
                 self._block(start, value.get("contentBlockIndex"), ts_ns)
         elif name == "contentBlockStop":
-            self._close(value.get("contentBlockIndex"), ts_ns)
+            index = value.get("contentBlockIndex")
+            self._close(self._open.get(index if isinstance(index, int) and index in self._open else None), ts_ns)
         elif name == "messageStop":
-            for index in list(self._without_input):
-                self._close(index, ts_ns)
+            self.flush(ts_ns)
             draft.finish(0, text_of(value.get("stopReason")))
             draft.terminated = True
         elif name == "metadata":
@@ -127,7 +130,11 @@ class ConverseReader:
         call = block.get("toolUse")
         if isinstance(call, dict):
             given = call.get("input")
-            key = index if isinstance(index, int) else 0
+            identity = text_of(call.get("toolUseId"))
+            at = index if isinstance(index, int) else None
+            key = self._open.get(at if at in self._open else None)
+            if identity or key is None:
+                key = self._open[at] = self._open[None] = self._calls.begin(0, index=at, id=identity)
             if given:
                 self._without_input.discard(key)
             elif given is None:
@@ -136,7 +143,7 @@ class ConverseReader:
                 ts_ns,
                 0,
                 key,
-                id=text_of(call.get("toolUseId")),
+                id=identity,
                 name=text_of(call.get("name")),
                 arguments=given if isinstance(given, str) else dump_json(given) if given is not None else None,
                 server_side=call.get("type") == "server_tool_use",
@@ -146,12 +153,23 @@ class ConverseReader:
         if isinstance(cited, dict):
             for piece in list_of(cited.get("content")):
                 draft.text(ts_ns, 0, text_of(dict_of(piece).get("text")) or "")
+            messages.cite(cited.get("citations"), draft, 0)
+        messages.cite([block.get("citation")], draft, 0)
+        result = block.get("toolResult")
+        if isinstance(result, dict):  # of a tool that Bedrock ran
+            part = _part(block)
+            if part.content:
+                draft.part(0, part)
 
-    def _close(self, index: JSON, ts_ns: int) -> None:
+    def _close(self, key: int | None, ts_ns: int) -> None:
         """A tool without parameters streams no input; the whole form of the same answer has an empty object."""
-        if isinstance(index, int) and index in self._without_input:
-            self._without_input.discard(index)
-            self._draft.tool_call(ts_ns, 0, index, arguments="{}")
+        if key is not None and key in self._without_input:
+            self._without_input.discard(key)
+            self._draft.tool_call(ts_ns, 0, key, arguments="{}")
+
+    def flush(self, ts_ns: int) -> None:
+        for key in list(self._without_input):
+            self._close(key, ts_ns)
 
 
 def model_in_path(request: RequestView) -> str | None:
@@ -182,7 +200,13 @@ def converse_request(body: JSON, draft: Draft) -> None:
             parts = [_part(b) for b in blocks if isinstance(b, dict)]
             draft.messages.append(Message(role=text_of(message.get("role")) or "user", parts=parts))
     draft.input_text = messages.last_user_text(draft.messages)
-    messages.system(body.get("system"), draft)
+    system = body.get("system")
+    if isinstance(system, list):
+        parts = [_part(b) if isinstance(b, dict) else Part(type="text", content=str(b)) for b in system if isinstance(b, dict | str)]
+        draft.messages[:0] = [Message(role="system", parts=parts)] if parts else []
+    else:
+        messages.system(system, draft)
+    messages.variables(body.get("promptVariables"), draft)
     for tool in list_of(dict_of(body.get("toolConfig")).get("tools")):
         spec = dict_of(tool).get("toolSpec") or dict_of(tool).get("systemTool")
         if isinstance(spec, dict):
@@ -191,7 +215,7 @@ def converse_request(body: JSON, draft: Draft) -> None:
 
 
 def _part(block: dict[str, JSON]) -> Part:
-    text = block.get("text")
+    text = block.get("text", block.get("inputText"))
     if isinstance(text, str):
         return Part(type="text", content=text)
     call = block.get("toolUse")
@@ -199,10 +223,13 @@ def _part(block: dict[str, JSON]) -> Part:
         return Part(
             type="tool_call", id=text_of(call.get("toolUseId")), name=text_of(call.get("name")), arguments=dump_json(call.get("input"))
         )
+    guarded = block.get("guardContent")
+    if isinstance(guarded, dict) and isinstance(text_of(dict_of(guarded.get("text")).get("text")), str):
+        return Part(type="text", content=guarded["text"]["text"])
     result = block.get("toolResult")
     if isinstance(result, dict):
         texts = [
-            text_of(piece.get("text")) or dump_json(piece.get("json", piece))
+            text_of(piece.get("text")) or (dump_json(piece["json"]) if "json" in piece else messages.flat_text(piece))
             for piece in list_of(result.get("content"))
             if isinstance(piece, dict)
         ]
@@ -214,8 +241,18 @@ def _part(block: dict[str, JSON]) -> Part:
         media = block.get(kind)
         if isinstance(media, dict):
             source = dict_of(media.get("source"))
+            text = messages.text_file(source.get("bytes"), media.get("format")) or source.get("text")
+            said = messages.flat_text([text, source.get("content"), media.get("context")])
+            if said:
+                return Part(type="document", content=messages.flat_text([media.get("name"), said]))
             uri = dict_of(source.get("s3Location")).get("uri")
             if isinstance(uri, str):
                 return messages.data_uri(uri, kind)
             return messages.base64_part(source.get("bytes"), kind, media.get("format"))
+    found = block.get("searchResult")
+    if isinstance(found, dict) and (part := messages.document_part(found)) is not None:
+        return part
+    cited = block.get("citationsContent")
+    if isinstance(cited, dict):
+        return Part(type="text", content=messages.flat_text(cited.get("content")))
     return messages.content_part(block) if "type" in block else Part(type="other", name=next(iter(block), "other"))

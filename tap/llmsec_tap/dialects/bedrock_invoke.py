@@ -15,11 +15,12 @@ from typing import ClassVar, Final
 
 from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.anthropic import AnthropicReader, anthropic_request
-from llmsec_tap.dialects.base import JSON, EventHandler, NotJSON, RequestView, ResponseView, dict_of, int_of, list_of, parse_json, text_of
+from llmsec_tap.dialects.base import JSON, EventHandler, NotJSON, RequestView, ResponseView, count_of, dict_of, list_of, parse_json, text_of
 from llmsec_tap.dialects.bedrock_converse import ConverseReader, converse_request, model_in_path, stream_exception
 from llmsec_tap.dialects.cohere import CohereReader, cohere_v1_request
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.dialects.failures import read_stated_failure
 from llmsec_tap.dialects.openai_chat import Reader as OpenAIReader
 from llmsec_tap.dialects.vectors import count_vectors, dimensions
 
@@ -80,15 +81,23 @@ class BedrockInvoke(BaseDialect):
 
     def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
         read = _Reader(draft).read
+        overlooked = draft.overlooked
 
         def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
             if name is not None and name.startswith("exception:"):
                 stream_exception(name, data, draft)
                 return
             try:
-                wrapped = dict_of(parse_json(data)).get("bytes")
-                if isinstance(wrapped, str):
-                    read(parse_json(a2b_base64(wrapped), draft), ts_ns, streaming=True)
+                value = parse_json(data)
+                wrapped = dict_of(value).get("bytes")
+                inner = a2b_base64(wrapped) if isinstance(wrapped, str) else data
+                if inner is not data:
+                    value = parse_json(inner, draft)
+                before = draft.chars
+                read(value, ts_ns, streaming=True)
+                read_stated_failure(value, draft)
+                if overlooked is not None and isinstance(value, dict):
+                    overlooked.event(None, value, len(inner), draft.chars - before)
             except (NotJSON, binascii.Error, ValueError):
                 draft.unread_event(data)
 
@@ -144,7 +153,7 @@ class _Reader:
             self._output(body, 0, ts_ns, "generation", "stop_reason")
             self._counts(body.get("prompt_token_count"), body.get("generation_token_count"))
         elif "outputText" in body:  # Titan, streaming
-            self._output(body, int_of(body.get("index")) or 0, ts_ns, "outputText", "completionReason")
+            self._output(body, count_of(body.get("index")) or 0, ts_ns, "outputText", "completionReason")
             self._counts(body.get("inputTextTokenCount"), body.get("totalOutputTextTokenCount"))
         elif "results" in body:  # Titan
             for index, result in enumerate(list_of(body.get("results"))):
@@ -199,9 +208,9 @@ class _Reader:
 
     def _counts(self, given: JSON, made: JSON) -> None:
         usage = self._draft.usage
-        if (count := int_of(given)) is not None:
+        if (count := count_of(given)) is not None:
             usage.input_tokens = count
-        if (count := int_of(made)) is not None:
+        if (count := count_of(made)) is not None:
             usage.output_tokens = count
 
     def _embedding(self, body: dict[str, JSON]) -> None:
@@ -227,11 +236,11 @@ class _Reader:
     def _metrics(self, metrics: dict[str, JSON]) -> None:
         usage = self._draft.usage
         if usage.input_tokens is None:
-            usage.input_tokens = int_of(metrics.get("inputTokenCount"))
+            usage.input_tokens = count_of(metrics.get("inputTokenCount"))
         if usage.output_tokens is None:
-            usage.output_tokens = int_of(metrics.get("outputTokenCount"))
+            usage.output_tokens = count_of(metrics.get("outputTokenCount"))
         if usage.cached_input_tokens is None:
-            usage.cached_input_tokens = int_of(metrics.get("cacheReadInputTokenCount"))
+            usage.cached_input_tokens = count_of(metrics.get("cacheReadInputTokenCount"))
         if usage.cache_write_tokens is None:
-            usage.cache_write_tokens = int_of(metrics.get("cacheWriteInputTokenCount"))
+            usage.cache_write_tokens = count_of(metrics.get("cacheWriteInputTokenCount"))
         self._draft.terminated = True  # they come in the last chunk only

@@ -16,9 +16,11 @@ from llmsec_tap.dialects.base import (
     ResponseView,
     dict_of,
     dump_json,
+    int_of,
     list_of,
     text_of,
 )
+from llmsec_tap.dialects.calls import Calls
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.failures import read_stream_failure
@@ -100,6 +102,7 @@ class CohereChatV2(BaseDialect):
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         draft.request_model = text_of(request.get("model"))
         messages.chat_messages(request.get("messages"), draft)
+        messages.documents(request.get("documents"), draft)
         messages.tools(request.get("tools"), draft)
         messages.parameters(request.body, draft)
 
@@ -153,11 +156,12 @@ class CohereEmbed(BaseDialect):
 class CohereReader:
     """Both versions, whole or streamed: their field names do not meet."""
 
-    __slots__ = ("_calls", "_draft", "_streamed")
+    __slots__ = ("_calls", "_draft", "_streamed", "_v2")
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
         self._calls = 0
+        self._v2 = Calls(draft)
         self._streamed = False
 
     def read(self, value: dict[str, JSON], ts_ns: int) -> None:
@@ -178,7 +182,18 @@ class CohereReader:
             self._streamed = True
             draft.text(ts_ns, 0, text_of(value.get("text")) or "")
         elif event == "tool-calls-generation":
-            self._v1_calls(value.get("tool_calls"), ts_ns)
+            if not self._calls:  # else it repeats what came in chunks
+                self._v1_calls(value.get("tool_calls"), ts_ns)
+        elif event == "tool-calls-chunk":
+            piece = dict_of(value.get("tool_call_delta"))
+            index, name = int_of(piece.get("index")), text_of(piece.get("name"))
+            key = ("piece", self._v2.key(0, index=index, id=None, name=name))
+            arguments = text_of(piece.get("parameters")) or text_of(piece.get("raw_text"))
+            if name or piece.get("parameters"):
+                self._calls += 1
+                draft.tool_call(ts_ns, 0, key, name=name, arguments=arguments)
+        elif event == "search-results":
+            messages.cite(value.get("documents"), draft, 0)
         elif event == "stream-end":
             answer = dict_of(value.get("response"))
             if not self._streamed:
@@ -204,11 +219,18 @@ class CohereReader:
         elif isinstance(body.get("text"), str):
             draft.text(ts_ns, 0, body["text"])
         self._v1_calls(body.get("tool_calls"), ts_ns)
+        messages.cite(body.get("documents"), draft, 0)
+        messages.cite(body.get("search_results"), draft, 0)
         reason = text_of(body.get("finish_reason"))
         draft.finish(0, reason)
         if reason or body.get("is_finished") is True:
             draft.terminated = True
         cohere_usage(body.get("meta"), draft)
+
+    def _cite(self, citations: JSON) -> None:
+        """The documents and results of tools that an answer names as its sources."""
+        for citation in list_of(citations):
+            messages.cite(dict_of(citation).get("sources"), self._draft, 0)
 
     def _v1_calls(self, calls: JSON, ts_ns: int) -> None:
         for call in list_of(calls):
@@ -238,21 +260,23 @@ class CohereReader:
             for call in calls if isinstance(calls, list) else [calls]:
                 call = dict_of(call)
                 function = dict_of(call.get("function"))
-                draft.tool_call(
-                    ts_ns,
-                    0,
-                    value.get("index") if isinstance(value.get("index"), int) else 0,
-                    id=text_of(call.get("id")),
-                    name=text_of(function.get("name")),
-                    arguments=text_of(function.get("arguments")),
-                )
+                index, identity, name = int_of(value.get("index")), text_of(call.get("id")), text_of(function.get("name"))
+                if kind == "tool-call-start":
+                    key = self._v2.begin(0, index=index, id=identity)
+                else:
+                    key = self._v2.key(0, index=index, id=identity, name=name)
+                draft.tool_call(ts_ns, 0, key, id=identity, name=name, arguments=text_of(function.get("arguments")))
+        elif kind == "citation-start":
+            cited = message.get("citations")
+            self._cite(cited if isinstance(cited, list) else [cited])
         elif kind == "message-start":
             draft.response_id = draft.response_id or text_of(value.get("id"))
         elif kind == "message-end":
             draft.finish(0, text_of(delta.get("finish_reason")))
-            cohere_usage(delta.get("usage"), draft)
-            if isinstance(delta.get("error"), str):
-                draft.error(None, delta["error"])
+            cohere_usage(delta.get("usage") or value.get("usage"), draft)
+            kind_of_error = text_of(delta.get("error_type"))
+            if isinstance(delta.get("error"), str) or kind_of_error:
+                draft.error(kind_of_error, text_of(delta.get("error")) or text_of(delta.get("message")))
             draft.terminated = True
 
     def _v2_whole(self, body: dict[str, JSON], ts_ns: int) -> None:
@@ -265,6 +289,10 @@ class CohereReader:
             if isinstance(part.get("text"), str):
                 draft.text(ts_ns, 0, part["text"])
             draft.reasoning(ts_ns, 0, text_of(part.get("thinking")) or "")
+        self._cite(message.get("citations"))
+        plan = text_of(message.get("tool_plan"))
+        if plan:
+            draft.part(0, Part(type="reasoning", name="tool_plan", content=plan))
         for index, call in enumerate(list_of(message.get("tool_calls"))):
             call = dict_of(call)
             function = dict_of(call.get("function"))
@@ -291,6 +319,7 @@ def cohere_v1_request(body: JSON, draft: Draft) -> None:
         name = text_of(dict_of(result.get("call")).get("name"))
         part = Part(type="tool_call_response", name=name, content=dump_json(result.get("outputs")))
         draft.messages.append(Message(role="tool", parts=[part]))
+    messages.documents(body.get("documents"), draft)
     messages.system(body.get("preamble"), draft)
     messages.tools(body.get("tools"), draft)
     messages.parameters(body, draft)

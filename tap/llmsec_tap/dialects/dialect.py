@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from llmsec_tap.dialects.base import JSON, EventHandler, RequestView, ResponseView
 from llmsec_tap.dialects.draft import Draft
-from llmsec_tap.dialects.failures import read_failure
+from llmsec_tap.dialects.failures import read_failure, read_stated_failure
 from llmsec_tap.dialects.json_events import json_events
 from llmsec_tap.model import Framing
 
@@ -33,6 +33,7 @@ class BaseDialect:
             read_failure(response, body, draft)
         elif body is not None:
             self.answer(request, response, body, ts_ns, draft)
+            read_stated_failure(body, draft)
 
     def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
         """A whole answer with a status below 400 and a body that is JSON."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from llmsec_tap.account import no_account
 from llmsec_tap.anomalies import AnomalyName
@@ -41,13 +41,26 @@ class DeltaListener(Protocol):
     def finished(self, exchange: Exchange) -> None: ...
 
 
+class Overlooked(Protocol):
+    """Told of each event of a stream after its dialect has read it, to find what the dialect left.
+
+    `spare`: of events without a type, the bytes beside taken text that were seen to hold no other; -1 as long as that is not known.
+    """
+
+    spare: int
+
+    def event(self, name: str | None, value: dict[str, Any], size: int, taken: int) -> None:
+        """`size` is that of the event's data, `taken` how many characters of it the draft took."""
+
+
 class TextBuffer:
     """Deltas joined in linear time and with little memory: the list is folded every few hundred parts."""
 
-    __slots__ = ("_folded", "chars", "given", "parts")
+    __slots__ = ("_folded", "_last", "chars", "given", "parts")
 
     def __init__(self) -> None:
         self._folded: list[str] = []
+        self._last = ""  # of what was folded
         self.parts: list[str] = []
         self.chars = 0
         self.given = False  # also an empty string was sent: "" and absent differ
@@ -61,9 +74,24 @@ class TextBuffer:
     def fold(self) -> str:
         """Join what came since the last time; returns that."""
         text = "".join(self.parts)
+        if self.parts:
+            self._last = self.parts[-1]
         self._folded.append(text)
         self.parts.clear()
         return text
+
+    @property
+    def last(self) -> str:
+        """What was appended last, the same object."""
+        return self.parts[-1] if self.parts else self._last
+
+    def whole(self) -> str:
+        """All of it, joined at most once for what comes between two calls."""
+        if self.parts:
+            self.fold()
+        if len(self._folded) != 1:
+            self._folded = ["".join(self._folded)]
+        return self._folded[0]
 
     def replace(self, text: str) -> None:
         self._folded.clear()
@@ -90,7 +118,7 @@ class ToolCallDraft:
 class Choice:
     """One choice (OpenAI), candidate (Gemini) or output of the answer."""
 
-    __slots__ = ("finish_reason", "reasoning", "refusal", "role", "text", "tool_calls")
+    __slots__ = ("finish_reason", "others", "reasoning", "refusal", "role", "text", "tool_calls")
 
     def __init__(self) -> None:
         self.role = "assistant"
@@ -98,6 +126,7 @@ class Choice:
         self.reasoning = TextBuffer()
         self.refusal = TextBuffer()
         self.tool_calls: dict[object, ToolCallDraft] = {}
+        self.others: list[Part] = []  # what the server's own tools gave, sources that are cited, …
         self.finish_reason: str | None = None
 
     def message(self) -> Message:
@@ -109,6 +138,7 @@ class Choice:
         if self.refusal:
             parts.append(Part(type="refusal", content=str(self.refusal)))
         parts += [Part(type="tool_call", id=call.id, name=call.name, arguments=str(call.arguments)) for call in self.tool_calls.values()]
+        parts += self.others
         return Message(role=self.role, parts=parts, finish_reason=self.finish_reason)
 
 
@@ -116,20 +146,22 @@ class Draft:
     """Everything said so far about one exchange. Attributes are plain; dialects set them as they learn."""
 
     __slots__ = (
-        "_chars",
         "_is_full",
+        "_part_chars",
+        "_parts",
         "_reserve",
         "_stride",
         "_tool_count",
         "_untaken",
         "anomalies",
+        "at_end",
+        "chars",
         "choices",
         "embedding_dimensions",
         "embeddings",
         "error_message",
         "error_type",
         "events",
-        "first_event_ns",
         "first_text_ns",
         "gaps_ns",
         "input_text",
@@ -138,6 +170,7 @@ class Draft:
         "messages",
         "operation",
         "other_texts",
+        "overlooked",
         "parameters",
         "provider_hint",
         "request_model",
@@ -170,18 +203,21 @@ class Draft:
         self.embedding_dimensions: int | None = None
         self.events = 0
         self.terminated = False  # the stream's own closing event was seen
-        self.first_event_ns: int | None = None  # of a stream; set by the caller, as `events` is
-        self.first_text_ns: int | None = None  # the first text, reasoning or tool call
+        self.first_text_ns: int | None = None  # the first text, reasoning, refusal or tool call
         self.gaps_ns: array[int] = array("q")
         self.anomalies: dict[AnomalyName, int] = {}
         self.other_texts: list[OtherText] = []
         self.unread: list[bytes] = []  # data of events that no dialect could read; a few, for detection to look at
         self.listener = listener
+        self.overlooked: Overlooked | None = None
+        self.at_end: Callable[[], None] | None = None  # of a stream's reader: nothing more comes, what is held back is all there is
         self.last_text_ns = 0
         self._stride = 1
         self._untaken = 0
-        self._chars = 0
+        self.chars = 0  # of what the model has said so far: text, reasoning, refusals, arguments
+        self._part_chars = 0
         self._tool_count = 0
+        self._parts: set[tuple[str | None, ...]] = set()
 
     # --- increments of the answer -------------------------------------------------------------------------------------
 
@@ -202,9 +238,11 @@ class Draft:
             if whole.startswith(old):
                 self.text(ts_ns, choice, whole[len(old) :])
                 return
+        is_new = bool(whole)
         buffer.replace(whole)
         buffer.given = True
-        self._tick(ts_ns)
+        if is_new:
+            self._tick(ts_ns)
 
     def reasoning(self, ts_ns: int, choice: int, text: str) -> None:
         if text:
@@ -243,6 +281,22 @@ class Draft:
             self._part(ts_ns, choice, call.arguments, "tool_call", arguments)
         elif name:
             self._tick(ts_ns)
+
+    def part(self, choice: int, part: Part) -> None:
+        """A part of the answer that is neither its own text nor a call to the client: a result of the server's tools, a cited source."""
+        said = (part.type, part.id, part.name, part.uri, part.content, part.arguments)
+        if said in self._parts:
+            return  # some servers repeat their sources in every chunk
+        others = (self.choices.get(choice) or self.choice(choice)).others
+        size = _text_bytes(part.content) + _text_bytes(part.arguments)
+        self._part_chars += len(part.content or "") + len(part.arguments or "")
+        if len(others) >= MAX_TOOL_CALLS:
+            self.anomaly("choice_limit")
+        elif self._part_chars > MAX_TEXT_CHARS:
+            self.anomaly("text_limit")
+        elif self._room(_PART_BYTES + size):
+            self._parts.add(said)
+            others.append(part)
 
     def finish(self, choice: int, reason: str | None) -> None:
         if reason:
@@ -314,8 +368,8 @@ class Draft:
 
     def _part(self, ts_ns: int, choice: int, buffer: TextBuffer, kind: str, text: str) -> None:
         size = len(text)
-        self._chars += size
-        if self._chars > MAX_TEXT_CHARS or self._is_full:
+        self.chars += size
+        if self.chars > MAX_TEXT_CHARS or self._is_full:
             self.anomaly("memory_limit" if self._is_full else "text_limit")
             return
         # TextBuffer.append and _tick, written out: this runs once per streamed token, and a call costs as much as its body.

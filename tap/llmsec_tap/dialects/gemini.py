@@ -23,10 +23,11 @@ from llmsec_tap.dialects.base import (
 )
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
-from llmsec_tap.dialects.failures import read_stream_failure
+from llmsec_tap.dialects.failures import read_stated_failure, read_stream_failure
 from llmsec_tap.dialects.json_events import json_events
 from llmsec_tap.dialects.usage import gemini_usage
 from llmsec_tap.dialects.vectors import count_vectors, dimensions
+from llmsec_tap.limits import MAX_OTHER_TEXT_CHARS
 from llmsec_tap.model import Framing, Message, Part, ToolDefinition
 
 _GENERATE: Final = re.compile(r":(stream)?[gG]enerateContent$")
@@ -75,9 +76,11 @@ class GeminiGenerate(BaseDialect):
         for chunk in body if isinstance(body, list) else [body]:
             if isinstance(chunk, dict):
                 reader.read(chunk, ts_ns)
+        reader.end(ts_ns)
 
     def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
         reader = _Reader(draft)
+        draft.at_end = lambda: reader.end(draft.last_text_ns)
         return json_events(draft, lambda ts_ns, _name, value: reader.read(value, ts_ns))
 
     def framing(self, request: RequestView, response: ResponseView) -> Framing | None:
@@ -151,12 +154,40 @@ class VertexPredict(BaseDialect):
                 draft.text(ts_ns, index, prediction["content"])
 
 
+class _Call:
+    """A function call that comes in pieces: its arguments so far, by path."""
+
+    __slots__ = ("arguments", "given", "id", "key", "name", "open", "size", "texts")
+
+    def __init__(self, key: int) -> None:
+        self.key = key
+        self.id: str | None = None
+        self.name: str | None = None
+        self.arguments: JSON = {}
+        self.given = False  # arguments came
+        self.open: str | None = None  # the path of the text that goes on
+        self.texts: list[tuple[JSON, str | int, list[str]]] = []  # where texts of several pieces go, and their pieces
+        self.size = 0  # characters held
+
+    def whole(self) -> JSON:
+        for place, step, pieces in self.texts:
+            place[step] = "".join(pieces)
+        self.texts.clear()
+        return self.arguments
+
+
 class _Reader:
-    __slots__ = ("_calls", "_draft")
+    """Calls come whole, or in pieces that `willContinue` ties together: `partialArgs` with a JSON path each, or plain `args` later on.
+
+    Their arguments are made into text when the call ends.
+    """
+
+    __slots__ = ("_calls", "_draft", "_open")
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
         self._calls = 0
+        self._open: dict[int, _Call] = {}  # by candidate
 
     def read(self, chunk: dict[str, JSON], ts_ns: int) -> None:
         draft = self._draft
@@ -164,6 +195,7 @@ class _Reader:
         if isinstance(inner, dict):
             chunk = inner
         if chunk.get("error"):
+            self.end(ts_ns)
             read_stream_failure(chunk, draft)
             return
         version = chunk.get("modelVersion")
@@ -177,37 +209,162 @@ class _Reader:
         usage = chunk.get("usageMetadata")
         if usage is not None:
             gemini_usage(usage, draft)
+        if "promptFeedback" in chunk:
+            read_stated_failure(chunk, draft)
+            draft.terminated = draft.terminated or draft.error_type is not None
 
     def _candidate(self, candidate: dict[str, JSON], position: int, ts_ns: int) -> None:
         draft = self._draft
         index = candidate.get("index")
         if not isinstance(index, int):
             index = position
-        for part in list_of(dict_of(candidate.get("content")).get("parts")):
-            if not isinstance(part, dict):
-                continue
-            text = part.get("text")
-            call = part.get("functionCall")
-            if isinstance(text, str):
-                if part.get("thought") is True:
-                    draft.reasoning(ts_ns, index, text)
-                else:
-                    draft.text(ts_ns, index, text)
-            elif isinstance(call, dict):
-                self._calls += 1
-                arguments = call.get("args")
-                draft.tool_call(
-                    ts_ns,
-                    index,
-                    self._calls,
-                    id=text_of(call.get("id")),
-                    name=text_of(call.get("name")),
-                    arguments=dump_json(arguments if arguments is not None else {}),
-                )
+        content = candidate.get("content")
+        parts = dict_of(content).get("parts")
+        for part in parts if isinstance(parts, list) else [parts]:
+            if isinstance(part, dict):
+                self._part(part, index, ts_ns)
+        if isinstance(candidate.get("output"), str):  # PaLM
+            draft.text(ts_ns, index, candidate["output"])
+        grounding = candidate.get("groundingMetadata")
+        if isinstance(grounding, dict):
+            messages.cite(grounding.get("groundingChunks"), draft, index)
+        messages.cite(dict_of(candidate.get("citationMetadata")).get("citationSources"), draft, index)
         reason = candidate.get("finishReason")
         if isinstance(reason, str) and reason:
+            self._close(index, ts_ns)
             draft.finish(index, reason)
             draft.terminated = True
+            if reason not in _GOOD_ENDS and isinstance(candidate.get("finishMessage"), str):
+                draft.error_message = draft.error_message or candidate["finishMessage"]
+
+    def _part(self, part: dict[str, JSON], index: int, ts_ns: int) -> None:
+        draft = self._draft
+        text = part.get("text")
+        call = part.get("functionCall")
+        if isinstance(text, str):
+            if part.get("thought") is True:
+                draft.reasoning(ts_ns, index, text)
+            else:
+                draft.text(ts_ns, index, text)
+        elif isinstance(call, dict):
+            self._piece(call, index, ts_ns)
+        elif isinstance(part.get("executableCode"), dict):
+            self._calls += 1
+            code = part["executableCode"]
+            draft.tool_call(
+                ts_ns,
+                index,
+                self._calls,
+                id=text_of(code.get("id")),
+                name="code_execution",
+                arguments=text_of(code.get("code")),
+                server_side=True,
+            )
+        elif isinstance(part.get("toolCall"), dict):
+            self._calls += 1
+            ran = part["toolCall"]
+            name = text_of(ran.get("toolType")) or text_of(ran.get("name"))
+            draft.tool_call(
+                ts_ns, index, self._calls, id=text_of(ran.get("id")), name=name, arguments=dump_json(ran.get("args")), server_side=True
+            )
+        else:
+            found = _part(part)
+            if found is not None and found.content:
+                draft.part(index, found)
+
+    def _piece(self, call: dict[str, JSON], index: int, ts_ns: int) -> None:
+        name = text_of(call.get("name")) or None
+        known = self._open.get(index)
+        if known is not None and name and not self._continues(known, call):
+            self._close(index, ts_ns)
+            known = None
+        goes_on = call.get("willContinue") is True
+        if known is None:
+            if not name and not goes_on and not call:
+                return  # the end of a call that has ended
+            self._calls += 1
+            known = self._open[index] = _Call(self._calls)
+        known.id, known.name = text_of(call.get("id")) or known.id, name or known.name
+        if goes_on:
+            self._draft.tool_call(ts_ns, index, known.key, id=known.id, name=name)
+        arguments = call.get("args")
+        if arguments is not None:
+            known.given = True
+            if isinstance(arguments, dict) and isinstance(known.arguments, dict):
+                known.arguments.update(arguments)
+            else:
+                known.arguments = arguments
+        for piece in list_of(call.get("partialArgs")):
+            if isinstance(piece, dict):
+                known.given = True
+                if known.size > MAX_OTHER_TEXT_CHARS:
+                    self._draft.anomaly("text_limit")
+                    break
+                _put(known, piece)
+        if not goes_on:
+            self._close(index, ts_ns)
+
+    @staticmethod
+    def _continues(known: _Call, call: dict[str, JSON]) -> bool:
+        """Whether a piece with a name is more of the open call: with the same id, or the same name and nothing that begins anew."""
+        identity = text_of(call.get("id"))
+        if identity and known.id:
+            return identity == known.id
+        return known.name in (None, call.get("name")) and ("partialArgs" in call or not known.given)
+
+    def _close(self, index: int, ts_ns: int) -> None:
+        """The call has all its arguments. One without any has an empty object."""
+        known = self._open.pop(index, None)
+        if known is not None:
+            self._draft.tool_call(ts_ns, index, known.key, id=known.id, name=known.name, arguments=dump_json(known.whole()))
+
+    def end(self, ts_ns: int) -> None:
+        """Nothing more comes: what has come of calls is all there is."""
+        for index in list(self._open):
+            self._close(index, ts_ns)
+
+
+_GOOD_ENDS: Final = frozenset(("STOP", "MAX_TOKENS", "FINISH_REASON_UNSPECIFIED"))
+_STEP: Final = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]|\[[\'\"]([^\'\"]*)[\'\"]\]")
+_MAX_STEPS = 32
+_MAX_PLACES = 4096
+
+
+def _put(call: _Call, piece: dict[str, JSON]) -> None:
+    """One of `partialArgs`: a value at a JSON path (RFC 9535); a text goes on where the piece before it said so."""
+    path = text_of(piece.get("jsonPath")) or text_of(piece.get("json_path")) or "$"
+    value: JSON = next((piece[kind] for kind in ("stringValue", "numberValue", "boolValue") if kind in piece), None)
+    steps: list[str | int] = [
+        int(found[2]) if found[2] is not None else found[1] or found[3] or "" for found in _STEP.finditer(path.removeprefix("$"))
+    ]
+    call.size += len(path) + (len(value) if isinstance(value, str) else 0)
+    goes_on = piece.get("willContinue") is True
+    is_more = isinstance(value, str) and call.open == path
+    call.open = path if goes_on else None
+    if is_more:
+        call.texts[-1][2].append(value)
+        return
+    at: JSON = call.arguments
+    for number, step in enumerate(steps[:_MAX_STEPS]):
+        if isinstance(step, int):
+            if not isinstance(at, list) or step > min(len(at), _MAX_PLACES):
+                break
+            if step == len(at):
+                at.append(None)
+        elif not isinstance(at, dict) or (step not in at and len(at) >= _MAX_PLACES):
+            break
+        if number == len(steps) - 1:
+            at[step] = value
+            if goes_on and isinstance(value, str):
+                call.texts.append((at, step, [value]))
+            else:
+                call.open = None
+            return
+        here = at[step] if isinstance(step, int) else at.get(step)
+        if not isinstance(here, dict | list):
+            at[step] = here = [] if isinstance(steps[number + 1], int) else {}
+        at = here
+    call.open = None
 
 
 def model_in_path(request: RequestView) -> str | None:
@@ -249,9 +406,29 @@ def _part(part: JSON) -> Part | None:
             name=text_of(result.get("name")),
             content=dump_json(result.get("response")),
         )
+    code = part.get("executableCode") or part.get("executable_code")
+    if isinstance(code, dict):
+        return Part(type="tool_call", id=text_of(code.get("id")), name="code_execution", arguments=text_of(code.get("code")) or "")
+    result = part.get("codeExecutionResult") or part.get("code_execution_result")
+    if isinstance(result, dict):
+        return Part(type="tool_call_response", id=text_of(result.get("id")), name="code_execution", content=text_of(result.get("output")))
+    call = part.get("toolCall")
+    if isinstance(call, dict):
+        return Part(type="tool_call", id=text_of(call.get("id")), name=text_of(call.get("toolType")), arguments=dump_json(call.get("args")))
+    result = part.get("toolResponse")
+    if isinstance(result, dict):
+        return Part(
+            type="tool_call_response",
+            id=text_of(result.get("id")),
+            name=text_of(result.get("toolType")) or text_of(result.get("name")),
+            content=messages.flat_text(result.get("response")),
+        )
     blob = part.get("inlineData") or part.get("inline_data")
     if isinstance(blob, dict):
         mime = text_of(blob.get("mimeType")) or text_of(blob.get("mime_type"))
+        said = messages.text_file(blob.get("data"), mime)
+        if said is not None:
+            return Part(type="document", content=said)
         return messages.base64_part(blob.get("data"), messages.modality_of(mime or ""), mime)
     file = part.get("fileData") or part.get("file_data")
     if isinstance(file, dict):

@@ -11,11 +11,13 @@ import re
 from typing import ClassVar, Final
 
 from llmsec_tap.dialects import claims, messages
-from llmsec_tap.dialects.base import JSON, RequestView, ResponseView, dict_of, int_of, list_of, text_of
+from llmsec_tap.dialects.base import JSON, EventHandler, RequestView, ResponseView, count_of, dict_of, dump_json, list_of, text_of
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.failures import read_stream_failure
+from llmsec_tap.dialects.json_events import json_events
 from llmsec_tap.dialects.openai_chat import OpenAIChat
+from llmsec_tap.dialects.openai_chat import Reader as OpenAIReader
 from llmsec_tap.dialects.usage import openai_usage
 from llmsec_tap.dialects.vectors import dimensions
 
@@ -59,9 +61,9 @@ class WatsonxGenerate(BaseDialect):
                 draft.terminated = True
             if index == 0:
                 # The first chunk states the input and no output, the later ones the reverse: zero means unsaid there.
-                if count := int_of(result.get("input_token_count")):
+                if count := count_of(result.get("input_token_count")):
                     draft.usage.input_tokens = count
-                if (count := int_of(result.get("generated_token_count"))) is not None:
+                if (count := count_of(result.get("generated_token_count"))) is not None:
                     draft.usage.output_tokens = count
 
 
@@ -102,7 +104,7 @@ class WatsonxEmbed(BaseDialect):
         draft.embeddings = len(results)
         if results:
             draft.embedding_dimensions = dimensions(dict_of(results[0]).get("embedding"))
-        draft.usage.input_tokens = int_of(body.get("input_token_count"))
+        draft.usage.input_tokens = count_of(body.get("input_token_count"))
 
 
 class AlephAlphaComplete(BaseDialect):
@@ -136,15 +138,15 @@ class AlephAlphaComplete(BaseDialect):
                 draft.text(ts_ns, index, output["completion"])
             draft.finish(index, text_of(output.get("finish_reason")))
         if body.get("type") == "stream_chunk" and isinstance(body.get("completion"), str):
-            draft.text(ts_ns, int_of(body.get("index")) or 0, body["completion"])
+            draft.text(ts_ns, count_of(body.get("index")) or 0, body["completion"])
         elif body.get("type") == "stream_summary":
-            draft.finish(int_of(body.get("index")) or 0, text_of(body.get("finish_reason")))
+            draft.finish(count_of(body.get("index")) or 0, text_of(body.get("finish_reason")))
         elif body.get("type") == "completion_summary":
             draft.terminated = True
         draft.response_model = draft.response_model or text_of(body.get("model_version"))
-        if (count := int_of(body.get("num_tokens_prompt_total"))) is not None:
+        if (count := count_of(body.get("num_tokens_prompt_total"))) is not None:
             draft.usage.input_tokens = count
-        if (count := int_of(body.get("num_tokens_generated"))) is not None:
+        if (count := count_of(body.get("num_tokens_generated"))) is not None:
             draft.usage.output_tokens = count
 
 
@@ -184,10 +186,10 @@ class ReplicatePredict(BaseDialect):
         if texts and not texts[0].startswith(("http://", "https://", "data:")):
             draft.text(ts_ns, 0, "".join(texts))
         metrics = dict_of(body.get("metrics"))
-        draft.usage.input_tokens = int_of(metrics.get("input_token_count"))
-        draft.usage.output_tokens = int_of(metrics.get("output_token_count"))
+        draft.usage.input_tokens = count_of(metrics.get("input_token_count"))
+        draft.usage.output_tokens = count_of(metrics.get("output_token_count"))
         if isinstance(body.get("error"), str) and body["error"]:
-            draft.error("failed", body["error"])
+            draft.error(text_of(body.get("error_type")) or "failed", body["error"])
 
 
 class CloudflareRun(BaseDialect):
@@ -212,14 +214,25 @@ class CloudflareRun(BaseDialect):
         messages.tools(request.get("tools"), draft)
         messages.parameters(request.body, draft)
 
+    def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
+        chat = OpenAIReader(draft)
+        return json_events(draft, lambda ts_ns, _name, value: self._answer(value, ts_ns, draft, chat))
+
     def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
-        body = dict_of(body)
+        self._answer(dict_of(body), ts_ns, draft, OpenAIReader(draft, whole=True))
+
+    def _answer(self, body: dict[str, JSON], ts_ns: int, draft: Draft, chat: OpenAIReader) -> None:
         result = dict_of(body.get("result")) or body
         if isinstance(result.get("response"), str):
             draft.text(ts_ns, 0, result["response"])
-        for index, call in enumerate(list_of(result.get("tool_calls"))):
-            part = messages.tool_call_part(call)
-            draft.tool_call(ts_ns, 0, index, id=part.id, name=part.name, arguments=part.arguments)
+        elif isinstance(result.get("response"), dict):  # JSON was asked for
+            draft.text(ts_ns, 0, dump_json(result["response"]))
+        if "choices" in result:  # newer models answer as OpenAI's do
+            chat.read(result, ts_ns)
+            return
+        for call in list_of(result.get("tool_calls")):
+            if isinstance(call, dict):
+                chat.call(call, 0, ts_ns)
         openai_usage(result.get("usage"), draft)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from llmsec_tap.dialects import claims, messages
-from llmsec_tap.dialects.base import JSON, RequestView, ResponseView, dict_of, int_of, list_of, text_of
+from llmsec_tap.dialects.base import JSON, RequestView, ResponseView, count_of, dict_of, list_of, text_of
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.failures import read_stream_failure
@@ -64,7 +64,7 @@ class SGLangGenerate(BaseDialect):
             return
         if draft.response_id is None:
             draft.response_id = text_of(meta.get("id"))
-        made = int_of(meta.get("completion_tokens"))
+        made = count_of(meta.get("completion_tokens"))
         text = output.get("text")
         if isinstance(text, str):
             ids = output.get("output_ids")
@@ -74,13 +74,13 @@ class SGLangGenerate(BaseDialect):
                 draft.cumulative_text(ts_ns, index, text)
         if index == 0:
             usage = draft.usage
-            if (count := int_of(meta.get("prompt_tokens"))) is not None:
+            if (count := count_of(meta.get("prompt_tokens"))) is not None:
                 usage.input_tokens = count
             if made is not None:
                 usage.output_tokens = made
-            if (count := int_of(meta.get("cached_tokens"))) is not None:
+            if (count := count_of(meta.get("cached_tokens"))) is not None:
                 usage.cached_input_tokens = count
-            if (count := int_of(meta.get("reasoning_tokens"))) is not None:
+            if (count := count_of(meta.get("reasoning_tokens"))) is not None:
                 usage.reasoning_tokens = count
         reason = meta.get("finish_reason")
         kind = text_of(dict_of(reason).get("type")) if isinstance(reason, dict) else text_of(reason)
@@ -169,11 +169,11 @@ class LlamaCppCompletion(BaseDialect):
         draft.text(ts_ns, index, output["content"])
         draft.response_model = draft.response_model or text_of(output.get("model"))
         if index == 0:
-            if (count := int_of(output.get("tokens_evaluated"))) is not None:
+            if (count := count_of(output.get("tokens_evaluated"))) is not None:
                 draft.usage.input_tokens = count
-            if (count := int_of(output.get("tokens_predicted"))) is not None:
+            if (count := count_of(output.get("tokens_predicted"))) is not None:
                 draft.usage.output_tokens = count
-            if (count := int_of(output.get("tokens_cached"))) is not None and output.get("stop") is True:
+            if (count := count_of(output.get("tokens_cached"))) is not None and output.get("stop") is True:
                 draft.usage.cached_input_tokens = _cached(output)
         if output.get("stop") is True:
             draft.finish(index, text_of(output.get("stop_type")) or _older_stop(output))
@@ -211,4 +211,4 @@ def _older_stop(output: dict[str, JSON]) -> str | None:
 
 def _cached(output: dict[str, JSON]) -> int | None:
     """Prompt tokens that were not evaluated anew; `tokens_cached` itself is the whole context in use."""
-    return int_of(dict_of(output.get("timings")).get("cache_n"))
+    return count_of(dict_of(output.get("timings")).get("cache_n"))

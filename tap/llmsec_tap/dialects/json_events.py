@@ -6,14 +6,23 @@ from collections.abc import Callable
 
 from llmsec_tap.dialects.base import JSON, EventHandler, NotJSON, parse_json
 from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.dialects.failures import read_stated_failure
 
 
 def json_events(draft: Draft, on_object: Callable[[int, str | None, dict[str, JSON]], None]) -> EventHandler:
     """A handler that gives each event's object to `on_object` (capture time, event name or None, object).
 
     `[DONE]` ends the stream. Where an event holds several lines and each is JSON of its own, each is an event: some servers part events by
-    one line feed, not two. Other data is kept as unread (`event_bad_json`); JSON that is no object says nothing and is passed over.
+    one line feed, not two. Other data is kept as unread (`event_bad_json`); JSON that is neither object nor list of objects says nothing.
     """
+    overlooked = draft.overlooked
+
+    def read(ts_ns: int, name: str | None, value: dict[str, JSON], size: int) -> None:
+        before = draft.chars
+        on_object(ts_ns, name, value)
+        read_stated_failure(value, draft)
+        if overlooked is not None:
+            overlooked.event(name, value, size, draft.chars - before)
 
     def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
         try:
@@ -21,10 +30,14 @@ def json_events(draft: Draft, on_object: Callable[[int, str | None, dict[str, JS
         except NotJSON:
             for value in _lines(data, draft):
                 if isinstance(value, dict):
-                    on_object(ts_ns, name, value)
+                    read(ts_ns, name, value, len(data))
             return
         if isinstance(value, dict):
-            on_object(ts_ns, name, value)
+            read(ts_ns, name, value, len(data))
+        elif isinstance(value, list):  # some gateways put chunks together
+            for entry in value:
+                if isinstance(entry, dict):
+                    read(ts_ns, name, entry, len(data))
 
     return on_event
 

@@ -6,11 +6,13 @@ the Responses API's items; tool lists; scalar parameters. Images and other media
 
 from __future__ import annotations
 
+from binascii import a2b_base64
 from collections.abc import Iterable
 
 from llmsec_tap.dialects.base import JSON, dict_of, dump_json, list_of, text_of
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.vectors import base64_bytes
+from llmsec_tap.limits import MAX_OTHER_TEXT_CHARS
 from llmsec_tap.model import Message, Part, ToolDefinition
 
 Scalar = str | int | float | bool | None
@@ -52,6 +54,151 @@ def plain_text(content: JSON) -> str | None:
     return dump_json(content)
 
 
+# Names of fields that hold no text to read, in documents, results of tools and sources of every vendor.
+_NOT_READ = frozenset(
+    ("type", "id", "object", "role", "format", "mime_type", "mimeType", "media_type", "encrypted_content", "encrypted_index", "signature", "data",
+     "bytes", "url", "uri", "file_id", "fileId", "tool_use_id", "call_id", "status", "language", "outcome", "index", "thoughtSignature", "page_age")
+)  # fmt: skip
+_MAX_FLAT_TEXTS = 4096
+
+
+def flat_text(value: JSON, *, but: frozenset[str] = _NOT_READ) -> str:
+    """All texts of a JSON value, a line each: a result of a tool, a document of any shape. Not recursive: hostile values are deep."""
+    texts: list[str] = []
+    waiting = [value]
+    while waiting and len(texts) < _MAX_FLAT_TEXTS:
+        of = waiting.pop()
+        if isinstance(of, str):
+            if of:
+                texts.append(of)
+        elif isinstance(of, dict):
+            waiting += [item for key, item in reversed(of.items()) if key not in but or (key == "data" and _is_text_source(of))]
+        elif isinstance(of, list):
+            waiting += reversed(of)
+    return "\n".join(texts)
+
+
+def _is_text_source(source: dict[str, JSON]) -> bool:
+    """Anthropic's plain text documents, Cohere's documents."""
+    data = source.get("data")
+    return source.get("type") == "text" or isinstance(data, dict) or (isinstance(data, str) and " " in data[:256])
+
+
+_TITLES = ("title", "document_title", "name", "filename", "file_name", "source")
+_ADDRESSES = ("url", "uri", "link", "source")
+_SAID = (
+    "cited_text",
+    "content",
+    "text",
+    "snippet",
+    "quote",
+    "passage",
+    "excerpt",
+    "context",
+    "description",
+    "sourceContent",
+    "data",
+    "document",
+)
+
+
+def document_part(document: JSON) -> Part | None:
+    """A document given to the model, a search result, or a source that an answer cites, in the shape of any vendor."""
+    if isinstance(document, str):
+        return Part(type="document", uri=document[:_MAX_URI_CHARS]) if _is_address(document) else Part(type="document", content=document)
+    if not isinstance(document, dict):
+        return None
+    title = next((document[key] for key in _TITLES if isinstance(document.get(key), str) and not _is_address(document[key])), None)
+    uri = next((document[key] for key in _ADDRESSES if isinstance(document.get(key), str) and _is_address(document[key])), None)
+    said = [flat_text(document[key]) for key in _SAID if document.get(key)]
+    if not any(said):
+        rest = {key: value for key, value in document.items() if value is not title and value is not uri}
+        said = [flat_text(rest)]
+    text = "\n".join(filter(None, [title, *said]))
+    if not (uri or text):
+        return None
+    return Part(type="document", uri=uri[:_MAX_URI_CHARS] if uri else None, content=text or None)
+
+
+_TEXT_TYPES = ("text/", "application/json", "application/xml", "application/x-ndjson", "application/yaml")
+_TEXT_FORMATS = frozenset(("txt", "md", "csv", "html", "json", "jsonl", "xml", "yaml"))
+
+
+def text_file(data: JSON, kind: JSON) -> str | None:
+    """The text of a file that is sent in base64 and is text by its MIME type or format; None for all other files."""
+    if not isinstance(data, str) or not isinstance(kind, str) or not (kind.startswith(_TEXT_TYPES) or kind in _TEXT_FORMATS):
+        return None
+    coded: str = data[: MAX_OTHER_TEXT_CHARS // 4 * 4]
+    try:
+        decoded = a2b_base64(coded)
+    except ValueError:
+        return coded
+    return decoded.decode("utf-8", "replace")
+
+
+def _is_address(text: str) -> bool:
+    return text.startswith(("http://", "https://", "s3://", "gs://"))
+
+
+def documents(entries: JSON, draft: Draft) -> None:
+    """Documents beside the messages (Cohere, vLLM, llama.cpp): one message of them, under no role of the conversation."""
+    parts = [part for part in map(document_part, list_of(entries)) if part is not None]
+    if parts:
+        draft.messages.append(Message(role="document", parts=parts))
+
+
+def cite(entries: JSON, draft: Draft, choice: int) -> None:
+    """Sources that an answer names: annotations, citations, search results."""
+    for entry in list_of(entries):
+        if isinstance(entry, dict):
+            nested = next(
+                (entry[key] for key in ("url_citation", "file_citation", "web", "retrievedContext") if isinstance(entry.get(key), dict)),
+                entry,
+            )
+            part = document_part(nested)
+            if part is not None:
+                draft.part(choice, part)
+
+
+def call_parts(item: dict[str, JSON], kind: str) -> list[Part]:
+    """A call of a tool that stands as an item of its own (Responses, MCP), with its result where it has one."""
+    identity = text_of(item.get("call_id")) or text_of(item.get("id"))
+    name = text_of(item.get("name")) or kind
+    parts = [Part(type="tool_call", id=identity, name=name, arguments=call_arguments(item) or "")]
+    result = "\n".join(filter(None, (flat_text(item.get(key)) for key in RESULTS)))
+    if isinstance(item.get("result"), str) and " " in item["result"]:  # else an image
+        result = "\n".join(filter(None, (result, item["result"])))
+    if result:
+        parts.append(Part(type="tool_call_response", id=identity, name=name, content=result))
+    return parts
+
+
+# Where an item of a call has what its tool gave.
+RESULTS = ("output", "outputs", "results", "error", "revised_prompt", "tools")
+
+
+def call_arguments(item: dict[str, JSON]) -> str | None:
+    for key in ("arguments", "input", "action", "operation", "code", "queries", "query", "prompt"):
+        value = item.get(key)
+        if value is not None:
+            return value if isinstance(value, str) else dump_json(value)
+    return None
+
+
+def variables(values: JSON, draft: Draft) -> None:
+    """What is put into a stored prompt."""
+    parts = []
+    for name, value in dict_of(values).items():
+        part = Part(type="text", content=value) if isinstance(value, str) else content_part(value) if isinstance(value, dict) else None
+        if part is not None:
+            part.name = name
+            parts.append(part)
+    if parts:
+        draft.messages.append(Message(role="user", parts=parts))
+        if draft.input_text is None:
+            draft.input_text = last_user_text(draft.messages)
+
+
 def content_parts(content: JSON) -> list[Part]:
     """OpenAI-style content: a string or a list of parts of any of the known types."""
     if isinstance(content, str):
@@ -68,13 +215,23 @@ def content_parts(content: JSON) -> list[Part]:
 def content_part(part: dict[str, JSON]) -> Part:
     kind = text_of(part.get("type")) or ("text" if isinstance(part.get("text"), str) else "other")
     if kind in _TEXTS:
-        return Part(type="text", content=text_of(part.get("text")) or "")
+        text = part.get("text")
+        return Part(type="text", content=text_of(text) or text_of(dict_of(text).get("value")) or "")
     if kind == "refusal":
         return Part(type="refusal", content=text_of(part.get("refusal")) or "")
     if kind in ("thinking", "reasoning", "reasoning_text", "summary_text"):
         return Part(type="reasoning", content=plain_text(part.get("thinking") or part.get("text")) or "")
     body = part.get(kind)
     modality = modality_of(kind)
+    if "audio" in kind and (transcript := text_of(part.get("transcript")) or text_of(dict_of(body).get("transcript"))):
+        return Part(type="text", content=transcript)
+    if (
+        kind in ("document", "search_result")
+        and not isinstance(body, str)
+        and (found := document_part(body or part)) is not None
+        and found.content
+    ):
+        return found
     if isinstance(body, str):  # Responses and Mistral: the address itself
         return data_uri(body, modality)
     inner = dict_of(body)
@@ -119,18 +276,23 @@ def chat_message(message: JSON) -> Message | None:
         return None
     role = text_of(message.get("role")) or "user"
     parts: list[Part] = []
-    for key in ("reasoning_content", "reasoning"):
+    for key in ("reasoning_content", "reasoning", "thinking", "tool_plan"):
         thought = message.get(key)
         if isinstance(thought, str) and thought:
             parts.append(Part(type="reasoning", content=thought))
             break
+    else:
+        for detail in list_of(message.get("reasoning_details")):
+            thought = dict_of(detail).get("text") or dict_of(detail).get("summary")
+            if isinstance(thought, str) and thought:
+                parts.append(Part(type="reasoning", content=thought))
     if role in ("tool", "function", "ipython"):
         parts.append(
             Part(
                 type="tool_call_response",
                 id=text_of(message.get("tool_call_id")),
                 name=text_of(message.get("name")) or text_of(message.get("tool_name")),
-                content=plain_text(message.get("content")),
+                content=result_text(message.get("content")),
             )
         )
         return Message(role=role, parts=parts)
@@ -138,10 +300,20 @@ def chat_message(message: JSON) -> Message | None:
     parts += [base64_part(image, "image") for image in list_of(message.get("images"))]  # Ollama
     if isinstance(message.get("refusal"), str):
         parts.append(Part(type="refusal", content=message["refusal"]))
+    transcript = text_of(dict_of(message.get("audio")).get("transcript"))
+    if transcript:
+        parts.append(Part(type="text", content=transcript))
     parts += [tool_call_part(call) for call in list_of(message.get("tool_calls"))]
     if isinstance(message.get("function_call"), dict):
         parts.append(tool_call_part(message["function_call"]))
     return Message(role=role, parts=parts)
+
+
+def result_text(content: JSON) -> str | None:
+    """What a tool gave: its text, and where that is made of parts of other types (Cohere's documents) all texts in them."""
+    if isinstance(content, list) and any(isinstance(part, dict) and "text" not in part for part in content):
+        return flat_text(content) or plain_text(content)
+    return plain_text(content)
 
 
 def chat_messages(messages: JSON, draft: Draft) -> None:

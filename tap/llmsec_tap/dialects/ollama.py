@@ -9,10 +9,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 from llmsec_tap.dialects import claims, messages
-from llmsec_tap.dialects.base import JSON, RequestView, ResponseView, dict_of, int_of, list_of, text_of
+from llmsec_tap.dialects.base import JSON, EventHandler, RequestView, ResponseView, count_of, dict_of, int_of, list_of, text_of
+from llmsec_tap.dialects.calls import Calls
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.failures import read_stream_failure
+from llmsec_tap.dialects.json_events import json_events
+from llmsec_tap.dialects.usage import openai_usage
 from llmsec_tap.dialects.vectors import count_vectors, dimensions
 from llmsec_tap.model import Framing
 
@@ -28,16 +31,18 @@ class _Ollama(BaseDialect):
         return claims.SHARED_ROUTE_AND_SHAPE if isinstance(request.get("model"), str) and self.wants in request.body else 0
 
     def framing(self, request: RequestView, response: ResponseView) -> Framing | None:
-        if request.get("stream") is not False and response.status < 400 and response.content_type in ("", "text/plain"):
+        # Hosted ones label their lines as plain JSON.
+        if request.get("stream") is not False and response.status < 400 and response.content_type in ("", "text/plain", "application/json"):
             return "ndjson"
         return None
 
     def _closing(self, value: dict[str, JSON], draft: Draft) -> None:
         draft.response_model = text_of(value.get("model")) or draft.response_model
-        if (count := int_of(value.get("prompt_eval_count"))) is not None:
+        if (count := count_of(value.get("prompt_eval_count"))) is not None:
             draft.usage.input_tokens = count
-        if (count := int_of(value.get("eval_count"))) is not None:
+        if (count := count_of(value.get("eval_count"))) is not None:
             draft.usage.output_tokens = count
+        openai_usage(value.get("usage"), draft)  # gateways that count as OpenAI does
         if value.get("done") is True:
             draft.finish(0, text_of(value.get("done_reason")))
             draft.terminated = True
@@ -62,8 +67,14 @@ class OllamaChat(_Ollama):
         messages.tools(request.get("tools"), draft)
         messages.parameters(request.body, draft, nested=("options",))
 
+    def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
+        calls = Calls(draft)
+        return json_events(draft, lambda ts_ns, _name, value: self._message(value, ts_ns, draft, calls))
+
     def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
-        body = dict_of(body)
+        self._message(dict_of(body), ts_ns, draft, Calls(draft))
+
+    def _message(self, body: dict[str, JSON], ts_ns: int, draft: Draft, calls: Calls) -> None:
         message = body.get("message")
         if isinstance(message, dict):
             thought = text_of(message.get("thinking"))
@@ -74,8 +85,9 @@ class OllamaChat(_Ollama):
                 draft.text(ts_ns, 0, text)
             for call in list_of(message.get("tool_calls")):
                 part = messages.tool_call_part(call)
-                known = draft.choice(0).tool_calls
-                draft.tool_call(ts_ns, 0, len(known), id=part.id, name=part.name, arguments=part.arguments)
+                index = int_of(dict_of(dict_of(call).get("function")).get("index"))
+                key = calls.key(0, index=index, id=part.id, name=part.name, arguments=part.arguments)
+                draft.tool_call(ts_ns, 0, key, id=part.id, name=part.name, arguments=part.arguments)
         self._closing(body, draft)
 
 
@@ -126,6 +138,9 @@ class OllamaEmbed(_Ollama):
         draft.request_model = text_of(request.get("model"))
         messages.prompt(request.get(self.wants), draft)
         messages.parameters(request.body, draft, nested=("options",))
+
+    def framing(self, request: RequestView, response: ResponseView) -> Framing | None:
+        return None  # vectors come whole
 
     def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
         body = dict_of(body)

@@ -26,6 +26,7 @@ from llmsec_tap.dialects.base import (
     list_of,
     text_of,
 )
+from llmsec_tap.dialects.calls import Calls
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.failures import read_stream_failure
@@ -50,6 +51,8 @@ class _Choice(msgspec.Struct, gc=False):
     delta: _Delta
     index: int = 0
     finish_reason: str | None = None
+    usage: None = None
+    error: None = None
 
 
 class _Chunk(msgspec.Struct, gc=False):
@@ -105,6 +108,7 @@ class OpenAIChat(BaseDialect):
             messages.prompt(body.get("prompt"), draft)
         messages.tools(body.get("tools"), draft)
         messages.tools(body.get("functions"), draft)
+        messages.documents(body.get("documents"), draft)
         messages.parameters(body, draft)
 
     def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
@@ -127,6 +131,7 @@ class OpenAIChat(BaseDialect):
             has_head = bool(draft.response_id and draft.response_model)
 
         in_general = json_events(draft, on_object)
+        overlooked = draft.overlooked
 
         def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
             if has_head:
@@ -136,17 +141,28 @@ class OpenAIChat(BaseDialect):
                     pass
                 else:
                     content = choice.delta.content
-                    if content is not None:
-                        text(ts_ns, choice.index, content)
-                    if choice.finish_reason is not None:
-                        finish(choice.index, choice.finish_reason)
-                    return
+                    # A chunk that is longer than its text and what was seen of others explain holds something else.
+                    if overlooked is None or (content and _size_beside(data, content) <= overlooked.spare):
+                        if content is not None:
+                            text(ts_ns, choice.index, content)
+                        if choice.finish_reason is not None:
+                            finish(choice.index, choice.finish_reason)
+                        return
             if data == b"[DONE]":
                 draft.terminated = True
             else:
                 in_general(ts_ns, name, data)
 
         return on_event
+
+
+def _usage_in(choice: dict[str, JSON]) -> JSON:
+    return choice.get("usage") or dict_of(choice.get("delta")).get("usage") or dict_of(choice.get("message")).get("usage")
+
+
+def _size_beside(data: bytes, content: str) -> int:
+    """How many bytes of a chunk are not its text (more, where that is escaped)."""
+    return len(data) - (len(content) if content.isascii() else len(content.encode("utf-8", "replace")))
 
 
 def chat_shaped(body: dict[str, JSON]) -> bool:
@@ -174,7 +190,7 @@ class Reader:
         self._draft = draft
         # Perplexity and Writer send both: the other one is empty in a whole answer, and all text so far in a chunk.
         self._said_in = ("message", "delta") if whole else ("delta", "message")
-        self._calls: dict[tuple[int, object], tuple[object, str | None]] = {}
+        self._calls = Calls(draft)
 
     def read(self, value: dict[str, JSON], ts_ns: int) -> None:
         draft = self._draft
@@ -191,9 +207,13 @@ class Reader:
                     self._choice(choice, position, ts_ns)
         elif isinstance(value.get("value"), str):  # Writer's completions
             draft.text(ts_ns, 0, value["value"])
+        for sources in ("search_results", "citations"):  # Perplexity and others, in every chunk
+            messages.cite(value.get(sources), draft, 0)
         usage = value.get("usage")
         if usage is None:
             usage = dict_of(value.get("x_groq")).get("usage")
+        if usage is None and isinstance(choices, list) and choices:  # Moonshot
+            usage = next((found for choice in choices if isinstance(choice, dict) and (found := _usage_in(choice))), None)
         if usage is not None:
             openai_usage(usage, draft)
             # Counts come last. Servers that end without [DONE] (Perplexity, transformers) are told to have ended by them.
@@ -239,14 +259,22 @@ class Reader:
         elif isinstance(content, list):
             for part in content:
                 self._part(part, index, ts_ns)
+        audio = said.get("audio")
+        if isinstance(audio, dict) and isinstance(audio.get("transcript"), str):
+            draft.text(ts_ns, index, audio["transcript"])
         refusal = said.get("refusal")
         if isinstance(refusal, str):
             draft.refusal(ts_ns, index, refusal)
+        messages.cite(said.get("annotations"), draft, index)
+        messages.cite(said.get("citations"), draft, index)
+        for tool in list_of(said.get("executed_tools")):  # Groq's own tools
+            for part in messages.call_parts(tool, "tool") if isinstance(tool, dict) else ():
+                draft.part(index, part)
         calls = said.get("tool_calls")
         if isinstance(calls, list):
-            for position, call in enumerate(calls):
+            for call in calls:
                 if isinstance(call, dict):
-                    self._call(call, position, index, ts_ns)
+                    self.call(call, index, ts_ns)
         call = said.get("function_call")
         if isinstance(call, dict) and (call.get("name") or call.get("arguments")):  # some send it empty, as a placeholder
             name, arguments = text_of(call.get("name")), messages.arguments_of(call)
@@ -269,17 +297,14 @@ class Reader:
         elif isinstance(part.get("text"), str):
             self._draft.text(ts_ns, index, part["text"])
 
-    def _call(self, call: dict[str, JSON], position: int, index: int, ts_ns: int) -> None:
-        function = dict_of(call.get("function")) or dict_of(call.get("custom"))
+    def call(self, call: dict[str, JSON], index: int, ts_ns: int) -> None:
+        """A tool call of choice `index`, or a piece of one."""
+        function = dict_of(call.get("function")) or dict_of(call.get("custom")) or call
         given = text_of(call.get("id")) or None
         name = text_of(function.get("name")) or None
-        slot: object = int_of(call.get("index"))
-        if slot is None:
-            slot = given or position
-        key, known = self._calls.get((index, slot), (slot, None))
-        if name and given and known and given != known:
-            # Some servers number every call 0 (or not at all) and tell them apart by id and name only.
-            key = (slot, given)
-        if (index, slot) not in self._calls or given:
-            self._calls[(index, slot)] = (key, given or known)
-        self._draft.tool_call(ts_ns, index, key, id=given, name=name, arguments=messages.arguments_of(function))
+        arguments = messages.arguments_of(function)
+        at = int_of(call.get("index"))
+        if not (given or name or arguments):
+            return  # a signature, a type: no piece of a call
+        key = self._calls.key(index, index=at, id=given, name=name, arguments=arguments)
+        self._draft.tool_call(ts_ns, index, key, id=given, name=name, arguments=arguments)

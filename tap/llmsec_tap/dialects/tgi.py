@@ -11,7 +11,7 @@ import re
 from typing import ClassVar, Final
 
 from llmsec_tap.dialects import claims, messages
-from llmsec_tap.dialects.base import JSON, RequestView, ResponseView, dict_of, int_of, list_of, text_of
+from llmsec_tap.dialects.base import JSON, RequestView, ResponseView, count_of, dict_of, list_of, text_of
 from llmsec_tap.dialects.dialect import BaseDialect
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.failures import read_stream_failure
@@ -86,9 +86,9 @@ class TGIGenerate(BaseDialect):
         if isinstance(details, dict):
             draft.finish(index, text_of(details.get("finish_reason")))
             if index == 0:
-                if (count := int_of(details.get("generated_tokens"))) is not None:
+                if (count := count_of(details.get("generated_tokens"))) is not None:
                     draft.usage.output_tokens = count
-                if (count := int_of(details.get("input_length"))) is not None:
+                if (count := count_of(details.get("input_length"))) is not None:
                     draft.usage.input_tokens = count
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmsec_tap.dialects.base import JSON, int_of
+from llmsec_tap.dialects.base import JSON, count_of
 from llmsec_tap.dialects.draft import Draft
 
 
@@ -14,16 +14,16 @@ def openai_usage(value: JSON, draft: Draft, *, embedding: bool = False) -> None:
     if not isinstance(value, dict):
         return
     usage = draft.usage
-    count = int_of(value.get("prompt_tokens"))
+    count = count_of(value.get("prompt_tokens"))
     if count is None:
-        count = int_of(value.get("input_tokens"))
+        count = count_of(value.get("input_tokens"))
     if count is None and embedding:
-        count = int_of(value.get("total_tokens"))
+        count = count_of(value.get("total_tokens"))
     if count is not None:
         usage.input_tokens = count
-    count = int_of(value.get("completion_tokens"))
+    count = count_of(value.get("completion_tokens"))
     if count is None:
-        count = int_of(value.get("output_tokens"))
+        count = count_of(value.get("output_tokens"))
     if count is not None:
         usage.output_tokens = count
     details = value.get("prompt_tokens_details")
@@ -31,18 +31,18 @@ def openai_usage(value: JSON, draft: Draft, *, embedding: bool = False) -> None:
         details = value.get("input_tokens_details")
     if not isinstance(details, dict):
         details = value.get("prompt_token_details")
-    count = int_of(details.get("cached_tokens")) if isinstance(details, dict) else None
+    count = count_of(details.get("cached_tokens")) if isinstance(details, dict) else None
     if count is None:
-        count = int_of(value.get("prompt_cache_hit_tokens"))
+        count = count_of(value.get("prompt_cache_hit_tokens"))
     for key in ("cached_tokens", "num_cached_tokens"):  # Moonshot, Mistral
         if count is None:
-            count = int_of(value.get(key))
+            count = count_of(value.get(key))
     if count is not None:
         usage.cached_input_tokens = count
     if isinstance(details, dict):
-        count = int_of(details.get("cache_write_tokens"))
+        count = count_of(details.get("cache_write_tokens"))
         if count is None:
-            count = int_of(details.get("cache_creation_tokens"))
+            count = count_of(details.get("cache_creation_tokens"))
         if count is not None:
             usage.cache_write_tokens = count
     details = value.get("completion_tokens_details")
@@ -50,9 +50,9 @@ def openai_usage(value: JSON, draft: Draft, *, embedding: bool = False) -> None:
         details = value.get("output_tokens_details")
     if not isinstance(details, dict):
         details = value.get("completion_token_details")
-    count = int_of(details.get("reasoning_tokens")) if isinstance(details, dict) else None
+    count = count_of(details.get("reasoning_tokens")) if isinstance(details, dict) else None
     if count is None:
-        count = int_of(value.get("reasoning_tokens"))
+        count = count_of(value.get("reasoning_tokens"))
     if count is not None:
         usage.reasoning_tokens = count
 
@@ -62,17 +62,17 @@ def anthropic_usage(value: JSON, draft: Draft) -> None:
     if not isinstance(value, dict):
         return
     usage = draft.usage
-    if (count := int_of(value.get("input_tokens"))) is not None:
+    if (count := count_of(value.get("input_tokens"))) is not None:
         usage.input_tokens = count
-    if (count := int_of(value.get("output_tokens"))) is not None:
+    if (count := count_of(value.get("output_tokens"))) is not None:
         usage.output_tokens = count
-    if (count := int_of(value.get("cache_read_input_tokens"))) is not None:
+    if (count := count_of(value.get("cache_read_input_tokens"))) is not None:
         usage.cached_input_tokens = count
-    if (count := int_of(value.get("cache_creation_input_tokens"))) is not None:
+    if (count := count_of(value.get("cache_creation_input_tokens"))) is not None:
         usage.cache_write_tokens = count
     details = value.get("output_tokens_details")
     if isinstance(details, dict) and (
-        (count := int_of(details.get("thinking_tokens"))) is not None or (count := int_of(details.get("reasoning_tokens"))) is not None
+        (count := count_of(details.get("thinking_tokens"))) is not None or (count := count_of(details.get("reasoning_tokens"))) is not None
     ):
         usage.reasoning_tokens = count
 
@@ -82,16 +82,16 @@ def converse_usage(value: JSON, draft: Draft) -> None:
     if not isinstance(value, dict):
         return
     usage = draft.usage
-    if (count := int_of(value.get("inputTokens"))) is not None:
+    if (count := count_of(value.get("inputTokens"))) is not None:
         usage.input_tokens = count
-    if (count := int_of(value.get("outputTokens"))) is not None:
+    if (count := count_of(value.get("outputTokens"))) is not None:
         usage.output_tokens = count
     for key in ("cacheReadInputTokens", "cacheReadInputTokenCount"):
-        if (count := int_of(value.get(key))) is not None:
+        if (count := count_of(value.get(key))) is not None:
             usage.cached_input_tokens = count
             break
     for key in ("cacheWriteInputTokens", "cacheWriteInputTokenCount"):
-        if (count := int_of(value.get(key))) is not None:
+        if (count := count_of(value.get(key))) is not None:
             usage.cache_write_tokens = count
             break
 
@@ -101,13 +101,13 @@ def gemini_usage(value: JSON, draft: Draft) -> None:
     if not isinstance(value, dict):
         return
     usage = draft.usage
-    if (count := int_of(value.get("promptTokenCount"))) is not None:
+    if (count := count_of(value.get("promptTokenCount"))) is not None:
         usage.input_tokens = count
-    if (count := int_of(value.get("candidatesTokenCount"))) is not None:
+    if (count := count_of(value.get("candidatesTokenCount"))) is not None:
         usage.output_tokens = count
-    if (count := int_of(value.get("cachedContentTokenCount"))) is not None:
+    if (count := count_of(value.get("cachedContentTokenCount"))) is not None:
         usage.cached_input_tokens = count
-    if (count := int_of(value.get("thoughtsTokenCount"))) is not None:
+    if (count := count_of(value.get("thoughtsTokenCount"))) is not None:
         usage.reasoning_tokens = count
 
 
@@ -120,9 +120,9 @@ def cohere_usage(value: JSON, draft: Draft) -> None:
     if not isinstance(counts, dict):
         counts = value.get("billed_units")
     if isinstance(counts, dict):
-        if (count := int_of(counts.get("input_tokens"))) is not None:
+        if (count := count_of(counts.get("input_tokens"))) is not None:
             usage.input_tokens = count
-        if (count := int_of(counts.get("output_tokens"))) is not None:
+        if (count := count_of(counts.get("output_tokens"))) is not None:
             usage.output_tokens = count
-    if (count := int_of(value.get("cached_tokens"))) is not None:
+    if (count := count_of(value.get("cached_tokens"))) is not None:
         usage.cached_input_tokens = count

@@ -9,8 +9,9 @@ processed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from llmsec_tap import limits
 from llmsec_tap.anomalies import UNREAD, AnomalyName
@@ -22,18 +23,21 @@ from llmsec_tap.exchange.body import FRAME_PARSERS, FRAMING_BY_TYPE, Body, Frame
 from llmsec_tap.exchange.charsets import likely_text
 from llmsec_tap.exchange.completeness import completeness_of
 from llmsec_tap.exchange.ids import RequestDigest
+from llmsec_tap.exchange.left_over import LeftOver, StreamLeftOver
 from llmsec_tap.exchange.loose_json import texts_in
 from llmsec_tap.exchange.record import Facts, build_record
 from llmsec_tap.exchange.request_reading import fold_case, has_token_ids, needs_folding, read_body, read_left_over, scalars, settle
 from llmsec_tap.exchange.response_reading import late_framing, read_loose_answer
+from llmsec_tap.exchange.timing import characters_per_token
 from llmsec_tap.identity.credentials import Fingerprinter, credential_of
-from llmsec_tap.identity.non_inference import auxiliary
+from llmsec_tap.identity.non_inference import auxiliary, holds_texts
 from llmsec_tap.identity.who import identify
 from llmsec_tap.model import Completeness, Exchange, Framing, OtherText
 from llmsec_tap.wire.flow import Flow
 from llmsec_tap.wire.messages import Head, ignore
 
 _T = TypeVar("_T")
+_PRETTY: Final = re.compile(rb"\s*[\[{][ \t]*\r?\n")
 
 
 class ListenerFactory(Protocol):
@@ -79,6 +83,7 @@ class ExchangeAssembly:
         "_handler",
         "_held",
         "_last_ns",
+        "_left",
         "_ordinal",
         "_read_bytes",
         "_request_head",
@@ -118,6 +123,7 @@ class ExchangeAssembly:
         self._dialect: Dialect | None = None
         self._handler: EventHandler | None = None
         self._frames: FrameParser | None = None
+        self._left: StreamLeftOver | None = None
         self._framing: Framing | None = None
         self._started_ns: int | None = None
         self._last_ns = 0
@@ -174,6 +180,8 @@ class ExchangeAssembly:
             self._guarded(lambda: dialect.decode_request(view, self.draft))
             left = read_left_over(view, reading, self.draft)
         self.draft.other_texts += left.found
+        if left.conversation and dialect is not None:
+            self.anomaly("unknown_part")
         if has_token_ids(view.body):
             self.anomaly("prompt_token_ids")
 
@@ -216,8 +224,8 @@ class ExchangeAssembly:
         view = self.response_view
         assert view is not None
         framing = FRAMING_BY_TYPE.get(view.content_type)
-        if framing == "sse" and data.lstrip()[:1] in (b"{", b"["):
-            framing = None  # a whole answer under the type of a stream: no line of an event stream begins so
+        if framing in ("sse", "aws-eventstream") and data.lstrip()[:1] in (b"{", b"["):
+            framing = None  # a whole answer under the type of a stream: no event begins so
         # An answer may come before the request's last byte (a refusal): a whole one is read when the request has ended, but a
         # stream is read as it comes, with what there is of the request.
         if framing is not None or self.request.ended is not None:
@@ -225,6 +233,8 @@ class ExchangeAssembly:
         if framing is None and self._view is not None and self._dialect is not None:
             dialect, request = self._dialect, self._view
             framing = self._guarded(lambda: dialect.framing(request, view))
+        if framing == "ndjson" and _PRETTY.match(data):
+            framing = None  # one value over many lines
         plain = view.content_type in ("", "text/plain", "application/octet-stream")
         if framing is None and (plain or self._dialect is not None) and looks_like_sse(data):
             framing = "sse"
@@ -234,8 +244,7 @@ class ExchangeAssembly:
             return
         self._framing = framing
         if self._dialect is not None:
-            dialect = self._dialect
-            self._handler = self._guarded(lambda: dialect.stream(self._view, view, self.draft))
+            self._handler = self._stream_handler(self._dialect, view)
         self._frames = FRAME_PARSERS[framing](self._event, self.anomaly, self.reserve)
         self._frames.feed(ts_ns, data)
         self.response.stream_into(self._frames)
@@ -248,8 +257,6 @@ class ExchangeAssembly:
         self._last_ns = ts_ns
         draft = self.draft
         if data != b"[DONE]":
-            if not draft.events:
-                draft.first_event_ns = ts_ns
             draft.events += 1
         handler = self._handler
         if handler is None:
@@ -274,8 +281,12 @@ class ExchangeAssembly:
         if dialect is None:
             return None
         self._dialect = dialect
-        self._handler = self._guarded(lambda: dialect.stream(self._view, view, self.draft))
+        self._handler = self._stream_handler(dialect, view)
         return self._handler
+
+    def _stream_handler(self, dialect: Dialect, view: ResponseView) -> EventHandler | None:
+        self._left = self.draft.overlooked = StreamLeftOver(self.draft)
+        return self._guarded(lambda: dialect.stream(self._view, view, self.draft))
 
     def gap(self, body: Body) -> None:
         if body is self.response and self._frames is not None:
@@ -319,6 +330,11 @@ class ExchangeAssembly:
         view = self.response_view
         if view is not None and self._framing is None:
             self._whole_response(view, self.response.take())
+        if self.draft.at_end is not None:
+            self._guarded(self.draft.at_end)
+        stream_left = self._left
+        if stream_left is not None:
+            self._guarded(lambda: self._keep_left(stream_left.end()))
         exchange = self._record(ts_ns)
         self.request.release()
         self.response.release()
@@ -326,7 +342,7 @@ class ExchangeAssembly:
         for body in (self.request, self.response):
             body.on_data = body.data = ignore
         del self.request, self.response
-        self._handler = self._frames = None
+        self._handler = self._frames = self._left = self.draft.overlooked = self.draft.at_end = None
         listener, self.draft.listener = self.draft.listener, None
         if listener is not None:
             listener.finished(exchange)
@@ -353,6 +369,20 @@ class ExchangeAssembly:
             self._guarded(lambda: dialect.decode_response(request, view, body, at, draft))
         elif view.status >= 400:
             self._guarded(lambda: read_failure(view, body, draft))  # of an auxiliary call, if it turns out to be one
+        if isinstance(body, dict | list) and (self._dialect is not None or (request is not None and holds_texts(request, view))):
+            self._guarded(lambda: self._look_over(body))
+
+    def _look_over(self, body: JSON) -> None:
+        """What the dialect left of a whole answer."""
+        left = LeftOver(self.draft, of_answer=True)
+        left.walk(body)
+        self._keep_left(left)
+
+    def _keep_left(self, left: LeftOver) -> None:
+        known = {other.text for other in self.draft.other_texts}  # of the request: some servers repeat all of it
+        self.draft.other_texts += [other for other in left.found if other.text not in known]
+        if left.conversation and self._dialect is not None and "unknown_part" not in self._anomalies:
+            self.anomaly("unknown_part")
 
     def _streamed_late(self, view: ResponseView, raw: bytes) -> bool:
         dialect = self._dialect
@@ -360,7 +390,7 @@ class ExchangeAssembly:
         if dialect is None or framing is None:
             return False
         self._framing = framing
-        self._handler = self._guarded(lambda: dialect.stream(self._view, view, self.draft))
+        self._handler = self._stream_handler(dialect, view)
         at = self._response_body_ns or self._last_ns
         frames = FRAME_PARSERS[framing](self._event, self.anomaly, self.reserve)
         frames.feed(at, raw)
@@ -380,6 +410,13 @@ class ExchangeAssembly:
         """The id that the record will have. It is settled once the request is whole: nothing of the answer is in it."""
         return self._digest.exchange_id(self.client, self.server, self._started_ns, self._ordinal, self.context.fingerprint)
 
+    @property
+    def output_tokens_so_far(self) -> int:
+        """Tokens of the answer at this moment: as the server states them, or as many as its characters make up. For rates while it streams."""
+        draft = self.draft
+        estimate = int(draft.chars / characters_per_token(draft.response_model or draft.request_model or ""))
+        return max(draft.usage.output_tokens or 0, estimate)
+
     def _record(self, ts_ns: int) -> Exchange:
         view, draft, dialect = self._view, self.draft, self._dialect
         provider = self._guarded(lambda: identify(view, self.response_view, draft, dialect))
@@ -396,7 +433,7 @@ class ExchangeAssembly:
         completeness = self._completeness(is_llm=provider is not None)
         is_whole_stream = self._framing is not None and provider is not None and completeness in ("complete", "unreadable")
         is_cut = self._frames is not None and self._frames.unfinished
-        if is_whole_stream and (is_cut or not (draft.terminated or any(draft.finish_reasons()))):
+        if is_whole_stream and (is_cut or not (draft.terminated or draft.error_type or any(draft.finish_reasons()))):
             self.anomaly("stream_unterminated")
         facts = self._facts(provider, api, operation, ended_ns=self._last_ns or ts_ns, completeness=completeness)
         return build_record(facts, draft, self._anomalies, self.context.fingerprint)

@@ -22,14 +22,14 @@ class Timings(NamedTuple):
 def timings(draft: Draft, started_ns: int | None) -> Timings:
     """The times of a stream; `started_ns` is the request's first byte, None where that was not captured.
 
-    Time to first token runs from the request's first byte to the first event of the answer, which is what clients time: most
-    servers send it with the first token. Some send it at once and the text much later; `first_text_ns` tells the two apart.
+    Time to first token runs from the request's first byte to the first content of the answer: text, reasoning, a refusal or a tool call
+    (OpenTelemetry's gen_ai.server.time_to_first_token). Events that say only that the answer has begun are none.
     The inter-token gaps are those between increments (text, reasoning, tool calls) as the server sent them: increments that
     share a packet are zero apart.
     """
     ttft = p50 = p95 = tokens_per_s = None
-    if draft.first_event_ns is not None and started_ns is not None:
-        ttft = (draft.first_event_ns - started_ns) / _MS
+    if draft.first_text_ns is not None and started_ns is not None:
+        ttft = (draft.first_text_ns - started_ns) / _MS
     if draft.gaps_ns:
         ordered = sorted(draft.gaps_ns)
         p50, p95 = _percentile(ordered, 50) / _MS, _percentile(ordered, 95) / _MS
@@ -37,6 +37,11 @@ def timings(draft: Draft, started_ns: int | None) -> Timings:
     if tokens is not None and draft.first_text_ns is not None:
         tokens_per_s = rate(tokens, draft.first_text_ns, draft.last_text_ns)
     return Timings(ttft, p50, p95, tokens_per_s)
+
+
+def characters_per_token(model: str) -> float:
+    """How many characters a token of this model's family has on average, where no tokenizer is at hand."""
+    return 3.5 if "claude" in model.lower() else 4.0
 
 
 def rate(tokens: int, first_ns: int, last_ns: int) -> float | None:

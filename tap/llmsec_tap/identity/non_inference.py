@@ -49,9 +49,15 @@ _OPERATIONS: Final = tuple(
 # Routes that no ordinary web service has, whatever the host.
 _UNMISTAKABLE: Final = re.compile(
     r"/v1/(messages/count_tokens|responses/input_tokens|audio/(transcriptions|translations|speech)|images/(generations|edits|variations)"
-    r"|moderations|fine_tuning/jobs|realtime/(sessions|client_secrets|calls)|chat/completions/batch)(/|$)"
+    r"|moderations|fine_tuning/jobs|realtime/(sessions|client_secrets|calls)|chat/completions/batch|messages/batches|responses/compact"
+    r"|threads/thread_\w+|conversations/conv_\w+|responses/resp_\w+|vector_stores/vs_\w+|assistants/asst_\w+|batches/batch_\w+)(/|$)"
+    r"|/v1beta/cachedContents(/|$)"
     r"|/model/[^/]+/count-tokens$|:(countTokens|computeTokens|batchGenerateContent)$"
 )
+# What these answer is about models and accounts.
+_ABOUT_SERVERS: Final = frozenset(("model", "server_info", "admin"))
+# What files are uploaded for, to OpenAI and to those who speak its API.
+_PURPOSES: Final = frozenset(("batch", "fine-tune", "assistants", "user_data", "vision", "evals"))
 _THREAD_MESSAGES: Final = re.compile(r"/v1/threads/[^/]+/messages$")
 
 
@@ -77,8 +83,20 @@ def auxiliary(request: RequestView, response: ResponseView | None) -> str | None
     # Only scalars of the body may be left by now.
     if operation == "assistant" and _THREAD_MESSAGES.search(path) and isinstance(body.get("role"), str):
         return operation
+    if operation == "file" and body.get("purpose") in _PURPOSES:
+        return operation
+    if operation == "batch" and isinstance(body.get("input_file_id"), str):
+        return operation
+    if operation == "assistant" and (isinstance(body.get("assistant_id"), str) or (path.endswith("/v1/assistants") and "model" in body)):
+        return operation
     if operation == "tokenize" and isinstance(body.get("model"), str):
         return operation
     if operation == "classify" and isinstance(body.get("model"), str) and (isinstance(body.get("input"), str) or "text_1" in body):
         return operation
     return None
+
+
+def holds_texts(request: RequestView, response: ResponseView) -> bool:
+    """Whether the answer of an auxiliary call holds texts of people or models: a transcript, a stored conversation, a file of a batch."""
+    operation = auxiliary(request, response)
+    return operation is not None and operation not in _ABOUT_SERVERS

@@ -59,7 +59,7 @@ def _is_convincing(request: RequestView | None, response: ResponseView | None, d
         return False
     if _TELLING.search(request.path) or _from_headers(request, response) in MODEL_SERVERS:
         return True
-    if response is not None and response.status < 400 and not _is_stream(response):
+    if response is not None and response.status < 400 and not _is_stream(response) and draft.error_type is None:
         return False  # it answered well, and otherwise
     return bool(draft.request_model) and _TELLING_WITH_MODEL.search(request.path) is not None
 

@@ -181,7 +181,7 @@ def test_parts_of_an_older_version_without_some_columns_still_read(root, reader,
 
     fill(root, make_exchange)
     (part,) = reader.parts()
-    table = pq.read_table(part).drop_columns(["reasoning_text", "first_text_ns"])
+    table = pq.read_table(part).drop_columns(["reasoning_text", "first_byte_ns"])
     request = table.column_names.index("usage")
     usage = pq.read_table(part)["usage"].combine_chunks().flatten()[:2]
     import pyarrow as pa
