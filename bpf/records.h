@@ -40,7 +40,7 @@ static __always_inline void process_name(char *out)
 	KERNEL_READ_COMM(out, leader);
 }
 
-/* Rings in turn: connections are few and live long on some hosts, and chance would put most of them into one. */
+/* In turn: connections are few and live long on some hosts, and chance would put most of them into one. */
 static __always_inline __u32 next_ring(void)
 {
 	__u32 zero = 0, *turn;
@@ -49,6 +49,17 @@ static __always_inline __u32 next_ring(void)
 		return 0;
 	turn = turns_lookup(&zero);
 	return turn ? ((*turn)++ + bpf_get_smp_processor_id()) % RINGS : 0;
+}
+
+/* The ring of a connection is chosen with its first record: TLS objects of which nothing comes, or that are cleared first, take no turn. */
+static __always_inline void *ring_of(struct connection *connection)
+{
+	__u32 number;
+
+	if (!connection->ring)
+		connection->ring = next_ring() + 1;
+	number = connection->ring - 1;
+	return rings_lookup(&number);
 }
 
 static __always_inline void event_head(struct tap_event *event, __u8 type, __u32 pid, __u64 ts_ns)

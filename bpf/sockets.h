@@ -95,7 +95,10 @@ static __always_inline struct connection *connection_of(const struct connection_
 	if (known && !known->ended)
 		return known;
 	/* The reader that was not told of the end of one sees it by the beginning of the next. */
-	made.ring = known ? known->ring : next_ring();
+	if (known) {
+		made.ring = known->ring;
+		made.owes = 1;
+	}
 	made.epoch_ns = bpf_ktime_get_boot_ns();
 	process_name(made.comm);
 	connections_update(key, &made);
@@ -105,7 +108,7 @@ static __always_inline struct connection *connection_of(const struct connection_
 /* End the epoch: tell the final offsets, so that user space sees a loss at the very end too. False where there was no room. */
 static __always_inline bool close_connection(const struct connection_key *key, struct connection *connection)
 {
-	void *ring = rings_lookup(&connection->ring);
+	void *ring = ring_of(connection);
 	struct tap_event *event;
 	__u64 *payload;
 
@@ -124,6 +127,16 @@ static __always_inline bool close_connection(const struct connection_key *key, s
 	payload[1] = connection->offsets[TAP_WRITE];
 	ring_submit(event, BPF_RB_NO_WAKEUP);
 	return true;
+}
+
+/* Whether its reader knows of all ends of this object's connections; where nothing came of one, there is nothing to tell. */
+static __always_inline bool end_connection(const struct connection_key *key, struct connection *connection)
+{
+	if (connection->ended)
+		return false;
+	if (connection->offsets[0] || connection->offsets[1])
+		return close_connection(key, connection);
+	return !connection->owes;
 }
 
 /* `inode` is that of `sock`; the usual case, a connection that has this socket already, is answered by it alone. */
@@ -151,7 +164,7 @@ static __always_inline void bind_socket(__u32 pid, __u64 pointer, void *sock, __
 	connection->socket = facts;
 	if (!connection->offsets[0] && !connection->offsets[1])
 		return; /* the first data will carry it */
-	ring = rings_lookup(&connection->ring);
+	ring = ring_of(connection);
 	if (!ring)
 		return;
 	event = ring_reserve(ring, sizeof(*event) + TAP_CLASS_SMALL);

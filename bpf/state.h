@@ -69,8 +69,9 @@ struct connection {
 	__u32 fresh;
 	struct socket_facts socket;
 	char comm[16]; /* read once, when the connection is first seen */
-	__u32 ring;    /* all of its records go there */
-	__u32 ended;   /* its end found no room in that ring */
+	__u32 ring;    /* one more than the number of the one where all of its records go; 0: none went yet */
+	__u16 ended;   /* its end found no room in that ring */
+	__u16 owes;    /* nor did that of an earlier one of this object */
 };
 
 /* Attach cookies: what a probed function is. The loader gives them; see llmsec_tap/capture/ebpf/core.py. */

@@ -58,7 +58,7 @@ GLOBAL_SUBPROGRAM int submit_part(struct moved *moved)
 	connection = connections_lookup(&moved->key);
 	if (!connection)
 		return 0;
-	ring = rings_lookup(&connection->ring);
+	ring = ring_of(connection);
 	if (!ring)
 		return 0;
 	size = moved->length - moved->done;
@@ -196,9 +196,10 @@ static __always_inline int connection_opened(struct pt_regs *regs)
 	if (!regs->ax || !is_watched(pid))
 		return 0;
 	earlier = connections_lookup(&key);
-	if (earlier && !earlier->ended && (earlier->offsets[0] || earlier->offsets[1]))
-		close_connection(&key, earlier);
-	made.ring = earlier ? earlier->ring : next_ring();
+	if (earlier && !end_connection(&key, earlier)) {
+		made.ring = earlier->ring;
+		made.owes = 1;
+	}
 	made.epoch_ns = bpf_ktime_get_boot_ns();
 	made.fresh = 1;
 	process_name(made.comm);
@@ -214,10 +215,10 @@ static __always_inline int connection_freed(__u64 pointer)
 
 	if (!connection || connection->ended)
 		return 0;
-	if ((connection->offsets[0] || connection->offsets[1]) && !close_connection(&key, connection))
-		connection->ended = 1;
-	else
+	if (end_connection(&key, connection))
 		connections_delete(&key);
+	else
+		connection->ended = 1;
 	return 0;
 }
 

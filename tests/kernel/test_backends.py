@@ -122,7 +122,7 @@ def in_turn(loader: Loader, pid: int, port: int, certificate: Certificate) -> No
             found.append(by_port)
         assert set(found[0]) | set(found[1]) == {caller.port for caller in callers}
         assert not set(found[0]) & set(found[1]), "a connection in two rings"
-        assert min(len(found[0]), len(found[1])) >= 4, "not in turn"
+        assert min(len(found[0]), len(found[1])) >= 6, "not in turn"
         for by_port in found:
             for of_one in by_port.values():
                 assert of_one[-1].type == events.CLOSE

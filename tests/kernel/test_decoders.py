@@ -19,9 +19,14 @@ from pathlib import Path
 
 import pytest
 
+from llmsec_tap.capture.ebpf import events
+from llmsec_tap.capture.ebpf.core import CoreLoader
+from llmsec_tap.capture.ebpf.loader_api import KernelSettings
+from llmsec_tap.capture.ebpf.ring import Ring
 from llmsec_tap.capture.live.queue import BatchQueue
 from llmsec_tap.capture.packets.afpacket import PacketSource
 from llmsec_tap.capture.packets.packet_socket import SOL_PACKET, open_packet_sockets, ring_blocks
+from llmsec_tap.capture.probes.targets import TargetFinder
 from llmsec_tap.clock import Clock
 from support.agent import Agent, environment
 from support.https_calls import Caller, ask_once, ask_together
@@ -216,3 +221,86 @@ def directions(sock: socket.socket, server: int) -> dict[int, set[str]]:
         assert callable(item)
         item()
     return found
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--decoders", "many"), "--decoders many is neither auto nor a number from 1 to 16"),
+        (("--decoders", "17"), "--decoders 17 is neither auto nor a number from 1 to 16"),
+        (("--decoders", "4", "--memory-cap", "512"), "4 decoders share a memory cap of 512 MiB, and each needs 192"),
+        (("--decoders", "2", "--write", "x.pcapng"), "--write needs one decoder"),
+    ],
+)
+def test_what_cannot_be_is_one_line(options: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "llmsec_agent.cli.tap.app", "capture", "--pid", "1", "--store", "none", *options]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert said in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+# TLS objects over memory, made anew for each line of input: their addresses are used again and again.
+OBJECTS = """
+import ssl, sys
+server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context(cafile=sys.argv[1])
+server.load_cert_chain(sys.argv[1], sys.argv[2])
+client.check_hostname = False
+print("ready", flush=True)
+for line in sys.stdin:
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [client.wrap_bio(back, there), server.wrap_bio(there, back, server_side=True)]
+    waiting = list(ends)
+    while waiting:
+        for end in list(waiting):
+            try:
+                end.do_handshake()
+                waiting.remove(end)
+            except ssl.SSLWantReadError:
+                pass
+    for _ in range(int(line)):
+        ends[0].write(b"x" * 100)
+        ends[1].read(100)
+    del ends, end
+    print("done", flush=True)
+"""
+
+
+def test_who_was_not_told_of_an_end_gets_the_next_connection_of_that_object(certificate: Certificate) -> None:
+    """Its ring was full. Else it would keep what was under way there until the process ends, as another one got the next."""
+    loader = CoreLoader(KernelSettings(only_targets=True, ring_bytes=4096, rings=3))
+    rings = [Ring(loader.ring_descriptor(each), loader.ring_bytes) for each in range(3)]
+    command = [sys.executable, "-c", OBJECTS, str(certificate.cert), str(certificate.key)]
+
+    def seen(writes: int) -> dict[int, int]:
+        """TLS objects, and the ring where they were seen last."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f"{writes}\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        found: dict[int, int] = {}
+        for each, ring in enumerate(rings):
+            while records := ring.consume():
+                found |= {event.connection: each for event in map(events.decode, records) if event.type == events.DATA}
+        return found
+
+    try:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            loader.watch(process.pid)
+            for plan in TargetFinder().look(process.pid).plans:
+                loader.attach(plan, process.pid)
+            again = moved = 0
+            for _ in range(20):
+                before, after = seen(100), seen(1)  # a hundred fill the ring of each
+                again += len(before.keys() & after.keys())
+                moved += sum(before[pointer] != after[pointer] for pointer in before.keys() & after.keys())
+            process.kill()
+        assert again > 10, "no object had the address of an earlier one"
+        assert moved == 0
+    finally:
+        for ring in rings:
+            ring.close()
+        loader.close()

@@ -155,6 +155,28 @@ def test_a_decoder_gets_no_second_socket_of_an_interface_that_is_there(interface
     assert asked(warden, Ask.SOCKET) is None
 
 
+def test_an_interface_made_anew_is_opened_once_for_all_decoders(interface: str) -> None:
+    """In another fan-out group: that of the old one is bound to an interface that is gone."""
+    warden = Warden(SILENT, (sys.executable, "-c", ""), decoders=2)
+    warden._interfaces = [Interface(partial(open_packet_sockets, NAME, None, 2))]
+    try:
+        given = [warden._answer(channel, Ask.SOCKETS, 0, [])[1] for channel in warden.channels]
+        assert given[0] != given[1]
+        for channel in warden.channels:
+            assert warden._answer(channel, Ask.SOCKET, 0, []) == (b"", [])
+        ip("del", NAME)
+        make()
+        again = [warden._answer(channel, Ask.SOCKET, 0, [])[1] for channel in warden.channels]
+        assert [len(descriptors) for descriptors in again] == [1, 1]
+        assert again[0] != again[1]
+        for channel in warden.channels:
+            assert warden._answer(channel, Ask.SOCKET, 0, []) == (b"", []), "no third"
+    finally:
+        for channel in warden.channels:
+            channel.close_clients_ends()
+        warden._end()
+
+
 def test_nor_of_all_interfaces_together(warden: Warden) -> None:
     warden._interfaces = [Interface(partial(open_packet_sockets, "any", None))]
     asked(warden, Ask.SOCKETS).close()  # type: ignore[union-attr]

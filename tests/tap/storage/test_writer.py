@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import math
 import stat
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from llmsec_tap.model import Exchange, Message, Part, Request, Response, Usage, to_json
 from llmsec_tap.storage import StoreWriter
+from llmsec_tap.storage.store import create_store
 
 
 def test_a_fully_populated_exchange_comes_back_the_same(root, reader, make_exchange):
@@ -165,3 +167,11 @@ def test_nothing_added_writes_nothing(root, reader):
     assert reader.parts() == []
     assert reader.count() == 0
     assert [reader.count(view) for view in ("messages", "tool_calls", "anomalies", "findings")] == [0, 0, 0, 0]
+
+
+def test_writers_that_write_at_the_same_moment_never_take_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of a name would replace the first one's rows."""
+    monkeypatch.setattr("llmsec_tap.storage.writer.time.time_ns", lambda: 1_700_000_000_000_000_000)
+    monkeypatch.setattr("llmsec_tap.storage.writer.secrets.randbits", lambda _bits: 0)
+    store = create_store(tmp_path)
+    assert len({StoreWriter(store, number=number)._next_seq() for number in range(16)}) == 16
