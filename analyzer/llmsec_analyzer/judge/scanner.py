@@ -261,6 +261,11 @@ class Scanner:
         rule = getattr(recognizer, "rule", None)
         self.count_fault(rule.id if rule is not None else type(recognizer).__name__, fault)
 
+    def forget_faults(self) -> None:
+        self.faults.clear()
+        self.timeouts.clear()
+        self.plan.faults.clear()
+
     def count_fault(self, name: str, fault: Exception) -> None:
         self.faults[name] += 1
         if self._on_fault is not None and self.faults[name] == 1:

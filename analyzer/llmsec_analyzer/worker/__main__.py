@@ -27,6 +27,7 @@ from llmsec_analyzer.worker.protocol import (
     ToWorker,
     frame,
 )
+from llmsec_analyzer.worker.rehearsal import rehearse
 from llmsec_tap import privileges
 from llmsec_tap.errors import ConfigError, where
 from llmsec_tap.identity.credentials import fingerprinter
@@ -100,6 +101,7 @@ class Worker:
             user = privileges.unprivileged_user()
             if user is not None and not privileges.may_read_programs(user):
                 privileges.load_encodings()
+                rehearse(self._detector.scanner)
             privileges.become(user)
             privileges.confine()
             self._reply(Ready(redacts=bool(self._detector.scanner.rules.redacting)))
