@@ -322,6 +322,7 @@ class LiveSource:
         security, self._security = self._security, None
         if security is not None and self._run.detection is not None:
             self._run.detection.reload(security)
+        self._run.look_for_losses()
         if self._recording is not None:
             self._recording.flush()
 

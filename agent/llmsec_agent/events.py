@@ -9,8 +9,18 @@ from typing import Any, Final
 
 import msgspec
 
+from llmsec_tap.counters import Snapshot
 from llmsec_tap.model import Exchange, Finding, Process
 
+# What is lost before or after decoding; each says it on the record that it touched, where there is one.
+_LOSSES: Final = (
+    "llmsec_kernel_lost_records_total",
+    "llmsec_queue_left_out_records_total",
+    "llmsec_packets_dropped_total",
+    "llmsec_shed_connections_total",
+    "llmsec_store_lost_rows_total",
+    "llmsec_sink_dropped_records_total",
+)
 # Exchanges that have not ended and of which something was said; beyond them a finding may be said twice.
 _MAX_OPEN: Final = 65_536
 
@@ -74,6 +84,7 @@ class Feed:
         self._offer = offer
         self._content = content
         self._said: OrderedDict[str, set[str]] = OrderedDict()  # exchange -> findings
+        self._lost: dict[str, int] = {}
 
     def started(self, exchange: Exchange) -> None:
         shown = exchange if self._content else exchange.without_content()
@@ -111,5 +122,11 @@ class Feed:
                 self._offer(Found(ts_ns=now_ns, finding=known))
         self._offer(Ended(ts_ns=now_ns, exchange_id=exchange.exchange_id, exchange=exchange))
 
-    def lost(self, what: str, count: int) -> None:
-        self._offer(Lost(ts_ns=time.time_ns(), what=what, count=count))
+    def look(self, counts: Snapshot) -> None:
+        """Say what was lost since the last look."""
+        for what in _LOSSES:
+            count = counts.get(what)
+            more = count - self._lost.get(what, 0)
+            if more > 0:
+                self._lost[what] = count
+                self._offer(Lost(ts_ns=time.time_ns(), what=what, count=more))

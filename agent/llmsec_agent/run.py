@@ -143,6 +143,7 @@ class Run:
             self.pipeline.close()
             if self.detection is not None:
                 self.detection.close()
+            self.look_for_losses()
             for lane in self.lanes:
                 lane.close()
 
@@ -155,6 +156,11 @@ class Run:
         """Called often: what was just decoded goes to detection, what that knows comes back."""
         if self.detection is not None:
             self.detection.tick()
+
+    def look_for_losses(self) -> None:
+        """Call it about twice a second: whoever takes events is told."""
+        if self.events is not None:
+            self.events.look(self.snapshot())
 
     @property
     def lost(self) -> bool:

@@ -45,7 +45,7 @@ class Capture(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
         ),
     ] = limits.RING_BYTES
     memory_cap: Annotated[
-        int, key("resident memory of all decoders at most; detection processes are apart", unit="size", at_least=128 * limits.MIB)
+        int, key("resident memory of all decoders at most; detection processes are apart", unit="size", at_least=192 * limits.MIB)
     ] = limits.MEMORY_CAP_BYTES
     user: Annotated[
         str | None,

@@ -108,7 +108,7 @@ WRONG = [
     ("server: {max_request_size: 50XB}", "server.max_request_size: must be a size with its unit"),
     ("server: {tls: {enabled: true}}", "server.tls: the key `cert_file` is required"),
     ("capture: {ring_size: 10MiB}", "capture.ring_size: must be a power of two"),
-    ("capture: {memory_cap: 1MiB}", "capture.memory_cap: must be at least 128MiB, not 1MiB"),
+    ("capture: {memory_cap: 1MiB}", "capture.memory_cap: must be at least 192MiB, not 1MiB"),
     ("capture: {ports: [70000]}", "capture.ports[0]: must be from 1 to 65535"),
     ("capture: {fast_probes: maybe}", "capture.fast_probes: must be true or false or auto"),
     ("capture: {decoders: many}", "capture.decoders: must be a whole number or auto"),

@@ -100,7 +100,7 @@ def capture(
         int, typer.Option("--ring-size", min=4, max=1 << 20, help="Buffer between kernel and tap, in KiB; a power of two.")
     ] = limits.RING_BYTES // limits.KIB,
     memory_cap: Annotated[
-        int, typer.Option("--memory-cap", min=128, help="Resident memory at most, in MiB; the detection process is apart.")
+        int, typer.Option("--memory-cap", min=192, help="Resident memory at most, in MiB; the detection process is apart.")
     ] = limits.MEMORY_CAP_BYTES // limits.MIB,
     decoders: Annotated[
         str,
