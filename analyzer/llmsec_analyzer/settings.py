@@ -80,7 +80,7 @@ class OutputSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_f
     ] = True
     injection_threshold: Annotated[
         float, key("score from which an answer counts as carrying one, beside a sign of it", at_least=0, at_most=1)
-    ] = 0.95
+    ] = 0.9
     canaries: Annotated[tuple[Annotated[str, key(filled=True)], ...], key("words of your system prompts that no answer may hold")] = ()
     sensitive_tools: Annotated[
         tuple[str | ToolPolicy, ...], key("tools whose call is a finding: a name (* and ? are wildcards), or a mapping of the keys below")

@@ -414,7 +414,7 @@ def test_memory_stays_under_its_cap(certificate: Certificate) -> None:
             return any(row["input_text"] == "afterwards" for row in agent.exchanges())
 
         agent.wait_for(recovered, "the tap did not recover", 40)
-    assert peak <= 160 * 1.05, f"{peak} MiB"
+    assert peak <= 192 * 1.05, f"{peak} MiB"
     assert "tap_overload" in agent.said or "gave up" in agent.said
 
 

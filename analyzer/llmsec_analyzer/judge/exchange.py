@@ -33,7 +33,7 @@ _OPERATOR_ROLES = ("system", "developer")
 class AnswerStreams:
     """The texts of one answer that is still arriving."""
 
-    __slots__ = ("_detector", "_exchange_id", "_lean", "_said", "_streams", "_tails")
+    __slots__ = ("_detector", "_exchange_id", "_lean", "_said", "_streams", "_tails", "carried")
 
     def __init__(self, detector: ExchangeDetector, exchange_id: str, *, lean: bool) -> None:
         self._detector = detector
@@ -42,6 +42,7 @@ class AnswerStreams:
         self._streams: dict[tuple[int, str], StreamScanner] = {}
         self._tails: dict[tuple[int, str], str] = {}
         self._said: dict[int, AnswerSoFar] = {}  # by choice, where it is judged as it comes
+        self.carried: dict[int, Finding] = {}  # by choice, the injection that it was found to carry
 
     def feed(self, kind: str, choice: int, texts: Sequence[str]) -> list[Finding]:
         """The next increments of one text; what became known by them. Never raises: a fault is counted, and the text scanned at its end."""
@@ -80,7 +81,10 @@ class AnswerStreams:
         finding = self._detector.scanner.judge_answer(so_far.text, part, self._exchange_id, at=stream.deltas)
         if finding is not None or so_far.is_full:
             del self._said[choice]
-        return [finding] if finding is not None else []
+        if finding is None:
+            return []
+        self.carried[choice] = finding
+        return [finding]
 
     def _place(self, kind: str, choice: int) -> str:
         """As the record will have it: reasoning stands before the text, refusals behind it."""
@@ -197,7 +201,7 @@ class ExchangeDetector:
             gathered.add(fresh, str(part.place), result.excess)
             if part.kind == "tool_call" and part.is_answer:
                 gathered.add(self._sensitive_tool(exchange_id, part))
-        gathered.add(self._compared(exchange_id, parts, prompt, attacked=attacked, with_model=with_model))
+        gathered.add(self._compared(exchange_id, parts, prompt, streams if with_model else None, attacked=attacked, with_model=with_model))
         return marks
 
     def _scan(self, exchange_id: str, part: TextPart, streams: AnswerStreams | None, *, with_model: bool, lean: bool) -> TextResult:
@@ -236,7 +240,9 @@ class ExchangeDetector:
             for hit in self._tools.hits(part.tool, part.text)
         ]  # fmt: skip
 
-    def _compared(self, exchange_id: str, parts: Sequence[TextPart], prompt: str, *, attacked: bool, with_model: bool) -> list[Finding]:
+    def _compared(
+        self, exchange_id: str, parts: Sequence[TextPart], prompt: str, streams: AnswerStreams | None, *, attacked: bool, with_model: bool
+    ) -> list[Finding]:
         rules = self.scanner.rules.by_id
         others = " ".join(part.text for part in parts if part.is_request and part.role == "user")
         found: list[Finding] = []
@@ -246,8 +252,10 @@ class ExchangeDetector:
             if part.kind == "refusal" or is_refusal(part.text):
                 refused = True
                 found += self._plain(exchange_id, part, "output.refusal", 0, min(len(part.text), 80), "the answer declines")
-            if with_model and part.kind == "text" and (finding := self.scanner.judge_answer(part.text, str(part.place), exchange_id)):
-                found.append(finding)
+            if with_model and part.kind == "text":
+                carried = streams.carried.get(part.place.index) if streams is not None and streams.saw(part) is not None else None
+                carried = carried or self.scanner.judge_answer(part.text, str(part.place), exchange_id)
+                found += [carried] if carried is not None else []
             span = leaked(prompt, part.text) if prompt and self.scanner.settings.output.enabled else None
             if span is not None and part.text[span[0] : span[1]] not in others:
                 found += self._plain(exchange_id, part, "output.system_prompt_leak", *span, f"{span[1] - span[0]} characters in a row")
