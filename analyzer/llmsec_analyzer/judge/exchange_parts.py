@@ -15,7 +15,7 @@ _RETRIEVED = frozenset(("document", "search_result", "context"))
 
 
 class TextPart(msgspec.Struct, frozen=True):
-    """`part` names the place: `request.messages[2].parts[0]`, `response.messages[0].parts[1].arguments`, `request.tools[0]`, `other_texts[0]`."""
+    """`part` names the place: `request.messages[2].parts[0]`, `response.messages[0].parts[1].arguments`, `request.tools[0]`, `other_texts[0]`, `tags.name`."""
 
     part: str
     role: str
@@ -76,6 +76,10 @@ def text_parts(exchange: Exchange) -> Iterator[TextPart]:
     for number, other in enumerate(exchange.other_texts):
         role = "tool" if other.path.startswith("$.tools") else "assistant" if other.path.startswith("response") else "user"
         yield TextPart(f"other_texts[{number}]", role, other.text, "other")
+    read = {other.text for other in exchange.other_texts}
+    for name, value in exchange.tags.items():
+        if value not in read:
+            yield TextPart(f"tags.{name}", "user", value, "other")
     yield from _of_messages("response", exchange.response.messages)
     if exchange.response.error_message:
         yield TextPart("response.error_message", "assistant", exchange.response.error_message, "error")

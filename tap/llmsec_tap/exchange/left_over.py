@@ -145,7 +145,7 @@ class LeftOver:
             text = _of_data_uri(text)
         elif text.isascii() and _ONE_WORD.fullmatch(text[:4096]) and not (_reads(text) or _is_personal(text, key)):
             return
-        if not text or self._has(text) or _is_credential(text, place):
+        if not text or self._has(text) or _is_credential(text, place) or (key in _END_USERS and text.count(" ") < _SENTENCE):
             return
         self.places.append(place)
         self.conversation = self.conversation or _in_conversation(place)
