@@ -175,6 +175,25 @@ class Finding(msgspec.Struct, kw_only=True, frozen=True):
     at_output_token: int | None = None
 
 
+class Counts(msgspec.Struct, kw_only=True):
+    requests: int | None = None
+    tokens: int | None = None
+
+
+class Resets(msgspec.Struct, kw_only=True):
+    requests: float | None = None
+    tokens: float | None = None
+
+
+class RateLimit(msgspec.Struct, kw_only=True):
+    """What the server's headers say of its limits; seconds run from the answer."""
+
+    limits: Counts = msgspec.field(default_factory=Counts)
+    remaining: Counts = msgspec.field(default_factory=Counts)
+    reset_s: Resets = msgspec.field(default_factory=Resets)
+    retry_after_s: float | None = None
+
+
 class Exchange(msgspec.Struct, kw_only=True):
     """One request and its answer. Times are capture time, epoch nanoseconds; texts are exactly as sent.
 
@@ -223,6 +242,17 @@ class Exchange(msgspec.Struct, kw_only=True):
     request: Request = msgspec.field(default_factory=Request)
     response: Response = msgspec.field(default_factory=Response)
     other_texts: list[OtherText] = []
+    request_id: str | None = None
+    trace_id: str | None = None
+    span_id: str | None = None
+    session_id: str | None = None
+    end_user: str | None = None
+    tags: dict[str, str] = {}
+    client_agent: str | None = None
+    deployment: str | None = None
+    api_version: str | None = None
+    rate_limit: RateLimit | None = None
+    forwarded_client: str | None = None
     risk_score: int | None = None
     risk_reasons: list[str] = []
     findings: list[Finding] = []
@@ -246,6 +276,12 @@ class Exchange(msgspec.Struct, kw_only=True):
             refusal_text=None,
             error_type=_word(self.error_type),
             other_texts=[],
+            request_id=_word(self.request_id),
+            session_id=_word(self.session_id),
+            end_user=_word(self.end_user),
+            tags={},
+            client_agent=_word(self.client_agent),
+            deployment=_word(self.deployment),
             finish_reasons=[_word(reason) for reason in self.finish_reasons],
             findings=[msgspec.structs.replace(finding, preview="") for finding in self.findings],
             tool_calls=[ToolCall(id=_word(call.id), name=_word(call.name)) for call in self.tool_calls],

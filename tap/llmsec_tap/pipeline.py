@@ -11,6 +11,7 @@ from llmsec_tap.anomalies import AnomalyName
 from llmsec_tap.counters import Sample, by_label
 from llmsec_tap.exchange.assembly import Context, ExchangeAssembly, ListenerFactory
 from llmsec_tap.identity.credentials import Fingerprinter
+from llmsec_tap.identity.whose import WhoseSettings
 from llmsec_tap.model import Exchange
 from llmsec_tap.wire.connection import Connection
 from llmsec_tap.wire.flow import Flow
@@ -36,13 +37,14 @@ class Pipeline:
         on_request: Callable[[Exchange], None] | None = None,
         estimate: Callable[[Exchange], None] | None = None,
         shield: bool = True,
+        whose: WhoseSettings | None = None,
         memory_cap_bytes: int = limits.MEMORY_CAP_BYTES,
     ) -> None:
         """`memory_cap_bytes` is for the whole process; a share of it is the account of what is held for traffic.
 
         `on_request` is given what a record could say of an exchange, when the last byte of its request is in.
         `estimate` adds token counts to a record whose server stated none, before it is handed on (`tokens.TokenEstimator.estimate`).
-        `on_defect` is told the name of a decoder, or `tokens`, inside the except block; `shield=False` lets such faults through (tests).
+        `whose` says how tenants and end users are named. `on_defect` is told the name of a decoder, or `tokens`, inside the except block; `shield=False` lets such faults through (tests).
         """
         self.account = Account(memory_cap_bytes * limits.ACCOUNT_BYTES // limits.MEMORY_CAP_BYTES)
         self._on_exchange = on_exchange
@@ -50,7 +52,13 @@ class Pipeline:
         self._on_defect = on_defect
         self._shield = shield
         self._context = Context(
-            self._exchange, fingerprint, on_defect=on_defect, listener_factory=listener_factory, on_request=on_request, shield=shield
+            self._exchange,
+            fingerprint,
+            on_defect=on_defect,
+            listener_factory=listener_factory,
+            on_request=on_request,
+            shield=shield,
+            whose=whose,
         )
         self.anomalies: Counter[str] = Counter()
         self.protocols: Counter[str] = Counter()

@@ -27,9 +27,11 @@ from llmsec_tap.dialects.base import NotJSON, RequestView, ResponseView, parse_j
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.registry import DIALECTS, classify_response
 from llmsec_tap.errors import SourceError
+from llmsec_tap.exchange.left_over import LeftOver, StreamLeftOver
 from llmsec_tap.identity.classify import classify
 from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.identity.non_inference import auxiliary
+from llmsec_tap.identity.secret_shapes import is_secret_name
 from llmsec_tap.identity.who import identify
 from llmsec_tap.model import Exchange, Message, Part, Request, to_json
 from llmsec_tap.pipeline import Pipeline
@@ -312,6 +314,83 @@ def dialects(data: bytes) -> None:
         msgspec.json.encode([choice.message() for choice in draft.choices.values()] if "\\ud" not in repr(parts) else [])
 
 
+def left_over(data: bytes) -> None:
+    """A request line, JSON and JSON events: every sentence of a request, an answer and a stream is on the record, whoever reads it."""
+    first, _, rest = data.partition(b"\n")
+    method, _, target = first.decode("latin-1").partition(" ")
+    try:
+        values = [parse_json(part) for part in rest.split(b"\n")[:6]]
+    except NotJSON:
+        return
+    request = RequestView(method, target, {"host": "node", "content-type": "application/json"})
+    request.body, request.body_is_json = values[0], True
+    dialect = classify(request)
+    if dialect is None or any(len(rest) > 8192 for _ in values):
+        return
+    draft = Draft()
+    dialect.decode_request(request, draft)
+    left = LeftOver(draft)
+    if isinstance(request.body, dict | list):
+        left.walk(request.body)
+    _holds(draft, left, [request.body])
+    for value in values[1:]:
+        answer = Draft()
+        dialect.decode_response(request, ResponseView(200, {"content-type": "application/json"}), value, 1, answer)
+        left = LeftOver(answer, of_answer=True)
+        if isinstance(value, dict | list):
+            left.walk(value)
+            _holds(answer, left, [value])
+    streamed = Draft()
+    streamed.overlooked = events = StreamLeftOver(streamed)
+    handler = dialect.stream(request, ResponseView(200, {"content-type": "text/event-stream"}), streamed)
+    seen = [value for value in values[1:] if isinstance(value, dict)]
+    for at, value in enumerate(seen):
+        handler(at, None, msgspec.json.encode(value) if "\\ud" not in repr(value) else b"null")
+    if streamed.at_end is not None:
+        streamed.at_end()
+    left = events.end()
+    if not streamed.unread and "\\ud" not in repr(seen) and dialect.api != "bedrock.invoke":
+        _holds(streamed, left, seen)
+
+
+def _holds(draft: Draft, left: LeftOver, values: list[Any]) -> None:
+    texts = [
+        text for message in draft.messages for part in message.parts for text in (part.content, part.arguments, part.name, part.uri) if text
+    ]
+    texts += [text for tool in draft.tools for text in (tool.name, tool.description) if text]
+    for choice in draft.choices.values():
+        message = choice.message()
+        texts += [text for part in message.parts for text in (part.content, part.arguments, part.name, part.uri, part.id) if text]
+    texts += [
+        text for text in (draft.request_model, draft.response_model, draft.response_id, draft.error_type, draft.error_message) if text
+    ]
+    kept = "\0".join([*texts, *(other.text for other in left.found)])
+    for sentence in _sentences(values):
+        assert sentence in kept or msgspec.json.encode(sentence).decode()[1:-1] in kept or draft.anomalies, sentence
+
+
+def _sentences(values: list[Any]) -> Iterator[str]:
+    """Texts of at least four words that stand under no name of a credential and in no place that is left out by design."""
+    for value in values:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                if not (
+                    is_secret_name(key)
+                    or key in ("logprobs", "top_logprobs", "prompt_logprobs", "embedding", "partialArgs", "data", "finish_reason")
+                ):
+                    yield from _sentences([item])
+        elif isinstance(value, list):
+            yield from _sentences(value)
+        elif (
+            isinstance(value, str)
+            and value.count(" ") >= 3
+            and sum(map(str.isalpha, value)) >= 8
+            and not value.startswith("data:")
+            and value.isprintable()
+        ):
+            yield value
+
+
 @lru_cache(maxsize=1)
 def _scanner() -> Scanner:
     return Scanner(DetectionSettings(plugins=False), lambda text: str(zlib.crc32(text.encode())))
@@ -365,6 +444,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         eventstream,
         encoding,
         dialects,
+        left_over,
         detection,
         elf_file,
     )
@@ -393,6 +473,7 @@ def seeds(name: str) -> list[bytes]:
     ollama = b'{"model":"m","message":{"role":"assistant","content":"a"},"done":true,"done_reason":"stop","eval_count":3}'
     converse = b'{"output":{"message":{"role":"assistant","content":[{"text":"a"},{"toolUse":{"toolUseId":"t","name":"f","input":{}}}]}},"stopReason":"end_turn","usage":{"inputTokens":1}}'
     cohere = b'{"type":"content-delta","index":0,"delta":{"message":{"content":{"text":"a"}}}}'
+    odd = b',"x":{"said":"this is not a known place"},"code":["nor is this one here"]}'
     return {
         "packet": [bytes([0]) + frame for frame in frames[:5]],
         "capture_file": [pcap(talk.frames), pcapng(talk.frames)],
@@ -412,6 +493,18 @@ def seeds(name: str) -> list[bytes]:
             b'password = "hunter2Hunter2" -----BEGIN PRIVATE KEY-----\\nMIIE' + b"A" * 80,
         ],
         "encoding": [bytes([i]) + struct.pack(">I", i) for i in range(8)],
+        "left_over": [
+            line + b"\n" + body[:-1] + odd + b"\n" + value[:-1] + odd + b"\n" + value
+            for line, value in (
+                (b"POST /v1/chat/completions", chunk),
+                (b"POST /v1/messages", anthropic),
+                (b"POST /v1/responses", responses),
+                (b"POST /v1beta/models/gemini-x:streamGenerateContent", gemini),
+                (b"POST /api/chat", ollama),
+                (b"POST /model/m/converse", converse),
+                (b"POST /v2/chat", cohere),
+            )
+        ],
         "dialects": [
             line + b"\n" + body + b"\n" + value
             for line, value in (

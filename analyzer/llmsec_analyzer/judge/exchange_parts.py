@@ -21,7 +21,7 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
     `index`: of the message, choice, tool or text in its list; `part`: of the part in its message; `field`: of the part.
     """
 
-    group: Literal["request.messages", "request.tools", "other_texts", "response.messages", "response.error_message"]
+    group: Literal["request.messages", "request.tools", "other_texts", "response.messages", "response.error_message", "tags"]
     index: int = 0
     part: int | None = None
     field: str = ""
@@ -29,6 +29,8 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
     def __str__(self) -> str:
         if self.group == "response.error_message":
             return self.group
+        if self.group == "tags":
+            return f"tags.{self.field}"
         part = "" if self.part is None else f".parts[{self.part}]"
         return f"{self.group}[{self.index}]{part}{self.field and '.'}{self.field}"
 
@@ -100,6 +102,10 @@ def text_parts(exchange: Exchange) -> Iterator[TextPart]:
     for number, other in enumerate(exchange.other_texts):
         role = "tool" if other.path.startswith("$.tools") else "assistant" if other.path.startswith("response") else "user"
         yield TextPart(Place("other_texts", number), role, other.text, "other")
+    read = {other.text for other in exchange.other_texts}
+    for name, value in exchange.tags.items():
+        if value not in read:
+            yield TextPart(Place("tags", field=name), "user", value, "other")
     yield from _of_messages("response.messages", exchange.response.messages)
     if exchange.response.error_message:
         yield TextPart(Place("response.error_message"), "assistant", exchange.response.error_message, "error")

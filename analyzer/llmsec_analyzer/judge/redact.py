@@ -69,7 +69,19 @@ def redacted(exchange: Exchange, masks: Sequence[Mask] = (), *, everything: bool
         findings=findings,
         **{
             name: masked(getattr(exchange, name))
-            for name in ("input_text", "output_text", "reasoning_text", "refusal_text", "tool_calls", "request", "response", "other_texts")
+            for name in (
+                "input_text",
+                "output_text",
+                "reasoning_text",
+                "refusal_text",
+                "tool_calls",
+                "request",
+                "response",
+                "other_texts",
+                "tags",
+                "session_id",
+                "request_id",
+            )
         },
     )
 

@@ -172,12 +172,14 @@ class Draft:
         "other_texts",
         "overlooked",
         "parameters",
+        "part_texts",
         "provider_hint",
         "request_model",
         "response_id",
         "response_model",
         "terminated",
         "tools",
+        "touched",
         "unread",
         "usage",
     )
@@ -216,8 +218,10 @@ class Draft:
         self._untaken = 0
         self.chars = 0  # of what the model has said so far: text, reasoning, refusals, arguments
         self._part_chars = 0
+        self.touched: list[ToolCallDraft] = []  # calls that this event said more of; `overlooked` clears it
         self._tool_count = 0
         self._parts: set[tuple[str | None, ...]] = set()
+        self.part_texts = TextBuffer()  # all of them in one, to look texts up in
 
     # --- increments of the answer -------------------------------------------------------------------------------------
 
@@ -277,6 +281,8 @@ class Draft:
         if name:
             call.name = name
         call.server_side = call.server_side or server_side
+        if self.overlooked is not None:
+            self.touched.append(call)
         if arguments:
             self._part(ts_ns, choice, call.arguments, "tool_call", arguments)
         elif name:
@@ -297,6 +303,7 @@ class Draft:
         elif self._room(_PART_BYTES + size):
             self._parts.add(said)
             others.append(part)
+            self.part_texts.append("\0".join([text for text in said if text is not None]) + "\0")
 
     def finish(self, choice: int, reason: str | None) -> None:
         if reason:

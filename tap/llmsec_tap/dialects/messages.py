@@ -21,7 +21,25 @@ _MAX_URI_CHARS = 2048
 _MODALITIES = ("image", "audio", "video", "file", "document", "pdf")
 _TEXTS = frozenset(("text", "input_text", "output_text"))
 _NOT_PARAMETERS = frozenset(
-    ("model", "prompt", "input", "inputs", "suffix", "system", "instructions", "user", "message", "preamble", "query", "text", "inputText")
+    (
+        "model",
+        "prompt",
+        "input",
+        "inputs",
+        "suffix",
+        "system",
+        "instructions",
+        "user",
+        "message",
+        "preamble",
+        "query",
+        "text",
+        "inputText",
+        "safety_identifier",
+        "user_id",
+        "end_user",
+        "end_user_id",
+    )
 )
 
 

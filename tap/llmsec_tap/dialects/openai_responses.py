@@ -195,11 +195,11 @@ class _Reader:
             self._item_added(dict_of(value.get("item")), value.get("output_index"), ts_ns)
         elif kind in ("response.function_call_arguments.delta", "response.custom_tool_call_input.delta"):
             if isinstance(delta, str):
-                key = self._call(value.get("output_index"), [value.get("item_id"), value.get("call_id")])
+                key = self._call(value.get("output_index"), _ids_in(value))
                 self.seen.add(("arguments", key))
                 draft.tool_call(ts_ns, 0, key, arguments=delta)
         elif kind in ("response.function_call_arguments.done", "response.custom_tool_call_input.done"):
-            key = self._call(value.get("output_index"), [value.get("item_id"), value.get("call_id")])
+            key = self._call(value.get("output_index"), _ids_in(value))
             whole = text_of(value.get("arguments")) or text_of(value.get("input"))
             if whole and ("arguments", key) not in self.seen:
                 self.seen.add(("arguments", key))
@@ -354,9 +354,8 @@ class _Reader:
         self._read_to[level] = (found if is_there else buffer.chars) + len(text)
         return is_there
 
-    def _call(self, index: JSON, identities: list[JSON], *, begins: bool = False, ends: bool = False) -> object:
+    def _call(self, index: JSON, known: list[str], *, begins: bool = False, ends: bool = False) -> object:
         """The key of the call that an event is about."""
-        known = [identity for identity in identities if isinstance(identity, str) and identity]
         key = next((self._by_id[identity] for identity in known if identity in self._by_id), None)
         if key is None and not begins:
             key = self._at_index.get(index) if isinstance(index, int) else self._latest
@@ -392,8 +391,12 @@ class _Reader:
         self._draft.reasoning(ts_ns, 0, text)
 
 
-def _ids(item: dict[str, JSON]) -> list[JSON]:
-    return [item.get("call_id"), item.get("id")]
+def _ids(item: dict[str, JSON]) -> list[str]:
+    return [item[name] for name in ("call_id", "id") if isinstance(item.get(name), str) and item[name]]
+
+
+def _ids_in(event: dict[str, JSON]) -> list[str]:
+    return [event[name] for name in ("item_id", "call_id") if isinstance(event.get(name), str) and event[name]]
 
 
 def _input_item(item: JSON) -> Message | None:

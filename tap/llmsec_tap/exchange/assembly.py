@@ -32,6 +32,7 @@ from llmsec_tap.exchange.timing import characters_per_token
 from llmsec_tap.identity.credentials import Fingerprinter, credential_of
 from llmsec_tap.identity.non_inference import auxiliary, holds_texts
 from llmsec_tap.identity.who import identify
+from llmsec_tap.identity.whose import Whose, WhoseSettings, whose_request, with_response
 from llmsec_tap.model import Completeness, Exchange, Framing, OtherText
 from llmsec_tap.wire.flow import Flow
 from llmsec_tap.wire.messages import Head, ignore
@@ -49,7 +50,7 @@ class ListenerFactory(Protocol):
 class Context:
     """What all exchanges of a run share."""
 
-    __slots__ = ("fingerprint", "listener_factory", "on_defect", "on_exchange", "on_request", "shield")
+    __slots__ = ("fingerprint", "listener_factory", "on_defect", "on_exchange", "on_request", "shield", "whose")
 
     def __init__(
         self,
@@ -60,8 +61,10 @@ class Context:
         listener_factory: ListenerFactory | None = None,
         on_request: Callable[[Exchange], None] | None = None,
         shield: bool = True,
+        whose: WhoseSettings | None = None,
     ) -> None:
         """`on_request` is given what a record could say, once for each request to a language model, when its last byte is in."""
+        self.whose = whose or WhoseSettings()
         self.on_exchange = on_exchange
         self.on_request = on_request
         self.fingerprint = fingerprint
@@ -92,6 +95,7 @@ class ExchangeAssembly:
         "_started_ns",
         "_truncated",
         "_view",
+        "_whose",
         "client",
         "context",
         "draft",
@@ -130,6 +134,7 @@ class ExchangeAssembly:
         self._response_body_ns: int | None = None
         self._digest = RequestDigest()
         self._truncated = False
+        self._whose = Whose()
         self._done = False
 
     @property
@@ -160,6 +165,7 @@ class ExchangeAssembly:
         # A gap inside a long text leaves JSON that still reads, with both sides of the text joined; elsewhere it does not read.
         self._guarded(lambda: self._read_request(view, raw, undecoded, others))
         view.raw = b""
+        self._whose = self._guarded(lambda: whose_request(view, self.context.fingerprint, self.context.whose)) or self._whose
         view.body = scalars(view.body)
         self.draft.request_cost(view.body)
 
@@ -435,6 +441,10 @@ class ExchangeAssembly:
         is_cut = self._frames is not None and self._frames.unfinished
         if is_whole_stream and (is_cut or not (draft.terminated or draft.error_type or any(draft.finish_reasons()))):
             self.anomaly("stream_unterminated")
+        head = self._response_head
+        if head is not None and self.response_view is not None and provider is not None:
+            answered = self.response_view.headers
+            self._guarded(lambda: with_response(self._whose, answered, head.ts_ns, self.context.fingerprint))
         facts = self._facts(provider, api, operation, ended_ns=self._last_ns or ts_ns, completeness=completeness)
         return build_record(facts, draft, self._anomalies, self.context.fingerprint)
 
@@ -458,6 +468,8 @@ class ExchangeAssembly:
             operation=operation,
             credential=credential_of(view) if view is not None else None,
             completeness=completeness,
+            whose=self._whose,
+            proxied=self.flow.proxied,
         )
 
     def _completeness(self, *, is_llm: bool) -> Completeness:

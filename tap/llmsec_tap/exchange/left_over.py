@@ -31,7 +31,8 @@ _LONGER_WORD = 64
 _CARD = 12  # digits: the shortest card numbers have so many
 _SENTENCE = 3  # spaces
 _MANY = 64
-_SPARE_BYTES = 16
+_SPARE_BYTES = 4  # counts and times are not all of one length
+_MIN_LOOKS = 8  # events of a kind that are looked at in any case
 _MAX_KINDS = 64
 _MAX_COMPARED_CHARS = 16 * 1024 * 1024
 _MAX_JOINED_CHARS = 65_536
@@ -41,10 +42,8 @@ _ONE_WORD: Final = re.compile(r"\S+")
 _DATA_URI: Final = re.compile(r"data:(text/[\w.+-]+|application/(?:json|xml|x-yaml|x-ndjson)|)((?:;[\w.=+-]+)*),")
 _DIGITS: Final = re.compile(r"\d")
 _NO_TEXT: Final = frozenset((int, float, bool, type(None)))
-# Tokens of the answer with their probabilities, and counts: the text itself stands elsewhere.
-_NUMBERS_ABOUT_TEXT: Final = frozenset(
-    ("logprobs", "top_logprobs", "prompt_logprobs", "prompt_token_ids", "usage", "usageMetadata", "embedding", "partialArgs")
-)
+# Of an answer: tokens with their probabilities, vectors, pieces of arguments. The text itself stands elsewhere.
+_NUMBERS_ABOUT_TEXT: Final = frozenset(("logprobs", "top_logprobs", "prompt_logprobs", "prompt_token_ids", "embedding", "partialArgs"))
 # The values of these tell one event from another, and are no text in any API.
 _NAMES_OF_EVENTS: Final = frozenset(
     ("type", "event_type", "id", "object", "model", "role", "item_id", "created_at", "obfuscation", "p", "system_fingerprint", "service_tier",
@@ -84,7 +83,8 @@ class LeftOver:
         self._of_answer = of_answer
         self._known: set[int] | None = None
         self._texts: frozenset[str] | None = None
-        self._joined: list[str] = []
+        self._joined = ""
+        self._compared = 0
         self._seen: set[str] = set()
         self._chars = 0
         self.keys = 0
@@ -96,6 +96,7 @@ class LeftOver:
         """Every string of a JSON value that the draft does not have. Not recursive: hostile values are deep."""
         # Once per string of every request: `type(…) is`, and what most strings fail first.
         known = self._known_ids()
+        skipped = _NUMBERS_ABOUT_TEXT if self._of_answer else frozenset()
         waiting: list[tuple[JSON, _Place]] = [(body, place)]
         while waiting:
             value, at = waiting.pop()
@@ -116,7 +117,7 @@ class LeftOver:
                         or (len(item) >= _CARD and item.isdigit())
                     ) and id(item) not in known:
                         self._string(item, at, key)
-                elif (kind is dict or kind is list) and key not in _NUMBERS_ABOUT_TEXT:
+                elif (kind is dict or kind is list) and key not in skipped:
                     waiting.append((item, (at, key)))
                 if is_object and " " in key:
                     self._string(key, at, key)
@@ -136,35 +137,47 @@ class LeftOver:
     def _string(self, text: str, at: _Place, key: str | int) -> None:
         if text in self._seen or not _says(text):
             return
+        if self._is_full():
+            self._draft.anomalies.setdefault("other_text_limit", 1)
+            return
         place = (at, key)
         if text.startswith("data:"):
             text = _of_data_uri(text)
         elif text.isascii() and _ONE_WORD.fullmatch(text[:4096]) and not (_reads(text) or _is_personal(text, key)):
             return
-        if not text or self._has(text) or _is_credential(text, place):
+        if not text or self._has(text) or _is_credential(text, place) or (key in _END_USERS and text.count(" ") < _SENTENCE):
             return
         self.places.append(place)
         self.conversation = self.conversation or _in_conversation(place)
         self._keep(("response" if self._of_answer else "$") + path_of(place)[1:], text)
 
     def _has(self, text: str) -> bool:
-        """Whether the draft has the text, or has it as a part of one that it joined (looked for where that is cheap)."""
+        """Whether the draft has the text, or has it as a part of one that it joined (looked for as long as that is cheap)."""
         if self._texts is None:
             texts = list(_texts_of(self._draft))
             if self._of_answer:
                 texts += _texts_of_answer(self._draft)
             self._texts = frozenset(texts)
-            self._joined = texts if sum(map(len, texts)) <= _MAX_JOINED_CHARS else []
-        return text in self._texts or any(text in known for known in self._joined) or self._has_escaped(text)
+            self._joined = "\0".join(texts) if sum(map(len, texts)) <= _MAX_JOINED_CHARS else ""
+        return text in self._texts or (bool(self._joined) and self._is_part(text))
 
-    def _has_escaped(self, text: str) -> bool:
-        """Arguments that came as an object are kept as JSON."""
-        escaped = dump_json(text[:_MAX_JOINED_CHARS])[1:-1]
-        return escaped != text and any(escaped in known for known in self._joined)
+    def _is_part(self, text: str) -> bool:
+        self._compared += len(self._joined)
+        if self._compared > _MAX_COMPARED_CHARS:
+            return False
+        if text in self._joined:
+            return True
+        if len(text) > _MAX_JOINED_CHARS:
+            return False
+        escaped = dump_json(text)[1:-1]  # arguments that came as an object are kept as JSON
+        return escaped != text and escaped in self._joined
+
+    def _is_full(self) -> bool:
+        return len(self.found) >= MAX_OTHER_TEXTS or self._chars >= MAX_OTHER_TEXT_CHARS
 
     def _keep(self, path: str, text: str) -> None:
-        if len(self.found) >= MAX_OTHER_TEXTS or self._chars >= MAX_OTHER_TEXT_CHARS:
-            self._draft.anomaly("other_text_limit")
+        if self._is_full():
+            self._draft.anomalies.setdefault("other_text_limit", 1)
             return
         self._seen.add(text)
         if self._chars + len(text) > MAX_OTHER_TEXT_CHARS:
@@ -188,7 +201,7 @@ class StreamLeftOver:
         self._chars = 0
         self._compared = 0
         self._given: frozenset[str] | None = None
-        self._clean: dict[str | None, int] = {}
+        self._clean: dict[str | None, tuple[int, int]] = {}  # by kind: how many held nothing else, and the shortest's bytes beside its text
         self.spare = -1
 
     def event(self, name: str | None, value: dict[str, JSON], size: int, taken: int) -> None:
@@ -197,15 +210,21 @@ class StreamLeftOver:
         if type(kind) is not str:
             kind = None
         excess = size - taken
-        if taken and excess <= self._clean.get(kind, -1):
+        is_left = self._is_left(kind, value, taken, excess)
+        self._draft.touched.clear()
+        if is_left or not taken:
             return
-        if self._look(kind, value) or not taken:
-            return
-        least = min(self._clean.get(kind, excess + _SPARE_BYTES), excess + _SPARE_BYTES)
-        if len(self._clean) < _MAX_KINDS:
-            self._clean[kind] = least
-        if kind is None:
-            self.spare = least
+        looks, least = self._clean.get(kind, (0, excess))
+        least = min(least, excess)
+        if looks or len(self._clean) < _MAX_KINDS:
+            self._clean[kind] = looks + 1, least
+        if kind is None and looks >= _MIN_LOOKS:
+            self.spare = least + _SPARE_BYTES
+
+    def _is_left(self, kind: str | None, value: dict[str, JSON], taken: int, excess: int) -> bool:
+        """Whether the event holds anything that its dialect left. One that is no longer than others of its kind that held nothing does not."""
+        looks, least = self._clean.get(kind, (0, 0))
+        return not (taken and looks > _MIN_LOOKS and excess <= least + _SPARE_BYTES) and self._look(kind, value)
 
     def end(self) -> LeftOver:
         """What was found, once the stream has ended."""
@@ -230,7 +249,7 @@ class StreamLeftOver:
             for key, item in members:
                 kind_of = type(item)
                 if kind_of is str:
-                    if not item or key in _NAMES_OF_EVENTS or self._is_taken(item):
+                    if not item or (key in _NAMES_OF_EVENTS and " " not in item) or self._is_taken(item):
                         continue
                     if in_delta or not self._is_known(item):
                         found = True
@@ -244,10 +263,7 @@ class StreamLeftOver:
             for buffer in (choice.text, choice.reasoning, choice.refusal):
                 if buffer.last is text:
                     return True
-            for call in choice.tool_calls.values():
-                if call.arguments.last is text or call.id is text or call.name is text:
-                    return True
-        return False
+        return any(call.arguments.last is text or call.id is text or call.name is text for call in self._draft.touched)
 
     def _is_known(self, text: str) -> bool:
         """Whether both sides together have said it already. Each look costs as much as there is: in the end everything counts as new."""
@@ -258,10 +274,10 @@ class StreamLeftOver:
         draft = self._draft
         if text in self._given or text in (draft.response_id, draft.response_model, draft.error_message, draft.error_type):
             return True
+        if self._compared > _MAX_COMPARED_CHARS:
+            return False
         for said in _texts_of_answer(draft):
             self._compared += len(said)
-            if self._compared > _MAX_COMPARED_CHARS:
-                return False
             if text in said or (len(text) < _MAX_JOINED_CHARS and dump_json(text)[1:-1] in said):
                 return True
         return False
@@ -340,8 +356,8 @@ def _texts_of_answer(draft: Draft) -> Iterator[str]:
         for call in choice.tool_calls.values():
             yield call.arguments.whole()
             yield from (name for name in (call.id, call.name) if name is not None)
-        for part in choice.others:
-            yield from (text for text in (part.content, part.arguments, part.name, part.id, part.uri) if text is not None)
+    if draft.part_texts:
+        yield draft.part_texts.whole()
     yield from (text for text in (draft.error_message, draft.error_type, draft.response_id, draft.response_model) if text is not None)
 
 

@@ -11,6 +11,7 @@ from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.exchange.timing import Timings, timings
 from llmsec_tap.identity.credentials import Fingerprinter, clean_text
 from llmsec_tap.identity.masking import mask_method, mask_record, mask_target
+from llmsec_tap.identity.whose import Whose
 from llmsec_tap.model import AnomalyCount, Completeness, Exchange, Framing, Process, Request, Response
 from llmsec_tap.wire.messages import Head
 
@@ -38,6 +39,8 @@ class Facts(msgspec.Struct, kw_only=True, frozen=True, gc=False):
     operation: str | None
     credential: str | None  # in plain: only its fingerprint comes on the record
     completeness: Completeness
+    whose: Whose
+    proxied: str | None  # the client that a PROXY protocol header named
 
 
 def build_record(facts: Facts, draft: Draft, anomalies: Mapping[AnomalyName, int], fingerprint: Fingerprinter) -> Exchange:
@@ -69,6 +72,7 @@ def build_record(facts: Facts, draft: Draft, anomalies: Mapping[AnomalyName, int
         streaming=is_stream,
         framing=facts.framing if is_stream else None,
         api_key_fingerprint=fingerprint(facts.credential) if facts.credential else None,
+        tenant=facts.whose.tenant if is_llm else None,
         process=facts.process,
         completeness=facts.completeness,
         anomalies=[AnomalyCount(name=name, count=count) for name, count in sorted(anomalies.items())],
@@ -76,9 +80,19 @@ def build_record(facts: Facts, draft: Draft, anomalies: Mapping[AnomalyName, int
         response=Response(body_bytes=facts.response_bytes, events=draft.events if is_stream else None),
     )
     if is_llm:
+        _whose(exchange, facts)
         _said(exchange, draft)
         mask_record(exchange, fingerprint)
     return clean_text(exchange) if "json_not_strict" in anomalies else exchange
+
+
+def _whose(exchange: Exchange, facts: Facts) -> None:
+    whose = facts.whose
+    exchange.request_id, exchange.trace_id, exchange.span_id = whose.request_id, whose.trace_id, whose.span_id
+    exchange.session_id, exchange.end_user, exchange.tags = whose.session_id, whose.end_user, whose.tags
+    exchange.client_agent, exchange.deployment, exchange.api_version = whose.client_agent, whose.deployment, whose.api_version
+    exchange.rate_limit = whose.rate_limit
+    exchange.forwarded_client = whose.forwarded_client or facts.proxied
 
 
 def _said(exchange: Exchange, draft: Draft) -> None:

@@ -110,8 +110,25 @@ def read_left_over(view: RequestView, reading: BodyReading, draft: Draft) -> Lef
         else:
             left.walk(value, ((None, ".."), key))
     for path, text in reading.texts:
-        left.add(path, text)
+        if not _walk_lines(text, left):
+            left.add(path, text)
     return left
+
+
+def _walk_lines(text: str, left: LeftOver) -> bool:
+    """JSON lines, as batches and training data are uploaded: the texts of each. False where it is something else, or damaged."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    if not lines or not all(line.lstrip().startswith("{") and line.rstrip().endswith("}") for line in lines):
+        return False
+    values = []
+    for line in lines:
+        try:
+            values.append(parse_json(line.encode("utf-8", "surrogatepass")))
+        except NotJSON:
+            return False
+    for number, value in enumerate(values):
+        left.walk(value, ((None, ".."), number))
+    return True
 
 
 def scalars(body: JSON) -> JSON:

@@ -40,6 +40,7 @@ def encode_row(exchange: Exchange) -> bytes:
     request = exchange.request
     row["row_key"] = row_key(exchange.exchange_id)
     try:
+        row["tags"] = _encoder.encode(exchange.tags).decode()
         parameters = _encoder.encode(request.parameters).decode()
         row["request"] = _StoredRequest(request.messages, request.tools, parameters, request.body_bytes)
         return _encoder.encode(row)
@@ -102,6 +103,8 @@ def exchange_of(row: dict[str, Any]) -> Exchange:
     request = row.get("request")
     if isinstance(request, dict) and isinstance(request.get("parameters"), str):
         request["parameters"] = json.loads(request["parameters"])
+    if isinstance(row.get("tags"), str):
+        row["tags"] = json.loads(row["tags"])
     exchange = msgspec.convert(row, Exchange)
     exchange.findings = [msgspec.structs.replace(finding, exchange_id=exchange.exchange_id) for finding in exchange.findings]
     return exchange

@@ -48,6 +48,8 @@ REQUEST = struct(
 RESPONSE = struct(messages=ListOf(MESSAGE), error_message=TEXT, embeddings=INT, embedding_dimensions=INT, body_bytes=INT, events=INT)
 PROCESS = struct(pid=INT, comm=TEXT, exe=TEXT, container_id=TEXT, pod=TEXT, namespace=TEXT, labels=ListOf(struct(name=TEXT, value=TEXT)))
 OTHER_TEXT = struct(path=TEXT, text=TEXT)
+COUNTS = struct(requests=INT, tokens=INT)
+RATE_LIMIT = struct(limits=COUNTS, remaining=COUNTS, reset_s=struct(requests=FLOAT, tokens=FLOAT), retry_after_s=FLOAT)
 ANOMALY = struct(name=TEXT, count=INT)
 FINDING = struct(
     finding_id=TEXT,
@@ -107,6 +109,17 @@ EXCHANGE_COLUMNS: tuple[tuple[str, ColumnType], ...] = (
     ("request", REQUEST),
     ("response", RESPONSE),
     ("other_texts", ListOf(OTHER_TEXT)),
+    ("request_id", TEXT),
+    ("trace_id", TEXT),
+    ("span_id", TEXT),
+    ("session_id", TEXT),
+    ("end_user", TEXT),
+    ("tags", TEXT),  # JSON, as the parameters
+    ("client_agent", TEXT),
+    ("deployment", TEXT),
+    ("api_version", TEXT),
+    ("rate_limit", RATE_LIMIT),
+    ("forwarded_client", TEXT),
     ("risk_score", INT),
     ("risk_reasons", ListOf(TEXT)),
     ("findings", ListOf(FINDING)),
@@ -150,6 +163,9 @@ DICTIONARY_COLUMNS = (
     "tenant",
     "api_key_fingerprint",
     "completeness",
+    "client_agent",
+    "deployment",
+    "api_version",
     "request.messages.list.element.role",
     "request.messages.list.element.parts.list.element.type",
     "request.parameters",

@@ -15,6 +15,7 @@ from llmsec_tap.wire.flow import Flow, StreamSink
 from llmsec_tap.wire.http1 import MessageParser, RequestParser
 from llmsec_tap.wire.messages import ExchangeFactory, ignore
 from llmsec_tap.wire.pairing import Pairing
+from llmsec_tap.wire.proxy_protocol import proxied_client
 from llmsec_tap.wire.sniff import classify_start, find_message
 
 # How much of a connection that began with something else is searched for a message (a PROXY protocol header, STARTTLS banter).
@@ -85,6 +86,8 @@ class _Direction:
         found = find_message(data)
         if found is not None:
             kind, at = found
+            if at and self._seen == len(data):
+                self._connection.flow.proxied = proxied_client(data)
             if self._seen - len(data) + at > _SEARCH_TAIL:
                 self._connection.anomaly("http_resync")
             self._become(kind, ts_ns, data[at:])

@@ -407,3 +407,14 @@ def test_mutants_never_raise() -> None:
             at = rng.randrange(len(raw))
             raw[at : at + rng.randrange(3)] = rng.choice((b"", b"{", b'"', b"\\", b"\0", b"--B", b"\xff", b"[", b","))
         exchange_of(bytes(raw), content_type=rng.choice(("application/json", "multipart/form-data; boundary=B", "", "text/plain")))
+
+
+def test_uploaded_json_lines_are_read_line_by_line() -> None:
+    lines = "\n".join(
+        json.dumps({"custom_id": "a", "body": {**CHAT, "messages": [{"role": "user", "content": f'say "{word} now"'}]}})
+        for word in ("ONE", "TWO")
+    )
+    body = f'--B\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--B\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n{lines}\r\n--B--\r\n'
+    exchange = exchange_of(body, path="/v1/files", content_type="multipart/form-data; boundary=B", answer=b'{"id":"file-1"}')
+    assert [other.text for other in exchange.other_texts] == ['say "ONE now"', 'say "TWO now"']
+    assert exchange.operation == "file"
