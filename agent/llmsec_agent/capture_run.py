@@ -40,6 +40,7 @@ from llmsec_tap.capture.packets.packet_socket import ring_blocks
 from llmsec_tap.clock import Clock
 from llmsec_tap.counters import Sample, Snapshot, by_label
 from llmsec_tap.errors import SourceError, StorageError
+from llmsec_tap.exchange.assembly import Origin
 from llmsec_tap.install_key import install_key
 from llmsec_tap.journal import SILENT, Journal
 from llmsec_tap.memory import resident_bytes
@@ -141,6 +142,7 @@ def capture(
         ports=settings.ports,
         content=settings.content,
         estimator=estimator,
+        origin=Origin("packet", settings.node),
         traffic=Traffic() if exposer is not None else None,
         start_detection=(lambda deliver, on_early: start_detection(deliver, on_early, key)) if start_detection is not None else None,
     )

@@ -21,7 +21,7 @@ from llmsec_analyzer.settings import DetectionSettings
 from llmsec_tap.counters import Sample, Samples, Snapshot, by_label
 from llmsec_tap.dialects.draft import DeltaListener
 from llmsec_tap.errors import where
-from llmsec_tap.exchange.assembly import ExchangeAssembly
+from llmsec_tap.exchange.assembly import REPLAYED, ExchangeAssembly, Origin
 from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.journal import Journal
 from llmsec_tap.memory import peak_bytes, resident_bytes
@@ -94,6 +94,7 @@ class Run:
         content: bool = True,
         estimator: TokenEstimator | None = None,
         traffic: Traffic | None = None,
+        origin: Origin = REPLAYED,
         start_detection: Callable[[Deliver, OnEarly], Detection] | None = None,
     ) -> None:
         """`may_wait`: the source can (files), or cannot (live). `follows`: it may be live all the same, so nothing is kept for company.
@@ -124,6 +125,7 @@ class Run:
             on_request=self._request if self.events is not None or not may_wait or follows else None,
             estimate=estimator.estimate if estimator is not None else None,
             memory_cap_bytes=memory_cap_bytes,
+            origin=origin,
         )
         self._samples: list[Samples] = [self.samples, self.pipeline.samples, *(lane.samples for lane in self.lanes)]
         if self.detection is not None:

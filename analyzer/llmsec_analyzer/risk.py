@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llmsec_tap.model import Finding, Severity
+from llmsec_tap.model import Category, Finding, Severity
 
 SEVERITIES: tuple[Severity, ...] = ("info", "low", "medium", "high", "critical")
 WEIGHT: dict[str, float] = {"info": 0.0, "low": 0.10, "medium": 0.35, "high": 0.65, "critical": 0.90}
 OUTPUT_FACTOR = 1.25
+_BY_MODEL = frozenset(("injection.model", "output.injection"))
+_CERTAIN = frozenset(("secret", "prompt_injection", "jailbreak"))
 REPEAT_FACTOR = 0.1  # of what one more finding of the same rule adds, up to five of them
 
 
@@ -24,6 +26,30 @@ def rank(severity: str) -> int:
 
 def risk_score(findings: Iterable[Finding]) -> int:
     return risk(findings)[0]
+
+
+def security_score(findings: Iterable[Finding]) -> int:
+    """The gravest single finding, 0 to 100, on the scale that alert rules are written for: above 90 is certain.
+
+    A critical finding is 91 to 100 by its confidence. A secret or an injection that a pattern found is 95 from severity high on. What the
+    model found is its score, up to 100. Anything else weighs as in `risk`. Unlike that, small things do not add up.
+    """
+    return max((_score(finding) for finding in findings), default=0)
+
+
+def _score(finding: Finding) -> int:
+    if finding.severity == "critical":
+        return 90 + max(1, round(10 * finding.confidence))
+    if finding.rule_id in _BY_MODEL:
+        return round(100 * finding.confidence)
+    if finding.category in _CERTAIN and rank(finding.severity) >= rank("high"):
+        return 95
+    return round(100 * WEIGHT[finding.severity] * finding.confidence)
+
+
+def types_of(findings: Iterable[Finding], category: Category) -> list[str]:
+    """The kinds of one category, without what is information only."""
+    return sorted({finding.type for finding in findings if finding.category == category and finding.severity != "info"})
 
 
 def risk(findings: Iterable[Finding]) -> tuple[int, list[str]]:

@@ -16,6 +16,7 @@ from llmsec_tap.plain_names import PARAMETERS, folded_name
 
 Completeness = Literal["complete", "truncated", "gapped", "midstream", "aborted", "unreadable"]
 # Nothing makes "websocket" yet: records of a later version may have it.
+CaptureKind = Literal["tls", "plain", "packet", "file", "sdk"]
 Framing = Literal["sse", "ndjson", "json-array", "aws-eventstream", "websocket"]
 
 
@@ -253,9 +254,14 @@ class Exchange(msgspec.Struct, kw_only=True):
     api_version: str | None = None
     rate_limit: RateLimit | None = None
     forwarded_client: str | None = None
+    capture_kind: CaptureKind = "file"
+    node: str | None = None
     risk_score: int | None = None
     risk_reasons: list[str] = []
     findings: list[Finding] = []
+    security_score: int | None = None
+    pii_types: list[str] = []
+    secret_types: list[str] = []
 
     def without_content(self) -> Exchange:
         """The same record with every text left out (`--no-content`).

@@ -9,7 +9,7 @@ from llmsec_tap import limits
 from llmsec_tap.account import Account
 from llmsec_tap.anomalies import AnomalyName
 from llmsec_tap.counters import Sample, by_label
-from llmsec_tap.exchange.assembly import Context, ExchangeAssembly, ListenerFactory
+from llmsec_tap.exchange.assembly import REPLAYED, Context, ExchangeAssembly, ListenerFactory, Origin
 from llmsec_tap.identity.credentials import Fingerprinter
 from llmsec_tap.identity.whose import WhoseSettings
 from llmsec_tap.model import Exchange
@@ -38,13 +38,14 @@ class Pipeline:
         estimate: Callable[[Exchange], None] | None = None,
         shield: bool = True,
         whose: WhoseSettings | None = None,
+        origin: Origin = REPLAYED,
         memory_cap_bytes: int = limits.MEMORY_CAP_BYTES,
     ) -> None:
         """`memory_cap_bytes` is for the whole process; a share of it is the account of what is held for traffic.
 
         `on_request` is given what a record could say of an exchange, when the last byte of its request is in.
         `estimate` adds token counts to a record whose server stated none, before it is handed on (`tokens.TokenEstimator.estimate`).
-        `whose` says how tenants and end users are named. `on_defect` is told the name of a decoder, or `tokens`, inside the except block; `shield=False` lets such faults through (tests).
+        `origin` is said on every record. `whose` says how tenants and end users are named. `on_defect` is told the name of a decoder, or `tokens`, inside the except block; `shield=False` lets such faults through (tests).
         """
         self.account = Account(memory_cap_bytes * limits.ACCOUNT_BYTES // limits.MEMORY_CAP_BYTES)
         self._on_exchange = on_exchange
@@ -59,6 +60,7 @@ class Pipeline:
             on_request=on_request,
             shield=shield,
             whose=whose,
+            origin=origin,
         )
         self.anomalies: Counter[str] = Counter()
         self.protocols: Counter[str] = Counter()

@@ -143,8 +143,13 @@ def full_exchange(number: int = 0, **changes: Any) -> Exchange:
             retry_after_s=3.5,
         ),
         forwarded_client="203.0.113.9",
+        capture_kind="tls",
+        node="node-7",
         risk_score=17,
         risk_reasons=["pii.email: +17"],
         findings=[a_finding(exchange_id=f"{number:08x}{'ab' * 12}")],
+        security_score=21,
+        pii_types=["EMAIL"],
+        secret_types=["github"],
     )
     return msgspec.structs.replace(exchange, **changes)

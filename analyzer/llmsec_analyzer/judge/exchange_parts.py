@@ -9,6 +9,7 @@ from urllib.parse import unquote_plus
 import msgspec
 
 from llmsec_analyzer.engine.excess import Mask
+from llmsec_analyzer.risk import security_score, types_of
 from llmsec_tap.anomalies import UNREAD
 from llmsec_tap.model import AnomalyCount, Exchange, Finding, Message
 
@@ -75,6 +76,9 @@ class Report(msgspec.Struct):
         exchange.findings = self.findings
         exchange.risk_score = self.risk_score
         exchange.risk_reasons = self.risk_reasons
+        exchange.security_score = security_score(self.findings) if self.risk_score is not None else None
+        exchange.pii_types = types_of(self.findings, "pii")
+        exchange.secret_types = types_of(self.findings, "secret")
         exchange.anomalies = [
             *exchange.anomalies, *(AnomalyCount(name=name, count=self.marks.count(name)) for name in sorted(set(self.marks))),
         ]  # fmt: skip

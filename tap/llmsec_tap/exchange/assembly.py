@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Final, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from llmsec_tap import limits
 from llmsec_tap.anomalies import UNREAD, AnomalyName
@@ -33,7 +33,7 @@ from llmsec_tap.identity.credentials import Fingerprinter, credential_of
 from llmsec_tap.identity.non_inference import auxiliary, holds_texts
 from llmsec_tap.identity.who import identify
 from llmsec_tap.identity.whose import Whose, WhoseSettings, whose_request, with_response
-from llmsec_tap.model import Completeness, Exchange, Framing, OtherText
+from llmsec_tap.model import CaptureKind, Completeness, Exchange, Framing, OtherText
 from llmsec_tap.wire.flow import Flow
 from llmsec_tap.wire.messages import Head, ignore
 
@@ -47,10 +47,20 @@ class ListenerFactory(Protocol):
     def __call__(self, assembly: ExchangeAssembly) -> DeltaListener | None: ...
 
 
+class Origin(NamedTuple):
+    """Where traffic comes from: `kind` of what is read as packets, and the host that captures; none in a replay."""
+
+    kind: CaptureKind = "file"
+    node: str | None = None
+
+
+REPLAYED: Final = Origin()
+
+
 class Context:
     """What all exchanges of a run share."""
 
-    __slots__ = ("fingerprint", "listener_factory", "on_defect", "on_exchange", "on_request", "shield", "whose")
+    __slots__ = ("fingerprint", "listener_factory", "on_defect", "on_exchange", "on_request", "origin", "shield", "whose")
 
     def __init__(
         self,
@@ -62,9 +72,11 @@ class Context:
         on_request: Callable[[Exchange], None] | None = None,
         shield: bool = True,
         whose: WhoseSettings | None = None,
+        origin: Origin = REPLAYED,
     ) -> None:
         """`on_request` is given what a record could say, once for each request to a language model, when its last byte is in."""
         self.whose = whose or WhoseSettings()
+        self.origin = origin
         self.on_exchange = on_exchange
         self.on_request = on_request
         self.fingerprint = fingerprint
@@ -470,6 +482,8 @@ class ExchangeAssembly:
             completeness=completeness,
             whose=self._whose,
             proxied=self.flow.proxied,
+            capture_kind=self.flow.kind or self.context.origin.kind,
+            node=self.context.origin.node,
         )
 
     def _completeness(self, *, is_llm: bool) -> Completeness:

@@ -12,7 +12,7 @@ from llmsec_tap.exchange.timing import Timings, timings
 from llmsec_tap.identity.credentials import Fingerprinter, clean_text
 from llmsec_tap.identity.masking import mask_method, mask_record, mask_target
 from llmsec_tap.identity.whose import Whose
-from llmsec_tap.model import AnomalyCount, Completeness, Exchange, Framing, Process, Request, Response
+from llmsec_tap.model import AnomalyCount, CaptureKind, Completeness, Exchange, Framing, Process, Request, Response
 from llmsec_tap.wire.messages import Head
 
 
@@ -41,6 +41,8 @@ class Facts(msgspec.Struct, kw_only=True, frozen=True, gc=False):
     completeness: Completeness
     whose: Whose
     proxied: str | None  # the client that a PROXY protocol header named
+    capture_kind: CaptureKind
+    node: str | None
 
 
 def build_record(facts: Facts, draft: Draft, anomalies: Mapping[AnomalyName, int], fingerprint: Fingerprinter) -> Exchange:
@@ -74,6 +76,8 @@ def build_record(facts: Facts, draft: Draft, anomalies: Mapping[AnomalyName, int
         api_key_fingerprint=fingerprint(facts.credential) if facts.credential else None,
         tenant=facts.whose.tenant if is_llm else None,
         process=facts.process,
+        capture_kind=facts.capture_kind,
+        node=facts.node,
         completeness=facts.completeness,
         anomalies=[AnomalyCount(name=name, count=count) for name, count in sorted(anomalies.items())],
         request=Request(body_bytes=facts.request_bytes),

@@ -120,9 +120,14 @@ EXCHANGE_COLUMNS: tuple[tuple[str, ColumnType], ...] = (
     ("api_version", TEXT),
     ("rate_limit", RATE_LIMIT),
     ("forwarded_client", TEXT),
+    ("capture_kind", TEXT),
+    ("node", TEXT),
     ("risk_score", INT),
     ("risk_reasons", ListOf(TEXT)),
     ("findings", ListOf(FINDING)),
+    ("security_score", INT),
+    ("pii_types", ListOf(TEXT)),
+    ("secret_types", ListOf(TEXT)),
 )
 # row_key: 64 bits of a hash of exchange_id, so that finding repeated exchanges compares integers, not texts.
 ROW_COLUMNS: tuple[tuple[str, ColumnType], ...] = (*EXCHANGE_COLUMNS, ("row_key", INT))
@@ -166,6 +171,8 @@ DICTIONARY_COLUMNS = (
     "client_agent",
     "deployment",
     "api_version",
+    "capture_kind",
+    "node",
     "request.messages.list.element.role",
     "request.messages.list.element.parts.list.element.type",
     "request.parameters",

@@ -109,9 +109,14 @@ _COMMENTS = {
     "api_version": "Azure's api-version",
     "rate_limit": "Limits of requests and tokens, what remains, when they reset, when to try again, as the server states them",
     "forwarded_client": "Client behind a proxy, by X-Forwarded-For, Forwarded or the PROXY protocol",
+    "capture_kind": "tls or plain (calls of an observed process), packet (an interface), file (a replay) or sdk",
+    "node": "Host that captured it; null for a replay",
     "risk_score": "0 to 100 when detection ran and nothing passed unread, else null",
     "risk_reasons": "What the score is made of: `rule: +points`, the heaviest first",
     "findings": "What detection found, when it ran",
+    "security_score": "0 to 100: the gravest thing found, above 90 for a certain injection or a secret; null where risk_score is",
+    "pii_types": "Kinds of personal data found, without those of severity info",
+    "secret_types": "Kinds of secrets found, without those of severity info",
 }
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from llmsec_tap.account import no_account
 from llmsec_tap.anomalies import AnomalyName
-from llmsec_tap.model import Process
+from llmsec_tap.model import CaptureKind, Process
 
 
 class StreamSink(Protocol):
@@ -54,7 +54,7 @@ class FlowSink(Protocol):
 class Flow:
     """A connection's facts. `first` opened it where that was seen; without a SYN (`is_midstream`) content decides who is client."""
 
-    __slots__ = ("first", "is_midstream", "opened_ns", "process", "proxied", "reserve", "second")
+    __slots__ = ("first", "is_midstream", "kind", "opened_ns", "process", "proxied", "reserve", "second")
 
     def __init__(self, first: str, second: str, opened_ns: int, *, is_midstream: bool, process: Process | None = None) -> None:
         self.first = first
@@ -62,6 +62,7 @@ class Flow:
         self.opened_ns = opened_ns
         self.is_midstream = is_midstream
         self.process = process
+        self.kind: CaptureKind | None = None  # None: packets, of whatever the pipeline reads
         self.proxied: str | None = None  # the client that a PROXY protocol header named
         self.reserve: Callable[[int], bool] = no_account  # room in the account (account.py) for what this connection holds
 

@@ -149,6 +149,7 @@ class TLSFlows:
         # Without a beginning that we saw, the first bytes tell whether they may be one.
         is_fresh = bool(first.flags & events.FRESH) or classify_start(data) in ("request", "http2", "more")
         facts = Flow(local, remote, first.ts_ns + self._epoch_ns, is_midstream=not is_fresh or first.offset > 0, process=process)
+        facts.kind = "tls"
         connection.flow = self._opener(facts)
         self.opened += 1
         self._waiting.pop(key, None)
