@@ -143,6 +143,7 @@ def capture(
         content=settings.content,
         estimator=estimator,
         origin=Origin("packet", settings.node),
+        whose=settings.whose,
         traffic=Traffic() if exposer is not None else None,
         start_detection=(lambda deliver, on_early: start_detection(deliver, on_early, key)) if start_detection is not None else None,
     )

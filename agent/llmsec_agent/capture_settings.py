@@ -7,6 +7,7 @@ import socket
 from dataclasses import dataclass
 
 from llmsec_tap import limits
+from llmsec_tap.identity.whose import WhoseSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +15,7 @@ class CaptureSettings:
     """What a decoder reads, keeps and may take. `ports`: of the interfaces; None for all. `output`: table, jsonl or none.
 
     `survive`: an interface that goes down is waited for; else it ends the capture.
-    `node`: name of this host on what is stored.
+    `node`: name of this host on what is stored. `whose`: how tenants and end users are named.
     """
 
     interfaces: tuple[str, ...] = ()
@@ -32,6 +33,7 @@ class CaptureSettings:
     flush_s: float = 5.0  # a record is on the disk after so long
     survive: bool = False
     node: str = ""
+    whose: WhoseSettings | None = None
 
 
 def node_name(configured: str | None = None) -> str:

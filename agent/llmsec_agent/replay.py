@@ -22,6 +22,7 @@ from llmsec_tap import limits
 from llmsec_tap.capture.files.pcap import CaptureReader
 from llmsec_tap.counters import Sample
 from llmsec_tap.errors import SourceError, StorageError
+from llmsec_tap.identity.whose import WhoseSettings
 from llmsec_tap.install_key import install_key
 from llmsec_tap.journal import Journal
 from llmsec_tap.memory import MemoryWatch, limit_address_space
@@ -48,6 +49,7 @@ class ReplaySettings:
     content: bool = True
     tokenizer: str | None = None
     memory_cap_bytes: int = limits.MEMORY_CAP_BYTES
+    whose: WhoseSettings | None = None
 
     @property
     def follows(self) -> bool:
@@ -83,6 +85,7 @@ def replay(
         follows=settings.follows,
         ports=settings.ports,
         content=settings.content,
+        whose=settings.whose,
         estimator=TokenEstimator(settings.tokenizer),
         start_detection=(lambda deliver, on_early: start_detection(deliver, on_early, key)) if start_detection is not None else None,
     )

@@ -23,6 +23,7 @@ from llmsec_tap.dialects.draft import DeltaListener
 from llmsec_tap.errors import where
 from llmsec_tap.exchange.assembly import REPLAYED, ExchangeAssembly, Origin
 from llmsec_tap.identity.credentials import fingerprinter
+from llmsec_tap.identity.whose import WhoseSettings
 from llmsec_tap.journal import Journal
 from llmsec_tap.memory import peak_bytes, resident_bytes
 from llmsec_tap.model import AnomalyCount, Exchange, Finding
@@ -95,6 +96,7 @@ class Run:
         estimator: TokenEstimator | None = None,
         traffic: Traffic | None = None,
         origin: Origin = REPLAYED,
+        whose: WhoseSettings | None = None,
         start_detection: Callable[[Deliver, OnEarly], Detection] | None = None,
     ) -> None:
         """`may_wait`: the source can (files), or cannot (live). `follows`: it may be live all the same, so nothing is kept for company.
@@ -126,6 +128,7 @@ class Run:
             estimate=estimator.estimate if estimator is not None else None,
             memory_cap_bytes=memory_cap_bytes,
             origin=origin,
+            whose=whose,
         )
         self._samples: list[Samples] = [self.samples, self.pipeline.samples, *(lane.samples for lane in self.lanes)]
         if self.detection is not None:

@@ -21,6 +21,7 @@ from llmsec_analyzer.settings import DetectionSettings
 from llmsec_analyzer.typed_files import Checker, FileError, Given, Problem, dotted, keys, struct_type
 from llmsec_analyzer.yaml_files import Where
 from llmsec_tap.errors import ConfigError
+from llmsec_tap.identity.whose import WhoseSettings
 
 
 class Note(NamedTuple):
@@ -45,6 +46,13 @@ class Loaded(NamedTuple):
     def sets(self, section: str) -> bool:
         """Something in this section is not a default."""
         return any(name.startswith(f"{section}.") for name in self.origins)
+
+
+def whose_of(loaded: Loaded) -> WhoseSettings:
+    """A header that a client sets names a tenant only where the configuration speaks of tenants at all."""
+    tenants = loaded.config.tenants
+    header = tenants.header.lower() if loaded.sets("tenants") else None
+    return WhoseSettings(tenant_header=header, tenant=tenants.default, end_users_in_clear=tenants.end_users_in_clear)
 
 
 def load_config(path: str | None, report: Callable[[str], None] | None = None) -> Config:

@@ -227,8 +227,11 @@ class TenantRule(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
 
 class Tenants(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     default: Annotated[str | None, key("tenant of all that no rule names", env="LLMSEC_TENANT_ID", filled=True)] = None
-    header: Annotated[str, key("request header that names the tenant", filled=True)] = "x-tenant-id"
-    rules: Annotated[tuple[TenantRule, ...], key("who is which tenant")] = ()
+    header: Annotated[
+        str, key("request header that names the tenant; read where this section or LLMSEC_TENANT_ID is given", filled=True)
+    ] = "x-tenant-id"
+    end_users_in_clear: Annotated[bool, key("keep `end_user` as the client names it; else a keyed fingerprint")] = False
+    rules: Annotated[tuple[TenantRule, ...], key("who is which tenant", later="`tenant` is what the header says, or `default`")] = ()
 
 
 _NO_CHOICE = "a tap chooses no upstream: it records which one served each exchange"
@@ -380,7 +383,7 @@ class Config(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     )
     observability: Annotated[Observability, key("metrics, traces and logs of the agent itself")] = Observability()
     server: Annotated[Server, key("the agent's own listener")] = Server()
-    tenants: Annotated[Tenants, key("who is which tenant", later="`tenant` of a record is not set")] = Tenants()
+    tenants: Annotated[Tenants, key("who is which tenant")] = Tenants()
     routing: Annotated[Routing, key("the original design's rules for requests", later="its matches name no tenants")] = Routing()
     backends: Annotated[
         dict[str, Backend],

@@ -49,7 +49,7 @@ def replay(
 
     Example: llmsec-analyze replay capture.pcap --format jsonl
     """
-    from llmsec_agent.config import load_all
+    from llmsec_agent.config import load_all, whose_of
     from llmsec_agent.journals import journal
     from llmsec_agent.output import printer
     from llmsec_agent.replay import ReplaySettings
@@ -70,6 +70,7 @@ def replay(
         content=content,
         tokenizer=tokenizer,
         memory_cap_bytes=memory_cap << 20,
+        whose=whose_of(loaded),
     )
     detection = detection_starter(
         loaded.config.security,
