@@ -2,8 +2,8 @@
 
     python bench/request_time.py [STREAMS [PROMPTS]]     default 100 and 200
 
-A server over TLS that the tap observes answers STREAMS requests at 50 tokens/s each. Beside them PROMPTS prompts are sent, ten a second, each
-with a card number, half of them also with an attack; each is answered like the rest. The time runs from the return of the write of the
+A server over TLS that the tap observes answers STREAMS requests at 50 tokens/s each, for all of the time. Beside them PROMPTS prompts are sent to a
+second server that is observed, ten a second, each with a card number, half of them also with an attack; each is answered with 60 tokens. The time runs from the return of the write of the
 prompt's last byte to the moment that the event `finding` was made. First without other streams, then with them. Prints one JSON object.
 """
 
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +46,17 @@ async def ask(port: int, context: ssl.SSLContext, prompt: str, asked: dict[int, 
     writer.close()
 
 
-async def load(port: int, context: ssl.SSLContext, streams: int, prompts: int) -> dict[int, int]:
+async def load(ports: list[int], context: ssl.SSLContext, streams: int, prompts: int) -> dict[int, int]:
     asked: dict[int, int] = {}
-    ends = time.monotonic() + prompts * PERIOD_S
-
-    async def others() -> None:
-        while streams and time.monotonic() < ends:
-            await all_streams(port, context, streams)
-
-    background = asyncio.create_task(others())
+    busy, port = ports
+    background = asyncio.create_task(all_streams(busy, context, streams))
+    await asyncio.sleep(2.0 if streams else 0.0)  # their handshakes are over
     tasks = []
     for number in range(prompts):
         tasks.append(asyncio.create_task(ask(port, context, ATTACK if number % 2 else PLAIN, asked)))
         await asyncio.sleep(PERIOD_S)
-    await asyncio.gather(background, *tasks)
+    await asyncio.gather(*tasks)
+    background.cancel()
     return asked
 
 
@@ -67,16 +65,16 @@ def quantiles(values: list[float]) -> dict[str, float]:
     return {name: round(cuts[at], 1) for name, at in (("p50", 49), ("p95", 94), ("p99", 98))} | {"max": round(max(values), 1)}
 
 
-def measured(port: int, pid: int, context: ssl.SSLContext, streams: int, prompts: int) -> dict[str, Any]:
-    with Agent("--pid", str(pid), "--format", "events") as agent:
-        asyncio.run(load(port, context, 0, 20))  # detection has loaded its model by then
-        asked = asyncio.run(load(port, context, streams, prompts))
+def measured(servers: list[int], ports: list[int], context: ssl.SSLContext, streams: int, prompts: int) -> dict[str, Any]:
+    with Agent(*(f"--pid={pid}" for pid in servers), "--format", "events") as agent:
+        asyncio.run(load(ports, context, 0, 20))  # detection has loaded its model by then
+        asked = asyncio.run(load(ports, context, streams, prompts))
         time.sleep(1)
         records = agent.records()
-    ports = {row["exchange_id"]: int(row["client"].rpartition(":")[2]) for row in records if row["event"] == "exchange_started"}
+    clients = {row["exchange_id"]: int(row["client"].rpartition(":")[2]) for row in records if row["event"] == "exchange_started"}
     late = []
     for client in asked:
-        told = [row["ts_ns"] for row in records if row["event"] == "finding" and ports.get(row["exchange_id"]) == client]
+        told = [row["ts_ns"] for row in records if row["event"] == "finding" and clients.get(row["exchange_id"]) == client]
         late.append((min(told) - asked[client]) / 1e6 if told else float("inf"))
     seen = [value for value in late if value != float("inf")]
     return {"streams": streams, "prompts": len(asked), "told": len(seen), "ms": quantiles(seen)}
@@ -90,15 +88,18 @@ def main() -> None:
         certificate = make_certificate(folder)
         script = folder / "server.py"
         script.write_text(SERVER)
-        port = free_port()
-        with subprocess.Popen([sys.executable, script, str(port), certificate.cert, certificate.key, str(TOKENS)]) as server:
-            try:
-                wait_for_port(port, server)
-                context = ssl.create_default_context(cafile=str(certificate.cert))
-                context.check_hostname = False
-                rows = [measured(port, server.pid, context, count, prompts) for count in (0, streams)]
-            finally:
-                server.kill()
+        ports = [free_port(), free_port()]
+        with ExitStack() as stack:
+            processes = []
+            for port, tokens in zip(ports, (50 * (int(prompts * PERIOD_S) + 10), TOKENS), strict=True):
+                command = [sys.executable, str(script), str(port), str(certificate.cert), str(certificate.key), str(tokens)]
+                process = stack.enter_context(subprocess.Popen(command))
+                stack.callback(process.kill)
+                wait_for_port(port, process)
+                processes.append(process.pid)
+            context = ssl.create_default_context(cafile=str(certificate.cert))
+            context.check_hostname = False
+            rows = [measured(processes, ports, context, count, prompts) for count in (0, streams)]
     print(json.dumps({"cores": os.cpu_count(), "load": os.getloadavg()[0], "rows": rows}, indent=1))
 
 

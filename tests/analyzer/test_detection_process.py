@@ -61,7 +61,7 @@ def capture(count: int, *, other: frozenset[int] = frozenset()) -> bytes:
 
 
 def started(settings: DetectionSettings, deliver: Any) -> DetectionProcess:
-    return detection_starter(settings, Said(), may_wait=True, queue_bytes=1 << 20, is_built_in=False)(deliver, KEY)
+    return detection_starter(settings, Said(), may_wait=True, queue_bytes=1 << 20, is_built_in=False)(deliver, lambda _finding: None, KEY)
 
 
 class Run:

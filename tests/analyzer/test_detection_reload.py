@@ -187,10 +187,12 @@ def test_a_reload_ends_a_pause_after_many_deaths(run: Reloading):
 def test_an_answer_that_streams_meanwhile_is_scanned_whole(run: Reloading):
     listener = run.detection.listener(None)  # type: ignore[arg-type]
     listener.delta(0, "text", 0, "one")
+    run.clock.now += 1
     run.detection.tick()
     run.detection.reload(NEW)
     run.settle()
     listener.delta(0, "text", 0, "two")
+    run.clock.now += 1
     run.detection.tick()
     exchange = prompt("1")
     listener.finished(exchange)

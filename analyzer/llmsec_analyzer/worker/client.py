@@ -34,6 +34,8 @@ from llmsec_tap.model import Exchange, Finding, Severity
 
 # Increments held back to go together, over all streams (256 characters of one count as another); a tick sends what there is.
 _MAX_HELD = 16_384
+# Of a live capture they go out so often: each message costs the process as much as some increments.
+_FLUSH_S = 0.02
 _MAX_TOLD = 10_000
 _GRAVE: Final[Severity] = "high"  # what is said of an exchange that has not ended
 _SLOWEST_BYTES_PER_S = 250_000
@@ -72,6 +74,7 @@ class DetectionProcess:
         self._queue = FairQueue(bounds.queue_bytes)
         self._numbers = 0
         self._requests = 0  # that are being looked at
+        self._flush_at = 0.0
         self._deadline = math.inf  # of all waiting
         self._statistics = Statistics()
         self._told: OrderedDict[tuple[str, str], None] = OrderedDict()
@@ -133,7 +136,9 @@ class DetectionProcess:
     def tick(self) -> None:
         """Send what is held back and take what is answered. Only a replay waits, where too much is under way."""
         self._start_again()
-        if self._batches.held >= _MAX_HELD or not self._may_wait:
+        now = self._clock()
+        if self._batches.held >= _MAX_HELD or (not self._may_wait and now >= self._flush_at):
+            self._flush_at = now + _FLUSH_S
             self._batches.flush()
         self._pump()
         if self._wanted is not None or self._successor is not None or self._retiring is not None:
@@ -251,12 +256,16 @@ class DetectionProcess:
         exchange = entry.exchange
         stream = entry.stream if self._batches.is_known(entry.stream) else 0
         unread_names = [] if entry.is_request else unread(exchange)
-        size = worker.pipe.send(Examine(entry.number, stream, exchange.exchange_id, pressure, entry.parts, unread_names, entry.is_request))
+        message = Examine(entry.number, stream, exchange.exchange_id, pressure, entry.parts, unread_names, entry.is_request)
+        is_urgent = entry.is_request and worker.ready is not None
+        size = worker.pipe.send(message, urgent=is_urgent)
         if self._may_wait:
             entry.size = size
         if not worker.sent:
             worker.progress = self._clock()
         worker.sent[entry.number] = entry
+        if is_urgent:
+            worker.sent.move_to_end(entry.number, last=False)
         worker.sent_bytes += entry.size
 
     def _returned(self, worker: Running, number: int) -> Waiting | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
@@ -13,6 +14,7 @@ from llmsec_analyzer.worker.child import Detector
 from llmsec_analyzer.worker.protocol import Frames, FromWorker, ToWorker, frame
 
 _READ_BYTES = 1 << 20
+_WRITE_BYTES = 64 << 10  # what a pipe takes at once
 
 
 class PipeEndedError(Exception):
@@ -24,20 +26,24 @@ class Pipe:
 
     def __init__(self, detector: Detector) -> None:
         self._detector = detector
-        self._out = bytearray()
+        self._out = bytearray()  # whole messages, the first of which may be under way
+        self._urgent: deque[bytes] = deque()
+        self._waiting: deque[bytes] = deque()
+        self.waiting_bytes = 0  # what the process has not taken yet
         self._frames = Frames(FromWorker)
         self._is_open = True  # its input
 
-    @property
-    def waiting_bytes(self) -> int:
-        """What the process has not taken yet."""
-        return len(self._out)
-
-    def send(self, message: ToWorker) -> int:
-        """The bytes it takes."""
+    def send(self, message: ToWorker, *, urgent: bool = False) -> int:
+        """The bytes it takes. What is urgent passes what waits."""
         data = frame(message)
-        self._out += data
+        (self._urgent if urgent else self._waiting).append(data)
+        self.waiting_bytes += len(data)
         return len(data)
+
+    def _fill(self) -> None:
+        for messages in (self._urgent, self._waiting):
+            while messages and len(self._out) < _WRITE_BYTES:
+                self._out += messages.popleft()
 
     def step(self) -> list[FromWorker] | None:
         """Read and write once; None where nothing could be moved. Raises PipeEndedError."""
@@ -47,10 +53,13 @@ class Pipe:
             messages = self._read()
             moved = True
         try:
+            if not self._out:
+                self._fill()
             if self._out:
                 with memoryview(self._out) as view:
                     sent = os.write(self._detector.to, view[:_READ_BYTES])
                 del self._out[:sent]
+                self.waiting_bytes -= sent
                 moved = True
         except BlockingIOError:
             pass
@@ -101,7 +110,7 @@ class Pipe:
         for pipe in pipes:
             poll.register(pipe._detector.back, select.POLLIN)  # noqa: SLF001 - its own class
             owner[pipe._detector.back] = pipe  # noqa: SLF001
-            if pipe._out:  # noqa: SLF001
+            if pipe.waiting_bytes:
                 poll.register(pipe._detector.to, select.POLLOUT)  # noqa: SLF001
                 owner[pipe._detector.to] = pipe  # noqa: SLF001
         return list({id(owner[number]): owner[number] for number, _ in poll.poll(wait_s * 1000)}.values())

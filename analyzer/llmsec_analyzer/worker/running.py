@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from llmsec_analyzer.worker.child import Detector
@@ -42,5 +43,5 @@ class Running:
         self.begun = self.progress = now
         self.ready: Ready | None = None
         self.totals = Totals({}, 0)
-        self.sent: dict[int, Waiting] = {}
+        self.sent: OrderedDict[int, Waiting] = OrderedDict()
         self.sent_bytes = 0
