@@ -11,6 +11,7 @@ unknown field of the delta, a type that does not fit) takes the general path, wh
 
 from __future__ import annotations
 
+import sys
 from typing import ClassVar
 
 import msgspec
@@ -117,7 +118,8 @@ class OpenAIChat(BaseDialect):
 
     def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
         read = Reader(draft).read
-        text = draft.text
+        part = draft.increment
+        choices = draft.choices
         finish = draft.finish
         decode_chunk = _decode_chunk
         has_head = False  # the id and the model are known
@@ -132,8 +134,10 @@ class OpenAIChat(BaseDialect):
 
         in_general = json_events(draft, on_object)
         overlooked = draft.overlooked
+        spare = -1 if overlooked is not None else sys.maxsize
 
         def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
+            nonlocal spare
             if has_head:
                 try:
                     choice = decode_chunk(data).choices[0]
@@ -142,9 +146,17 @@ class OpenAIChat(BaseDialect):
                 else:
                     content = choice.delta.content
                     # A chunk that is longer than its text and what was seen of others explain holds something else.
-                    if overlooked is None or (content and _size_beside(data, content) <= overlooked.spare):
+                    size = len(data) - len(content) if content else len(data)
+                    if size <= spare or (
+                        content and not content.isascii() and len(data) - len(content.encode("utf-8", "replace")) <= spare
+                    ):
                         if content is not None:
-                            text(ts_ns, choice.index, content)
+                            # Draft.text, written out: this runs once per token.
+                            chosen = choices.get(choice.index)
+                            if chosen is None or not content:
+                                draft.text(ts_ns, choice.index, content)
+                            else:
+                                part(ts_ns, choice.index, chosen.text, "text", content)
                         if choice.finish_reason is not None:
                             finish(choice.index, choice.finish_reason)
                         return
@@ -152,17 +164,14 @@ class OpenAIChat(BaseDialect):
                 draft.terminated = True
             else:
                 in_general(ts_ns, name, data)
+                if overlooked is not None:
+                    spare = overlooked.spare
 
         return on_event
 
 
 def _usage_in(choice: dict[str, JSON]) -> JSON:
     return choice.get("usage") or dict_of(choice.get("delta")).get("usage") or dict_of(choice.get("message")).get("usage")
-
-
-def _size_beside(data: bytes, content: str) -> int:
-    """How many bytes of a chunk are not its text (more, where that is escaped)."""
-    return len(data) - (len(content) if content.isascii() else len(content.encode("utf-8", "replace")))
 
 
 def chat_shaped(body: dict[str, JSON]) -> bool:
