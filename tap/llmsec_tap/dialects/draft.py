@@ -44,10 +44,10 @@ class DeltaListener(Protocol):
 class Overlooked(Protocol):
     """Told of each event of a stream after its dialect has read it, to find what the dialect left.
 
-    `spare`: of events without a type, the bytes beside taken text that were seen to hold no other; -1 as long as that is not known.
+    `is_clean`: the last event held nothing that its dialect left.
     """
 
-    spare: int
+    is_clean: bool
 
     def event(self, name: str | None, value: dict[str, Any], size: int, taken: int) -> None:
         """`size` is that of the event's data, `taken` how many characters of it the draft took."""

@@ -203,7 +203,7 @@ class StreamLeftOver:
         # By kind of event: how many held nothing else, and the shortest's bytes beside its text; then how long one may be to hold nothing.
         self._clean: dict[str | None, tuple[int, int]] = {}
         self._limits: dict[str | None, int] = {}
-        self.spare = -1
+        self.is_clean = False
 
     def event(self, name: str | None, value: dict[str, JSON], size: int, taken: int) -> None:
         """One event's object, after its dialect has read it. `size` is that of its data, `taken` how many characters of it were text."""
@@ -212,12 +212,13 @@ class StreamLeftOver:
             kind = None
         excess = size - taken
         if taken and excess <= self._limits.get(kind, -1):
+            self.is_clean = True
             if self._draft.touched:
                 self._draft.touched.clear()
             return
-        is_left = self._look(kind, value)
+        self.is_clean = not self._look(kind, value)
         self._draft.touched.clear()
-        if is_left or not taken:
+        if not self.is_clean or not taken:
             return
         looks, least = self._clean.get(kind, (0, excess))
         least = min(least, excess)
@@ -225,8 +226,6 @@ class StreamLeftOver:
             self._clean[kind] = looks + 1, least
         if looks >= _MIN_LOOKS:
             self._limits[kind] = least + _SPARE_BYTES
-            if kind is None:
-                self.spare = least + _SPARE_BYTES
 
     def end(self) -> LeftOver:
         """What was found, once the stream has ended."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ import msgspec
 
 from llmsec_tap.dialects.base import RequestView, dict_of, list_of
 from llmsec_tap.identity.credentials import Fingerprinter
-from llmsec_tap.identity.secret_shapes import is_secret_name, mask_vendor_forms
+from llmsec_tap.identity.secret_shapes import is_secret_name, is_token, mask_vendor_forms
 from llmsec_tap.model import Counts, RateLimit, Resets
 
 JSON = Any
@@ -53,21 +53,38 @@ _MAX_TAGS = 16
 _MAX_TAG_NAME_CHARS = 64
 _MAX_TAG_CHARS = 512
 
+
+class _Names:
+    """Names of headers, in the order in which they count."""
+
+    def __init__(self, *names: str) -> None:
+        self.all = frozenset(names)
+        self._names = names
+
+    def there(self, headers: Mapping[str, str]) -> list[str]:
+        """What headers of these names say. Nearly always there are none, which is quickly said."""
+        if self.all.isdisjoint(headers):
+            return []
+        return [value for name in self._names if (value := headers.get(name, "").strip())]
+
+
 # Headers by which servers name one request, then those by which clients do.
-_REQUEST_IDS: Final = (
+_REQUEST_IDS: Final = _Names(
     "x-request-id", "request-id", "x-amzn-requestid", "x-amz-request-id", "apim-request-id", "x-ms-request-id", "x-ms-client-request-id",
     "x-fireworks-request-id", "x-ds-trace-id", "x-log-id", "x-tt-logid", "x-mistral-request-id", "mistral-correlation-id", "x-litellm-call-id",
     "x-portkey-trace-id", "x-debug-trace-id", "nvcf-reqid", "x-inference-id", "x-oneapi-request-id", "cf-aig-log-id", "x-global-transaction-id",
 )  # fmt: skip
-_CLIENTS_IDS: Final = ("x-request-id", "x-client-request-id", "request-id", "x-correlation-id", "x-ms-client-request-id", "idempotency-key")
-_SESSION_HEADERS: Final = (
+_CLIENTS_IDS: Final = _Names(
+    "x-request-id", "x-client-request-id", "request-id", "x-correlation-id", "x-ms-client-request-id", "idempotency-key"
+)
+_SESSION_HEADERS: Final = _Names(
     "x-session-id", "session-id", "session_id", "x-claude-code-session-id", "helicone-session-id", "mcp-session-id", "x-conversation-id",
     "conversation_id", "x-amzn-bedrock-agentcore-runtime-session-id", "x-litellm-session-id", "x-grok-conv-id",
 )  # fmt: skip
 _SESSION_FIELDS: Final = ("session_id", "sessionId", "conversation_id", "conversationId", "thread_id", "chat_id")
 _USER_FIELDS: Final = ("user", "safety_identifier", "user_id", "end_user", "end_user_id")
-_USER_HEADERS: Final = ("x-litellm-end-user-id", "helicone-user-id", "x-end-user-id", "x-user-id", "x-openwebui-user-id")
-_TAG_FIELDS: Final = ("metadata", "requestMetadata", "labels")
+_USER_HEADERS: Final = _Names("x-litellm-end-user-id", "helicone-user-id", "x-end-user-id", "x-user-id", "x-openwebui-user-id")
+_TAG_FIELDS: Final = frozenset(("metadata", "requestMetadata", "labels"))
 
 
 def whose_request(view: RequestView, fingerprint: Fingerprinter, settings: WhoseSettings) -> Whose:
@@ -87,7 +104,7 @@ def whose_request(view: RequestView, fingerprint: Fingerprinter, settings: Whose
         tenant=mask_vendor_forms(tenant[:_MAX_ID_CHARS], fingerprint) if tenant else settings.tenant,
         deployment=_deployment(view, fingerprint),
         api_version=_plain(view.query.get("api-version")) if "api-version" in view.query_string else None,
-        client_agent=_client_agent(headers, fingerprint),
+        client_agent=_client_agent(headers),
         forwarded_client=_forwarded(headers),
     )
 
@@ -102,17 +119,8 @@ def with_response(whose: Whose, headers: Mapping[str, str], ts_ns: int, fingerpr
     return whose
 
 
-def _first(headers: Mapping[str, str], names: tuple[str, ...], fingerprint: Fingerprinter) -> str | None:
-    for name in _there(headers, names):
-        value = headers.get(name, "").strip()
-        if value:
-            return mask_vendor_forms(value[:_MAX_ID_CHARS], fingerprint)
-    return None
-
-
-def _there(headers: Mapping[str, str], names: tuple[str, ...]) -> Iterable[str]:
-    """Those of the names that are headers, in their order. Nearly always there are none, which is quickly said."""
-    return [] if headers.keys().isdisjoint(names) else [name for name in names if headers.get(name, "").strip()]
+def _first(headers: Mapping[str, str], names: _Names, fingerprint: Fingerprinter) -> str | None:
+    return next((mask_vendor_forms(value[:_MAX_ID_CHARS], fingerprint) for value in names.there(headers)), None)
 
 
 def _plain(value: str | None) -> str | None:
@@ -132,21 +140,21 @@ def _deployment(view: RequestView, fingerprint: Fingerprinter) -> str | None:
 
 # --- end user and session ----------------------------------------------------------------------------------------------
 
-_NAMING_FIELDS: Final = ("metadata", "conversation", *_USER_FIELDS, *_SESSION_FIELDS)
-_NAMING_HEADERS: Final = (*_USER_HEADERS, *_SESSION_HEADERS)
+_NAMING_FIELDS: Final = frozenset(("metadata", "conversation", *_USER_FIELDS, *_SESSION_FIELDS))
+_NAMING_HEADERS: Final = _USER_HEADERS.all | _SESSION_HEADERS.all
 # Claude Code names user, account and session in one text.
 _USER_AND_SESSION: Final = re.compile(r"(.+?)_session_([\w-]{8,64})")
 
 
 def _user_and_session(headers: Mapping[str, str], body: dict[str, JSON], metadata: dict[str, JSON]) -> tuple[str | None, str | None]:
-    if body.keys().isdisjoint(_NAMING_FIELDS) and headers.keys().isdisjoint(_NAMING_HEADERS):
+    if _NAMING_FIELDS.isdisjoint(body) and _NAMING_HEADERS.isdisjoint(headers):
         return None, None
     named = [body.get("user"), metadata.get("user_id"), *(body.get(name) for name in _USER_FIELDS[1:])]
     named += [metadata.get(name) for name in ("user", "userId", "end_user", "trace_user_id")]
-    named += [headers[name].strip() for name in _there(headers, _USER_HEADERS)]
+    named += _USER_HEADERS.there(headers)
     user = next((value for value in named if isinstance(value, str) and value), None)
     conversation = body.get("conversation")
-    sessions: list[JSON] = [headers[name].strip() for name in _there(headers, _SESSION_HEADERS)]
+    sessions: list[JSON] = [*_SESSION_HEADERS.there(headers)]
     sessions += [holder.get(name) for holder in (body, metadata) for name in _SESSION_FIELDS]
     sessions += [conversation, dict_of(conversation).get("id")]
     session = next((value for value in sessions if isinstance(value, str) and value), None)
@@ -173,9 +181,9 @@ def _parted(user: str) -> tuple[str, str | None]:
 
 def _tags(body: dict[str, JSON], fingerprint: Fingerprinter) -> dict[str, str]:
     tags: dict[str, str] = {}
-    if body.keys().isdisjoint(_TAG_FIELDS):
+    if _TAG_FIELDS.isdisjoint(body):
         return tags
-    for field in _TAG_FIELDS:
+    for field in ("metadata", "requestMetadata", "labels"):
         for name, value in dict_of(body.get(field)).items():
             values = [item for item in list_of(value) if isinstance(item, str)] if name == "tags" else [value]
             text = ", ".join(values) if values and all(isinstance(item, str) for item in values) else None
@@ -198,11 +206,11 @@ _AMAZON: Final = re.compile(r"Root=1-([0-9a-f]{8})-([0-9a-f]{24})")
 _HEX: Final = re.compile(r"[0-9a-f]{16}(?:[0-9a-f]{16})?")
 
 
-_TRACES: Final = ("traceparent", "b3", "x-b3-traceid", "x-cloud-trace-context", "x-amzn-trace-id")
+_TRACES: Final = frozenset(("traceparent", "b3", "x-b3-traceid", "x-cloud-trace-context", "x-amzn-trace-id"))
 
 
 def _trace(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
-    if headers.keys().isdisjoint(_TRACES):
+    if _TRACES.isdisjoint(headers):
         return None, None
     found = _TRACEPARENT.match(headers.get("traceparent", "").strip().lower())
     if found is not None and found[1].strip("0") and found[2].strip("0"):
@@ -230,12 +238,12 @@ _SDK: Final = re.compile(
 _AGENT: Final = re.compile(r"([A-Za-z][\w.@-]{0,47}(?:/[a-z][\w-]{0,23})?)(?:/v?(\d[\w.+-]{0,31}))?")
 
 
-def _client_agent(headers: Mapping[str, str], fingerprint: Fingerprinter) -> str | None:
+def _client_agent(headers: Mapping[str, str]) -> str | None:
     """`family/version` of the SDK or program that asks."""
     agent = headers.get("user-agent", "").strip()
     family = _family(agent[:256])
     if family is not None:
-        return mask_vendor_forms(family, fingerprint)
+        return family
     language, version = headers.get("x-stainless-lang"), headers.get("x-stainless-package-version")
     return f"stainless-{language}/{version}" if language and version and _WORD.fullmatch(f"{language}/{version}") else None
 
@@ -246,16 +254,17 @@ def _family(agent: str) -> str | None:
     if found is not None:
         return f"{found[1].lower()}-{found[2].lower()}/{found[3]}"
     found = _AGENT.match(agent)
-    return (f"{found[1]}/{found[2]}" if found[2] else found[1]) if found is not None else None
+    family = (f"{found[1]}/{found[2]}" if found[2] else found[1]) if found is not None else None
+    return None if family is None or is_token(family) else family  # a key is no name
 
 
-_FORWARDING: Final = ("x-forwarded-for", "forwarded", "x-real-ip", "cf-connecting-ip", "true-client-ip")
+_FORWARDING: Final = frozenset(("x-forwarded-for", "forwarded", "x-real-ip", "cf-connecting-ip", "true-client-ip"))
 _FORWARDED: Final = re.compile(r'(?i)(?:^|[;,\s])for="?(\[[0-9a-f:.]+\](?::\d+)?|[0-9.]+(?::\d+)?)"?')
 
 
 def _forwarded(headers: Mapping[str, str]) -> str | None:
     """The client that a proxy names: the first of X-Forwarded-For, of Forwarded (RFC 7239), or of what a CDN adds."""
-    if headers.keys().isdisjoint(_FORWARDING):
+    if _FORWARDING.isdisjoint(headers):
         return None
     first = headers.get("x-forwarded-for", "").partition(",")[0].strip()
     found = _FORWARDED.search(headers.get("forwarded", ""))
@@ -306,7 +315,9 @@ _LIMITS: Final = {
     ),
 }
 _RETRY: Final = ("retry-after-ms", "x-ms-retry-after-ms")
-_LIMIT_HEADERS: Final = ("ratelimit", "retry-after", *_RETRY, *(name for rows in _LIMITS.values() for row in rows for name in row if name))
+_LIMIT_HEADERS: Final = frozenset(
+    ("ratelimit", "retry-after", *_RETRY, *(name for rows in _LIMITS.values() for row in rows for name in row if name))
+)
 _DRAFT: Final = re.compile(r"(limit|remaining|reset|r|q|t)\s*=\s*(\d{1,15})")  # draft-ietf-httpapi-ratelimit-headers
 _SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|s|m|h|d)")
 _UNIT_S: Final = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
@@ -314,7 +325,7 @@ _EPOCH_S = 1_000_000_000  # a number beyond is a time, not a span
 
 
 def _rate_limit(headers: Mapping[str, str], ts_ns: int) -> RateLimit | None:
-    if headers.keys().isdisjoint(_LIMIT_HEADERS):
+    if _LIMIT_HEADERS.isdisjoint(headers):
         return None
     limits, remaining, resets = Counts(), Counts(), Resets()
     is_said = False
