@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Final
 
+import msgspec
+
 from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import (
     JSON,
@@ -34,6 +36,23 @@ _RAW_PREDICT: Final = re.compile(r"/publishers/anthropic/models/[^/]+:(stream)?[
 _EVENTS: Final = frozenset(
     ("message_start", "content_block_start", "content_block_delta", "content_block_stop", "message_delta", "message_stop")
 )
+
+
+# The increments that most events are: decoded into what changes, and nothing else may be in them.
+class _TextDelta(msgspec.Struct, tag_field="type", tag="text_delta", forbid_unknown_fields=True, gc=False):
+    text: str
+
+
+class _ThinkingDelta(msgspec.Struct, tag_field="type", tag="thinking_delta", forbid_unknown_fields=True, gc=False):
+    thinking: str
+
+
+class _BlockDelta(msgspec.Struct, tag_field="type", tag="content_block_delta", forbid_unknown_fields=True, gc=False):
+    delta: _TextDelta | _ThinkingDelta
+    index: int = 0
+
+
+_decode_delta: Final = msgspec.json.Decoder(_BlockDelta).decode
 
 
 class AnthropicMessages(BaseDialect):
@@ -75,7 +94,24 @@ class AnthropicMessages(BaseDialect):
     def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
         reader = AnthropicReader(draft)
         draft.at_end = lambda: reader.flush(draft.last_text_ns)
-        return json_events(draft, reader.event)
+        in_general = json_events(draft, reader.event)
+        text, reasoning, decode = draft.text, draft.reasoning, _decode_delta
+
+        def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
+            if b"_json_delta" not in data:
+                try:
+                    delta = decode(data).delta
+                except (ValueError, RecursionError):  # another event, or one that holds more
+                    pass
+                else:
+                    if isinstance(delta, _TextDelta):
+                        text(ts_ns, 0, delta.text)
+                    else:
+                        reasoning(ts_ns, 0, delta.thinking)
+                    return
+            in_general(ts_ns, name, data)
+
+        return on_event
 
 
 class AnthropicComplete(BaseDialect):

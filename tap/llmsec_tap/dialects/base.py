@@ -219,6 +219,10 @@ def int_of(value: JSON) -> int | None:
 
 def count_of(value: JSON) -> int | None:
     """A count as servers state it: an int, a float (rounded where a share was billed), digits in a text."""
+    if value is None:
+        return None
+    if type(value) is int:
+        return value if abs(value) < 1 << 63 else None
     if isinstance(value, str):
         return int(value) if value.isascii() and value.isdigit() and len(value) < 19 else None
     if isinstance(value, float) and 0 <= value < 1 << 53:

@@ -44,10 +44,10 @@ class DeltaListener(Protocol):
 class Overlooked(Protocol):
     """Told of each event of a stream after its dialect has read it, to find what the dialect left.
 
-    `spare`: of events without a type, the bytes beside taken text that were seen to hold no other; -1 as long as that is not known.
+    `is_clean`: the last event held nothing that its dialect left.
     """
 
-    spare: int
+    is_clean: bool
 
     def event(self, name: str | None, value: dict[str, Any], size: int, taken: int) -> None:
         """`size` is that of the event's data, `taken` how many characters of it the draft took."""
@@ -229,7 +229,7 @@ class Draft:
         """Answer text. An empty string is remembered as sent, but is no token."""
         chosen = self.choices.get(choice) or self.choice(choice)
         if text:
-            self._part(ts_ns, choice, chosen.text, "text", text)
+            self.increment(ts_ns, choice, chosen.text, "text", text)
         else:
             chosen.text.given = True
 
@@ -250,11 +250,11 @@ class Draft:
 
     def reasoning(self, ts_ns: int, choice: int, text: str) -> None:
         if text:
-            self._part(ts_ns, choice, (self.choices.get(choice) or self.choice(choice)).reasoning, "reasoning", text)
+            self.increment(ts_ns, choice, (self.choices.get(choice) or self.choice(choice)).reasoning, "reasoning", text)
 
     def refusal(self, ts_ns: int, choice: int, text: str) -> None:
         if text:
-            self._part(ts_ns, choice, (self.choices.get(choice) or self.choice(choice)).refusal, "refusal", text)
+            self.increment(ts_ns, choice, (self.choices.get(choice) or self.choice(choice)).refusal, "refusal", text)
 
     def tool_call(
         self,
@@ -284,7 +284,7 @@ class Draft:
         if self.overlooked is not None:
             self.touched.append(call)
         if arguments:
-            self._part(ts_ns, choice, call.arguments, "tool_call", arguments)
+            self.increment(ts_ns, choice, call.arguments, "tool_call", arguments)
         elif name:
             self._tick(ts_ns)
 
@@ -373,7 +373,8 @@ class Draft:
             self.anomaly("memory_limit")
         return not self._is_full
 
-    def _part(self, ts_ns: int, choice: int, buffer: TextBuffer, kind: str, text: str) -> None:
+    def increment(self, ts_ns: int, choice: int, buffer: TextBuffer, kind: str, text: str) -> None:
+        """Text, reasoning, refusal or arguments (`kind`) that are not empty, into the buffer of their choice."""
         size = len(text)
         self.chars += size
         if self.chars > MAX_TEXT_CHARS or self._is_full:

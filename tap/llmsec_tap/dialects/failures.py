@@ -64,17 +64,19 @@ def failure_of(body: JSON) -> tuple[str | None, str | None]:
 
 
 # Without one of these names a body states no failure; most have none.
-_FAILURE_NAMES: Final = frozenset(
+FAILURE_NAMES: Final = frozenset(
     ("error", "errors", "base_resp", "error_code", "error_msg", "errorCode", "errorMessage", "error_type", "error_message", "errorType",
      "Response", "header", "success", "promptFeedback", "code", "status_code", "detail", "message", "msg", "Output", "Error", "__type")
 )  # fmt: skip
+# The same beside text of an answer, which may itself be a `message`.
+FAILURE_NAMES_BESIDE_TEXT: Final = FAILURE_NAMES - {"message", "msg", "detail", "code", "status_code", "Response"}
 
 
 def read_stated_failure(body: JSON, draft: Draft) -> None:
     """A failure, or a block of the prompt, that a body or an event states although its status is 200. Nothing where it states none."""
     if isinstance(body, list) and body:
         body = body[0]
-    if not isinstance(body, dict) or draft.error_type is not None or _FAILURE_NAMES.isdisjoint(body):
+    if not isinstance(body, dict) or draft.error_type is not None or FAILURE_NAMES.isdisjoint(body):
         return
     found = _stated(body, is_empty=not draft.choices and not draft.embeddings)
     if found is not None:

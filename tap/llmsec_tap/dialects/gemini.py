@@ -222,13 +222,19 @@ class _Reader:
         parts = dict_of(content).get("parts")
         for part in parts if isinstance(parts, list) else [parts]:
             if isinstance(part, dict):
-                self._part(part, index, ts_ns)
-        if isinstance(candidate.get("output"), str):  # PaLM
-            draft.text(ts_ns, index, candidate["output"])
-        grounding = candidate.get("groundingMetadata")
-        if isinstance(grounding, dict):
-            messages.cite(grounding.get("groundingChunks"), draft, index)
-        messages.cite(dict_of(candidate.get("citationMetadata")).get("citationSources"), draft, index)
+                text = part.get("text")
+                if isinstance(text, str):
+                    if part.get("thought") is True:
+                        draft.reasoning(ts_ns, index, text)
+                    else:
+                        draft.text(ts_ns, index, text)
+                else:
+                    self._part(part, index, ts_ns)
+        if not _BESIDE_PARTS.isdisjoint(candidate):
+            if isinstance(candidate.get("output"), str):  # PaLM
+                draft.text(ts_ns, index, candidate["output"])
+            messages.cite(dict_of(candidate.get("groundingMetadata")).get("groundingChunks"), draft, index)
+            messages.cite(dict_of(candidate.get("citationMetadata")).get("citationSources"), draft, index)
         reason = candidate.get("finishReason")
         if isinstance(reason, str) and reason:
             self._close(index, ts_ns)
@@ -238,15 +244,10 @@ class _Reader:
                 draft.error_message = draft.error_message or candidate["finishMessage"]
 
     def _part(self, part: dict[str, JSON], index: int, ts_ns: int) -> None:
+        """A part that is no text."""
         draft = self._draft
-        text = part.get("text")
         call = part.get("functionCall")
-        if isinstance(text, str):
-            if part.get("thought") is True:
-                draft.reasoning(ts_ns, index, text)
-            else:
-                draft.text(ts_ns, index, text)
-        elif isinstance(call, dict):
+        if isinstance(call, dict):
             self._piece(call, index, ts_ns)
         elif isinstance(part.get("executableCode"), dict):
             self._calls += 1
@@ -324,6 +325,7 @@ class _Reader:
             self._close(index, ts_ns)
 
 
+_BESIDE_PARTS: Final = frozenset(("output", "groundingMetadata", "citationMetadata"))
 _GOOD_ENDS: Final = frozenset(("STOP", "MAX_TOKENS", "FINISH_REASON_UNSPECIFIED"))
 _STEP: Final = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]|\[[\'\"]([^\'\"]*)[\'\"]\]")
 _MAX_STEPS = 32

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from llmsec_tap.dialects.base import JSON, EventHandler, NotJSON, parse_json
 from llmsec_tap.dialects.draft import Draft
-from llmsec_tap.dialects.failures import read_stated_failure
+from llmsec_tap.dialects.failures import FAILURE_NAMES, FAILURE_NAMES_BESIDE_TEXT, read_stated_failure
 
 
 def json_events(draft: Draft, on_object: Callable[[int, str | None, dict[str, JSON]], None]) -> EventHandler:
@@ -20,9 +20,11 @@ def json_events(draft: Draft, on_object: Callable[[int, str | None, dict[str, JS
     def read(ts_ns: int, name: str | None, value: dict[str, JSON], size: int) -> None:
         before = draft.chars
         on_object(ts_ns, name, value)
-        read_stated_failure(value, draft)
+        taken = draft.chars - before
+        if not (FAILURE_NAMES_BESIDE_TEXT if taken else FAILURE_NAMES).isdisjoint(value):
+            read_stated_failure(value, draft)
         if overlooked is not None:
-            overlooked.event(name, value, size, draft.chars - before)
+            overlooked.event(name, value, size, taken)
 
     def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
         try:

@@ -294,16 +294,8 @@ def chat_message(message: JSON) -> Message | None:
         return None
     role = text_of(message.get("role")) or "user"
     parts: list[Part] = []
-    for key in ("reasoning_content", "reasoning", "thinking", "tool_plan"):
-        thought = message.get(key)
-        if isinstance(thought, str) and thought:
-            parts.append(Part(type="reasoning", content=thought))
-            break
-    else:
-        for detail in list_of(message.get("reasoning_details")):
-            thought = dict_of(detail).get("text") or dict_of(detail).get("summary")
-            if isinstance(thought, str) and thought:
-                parts.append(Part(type="reasoning", content=thought))
+    if role != "user":
+        parts += _thoughts(message)
     if role in ("tool", "function", "ipython"):
         parts.append(
             Part(
@@ -318,13 +310,23 @@ def chat_message(message: JSON) -> Message | None:
     parts += [base64_part(image, "image") for image in list_of(message.get("images"))]  # Ollama
     if isinstance(message.get("refusal"), str):
         parts.append(Part(type="refusal", content=message["refusal"]))
-    transcript = text_of(dict_of(message.get("audio")).get("transcript"))
-    if transcript:
-        parts.append(Part(type="text", content=transcript))
+    if isinstance(message.get("audio"), dict) and isinstance(message["audio"].get("transcript"), str):
+        parts.append(Part(type="text", content=message["audio"]["transcript"]))
     parts += [tool_call_part(call) for call in list_of(message.get("tool_calls"))]
     if isinstance(message.get("function_call"), dict):
         parts.append(tool_call_part(message["function_call"]))
     return Message(role=role, parts=parts)
+
+
+def _thoughts(message: dict[str, JSON]) -> list[Part]:
+    """What a model thought in an earlier turn, as Ollama, OpenRouter, Cohere and others send it back."""
+    for key in ("reasoning_content", "reasoning", "thinking", "tool_plan"):
+        thought = message.get(key)
+        if isinstance(thought, str) and thought:
+            return [Part(type="reasoning", content=thought)]
+    details = [dict_of(detail) for detail in list_of(message.get("reasoning_details"))]
+    thoughts = [detail.get("text") or detail.get("summary") for detail in details]
+    return [Part(type="reasoning", content=thought) for thought in thoughts if isinstance(thought, str) and thought]
 
 
 def result_text(content: JSON) -> str | None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import msgspec
+
 from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import JSON, EventHandler, RequestView, ResponseView, count_of, dict_of, int_of, list_of, text_of
 from llmsec_tap.dialects.calls import Calls
@@ -50,6 +52,22 @@ class _Ollama(BaseDialect):
             read_stream_failure(value, draft)
 
 
+# The lines that most are: decoded into what changes, and nothing else may be in them.
+class _Said(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    role: str
+    content: str
+
+
+class _Line(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    model: str
+    message: _Said
+    done: bool
+    created_at: str = ""
+
+
+_decode_line = msgspec.json.Decoder(_Line).decode
+
+
 class OllamaChat(_Ollama):
     api: ClassVar[str] = "ollama.chat"
     operation: ClassVar[str] = "chat"
@@ -69,7 +87,21 @@ class OllamaChat(_Ollama):
 
     def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
         calls = Calls(draft)
-        return json_events(draft, lambda ts_ns, _name, value: self._message(value, ts_ns, draft, calls))
+        in_general = json_events(draft, lambda ts_ns, _name, value: self._message(value, ts_ns, draft, calls))
+
+        def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
+            try:
+                line = _decode_line(data)
+            except (ValueError, RecursionError):  # the last line, or one that holds more
+                in_general(ts_ns, name, data)
+                return
+            said = line.message
+            if line.done or line.model != draft.response_model or said.role != "assistant" or " " in line.created_at:
+                in_general(ts_ns, name, data)
+            else:
+                draft.text(ts_ns, 0, said.content)
+
+        return on_event
 
     def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
         self._message(dict_of(body), ts_ns, draft, Calls(draft))

@@ -11,6 +11,7 @@ unknown field of the delta, a type that does not fit) takes the general path, wh
 
 from __future__ import annotations
 
+import sys
 from typing import ClassVar
 
 import msgspec
@@ -63,6 +64,9 @@ class _Chunk(msgspec.Struct, gc=False):
     timings: None = None
 
 
+_SOURCES = frozenset(("search_results", "citations"))
+_BESIDE_TEXT = frozenset(("audio", "refusal", "annotations", "citations", "executed_tools"))
+_SPARE_BYTES = 4  # counts are not all of one length
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
 
@@ -117,7 +121,8 @@ class OpenAIChat(BaseDialect):
 
     def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
         read = Reader(draft).read
-        text = draft.text
+        part = draft.increment
+        choices = draft.choices
         finish = draft.finish
         decode_chunk = _decode_chunk
         has_head = False  # the id and the model are known
@@ -132,8 +137,11 @@ class OpenAIChat(BaseDialect):
 
         in_general = json_events(draft, on_object)
         overlooked = draft.overlooked
+        spare = -1 if overlooked is not None else sys.maxsize
 
         def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
+            nonlocal spare
+            size = 0
             if has_head:
                 try:
                     choice = decode_chunk(data).choices[0]
@@ -141,28 +149,34 @@ class OpenAIChat(BaseDialect):
                     pass
                 else:
                     content = choice.delta.content
-                    # A chunk that is longer than its text and what was seen of others explain holds something else.
-                    if overlooked is None or (content and _size_beside(data, content) <= overlooked.spare):
+                    # A chunk of this shape that is longer than its text and what was seen beside that of another holds something else.
+                    size = len(data) - len(content) if content else len(data)
+                    if size <= spare or (
+                        content and not content.isascii() and len(data) - len(content.encode("utf-8", "replace")) <= spare
+                    ):
                         if content is not None:
-                            text(ts_ns, choice.index, content)
+                            # Draft.text, written out: this runs once per token.
+                            chosen = choices.get(choice.index)
+                            if chosen is None or not content:
+                                draft.text(ts_ns, choice.index, content)
+                            else:
+                                part(ts_ns, choice.index, chosen.text, "text", content)
                         if choice.finish_reason is not None:
                             finish(choice.index, choice.finish_reason)
                         return
+                    size = size if content else 0
             if data == b"[DONE]":
                 draft.terminated = True
             else:
                 in_general(ts_ns, name, data)
+                if size and overlooked is not None and overlooked.is_clean and (spare < 0 or size < spare):
+                    spare = size + _SPARE_BYTES
 
         return on_event
 
 
 def _usage_in(choice: dict[str, JSON]) -> JSON:
     return choice.get("usage") or dict_of(choice.get("delta")).get("usage") or dict_of(choice.get("message")).get("usage")
-
-
-def _size_beside(data: bytes, content: str) -> int:
-    """How many bytes of a chunk are not its text (more, where that is escaped)."""
-    return len(data) - (len(content) if content.isascii() else len(content.encode("utf-8", "replace")))
 
 
 def chat_shaped(body: dict[str, JSON]) -> bool:
@@ -207,8 +221,9 @@ class Reader:
                     self._choice(choice, position, ts_ns)
         elif isinstance(value.get("value"), str):  # Writer's completions
             draft.text(ts_ns, 0, value["value"])
-        for sources in ("search_results", "citations"):  # Perplexity and others, in every chunk
-            messages.cite(value.get(sources), draft, 0)
+        if not _SOURCES.isdisjoint(value):  # Perplexity and others, in every chunk
+            messages.cite(value.get("search_results"), draft, 0)
+            messages.cite(value.get("citations"), draft, 0)
         usage = value.get("usage")
         if usage is None:
             usage = dict_of(value.get("x_groq")).get("usage")
@@ -259,6 +274,20 @@ class Reader:
         elif isinstance(content, list):
             for part in content:
                 self._part(part, index, ts_ns)
+        if not _BESIDE_TEXT.isdisjoint(said):
+            self._beside_text(said, index, ts_ns)
+        calls = said.get("tool_calls")
+        if isinstance(calls, list):
+            for call in calls:
+                if isinstance(call, dict):
+                    self.call(call, index, ts_ns)
+        call = said.get("function_call")
+        if isinstance(call, dict) and (call.get("name") or call.get("arguments")):  # some send it empty, as a placeholder
+            name, arguments = text_of(call.get("name")), messages.arguments_of(call)
+            draft.tool_call(ts_ns, index, "function_call", name=name, arguments=arguments)
+
+    def _beside_text(self, said: dict[str, JSON], index: int, ts_ns: int) -> None:
+        draft = self._draft
         audio = said.get("audio")
         if isinstance(audio, dict) and isinstance(audio.get("transcript"), str):
             draft.text(ts_ns, index, audio["transcript"])
@@ -270,15 +299,6 @@ class Reader:
         for tool in list_of(said.get("executed_tools")):  # Groq's own tools
             for part in messages.call_parts(tool, "tool") if isinstance(tool, dict) else ():
                 draft.part(index, part)
-        calls = said.get("tool_calls")
-        if isinstance(calls, list):
-            for call in calls:
-                if isinstance(call, dict):
-                    self.call(call, index, ts_ns)
-        call = said.get("function_call")
-        if isinstance(call, dict) and (call.get("name") or call.get("arguments")):  # some send it empty, as a placeholder
-            name, arguments = text_of(call.get("name")), messages.arguments_of(call)
-            draft.tool_call(ts_ns, index, "function_call", name=name, arguments=arguments)
 
     def _part(self, part: JSON, index: int, ts_ns: int) -> None:
         if isinstance(part, str):

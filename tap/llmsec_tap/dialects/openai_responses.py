@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
+import msgspec
+
 from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.base import (
     JSON,
@@ -109,7 +111,36 @@ class OpenAIResponses(BaseDialect):
                 return
             reader.event(kind if isinstance(kind, str) else name, value, ts_ns)
 
-        return json_events(draft, on_object)
+        in_general = json_events(draft, on_object)
+        decode = _decode_delta
+
+        def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
+            try:
+                said = decode(data)
+            except (ValueError, RecursionError):  # another event, or one that holds more
+                in_general(ts_ns, name, data)
+                return
+            if " " in said.item_id or " " in said.obfuscation:  # no id
+                in_general(ts_ns, name, data)
+                return
+            touched.add(("text", said.output_index, said.content_index))
+            text(ts_ns, 0, said.delta)
+
+        return on_event
+
+
+# The increments that most events are: decoded into what changes, and nothing else may be in them.
+class _TextDelta(msgspec.Struct, tag_field="type", tag="response.output_text.delta", forbid_unknown_fields=True, gc=False):
+    delta: str
+    output_index: int = 0
+    content_index: int = 0
+    sequence_number: int = 0
+    item_id: str = ""
+    obfuscation: str = ""
+    logprobs: msgspec.Raw = msgspec.Raw()
+
+
+_decode_delta: Final = msgspec.json.Decoder(_TextDelta).decode
 
 
 class _Reader:

@@ -32,7 +32,7 @@ _CARD = 12  # digits: the shortest card numbers have so many
 _SENTENCE = 3  # spaces
 _MANY = 64
 _SPARE_BYTES = 4  # counts and times are not all of one length
-_MIN_LOOKS = 8  # events of a kind that are looked at in any case
+_MIN_LOOKS = 2  # events of a kind that are looked at in any case
 _MAX_KINDS = 64
 _MAX_COMPARED_CHARS = 16 * 1024 * 1024
 _MAX_JOINED_CHARS = 65_536
@@ -196,45 +196,47 @@ class StreamLeftOver:
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
-        self._whole = LeftOver(draft, of_answer=True)
         self._texts: dict[tuple[object, ...], _Pieces] = {}
         self._chars = 0
         self._compared = 0
         self._given: frozenset[str] | None = None
-        self._clean: dict[str | None, tuple[int, int]] = {}  # by kind: how many held nothing else, and the shortest's bytes beside its text
-        self.spare = -1
+        # By kind of event: how many held nothing else, and the shortest's bytes beside its text; then how long one may be to hold nothing.
+        self._clean: dict[str | None, tuple[int, int]] = {}
+        self._limits: dict[str | None, int] = {}
+        self.is_clean = False
 
     def event(self, name: str | None, value: dict[str, JSON], size: int, taken: int) -> None:
         """One event's object, after its dialect has read it. `size` is that of its data, `taken` how many characters of it were text."""
-        kind = value.get("type") or value.get("event_type") or name
+        kind = value.get("type") or name
         if type(kind) is not str:
             kind = None
         excess = size - taken
-        is_left = self._is_left(kind, value, taken, excess)
+        if taken and excess <= self._limits.get(kind, -1):
+            self.is_clean = True
+            if self._draft.touched:
+                self._draft.touched.clear()
+            return
+        self.is_clean = not self._look(kind, value)
         self._draft.touched.clear()
-        if is_left or not taken:
+        if not self.is_clean or not taken:
             return
         looks, least = self._clean.get(kind, (0, excess))
         least = min(least, excess)
         if looks or len(self._clean) < _MAX_KINDS:
             self._clean[kind] = looks + 1, least
-        if kind is None and looks >= _MIN_LOOKS:
-            self.spare = least + _SPARE_BYTES
-
-    def _is_left(self, kind: str | None, value: dict[str, JSON], taken: int, excess: int) -> bool:
-        """Whether the event holds anything that its dialect left. One that is no longer than others of its kind that held nothing does not."""
-        looks, least = self._clean.get(kind, (0, 0))
-        return not (taken and looks > _MIN_LOOKS and excess <= least + _SPARE_BYTES) and self._look(kind, value)
+        if looks >= _MIN_LOOKS:
+            self._limits[kind] = least + _SPARE_BYTES
 
     def end(self) -> LeftOver:
         """What was found, once the stream has ended."""
+        whole = LeftOver(self._draft, of_answer=True)
         for pieces in self._texts.values():
             text = pieces.text()
             place = pieces.place
-            if _says(text) and (" " in text or not text.isascii() or _reads(text) or _is_personal(text, "")) and not self._whole._has(text):  # noqa: SLF001 - one module
-                self._whole._string(text, place[0] if place else None, place[1] if place else "")  # noqa: SLF001
+            if _says(text) and (" " in text or not text.isascii() or _reads(text) or _is_personal(text, "")) and not whole._has(text):  # noqa: SLF001 - one module
+                whole._string(text, place[0] if place else None, place[1] if place else "")  # noqa: SLF001
         self._texts.clear()
-        return self._whole
+        return whole
 
     def _look(self, kind: str | None, value: dict[str, JSON]) -> bool:
         """Whether anything was there that the dialect did not take."""

@@ -10,13 +10,14 @@ import datetime as dt
 import ipaddress
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
 
 from llmsec_tap.dialects.base import RequestView, dict_of, list_of
 from llmsec_tap.identity.credentials import Fingerprinter
-from llmsec_tap.identity.secret_shapes import is_secret_name, mask_vendor_forms
+from llmsec_tap.identity.secret_shapes import is_secret_name, is_token, mask_vendor_forms
 from llmsec_tap.model import Counts, RateLimit, Resets
 
 JSON = Any
@@ -52,21 +53,38 @@ _MAX_TAGS = 16
 _MAX_TAG_NAME_CHARS = 64
 _MAX_TAG_CHARS = 512
 
+
+class _Names:
+    """Names of headers, in the order in which they count."""
+
+    def __init__(self, *names: str) -> None:
+        self.all = frozenset(names)
+        self._names = names
+
+    def there(self, headers: Mapping[str, str]) -> list[str]:
+        """What headers of these names say. Nearly always there are none, which is quickly said."""
+        if self.all.isdisjoint(headers):
+            return []
+        return [value for name in self._names if (value := headers.get(name, "").strip())]
+
+
 # Headers by which servers name one request, then those by which clients do.
-_REQUEST_IDS: Final = (
+_REQUEST_IDS: Final = _Names(
     "x-request-id", "request-id", "x-amzn-requestid", "x-amz-request-id", "apim-request-id", "x-ms-request-id", "x-ms-client-request-id",
     "x-fireworks-request-id", "x-ds-trace-id", "x-log-id", "x-tt-logid", "x-mistral-request-id", "mistral-correlation-id", "x-litellm-call-id",
     "x-portkey-trace-id", "x-debug-trace-id", "nvcf-reqid", "x-inference-id", "x-oneapi-request-id", "cf-aig-log-id", "x-global-transaction-id",
 )  # fmt: skip
-_CLIENTS_IDS: Final = ("x-request-id", "x-client-request-id", "request-id", "x-correlation-id", "x-ms-client-request-id", "idempotency-key")
-_SESSION_HEADERS: Final = (
+_CLIENTS_IDS: Final = _Names(
+    "x-request-id", "x-client-request-id", "request-id", "x-correlation-id", "x-ms-client-request-id", "idempotency-key"
+)
+_SESSION_HEADERS: Final = _Names(
     "x-session-id", "session-id", "session_id", "x-claude-code-session-id", "helicone-session-id", "mcp-session-id", "x-conversation-id",
     "conversation_id", "x-amzn-bedrock-agentcore-runtime-session-id", "x-litellm-session-id", "x-grok-conv-id",
 )  # fmt: skip
 _SESSION_FIELDS: Final = ("session_id", "sessionId", "conversation_id", "conversationId", "thread_id", "chat_id")
 _USER_FIELDS: Final = ("user", "safety_identifier", "user_id", "end_user", "end_user_id")
-_USER_HEADERS: Final = ("x-litellm-end-user-id", "helicone-user-id", "x-end-user-id", "x-user-id", "x-openwebui-user-id")
-_TAG_FIELDS: Final = ("metadata", "requestMetadata", "labels")
+_USER_HEADERS: Final = _Names("x-litellm-end-user-id", "helicone-user-id", "x-end-user-id", "x-user-id", "x-openwebui-user-id")
+_TAG_FIELDS: Final = frozenset(("metadata", "requestMetadata", "labels"))
 
 
 def whose_request(view: RequestView, fingerprint: Fingerprinter, settings: WhoseSettings) -> Whose:
@@ -85,8 +103,8 @@ def whose_request(view: RequestView, fingerprint: Fingerprinter, settings: Whose
         tags=_tags(body, fingerprint),
         tenant=mask_vendor_forms(tenant[:_MAX_ID_CHARS], fingerprint) if tenant else settings.tenant,
         deployment=_deployment(view, fingerprint),
-        api_version=_plain(view.query.get("api-version")),
-        client_agent=_client_agent(headers, fingerprint),
+        api_version=_plain(view.query.get("api-version")) if "api-version" in view.query_string else None,
+        client_agent=_client_agent(headers),
         forwarded_client=_forwarded(headers),
     )
 
@@ -101,12 +119,8 @@ def with_response(whose: Whose, headers: Mapping[str, str], ts_ns: int, fingerpr
     return whose
 
 
-def _first(headers: Mapping[str, str], names: tuple[str, ...], fingerprint: Fingerprinter) -> str | None:
-    for name in names:
-        value = headers.get(name, "").strip()
-        if value:
-            return mask_vendor_forms(value[:_MAX_ID_CHARS], fingerprint)
-    return None
+def _first(headers: Mapping[str, str], names: _Names, fingerprint: Fingerprinter) -> str | None:
+    return next((mask_vendor_forms(value[:_MAX_ID_CHARS], fingerprint) for value in names.there(headers)), None)
 
 
 def _plain(value: str | None) -> str | None:
@@ -118,7 +132,7 @@ _WORD: Final = re.compile(r"[\w.:/@+-]{1,128}", re.ASCII)
 
 def _deployment(view: RequestView, fingerprint: Fingerprinter) -> str | None:
     """`…/openai/deployments/{deployment}/…` of Azure."""
-    segments = view.segments
+    segments = view.segments if "/deployments/" in view.path else []
     if "deployments" in segments[:-1]:
         return mask_vendor_forms(segments[segments.index("deployments") + 1][:_MAX_ID_CHARS], fingerprint)
     return None
@@ -126,17 +140,21 @@ def _deployment(view: RequestView, fingerprint: Fingerprinter) -> str | None:
 
 # --- end user and session ----------------------------------------------------------------------------------------------
 
+_NAMING_FIELDS: Final = frozenset(("metadata", "conversation", *_USER_FIELDS, *_SESSION_FIELDS))
+_NAMING_HEADERS: Final = _USER_HEADERS.all | _SESSION_HEADERS.all
 # Claude Code names user, account and session in one text.
 _USER_AND_SESSION: Final = re.compile(r"(.+?)_session_([\w-]{8,64})")
 
 
 def _user_and_session(headers: Mapping[str, str], body: dict[str, JSON], metadata: dict[str, JSON]) -> tuple[str | None, str | None]:
+    if _NAMING_FIELDS.isdisjoint(body) and _NAMING_HEADERS.isdisjoint(headers):
+        return None, None
     named = [body.get("user"), metadata.get("user_id"), *(body.get(name) for name in _USER_FIELDS[1:])]
     named += [metadata.get(name) for name in ("user", "userId", "end_user", "trace_user_id")]
-    named += [headers.get(name) for name in _USER_HEADERS]
+    named += _USER_HEADERS.there(headers)
     user = next((value for value in named if isinstance(value, str) and value), None)
     conversation = body.get("conversation")
-    sessions: list[JSON] = [headers.get(name, "").strip() for name in _SESSION_HEADERS]
+    sessions: list[JSON] = [*_SESSION_HEADERS.there(headers)]
     sessions += [holder.get(name) for holder in (body, metadata) for name in _SESSION_FIELDS]
     sessions += [conversation, dict_of(conversation).get("id")]
     session = next((value for value in sessions if isinstance(value, str) and value), None)
@@ -163,7 +181,9 @@ def _parted(user: str) -> tuple[str, str | None]:
 
 def _tags(body: dict[str, JSON], fingerprint: Fingerprinter) -> dict[str, str]:
     tags: dict[str, str] = {}
-    for field in _TAG_FIELDS:
+    if _TAG_FIELDS.isdisjoint(body):
+        return tags
+    for field in ("metadata", "requestMetadata", "labels"):
         for name, value in dict_of(body.get(field)).items():
             values = [item for item in list_of(value) if isinstance(item, str)] if name == "tags" else [value]
             text = ", ".join(values) if values and all(isinstance(item, str) for item in values) else None
@@ -186,7 +206,12 @@ _AMAZON: Final = re.compile(r"Root=1-([0-9a-f]{8})-([0-9a-f]{24})")
 _HEX: Final = re.compile(r"[0-9a-f]{16}(?:[0-9a-f]{16})?")
 
 
+_TRACES: Final = frozenset(("traceparent", "b3", "x-b3-traceid", "x-cloud-trace-context", "x-amzn-trace-id"))
+
+
 def _trace(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
+    if _TRACES.isdisjoint(headers):
+        return None, None
     found = _TRACEPARENT.match(headers.get("traceparent", "").strip().lower())
     if found is not None and found[1].strip("0") and found[2].strip("0"):
         return found[1], found[2]
@@ -213,24 +238,34 @@ _SDK: Final = re.compile(
 _AGENT: Final = re.compile(r"([A-Za-z][\w.@-]{0,47}(?:/[a-z][\w-]{0,23})?)(?:/v?(\d[\w.+-]{0,31}))?")
 
 
-def _client_agent(headers: Mapping[str, str], fingerprint: Fingerprinter) -> str | None:
+def _client_agent(headers: Mapping[str, str]) -> str | None:
     """`family/version` of the SDK or program that asks."""
     agent = headers.get("user-agent", "").strip()
+    family = _family(agent[:256])
+    if family is not None:
+        return family
+    language, version = headers.get("x-stainless-lang"), headers.get("x-stainless-package-version")
+    return f"stainless-{language}/{version}" if language and version and _WORD.fullmatch(f"{language}/{version}") else None
+
+
+@lru_cache(maxsize=256)
+def _family(agent: str) -> str | None:
     found = _SDK.match(agent)
     if found is not None:
         return f"{found[1].lower()}-{found[2].lower()}/{found[3]}"
-    language, version = headers.get("x-stainless-lang"), headers.get("x-stainless-package-version")
     found = _AGENT.match(agent)
-    if found is None:
-        return f"stainless-{language}/{version}" if language and version and _WORD.fullmatch(f"{language}/{version}") else None
-    return mask_vendor_forms(f"{found[1]}/{found[2]}" if found[2] else found[1], fingerprint)
+    family = (f"{found[1]}/{found[2]}" if found[2] else found[1]) if found is not None else None
+    return None if family is None or is_token(family) else family  # a key is no name
 
 
+_FORWARDING: Final = frozenset(("x-forwarded-for", "forwarded", "x-real-ip", "cf-connecting-ip", "true-client-ip"))
 _FORWARDED: Final = re.compile(r'(?i)(?:^|[;,\s])for="?(\[[0-9a-f:.]+\](?::\d+)?|[0-9.]+(?::\d+)?)"?')
 
 
 def _forwarded(headers: Mapping[str, str]) -> str | None:
     """The client that a proxy names: the first of X-Forwarded-For, of Forwarded (RFC 7239), or of what a CDN adds."""
+    if _FORWARDING.isdisjoint(headers):
+        return None
     first = headers.get("x-forwarded-for", "").partition(",")[0].strip()
     found = _FORWARDED.search(headers.get("forwarded", ""))
     for given in (
@@ -279,6 +314,10 @@ _LIMITS: Final = {
         ("x-ratelimit-limit-tokens-minute", "x-ratelimit-remaining-tokens-minute", ""),
     ),
 }
+_RETRY: Final = ("retry-after-ms", "x-ms-retry-after-ms")
+_LIMIT_HEADERS: Final = frozenset(
+    ("ratelimit", "retry-after", *_RETRY, *(name for rows in _LIMITS.values() for row in rows for name in row if name))
+)
 _DRAFT: Final = re.compile(r"(limit|remaining|reset|r|q|t)\s*=\s*(\d{1,15})")  # draft-ietf-httpapi-ratelimit-headers
 _SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|s|m|h|d)")
 _UNIT_S: Final = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
@@ -286,6 +325,8 @@ _EPOCH_S = 1_000_000_000  # a number beyond is a time, not a span
 
 
 def _rate_limit(headers: Mapping[str, str], ts_ns: int) -> RateLimit | None:
+    if _LIMIT_HEADERS.isdisjoint(headers):
+        return None
     limits, remaining, resets = Counts(), Counts(), Resets()
     is_said = False
     for what, rows in _LIMITS.items():
@@ -303,7 +344,7 @@ def _rate_limit(headers: Mapping[str, str], ts_ns: int) -> RateLimit | None:
         resets.requests = draft.get("reset", draft.get("t"))
         is_said = True
     retry = _seconds(headers.get("retry-after"), ts_ns)
-    for name in ("retry-after-ms", "x-ms-retry-after-ms"):
+    for name in _RETRY:
         milliseconds = _number(headers.get(name))
         if milliseconds is not None:
             retry = milliseconds / 1000
