@@ -20,6 +20,7 @@ const volatile struct tap_config config = {};
 #define HELPER_PID config.helper_pid
 #define SELECT_COMM config.select_comm
 #define RINGS config.rings
+#define PLAIN config.plain
 
 struct ring {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -77,6 +78,13 @@ struct {
 } connections SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, TAP_MAX_SOCKETS);
+	__type(key, __u64);
+	__type(value, struct plain_socket);
+} plain_sockets SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, TAP_TOTALS);
 	__type(key, __u32);
@@ -109,6 +117,7 @@ MAP_ACCESS(comms, struct comm_key, __u32)
 MAP_ACCESS(threads, __u64, struct thread)
 MAP_ACCESS(go_calls, struct connection_key, struct call)
 MAP_ACCESS(connections, struct connection_key, struct connection)
+MAP_ACCESS(plain_sockets, __u64, struct plain_socket)
 
 static __always_inline __u64 *totals_lookup(const __u32 *key)
 {

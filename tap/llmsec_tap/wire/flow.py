@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import struct
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 from llmsec_tap.account import no_account
 from llmsec_tap.anomalies import AnomalyName
@@ -51,17 +51,31 @@ class FlowSink(Protocol):
     def anomaly(self, name: AnomalyName) -> None: ...
 
 
+CaptureKind = Literal["tls", "plain", "packet"]
+"""Where the bytes came from: TLS functions of a process, its sockets, or packets (of an interface or a file)."""
+
+
 class Flow:
     """A connection's facts. `first` opened it where that was seen; without a SYN (`is_midstream`) content decides who is client."""
 
-    __slots__ = ("first", "is_midstream", "opened_ns", "process", "reserve", "second")
+    __slots__ = ("first", "is_midstream", "kind", "opened_ns", "process", "reserve", "second")
 
-    def __init__(self, first: str, second: str, opened_ns: int, *, is_midstream: bool, process: Process | None = None) -> None:
+    def __init__(
+        self,
+        first: str,
+        second: str,
+        opened_ns: int,
+        *,
+        is_midstream: bool,
+        process: Process | None = None,
+        kind: CaptureKind = "packet",
+    ) -> None:
         self.first = first
         self.second = second
         self.opened_ns = opened_ns
         self.is_midstream = is_midstream
         self.process = process
+        self.kind = kind
         self.reserve: Callable[[int], bool] = no_account  # room in the account (account.py) for what this connection holds
 
 

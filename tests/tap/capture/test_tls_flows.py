@@ -55,6 +55,7 @@ class Tap:
         self.flows = TLSFlows(
             self.pipeline.open_flow, ProcessTable(facts=(lambda _pid: facts) if facts is not None else None), clock, recorder
         )
+        self.counts = self.flows.counts["tls"]
         self.offsets: dict[tuple[int, int, int], int] = {}
 
     def say(self, direction: int, data: bytes, *, lose: bool = False, **fields: Any) -> None:
@@ -117,7 +118,7 @@ def test_a_lost_record_makes_the_exchange_gapped(lost: int) -> None:
     (exchange,) = tap.exchanges
     assert exchange.completeness == "gapped"
     assert "ebpf_dropped" in anomalies(exchange)
-    assert (tap.flows.gaps, tap.flows.gap_bytes) == (1, 200)
+    assert (tap.counts.gaps, tap.counts.gap_bytes) == (1, 200)
 
 
 def test_a_loss_at_the_very_end_is_told_by_the_close() -> None:
@@ -141,7 +142,7 @@ def test_a_loss_on_a_connection_that_stays_silent_is_told_by_the_kernels_table()
     tap.flows.close()
     (exchange,) = tap.exchanges
     assert exchange.completeness == "gapped"
-    assert tap.flows.gaps == 1
+    assert tap.counts.gaps == 1
 
 
 def test_a_call_beyond_the_limit_is_cut_and_said_so() -> None:
@@ -152,7 +153,7 @@ def test_a_call_beyond_the_limit_is_cut_and_said_so() -> None:
     tap.flows.close()
     (exchange,) = tap.exchanges
     assert "ebpf_cut" in anomalies(exchange)
-    assert tap.flows.gap_bytes == 500
+    assert tap.counts.gap_bytes == 500
 
 
 def test_one_object_used_twice_is_two_connections() -> None:
@@ -169,7 +170,7 @@ def test_one_object_used_twice_is_two_connections() -> None:
 def test_a_connection_waits_for_its_socket() -> None:
     tap = Tap()
     tap.say(events.WRITE, request(b"hi"), inode=0)
-    assert tap.flows.opened == 0
+    assert tap.counts.opened == 0
     tap.feed(record(events.BIND, ts_ns=tap.now))
     tap.say(events.READ, answer(b"hello"))
     tap.end()

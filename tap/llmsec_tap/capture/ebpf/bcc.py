@@ -84,6 +84,7 @@ class BCCLoader(KernelHalf):
 
     name = "bcc"
     method = "perf"
+    plain = False  # what it would take (bpf_loop, the registers of a system call) bcc does not have
 
     def __init__(self, settings: KernelSettings) -> None:
         bcc = _import_bcc()
