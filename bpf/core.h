@@ -135,6 +135,9 @@ static __always_inline void *rings_lookup(const __u32 *key)
 }
 
 #define GLOBAL_SUBPROGRAM __attribute__((noinline))
+/* Calls that name several pieces of memory (plain.h). */
+#define HAS_SEGMENTS 1
+#define PART_STEP(size) (size)
 
 /* `size` must be a constant where it is used: these are inlined. */
 static __always_inline void *ring_reserve(void *ring, __u64 size)

@@ -32,9 +32,9 @@ struct moved {
 
 static __always_inline int part_done(struct moved *moved, __u64 size)
 {
-	moved->done += size;
-	moved->buffer += size;
-	moved->segment -= size;
+	moved->done += PART_STEP(size);
+	moved->buffer += PART_STEP(size);
+	moved->segment -= PART_STEP(size);
 	return moved->done < moved->length && moved->done < TAP_MAX_CALL_BYTES;
 }
 
@@ -71,11 +71,11 @@ GLOBAL_SUBPROGRAM int submit_part(struct moved *moved)
 		return 0;
 	size = moved->length - moved->done;
 	source = moved->buffer;
-	if (size > moved->segment)
+	if (HAS_SEGMENTS && size > moved->segment)
 		size = moved->segment;
 	if (size > TAP_CLASS_64K)
 		size = TAP_CLASS_64K;
-	if (moved->done + size > TAP_MAX_CALL_BYTES)
+	if (HAS_SEGMENTS && moved->done + size > TAP_MAX_CALL_BYTES)
 		size = TAP_MAX_CALL_BYTES - moved->done;
 	if (size <= TAP_CLASS_SMALL)
 		COPY_PART(TAP_CLASS_SMALL);
