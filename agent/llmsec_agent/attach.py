@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llmsec_tap.capture.ebpf.choose import open_loader
+from llmsec_tap.capture.ebpf.core import supports_socket_tracepoints
 from llmsec_tap.capture.probes.build_ids import Offsets
 from llmsec_tap.capture.probes.selection import Observed, Selection
 from llmsec_tap.capture.probes.targets import TargetFinder
@@ -42,7 +43,7 @@ def attach(
     settings = replace(selection.kernel_settings(ring_bytes, plain=bool(plain)), rings=rings, helper_pid=helper_pid)
     loader = open_loader(backend, settings, journal)
     if plain and not loader.plain:
-        why = "the backend bcc does not read it" if loader.name == "bcc" else "Linux 6.3 or later is needed for it"
+        why = _why_not_plain(loader)
         if plain is True:
             loader.close()
             raise KernelError(f"plain HTTP of processes cannot be captured: {why}", "Leave out --plain; --iface reads plain HTTP, too.")
@@ -58,6 +59,12 @@ def attach(
     elapsed_s = time.monotonic() - begun
     journal.info("attached", f"attached to {what} in {elapsed_s:.2f} s", libraries=observed.libraries, elapsed_s=round(elapsed_s, 3))
     return loader, observed
+
+
+def _why_not_plain(loader: Loader) -> str:
+    if loader.name == "bcc":
+        return "the backend bcc does not read it"
+    return "this kernel refuses the programs for it" if supports_socket_tracepoints() else "it takes Linux 6.3 or later"
 
 
 def read_offsets(given: tuple[int, int] | None, file: str | None, *, fast: bool) -> TargetFinder:

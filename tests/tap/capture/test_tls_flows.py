@@ -107,6 +107,40 @@ def test_the_side_is_decided_by_who_asks() -> None:
         assert exchange.anomalies == []
 
 
+def test_a_plain_socket_is_a_connection_of_its_own_kind() -> None:
+    tap, kinds = Tap(), []
+    opener = tap.flows._opener
+    tap.flows._opener = lambda facts: (kinds.append(facts.kind), opener(facts))[1]
+    for connection in (0x1000, events.PLAIN_SOCKET | 0x1000):
+        tap.say(events.READ, request(b"hi"), connection=connection)
+        tap.say(events.WRITE, answer(b"hello"), connection=connection)
+    assert kinds == ["tls", "plain"]
+    for counts in tap.flows.counts.values():
+        assert (counts.opened, counts.open, counts.bytes) == (1, 1, len(request(b"hi") + answer(b"hello")))
+    tap.flows.close()
+    assert len(tap.exchanges) == 2
+
+
+def test_bytes_that_never_stood_in_memory_are_missing_at_their_place() -> None:
+    tap = Tap()
+    tap.say(events.READ, request(b"hi"))
+    whole = answer(b"hello")
+    head = whole[: whole.index(b"\r\n\r\n") + 4]
+    tap.say(events.WRITE, head)
+    missing = len(whole) - len(head)
+    tap.now += 1
+    tap.feed(record(ts_ns=tap.now, direction=events.WRITE, offset=len(head), call_length=missing, flags=events.UNREADABLE, length=0))
+    tap.offsets[0x1000, 1, events.WRITE] += missing
+    tap.say(events.READ, request(b"again"))
+    tap.say(events.WRITE, answer(b"whole"))
+    tap.end()
+    first, second = tap.exchanges
+    assert (first.input_text, first.output_text, first.completeness) == ("hi", None, "gapped")
+    assert "ebpf_unreadable" in anomalies(first)
+    assert (second.input_text, second.output_text, second.completeness) == ("again", "whole", "complete")
+    assert tap.counts.gap_bytes == missing
+
+
 @pytest.mark.parametrize("lost", [events.READ, events.WRITE])
 def test_a_lost_record_makes_the_exchange_gapped(lost: int) -> None:
     tap = Tap()
