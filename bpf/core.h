@@ -18,6 +18,7 @@ const volatile struct tap_config config = {};
 #define WATCH_ALL config.watch_all
 #define OWN_PID config.own_pid
 #define HELPER_PID config.helper_pid
+#define LISTENER_PID config.listener_pid
 #define SELECT_COMM config.select_comm
 #define RINGS config.rings
 #define PLAIN config.plain

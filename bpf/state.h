@@ -15,8 +15,9 @@ struct tap_config {
 	__u32 only_targets; /* watch the processes in `targets` only; else every one */
 	__u32 follow_forks; /* children of a target are targets */
 	__u32 watch_all;    /* report every program start, so that user space can look for libraries */
-	__u32 own_pid;	    /* never watched, and nor is the next */
+	__u32 own_pid;	    /* never watched, and nor are the next two */
 	__u32 helper_pid;
+	__u32 listener_pid;
 	__u32 select_comm;  /* processes whose name is in `comms` become targets as they start */
 	__u32 rings;	    /* how many of `rings` there are */
 	__u32 plain;	    /* plain HTTP of sockets, too */

@@ -33,6 +33,7 @@ def attach(
     ring_bytes: int,
     rings: int = 1,
     helper_pid: int = 0,
+    listener_pid: int = 0,
     plain: bool | Literal["auto"] = False,
 ) -> tuple[Loader, Observed]:
     """Load, and place the probes. Raises KernelError or SourceError, with nothing left behind.
@@ -40,7 +41,9 @@ def attach(
     `plain`: plain HTTP of the processes, too. True: it must be possible; auto: where it is not, the journal says so.
     """
     begun = time.monotonic()
-    settings = replace(selection.kernel_settings(ring_bytes, plain=bool(plain)), rings=rings, helper_pid=helper_pid)
+    settings = replace(
+        selection.kernel_settings(ring_bytes, plain=bool(plain)), rings=rings, helper_pid=helper_pid, listener_pid=listener_pid
+    )
     loader = open_loader(backend, settings, journal)
     if plain and not loader.plain:
         why = _why_not_plain(loader)

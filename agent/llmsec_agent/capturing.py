@@ -81,6 +81,7 @@ def capture_with(plan: CapturePlan, journal: Journal, exposer: Exposer | None = 
         leave(lambda: _decode(plan, journal, client, siblings.sibling(number), pods_socket, exposer_socket))
     siblings.close()
     helper_pid = pods.pid if pods is not None else 0
+    listener_pid = exposer.pid if exposer is not None else 0
     return warden.run(
         lambda: (
             None
@@ -93,6 +94,7 @@ def capture_with(plan: CapturePlan, journal: Journal, exposer: Exposer | None = 
                 rings=plan.decoders,
                 ring_bytes=ring_of_each(plan.ring_bytes, plan.decoders),
                 helper_pid=helper_pid,
+                listener_pid=listener_pid,
                 plain=plan.plain if plan.settings.plain else False,
             )
         ),

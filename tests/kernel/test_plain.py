@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import socket
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from llmsec_tap.capture.ebpf import events
+from llmsec_tap.capture.ebpf.core import CoreLoader
+from llmsec_tap.capture.ebpf.loader_api import KernelSettings
 from support.agent import Agent
 from support.containers import GROUPS, ID, group, hierarchies
 from support.https_calls import ask_once
@@ -197,6 +203,53 @@ def test_an_interface_wins_over_sockets_unless_both_are_asked_for() -> None:
             assert [row["input_text"] for row in rows] == ["seen"] * times
 
 
+@pytest.mark.parametrize("ending", ["until-close", "half-close", "reset"])
+def test_an_answer_is_read_to_its_end_however_the_connection_ends(ending: str, tmp_path: Path) -> None:
+    """The client reads only after the server's end has come, and goes on to live."""
+    script = tmp_path / "client.py"
+    script.write_text(_PATIENT)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        subprocess.Popen(["python3", str(script), ending], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as client,
+    ):
+        assert client.stdin is not None
+        assert client.stdout is not None
+        assert client.stdout.readline() == b"ready\n"
+        with Agent("--pid", str(client.pid), "--plain") as agent:
+            client.stdin.write(b"%d\n" % listener.getsockname()[1])
+            client.stdin.flush()
+            sock, _ = listener.accept()
+            request = b""
+            while not request.endswith(b"}"):
+                request += sock.recv(65_536)
+            if ending == "half-close":
+                assert sock.recv(1) == b""
+            if ending == "reset":
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n")
+            sock.sendall(b"" if ending == "until-close" else b"content-length: %d\r\n" % len(_ANSWER))
+            sock.sendall(b"\r\n" + _ANSWER)
+            sock.close()
+            assert client.stdout.readline().endswith(b"}\n")
+            (row,) = agent.wait_for_exchanges(1)
+            assert (row["input_text"], row["output_text"], row["completeness"]) == ("patient", "at last", "complete"), row["anomalies"]
+        client.stdin.close()
+    assert " 1 connections; decoded" in agent.said.partition("plain calls")[2], "the answer was taken for another connection"
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_the_taps_own_listener_is_not_watched(is_own: bool) -> None:
+    with plain_server("threads") as (pid, port):
+        loader = CoreLoader(KernelSettings(only_targets=True, plain=True, listener_pid=pid if is_own else 0))
+        try:
+            loader.watch(pid)
+            ask_plain(port, "a scrape")
+            seen = [event for event in map(events.decode, loader.consume()) if event.pid == pid]
+        finally:
+            loader.close()
+    assert bool(seen) is not is_own
+
+
 def test_nothing_seen_is_explained(tmp_path: Path) -> None:
     with plain_server("threads") as (pid, port):
         for option, said in (("--no-plain", "plain HTTP was not looked at"), ("--plain", "nor spoke plain HTTP")):
@@ -224,6 +277,33 @@ def _proxy(port: int) -> Iterator[None]:
         finally:
             process.kill()
 
+
+_ANSWER = json.dumps(
+    {
+        "id": "x",
+        "object": "chat.completion",
+        "model": "m",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "at last"}, "finish_reason": "stop"}],
+    }
+).encode()
+
+_PATIENT = """
+import json, socket, sys, time
+print("ready", flush=True)
+port = int(sys.stdin.readline())
+sock = socket.create_connection(("127.0.0.1", port))
+body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "patient"}]}).encode()
+sock.sendall(b"POST /v1/chat/completions HTTP/1.1\\r\\nhost: x\\r\\ncontent-type: application/json\\r\\ncontent-length: %d\\r\\n\\r\\n" % len(body) + body)
+if sys.argv[1] == "half-close":
+    sock.shutdown(socket.SHUT_WR)
+time.sleep(1)
+answer = b""
+while not answer.endswith(b"}"):
+    answer += sock.recv(65536)
+print(answer.decode().splitlines()[-1], flush=True)
+sock.close()
+sys.stdin.read()
+"""
 
 _PROXY = """
 import socket, sys, threading

@@ -165,6 +165,7 @@ def _settings(settings: KernelSettings) -> dict[str, int]:
         "WATCH_ALL": settings.watch_all,
         "OWN_PID": os.getpid(),
         "HELPER_PID": settings.helper_pid,
+        "LISTENER_PID": settings.listener_pid,
         "SELECT_COMM": bool(settings.comms),
         "RINGS": settings.rings,
     }

@@ -52,7 +52,7 @@ _BY_SYSTEM_CALLS: Final = ("on_sys_enter",)
 _PLAIN: Final = ("on_state",)  # beside those of sockets
 _PLAIN_MAP: Final = "plain_sockets"
 _CLOSE_AT_ONCE: Final = 16
-_CONFIG: Final = struct.Struct("=IIIIIIII")  # struct tap_config
+_CONFIG: Final = struct.Struct("=9I")  # struct tap_config
 
 
 def object_path() -> Path:
@@ -142,6 +142,7 @@ class CoreLoader(KernelHalf):
             settings.watch_all,
             os.getpid(),
             settings.helper_pid,
+            settings.listener_pid,
             bool(settings.comms),
             settings.rings,
             self.plain,

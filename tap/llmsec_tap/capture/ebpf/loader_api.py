@@ -68,7 +68,8 @@ class KernelSettings:
     ring_bytes: int = limits.RING_BYTES  # of each
     rings: int = 1  # from 1 to MAX_RINGS; a connection's records are all in one
     plain: bool = False  # plain HTTP of the sockets of observed processes, too
-    helper_pid: int = 0  # a process of the tap's own that is never watched, beside the one that loads
+    helper_pid: int = 0  # processes of the tap's own that are never watched, beside the one that loads
+    listener_pid: int = 0
 
 
 class KernelTotals(NamedTuple):
