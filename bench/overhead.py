@@ -1,6 +1,7 @@
 """What live capture costs the observed process, and itself: the numbers of docs/overhead.md. Needs root, nginx and wrk.
 
     python bench/overhead.py requests     CPU of an nginx worker per request and TLS call: tap off, on with --no-fast-probes, on, in turn
+    python bench/overhead.py plain        the same over plain HTTP and TLS: not observed, observed without and with --plain
     python bench/overhead.py calls        what probes add to a pair of calls inside one process: the same without the company of nginx and wrk
     python bench/overhead.py streams      first-token and inter-token latency of 100 streams at 50 tokens/s, off and on in turn; the tap's own cost
     python bench/overhead.py loss         where loss begins: nginx at full speed over ring sizes
@@ -53,9 +54,9 @@ def front(folder: Path, certificate: Certificate) -> Iterator[Nginx]:
         yield running
 
 
-def wrk(running: Nginx, size: int, seconds: int) -> int:
+def wrk(running: Nginx, size: int, seconds: int, *, plain: bool = False) -> int:
     """Requests answered by one keep-alive round of 8 connections."""
-    url = f"{running.url}/bytes/{size}"
+    url = f"http://127.0.0.1:{running.plain_port}/bytes/{size}" if plain else f"{running.url}/bytes/{size}"
     out = subprocess.run(["wrk", "-t1", "-c8", f"-d{seconds}s", url], capture_output=True, text=True, check=True).stdout
     return int(re.search(r"(\d+) requests in", out)[1])  # type: ignore[index]
 
@@ -119,6 +120,39 @@ def requests(folder: Path, certificate: Certificate, rounds: int = 3, seconds: i
             **{f"added_us_per_call_{mode}": round((medians[mode] - medians["off"]) / calls, 1) for mode in ("on", "fast")},
         }
     return result
+
+
+PLAIN_MODES: dict[str, tuple[str, ...] | None] = {
+    "off": None,
+    "another process observed, --no-plain": ("--no-plain",),
+    "another process observed": ("--plain",),
+    "observed, --no-plain": ("--no-plain",),
+    "observed": ("--plain",),
+}
+
+
+def plain(folder: Path, certificate: Certificate, rounds: int = 5, seconds: int = 2) -> dict[str, Any]:
+    """CPU of the worker per request, us; with detection off, which would take what little of two CPUs is left."""
+    samples: dict[str, list[float]] = {}
+    lost = 0
+    with front(folder, certificate) as running, subprocess.Popen([sys.executable, "-c", "import ssl, time; time.sleep(9999)"]) as idle:
+        (worker,) = running.workers()
+        for _ in range(rounds):
+            for protocol, size in ((protocol, size) for protocol in ("plain", "tls") for size in SIZES):
+                for mode, options in PLAIN_MODES.items():
+                    with ExitStack() as stack:
+                        while other_taps():
+                            time.sleep(2)
+                        observed = idle.pid if mode.startswith("another") else worker
+                        command = ("--pid", str(observed), "--format", "none", "--no-detect")
+                        agent = None if options is None else stack.enter_context(Agent(*command, *options))
+                        before = cpu_ns(worker)
+                        done = wrk(running, size, seconds, plain=protocol == "plain")
+                        samples.setdefault(f"{protocol} {size} {mode}", []).append(round((cpu_ns(worker) - before) / 1000 / done, 1))
+                    if agent is not None:
+                        lost += summary(agent)["lost_calls"]
+        idle.kill()
+    return {"samples": samples, "median_us": {name: statistics.median(row) for name, row in samples.items()}, "lost_calls": lost}
 
 
 # Both ends of a connection over memory: one write and one read of 256 bytes, a hundred times, and a pause.
@@ -360,7 +394,7 @@ def other_taps() -> int:
 
 
 def main() -> None:
-    part = {"requests": requests, "calls": calls, "streams": streams, "loss": loss, "start": start}[sys.argv[1]]
+    part = {"requests": requests, "plain": plain, "calls": calls, "streams": streams, "loss": loss, "start": start}[sys.argv[1]]
     commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     machine = {
         "kernel": os.uname().release,

@@ -18,8 +18,10 @@ const volatile struct tap_config config = {};
 #define WATCH_ALL config.watch_all
 #define OWN_PID config.own_pid
 #define HELPER_PID config.helper_pid
+#define LISTENER_PID config.listener_pid
 #define SELECT_COMM config.select_comm
 #define RINGS config.rings
+#define PLAIN config.plain
 
 struct ring {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -77,6 +79,13 @@ struct {
 } connections SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, TAP_MAX_SOCKETS);
+	__type(key, __u64);
+	__type(value, struct plain_socket);
+} plain_sockets SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, TAP_TOTALS);
 	__type(key, __u32);
@@ -109,6 +118,7 @@ MAP_ACCESS(comms, struct comm_key, __u32)
 MAP_ACCESS(threads, __u64, struct thread)
 MAP_ACCESS(go_calls, struct connection_key, struct call)
 MAP_ACCESS(connections, struct connection_key, struct connection)
+MAP_ACCESS(plain_sockets, __u64, struct plain_socket)
 
 static __always_inline __u64 *totals_lookup(const __u32 *key)
 {
@@ -126,6 +136,9 @@ static __always_inline void *rings_lookup(const __u32 *key)
 }
 
 #define GLOBAL_SUBPROGRAM __attribute__((noinline))
+/* Calls that name several pieces of memory (plain.h). */
+#define HAS_SEGMENTS 1
+#define PART_STEP(size) (size)
 
 /* `size` must be a constant where it is used: these are inlined. */
 static __always_inline void *ring_reserve(void *ring, __u64 size)

@@ -32,6 +32,9 @@ enum tap_event_flag {
 #define TAP_MAX_PARTS 128
 #define TAP_MAX_CALL_BYTES (TAP_PART_BYTES * TAP_MAX_PARTS)
 
+/* No address of a process has this bit, so that a socket is never taken for a TLS object. */
+#define TAP_PLAIN_SOCKET (1ULL << 63)
+
 /* All integers in the host's byte order; addresses as on the wire, IPv4 in the first four bytes. */
 struct tap_event {
 	__u8 version;
@@ -40,7 +43,7 @@ struct tap_event {
 	__u8 flags;
 	__u32 length;	   /* payload bytes after this header; the record may be longer (size classes) */
 	__u64 ts_ns;	   /* CLOCK_BOOTTIME: entry of a write, return of a read */
-	__u64 connection;  /* SSL *, GnuTLS session, Go's *tls.Conn */
+	__u64 connection;  /* SSL *, GnuTLS session, Go's *tls.Conn; plain: TAP_PLAIN_SOCKET and the socket's inode */
 	__u64 epoch_ns;	   /* tells connections apart that used the same pointer one after the other */
 	__u64 offset;	   /* of the first payload byte in its direction, counted since the epoch began */
 	__u64 inode;	   /* of the socket; 0: not known yet */
@@ -73,7 +76,10 @@ enum tap_total {
 	TAP_UNREADABLE_CALLS = 5,
 	TAP_CUT_CALLS = 6,
 	TAP_LOST_PROCESSES = 7, /* starts, forks, ends and loads that the attaching side was not told of */
-	TAP_TOTALS = 8,
+	TAP_PLAIN_CALLS = 8,    /* of TAP_CALLS, those over a socket without TLS */
+	TAP_PLAIN_BYTES = 9,
+	TAP_UNSEEN_SOCKETS = 10, /* began by io_uring, sendfile or another way that leaves nothing to read, so what they carry is not known */
+	TAP_TOTALS = 11,
 };
 
 #endif

@@ -10,10 +10,10 @@
 #define TAP_CLASS_16K 16384
 #define TAP_CLASS_64K TAP_PART_BYTES
 
-/* The tap's own processes that use a TLS library or start others: the one that attaches, and the one that asks for pods. */
+/* The tap's own processes that speak or start others: the one that attaches, the one that asks for pods, the one that serves metrics. */
 static __always_inline bool is_own(__u32 pid)
 {
-	return pid == OWN_PID || pid == HELPER_PID;
+	return pid == OWN_PID || pid == HELPER_PID || pid == LISTENER_PID;
 }
 
 static __always_inline bool is_watched(__u32 pid)

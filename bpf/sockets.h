@@ -139,6 +139,18 @@ static __always_inline bool end_connection(const struct connection_key *key, str
 	return !connection->owes;
 }
 
+static __always_inline void forget_connection(const struct connection_key *key)
+{
+	struct connection *connection = connections_lookup(key);
+
+	if (!connection || connection->ended)
+		return;
+	if (end_connection(key, connection))
+		connections_delete(key);
+	else
+		connection->ended = 1;
+}
+
 /* `inode` is that of `sock`; the usual case, a connection that has this socket already, is answered by it alone. */
 static __always_inline void bind_socket(__u32 pid, __u64 pointer, void *sock, __u64 inode, bool may_replace)
 {
@@ -204,8 +216,11 @@ static __always_inline void on_socket_call(void *sock, __u64 inode, bool is_rece
 	}
 }
 
-/* Linux 6.3 and later: sockets tell of themselves, and system calls pay nothing. Runs after the bytes were moved, or were not. */
-static __always_inline int socket_moved(struct sock *sock, int result, bool is_receive)
+/*
+ * Linux 6.3 and later: sockets tell of themselves, and system calls pay nothing. Runs after the bytes were moved, or were not.
+ * Returns the socket's inode where it is an internet socket of a watched process.
+ */
+static __always_inline __u64 socket_moved(struct sock *sock, int result, bool is_receive)
 {
 	__u32 pid = bpf_get_current_pid_tgid() >> 32;
 	__u64 inode;
@@ -217,7 +232,7 @@ static __always_inline int socket_moved(struct sock *sock, int result, bool is_r
 	inode = TRUSTED_INODE(sock);
 	if (inode)
 		on_socket_call(sock, inode, is_receive);
-	return 0;
+	return inode;
 }
 
 /* System calls that move bytes over a descriptor, x86-64. */

@@ -6,7 +6,8 @@
 #define TAP_MAX_TARGETS 16384	  /* processes selected at once */
 #define TAP_MAX_COMMS 64	  /* names given by --comm */
 #define TAP_MAX_THREADS 16384	  /* threads (or goroutines) inside a TLS call or between its parts */
-#define TAP_MAX_CONNECTIONS 65536 /* TLS connections open at once */
+#define TAP_MAX_CONNECTIONS 65536 /* TLS and plain connections open at once */
+#define TAP_MAX_SOCKETS 65536	  /* TCP sockets of observed processes, whatever they carry */
 #define TAP_MAX_RINGS 16	  /* processes that decode */
 #define TAP_PROCESS_RING_BYTES (1024 * 1024) /* 7,700 processes that start or end before their reader comes */
 
@@ -14,10 +15,12 @@ struct tap_config {
 	__u32 only_targets; /* watch the processes in `targets` only; else every one */
 	__u32 follow_forks; /* children of a target are targets */
 	__u32 watch_all;    /* report every program start, so that user space can look for libraries */
-	__u32 own_pid;	    /* never watched, and nor is the next */
+	__u32 own_pid;	    /* never watched, and nor are the next two */
 	__u32 helper_pid;
+	__u32 listener_pid;
 	__u32 select_comm;  /* processes whose name is in `comms` become targets as they start */
 	__u32 rings;	    /* how many of `rings` there are */
+	__u32 plain;	    /* plain HTTP of sockets, too */
 };
 
 struct comm_key {
@@ -72,6 +75,25 @@ struct connection {
 	__u32 ring;    /* one more than the number of the one where all of its records go; 0: none went yet */
 	__u16 ended;   /* its end found no room in that ring */
 	__u16 owes;    /* nor did that of an earlier one of this object */
+};
+
+enum socket_state {
+	SOCKET_LOOKING = 0, /* nothing that came over it says yet what it carries */
+	SOCKET_HTTP = 1,
+	SOCKET_OTHER = 2, /* TLS, or another protocol: left out from here on */
+};
+
+/* A TCP socket of an observed process, by its address in the kernel; `inode` tells it from an earlier one there. */
+struct plain_socket {
+	__u64 inode;
+	__u32 owner;  /* the process that used it first; another one that shares it adds to the same connection */
+	__u32 looked; /* calls that were looked at so far */
+	__u8 state;
+	__u8 is_tunnel;	  /* asked for with CONNECT: TLS may follow */
+	__u8 half_closed; /* the process has ended its sending and may go on to read */
+	__u8 over;	  /* ended by the peer, with bytes still to read */
+	__u8 is_unseen;	  /* counted in TAP_UNSEEN_SOCKETS */
+	__u8 reserved[3];
 };
 
 /* Attach cookies: what a probed function is. The loader gives them; see llmsec_tap/capture/ebpf/core.py. */

@@ -4,6 +4,7 @@
 #include "records.h"
 #include "sockets.h"
 #include "tls_io.h"
+#include "plain.h"
 #include "processes.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -59,13 +60,21 @@ int on_libraries(struct pt_regs *regs)
 SEC("tp_btf/sock_send_length")
 int on_send(__u64 *args)
 {
-	return socket_moved((struct sock *)args[0], args[1], false);
+	plain_moved((struct sock *)args[0], socket_moved((struct sock *)args[0], args[1], false), args[1], 0, TAP_WRITE);
+	return 0;
 }
 
 SEC("tp_btf/sock_recv_length")
 int on_receive(__u64 *args)
 {
-	return socket_moved((struct sock *)args[0], args[1], true);
+	plain_moved((struct sock *)args[0], socket_moved((struct sock *)args[0], args[1], true), args[1], args[2], TAP_READ);
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int on_state(__u64 *args)
+{
+	return socket_changed((struct sock *)args[0], args[2]);
 }
 
 SEC("tp_btf/sys_enter")

@@ -5,7 +5,8 @@
 
 struct moved {
 	struct connection_key key;
-	__u64 buffer;
+	__u64 buffer;  /* where the next byte stands */
+	__u64 segment; /* so many stand there, at most, before the call goes on elsewhere */
 	__u64 ts_ns;
 	__u32 direction;
 	__u32 length;
@@ -29,6 +30,14 @@ struct moved {
 		}                                                                                                  \
 	} while (0)
 
+static __always_inline int part_done(struct moved *moved, __u64 size)
+{
+	moved->done += PART_STEP(size);
+	moved->buffer += PART_STEP(size);
+	moved->segment -= PART_STEP(size);
+	return moved->done < moved->length && moved->done < TAP_MAX_CALL_BYTES;
+}
+
 /* The ring is full: a hole in the offsets. The parts after it are still worth having. */
 static __always_inline int part_lost(struct connection *connection, struct moved *moved, __u64 size)
 {
@@ -38,8 +47,7 @@ static __always_inline int part_lost(struct connection *connection, struct moved
 	if (!moved->lost)
 		count(TAP_LOST_CALLS, 1);
 	moved->lost = 1;
-	moved->done += TAP_PART_BYTES;
-	return moved->done < moved->length;
+	return part_done(moved, size);
 }
 
 /*
@@ -62,9 +70,13 @@ GLOBAL_SUBPROGRAM int submit_part(struct moved *moved)
 	if (!ring)
 		return 0;
 	size = moved->length - moved->done;
-	source = moved->buffer + moved->done;
+	source = moved->buffer;
+	if (HAS_SEGMENTS && size > moved->segment)
+		size = moved->segment;
 	if (size > TAP_CLASS_64K)
 		size = TAP_CLASS_64K;
+	if (HAS_SEGMENTS && moved->done + size > TAP_MAX_CALL_BYTES)
+		size = TAP_MAX_CALL_BYTES - moved->done;
 	if (size <= TAP_CLASS_SMALL)
 		COPY_PART(TAP_CLASS_SMALL);
 	else if (size <= TAP_CLASS_1K)
@@ -81,25 +93,30 @@ GLOBAL_SUBPROGRAM int submit_part(struct moved *moved)
 	event->length = size;
 	event->offset = connection->offsets[moved->direction & 1] + moved->done;
 	event->call_length = moved->length;
-	if (moved->length > TAP_MAX_CALL_BYTES && moved->done == TAP_MAX_CALL_BYTES - TAP_PART_BYTES)
+	if (moved->length > TAP_MAX_CALL_BYTES && moved->done + size == TAP_MAX_CALL_BYTES)
 		event->flags |= TAP_CUT;
 	ring_submit(event, wake_at_mark(ring));
-	moved->done += TAP_PART_BYTES;
-	return moved->done < moved->length;
+	return part_done(moved, size);
+}
+
+static __always_inline void call_done(struct connection *connection, const struct moved *moved)
+{
+	if (moved->length > TAP_MAX_CALL_BYTES)
+		count(TAP_CUT_CALLS, 1);
+	count(TAP_CALLS, 1);
+	count(TAP_BYTES, moved->length);
+	connection->offsets[moved->direction & 1] += moved->length;
 }
 
 static __always_inline void submit_bytes(struct connection *connection, struct moved *moved)
 {
 	int index;
 
+	moved->segment = moved->length; /* TLS functions take one buffer */
 	for (index = 0; index < TAP_MAX_PARTS; index++)
 		if (!submit_part(moved))
 			break;
-	if (moved->length > TAP_MAX_CALL_BYTES)
-		count(TAP_CUT_CALLS, 1);
-	count(TAP_CALLS, 1);
-	count(TAP_BYTES, moved->length);
-	connection->offsets[moved->direction & 1] += moved->length;
+	call_done(connection, moved);
 }
 
 static __always_inline int call_entered(struct pt_regs *regs, __u64 cookie)
@@ -209,16 +226,9 @@ static __always_inline int connection_opened(struct pt_regs *regs)
 
 static __always_inline int connection_freed(__u64 pointer)
 {
-	__u32 pid = bpf_get_current_pid_tgid() >> 32;
-	struct connection_key key = {.connection = pointer, .pid = pid};
-	struct connection *connection = connections_lookup(&key);
+	struct connection_key key = {.connection = pointer, .pid = bpf_get_current_pid_tgid() >> 32};
 
-	if (!connection || connection->ended)
-		return 0;
-	if (end_connection(&key, connection))
-		connections_delete(&key);
-	else
-		connection->ended = 1;
+	forget_connection(&key);
 	return 0;
 }
 

@@ -7,7 +7,7 @@ import socket
 from typing import Final
 
 from llmsec_agent.attach import read_offsets
-from llmsec_agent.capture_settings import CaptureSettings, node_name
+from llmsec_agent.capture_settings import CaptureSettings, looks_at_plain, node_name
 from llmsec_agent.capturing import CapturePlan, capture_with
 from llmsec_agent.config import Config, Loaded, load_all
 from llmsec_agent.exposer import Exposer, TLSFiles
@@ -69,9 +69,11 @@ def _plan(loaded: Loaded, path: str | None, journal: StandardError, notify: Noti
             keep_bytes=config.storage.retention.bytes,
             flush_s=config.storage.flush_interval,
             survive=True,
+            plain=looks_at_plain(capture.plain, interfaces=capture.interfaces),
             node=node_name(capture.node),
         ),
         decoders=decoders(capture.decoders, capture.memory_cap, len(os.sched_getaffinity(0))),
+        plain=capture.plain,
         detect=True,
         redact=config.storage.content == "redacted",
         load=lambda _report: loaded,

@@ -8,13 +8,14 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from llmsec_tap.capture.ebpf.choose import open_loader
+from llmsec_tap.capture.ebpf.core import supports_socket_tracepoints
 from llmsec_tap.capture.probes.build_ids import Offsets
 from llmsec_tap.capture.probes.selection import Observed, Selection
 from llmsec_tap.capture.probes.targets import TargetFinder
-from llmsec_tap.errors import ConfigError
+from llmsec_tap.errors import ConfigError, KernelError
 from llmsec_tap.journal import Journal
 
 if TYPE_CHECKING:
@@ -24,21 +25,49 @@ _MAX_OFFSETS_FILE = 1 << 20
 
 
 def attach(
-    selection: Selection, finder: TargetFinder, backend: str, journal: Journal, *, ring_bytes: int, rings: int = 1, helper_pid: int = 0
+    selection: Selection,
+    finder: TargetFinder,
+    backend: str,
+    journal: Journal,
+    *,
+    ring_bytes: int,
+    rings: int = 1,
+    helper_pid: int = 0,
+    listener_pid: int = 0,
+    plain: bool | Literal["auto"] = False,
 ) -> tuple[Loader, Observed]:
-    """Load, and place the probes. Raises KernelError or SourceError, with nothing left behind."""
+    """Load, and place the probes. Raises KernelError or SourceError, with nothing left behind.
+
+    `plain`: plain HTTP of the processes, too. True: it must be possible; auto: where it is not, the journal says so.
+    """
     begun = time.monotonic()
-    loader = open_loader(backend, replace(selection.kernel_settings(ring_bytes), rings=rings, helper_pid=helper_pid), journal)
+    settings = replace(
+        selection.kernel_settings(ring_bytes, plain=bool(plain)), rings=rings, helper_pid=helper_pid, listener_pid=listener_pid
+    )
+    loader = open_loader(backend, settings, journal)
+    if plain and not loader.plain:
+        why = _why_not_plain(loader)
+        if plain is True:
+            loader.close()
+            raise KernelError(f"plain HTTP of processes cannot be captured: {why}", "Leave out --plain; --iface reads plain HTTP, too.")
+        journal.warning("plain_unseen", f"plain HTTP of processes is not captured ({why}); --iface reads it from an interface", reason=why)
     observed = Observed(loader, finder, selection, journal)
     try:
         observed.start()
     except BaseException:
         loader.close()
         raise
-    what = f"{observed.libraries} TLS librar{'y' if observed.libraries == 1 else 'ies'}"
+    what = "plain HTTP and " if loader.plain else ""
+    what += f"{observed.libraries} TLS librar{'y' if observed.libraries == 1 else 'ies'}"
     elapsed_s = time.monotonic() - begun
     journal.info("attached", f"attached to {what} in {elapsed_s:.2f} s", libraries=observed.libraries, elapsed_s=round(elapsed_s, 3))
     return loader, observed
+
+
+def _why_not_plain(loader: Loader) -> str:
+    if loader.name == "bcc":
+        return "the backend bcc does not read it"
+    return "this kernel refuses the programs for it" if supports_socket_tracepoints() else "it takes Linux 6.3 or later"
 
 
 def read_offsets(given: tuple[int, int] | None, file: str | None, *, fast: bool) -> TargetFinder:

@@ -384,6 +384,8 @@ def _summarise(run: Run, sibling: Sibling, settings: CaptureSettings, recording:
     known = [samples for samples in handed_in if samples is not None]
     counts = Snapshot([lambda: together([_samples(run), *known])])
     lines = summary.kernel(counts) if counts.get("llmsec_kernel_calls_total") or not settings.interfaces else []
+    if not counts.get("llmsec_exchanges_delivered_total"):
+        lines += summary.why_nothing(counts, plain=settings.plain, interfaces=settings.interfaces)
     for interface in settings.interfaces:
         dropped = counts.get("llmsec_packets_dropped_total", interface=interface)
         lines.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
+from typing import Literal
 
 from llmsec_tap import limits
 from llmsec_tap.identity.whose import WhoseSettings
@@ -15,7 +16,7 @@ class CaptureSettings:
     """What a decoder reads, keeps and may take. `ports`: of the interfaces; None for all. `output`: table, jsonl or none.
 
     `survive`: an interface that goes down is waited for; else it ends the capture.
-    `node`: name of this host on what is stored. `whose`: how tenants and end users are named.
+    `node`: name of this host on what is stored. `whose`: how tenants and end users are named. `plain`: plain HTTP of observed processes, too.
     """
 
     interfaces: tuple[str, ...] = ()
@@ -34,6 +35,12 @@ class CaptureSettings:
     survive: bool = False
     node: str = ""
     whose: WhoseSettings | None = None
+    plain: bool = False
+
+
+def looks_at_plain(chosen: bool | Literal["auto"], *, interfaces: tuple[str, ...]) -> bool:
+    """Whether plain HTTP of observed processes is captured: where an interface is read, it would be seen twice."""
+    return not interfaces if chosen == "auto" else chosen
 
 
 def node_name(configured: str | None = None) -> str:

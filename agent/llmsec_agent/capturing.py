@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from llmsec_agent.attach import attach
 from llmsec_agent.capture_settings import CaptureSettings
@@ -50,6 +50,7 @@ class CapturePlan:
     redact: bool
     load: Callable[[Callable[[str], None]], Loaded]
     decoders: int = 1
+    plain: bool | Literal["auto"] = "auto"  # plain HTTP of the processes
     reload: Callable[[Warden], Callable[[], None]] | None = None  # what SIGHUP asks for
     on_alive: Callable[[], None] = lambda: None
 
@@ -80,6 +81,7 @@ def capture_with(plan: CapturePlan, journal: Journal, exposer: Exposer | None = 
         leave(lambda: _decode(plan, journal, client, siblings.sibling(number), pods_socket, exposer_socket))
     siblings.close()
     helper_pid = pods.pid if pods is not None else 0
+    listener_pid = exposer.pid if exposer is not None else 0
     return warden.run(
         lambda: (
             None
@@ -92,6 +94,8 @@ def capture_with(plan: CapturePlan, journal: Journal, exposer: Exposer | None = 
                 rings=plan.decoders,
                 ring_bytes=ring_of_each(plan.ring_bytes, plan.decoders),
                 helper_pid=helper_pid,
+                listener_pid=listener_pid,
+                plain=plan.plain if plan.settings.plain else False,
             )
         ),
         [partial(open_packet_sockets, name, plan.settings.ports, plan.decoders) for name in interfaces],

@@ -45,7 +45,7 @@ CATALOGUE: Final[dict[str, Metric]] = {
     "llmsec_packets_total": Metric("counter", "Packets read from interfaces or files."),
     "llmsec_interface_up": Metric("gauge", "1 while the interface is there and up, 0 while it is waited for.", "least"),
     "llmsec_packets_dropped_total": Metric("counter", "Packets that the kernel dropped because the tap was too slow."),
-    "llmsec_kernel_calls_total": Metric("counter", "TLS calls of observed processes that the kernel half saw.", "greatest"),
+    "llmsec_kernel_calls_total": Metric("counter", "Calls of observed processes that the kernel half saw: of TLS functions, and over plain HTTP.", "greatest"),
     "llmsec_kernel_bytes_total": Metric("counter", "Bytes in those calls.", "greatest"),
     "llmsec_kernel_lost_records_total": Metric("counter", "Records that found no room in the ring.", "greatest"),
     "llmsec_kernel_lost_bytes_total": Metric("counter", "Bytes in those records.", "greatest"),
@@ -53,6 +53,11 @@ CATALOGUE: Final[dict[str, Metric]] = {
     "llmsec_kernel_unreadable_calls_total": Metric("counter", "Calls whose memory the kernel could not read.", "greatest"),
     "llmsec_kernel_cut_calls_total": Metric("counter", "Calls longer than what is copied of one.", "greatest"),
     "llmsec_kernel_lost_processes_total": Metric("counter", "Starts and ends of processes that found no room.", "greatest"),
+    "llmsec_kernel_plain_calls_total": Metric("counter", "Of the calls, those over a socket without TLS.", "greatest"),
+    "llmsec_kernel_plain_bytes_total": Metric("counter", "Bytes in those calls.", "greatest"),
+    "llmsec_kernel_unseen_sockets_total": Metric(
+        "counter", "Sockets that began by io_uring, sendfile or the like, so that what they carry is not known.", "greatest"
+    ),
     "llmsec_queue_bytes": Metric("gauge", "Bytes that were read and wait for decoding."),
     "llmsec_queue_peak_bytes": Metric("gauge", "The most that ever waited."),
     "llmsec_queue_left_out_connections_total": Metric("counter", "Connections left out because decoding fell behind."),

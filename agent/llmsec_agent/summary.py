@@ -35,15 +35,24 @@ def kernel(counts: Snapshot) -> list[str]:
     def left_out(what: str) -> int:
         return counts.get(f"llmsec_queue_left_out_{what}_total")
 
+    def connections(source: str) -> int:
+        return counts.get("llmsec_connections_total", source=source)
+
+    plain = (
+        f"{total('plain_calls'):,} plain calls ({total('plain_bytes'):,} bytes), {connections('plain'):,} connections; "
+        if total("plain_calls")
+        else ""
+    )
     first = (
-        f"seen {total('calls'):,} TLS calls ({total('bytes'):,} bytes), {counts.get('llmsec_connections_total', source='tls'):,} connections; "
-        f"decoded {counts.get('llmsec_decoded_bytes_total'):,} bytes; "
+        f"seen {total('calls') - total('plain_calls'):,} TLS calls ({total('bytes') - total('plain_bytes'):,} bytes), "
+        f"{connections('tls'):,} connections; {plain}decoded {counts.get('llmsec_decoded_bytes_total'):,} bytes; "
         f"dropped: {total('lost_calls'):,} calls ({total('lost_bytes'):,} bytes) in the kernel ring, "
         f"{left_out('records'):,} records ({left_out('bytes'):,} bytes) of {left_out('connections'):,} connections in the tap's queue"
     )
     lines = [first]
     for name, text in (
-        ("unreadable_calls", "calls whose memory the kernel could not read"),
+        ("unreadable_calls", "calls whose bytes could not be read from memory (sendfile, splice and io_uring leave none there)"),
+        ("unseen_sockets", "sockets that began by io_uring, sendfile or the like: what they carry is not known"),
         ("cut_calls", "calls longer than what is copied of one"),
         ("lost_processes", "starts of processes that found no room"),
     ):
@@ -52,6 +61,19 @@ def kernel(counts: Snapshot) -> list[str]:
     if counts.get("llmsec_connections_without_socket_total"):
         lines.append(f"{counts.get('llmsec_connections_without_socket_total'):,} connections without a known socket")
     return lines
+
+
+def why_nothing(counts: Snapshot, *, plain: bool, interfaces: tuple[str, ...]) -> list[str]:
+    """What may be the reason that no exchange was seen."""
+    if counts.get("llmsec_kernel_calls_total"):
+        return ["no exchange: what was seen is not the traffic of a language model that is known, or had not begun anew (docs/capture.md)"]
+    if interfaces:
+        return []
+    if plain:
+        return [
+            "no exchange: the chosen processes neither called a probed TLS library nor spoke plain HTTP; `llmsec-tap targets` shows them"
+        ]
+    return ["no exchange: the chosen processes called no probed TLS library, and plain HTTP was not looked at (--plain, or --iface)"]
 
 
 def sinks(counts: Snapshot, location: str | None) -> list[str]:

@@ -64,10 +64,10 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     "tcp_idle_expired": "The connection was silent for longer than the idle limit and was closed here.",
     # live capture
     "ebpf_dropped": "The ring between kernel and tap was full; bytes of this connection were lost and counted.",
-    "ebpf_cut": "One TLS call moved more bytes than the limit of a call; what came first was kept.",
-    "ebpf_unreadable": "The bytes of a TLS call could not be read from the process's memory.",
+    "ebpf_cut": "One call moved more bytes than the limit of a call; what came first was kept.",
+    "ebpf_unreadable": "The bytes of a call could not be read from the process's memory, or never stood there (sendfile, splice, io_uring).",
     "ebpf_no_socket": "The socket under a TLS connection could not be told; its addresses are unknown.",
-    "ebpf_connection_limit": "Too many TLS connections were open; the least recently used was closed.",
+    "ebpf_connection_limit": "Too many connections of observed processes were open; the least recently used was closed.",
     "tap_overload": "The tap could not keep up, or reached its memory limit, and left out bytes of this connection.",
     "tap_attached_late": "The process began before its probes stood, and so did this connection: what it said first may be missing.",
     # HTTP

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.agent import environment
+from support.io_uring import Ring
 from support.needs import program
 from support.tls_front import Certificate, free_port, python_server
 
@@ -26,6 +27,7 @@ def test_check_says_ok_where_capture_works() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     verdicts = {line.split()[1]: line.split()[0] for line in result.stdout.splitlines()}
     assert verdicts["BTF"] == verdicts["libbpf"] == verdicts["attach"] == "ok"
+    assert "plain HTTP of processes can be read" in result.stdout
 
 
 def test_check_without_capabilities_fails_and_says_what_to_do() -> None:
@@ -45,6 +47,32 @@ def test_targets_names_the_probe_points_of_a_running_server(certificate: Certifi
     assert "probe" in row
     assert "SSL_read" in row
     assert "fast probes" in row or "classic probes: " in row
+
+
+def test_targets_says_how_a_plain_model_server_is_read(tmp_path: Path) -> None:
+    """By its process, whose port is in a network of its own; and that io_uring is not read."""
+    try:
+        Ring()
+    except OSError as refused:
+        pytest.skip(f"io_uring cannot be used here: {refused}")
+    script = tmp_path / "vllm"
+    script.write_text(
+        f"import socket, sys; sys.path.insert(0, {str(SUPPORT.parent)!r}); sys.path.insert(0, {str(SUPPORT.parents[1] / 'tap')!r})\n"
+        "from support.io_uring import Ring\n"
+        "ring, sock = Ring(), socket.create_server(('127.0.0.1', 8000)); print('ready', flush=True); sock.accept()\n"
+    )
+    with subprocess.Popen(
+        [program("unshare", "util-linux"), "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh", sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+    ) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"ready\n"
+            said = run("targets", "--pid", str(server.pid)).stdout
+        finally:
+            server.kill()
+    assert f"listens on 8000; plain HTTP is read with --pid {server.pid}" in said
+    assert "plain HTTP that it sends or receives by io_uring is missing" in said
 
 
 def test_targets_refuses_quic_by_name(certificate: Certificate, tmp_path: Path) -> None:

@@ -25,12 +25,17 @@ def environment() -> dict[str, str]:
 
 
 class Agent:
-    """Use as a context manager: attached when entered, stopped by SIGINT and read to its end when left."""
+    """Use as a context manager: attached when entered, stopped by SIGINT and read to its end when left.
+
+    Plain HTTP is looked at where `--plain` asks for it: most servers of the tests stand behind a proxy, and would be seen twice.
+    """
 
     def __init__(self, *options: str, prefix: tuple[str, ...] = (), env: dict[str, str] | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._out = Path(self._folder.name, "out")
         self._err = Path(self._folder.name, "err")
+        if "--plain" not in options:
+            options = ("--no-plain", *options)
         command = [*prefix, sys.executable, "-m", "llmsec_agent.cli.tap.app", "capture", "--format", "jsonl", *options]
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(command, stdout=out, stderr=err, env={**environment(), **(env or {})}, cwd=self._folder.name)

@@ -99,7 +99,7 @@ def agent(
     **observability: Any,
 ) -> Iterator[Running]:
     """`chosen`: what else the section `capture` says."""
-    running = Running(folder, {"pids": list(pids), **(chosen or {})}, prefix, env or {}, observability)
+    running = Running(folder, {"pids": list(pids), "plain": False, **(chosen or {})}, prefix, env or {}, observability)
     try:
         yield running
     finally:

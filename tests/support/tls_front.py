@@ -23,7 +23,7 @@ http {{
   client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
   client_max_body_size 64m; client_body_buffer_size 64m; keepalive_requests 100000;
   server {{
-    listen 127.0.0.1:{port} ssl; ssl_certificate {cert}; ssl_certificate_key {key};
+    listen 127.0.0.1:{plain_port}; listen 127.0.0.1:{port} ssl; ssl_certificate {cert}; ssl_certificate_key {key};
     location / {{ proxy_pass {upstream}; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; proxy_read_timeout 120s; }}
     location /bytes/ {{ alias {folder}/; }}
   }}
@@ -43,6 +43,7 @@ class Nginx:
     port: int
     pid: int
     folder: Path
+    plain_port: int
 
     def ports_by_call(self) -> dict[str, int]:
         """X-Call header -> the client's port, as the server saw it: the witness against which addresses are checked."""
@@ -92,18 +93,20 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], timeout_s: float 
 
 @contextlib.contextmanager
 def nginx(folder: Path, certificate: Certificate, upstream: str, *, workers: int = 1) -> Iterator[Nginx]:
-    port = free_port()
+    port, plain_port = free_port(), free_port()
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "nginx.conf"
     config.write_text(
-        _NGINX.format(folder=folder, port=port, upstream=upstream, cert=certificate.cert, key=certificate.key, workers=workers)
+        _NGINX.format(
+            folder=folder, port=port, plain_port=plain_port, upstream=upstream, cert=certificate.cert, key=certificate.key, workers=workers
+        )
     )
     if os.geteuid() == 0:
         config.write_text("user root;" + config.read_text())
     process = subprocess.Popen(["nginx", "-c", config, "-p", folder], stderr=subprocess.DEVNULL)
     try:
         wait_for_port(port, process)
-        yield Nginx(f"https://127.0.0.1:{port}", port, process.pid, folder)
+        yield Nginx(f"https://127.0.0.1:{port}", port, process.pid, folder, plain_port)
     finally:
         process.terminate()
         process.wait(10)

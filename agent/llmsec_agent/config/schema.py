@@ -27,7 +27,10 @@ class Capture(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     comms: Annotated[tuple[Name, ...], key("processes of these names (/proc/PID/comm), also later ones")] = ()
     containers: Annotated[tuple[Name, ...], key("processes of these containers; the id's first digits do")] = ()
     labels: Annotated[dict[str, str], key("processes of pods on this node that have all of these labels")] = {}
-    all: Annotated[bool, key("every process that maps a known TLS library, also later ones")] = False
+    all: Annotated[bool, key("every process, also later ones")] = False
+    plain: Annotated[
+        bool | Literal["auto"], key("plain HTTP of the chosen processes, too (Linux 6.3 and later); auto: unless interfaces are read")
+    ] = "auto"
     interfaces: Annotated[tuple[Name, ...], key("read plain HTTP from these interfaces (lo, eth0, any)")] = ()
     ports: Annotated[tuple[Port, ...], key("of interfaces: only these TCP ports; empty: any")] = ()
     follow_children: Annotated[bool, key("observe what a process of `pids` forks, too")] = True

@@ -11,11 +11,13 @@ from typing import Final, Literal
 
 from llmsec_tap import privileges
 from llmsec_tap.capture.ebpf.bcc import kernel_headers
-from llmsec_tap.capture.ebpf.core import CoreLoader, object_path, supports_uprobe_multi
+from llmsec_tap.capture.ebpf.choose import open_loader
+from llmsec_tap.capture.ebpf.core import object_path, supports_uprobe_multi
 from llmsec_tap.capture.ebpf.loader_api import KernelSettings, Probe, ProbePlan, Role
 from llmsec_tap.capture.probes.elf import ELFError, ELFFile
 from llmsec_tap.capture.probes.mapped import mapped_files
 from llmsec_tap.errors import ConfigError, KernelError
+from llmsec_tap.journal import SILENT
 
 Verdict = Literal["ok", "warn", "fail"]
 _INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC
@@ -158,7 +160,7 @@ def _pid_namespace() -> Finding:
 def _attach() -> Finding:
     """Load everything and put one probe into this very process: nothing else notices."""
     try:
-        loader = CoreLoader(KernelSettings(only_targets=True, ring_bytes=1 << 16), multi=supports_uprobe_multi())
+        loader = open_loader("core", KernelSettings(only_targets=True, ring_bytes=1 << 16, plain=True), SILENT)
     except KernelError as fault:
         return Finding("attach", "fail", str(fault), fault.hint)
     try:
@@ -167,7 +169,14 @@ def _attach() -> Finding:
         return Finding("attach", "fail", str(fault), "Send this line and the kernel's version with a report.")
     finally:
         loader.close()
-    return Finding("attach", "ok", f"programs loaded, a probe placed and taken out ({loader.method})")
+    if not loader.plain:
+        return Finding(
+            "attach",
+            "warn",
+            f"a probe placed and taken out ({loader.method}); plain HTTP of processes cannot be read (Linux 6.3 or later)",
+            "Read plain HTTP from an interface (--iface).",
+        )
+    return Finding("attach", "ok", f"programs loaded, a probe placed and taken out ({loader.method}); plain HTTP of processes can be read")
 
 
 def _probe_of_own() -> ProbePlan:

@@ -56,13 +56,22 @@ class Flow:
 
     __slots__ = ("first", "is_midstream", "kind", "opened_ns", "process", "proxied", "reserve", "second")
 
-    def __init__(self, first: str, second: str, opened_ns: int, *, is_midstream: bool, process: Process | None = None) -> None:
+    def __init__(
+        self,
+        first: str,
+        second: str,
+        opened_ns: int,
+        *,
+        is_midstream: bool,
+        process: Process | None = None,
+        kind: CaptureKind | None = None,
+    ) -> None:
         self.first = first
         self.second = second
         self.opened_ns = opened_ns
         self.is_midstream = is_midstream
         self.process = process
-        self.kind: CaptureKind | None = None  # None: packets, of whatever the pipeline reads
+        self.kind = kind  # None: packets, of whatever the pipeline reads
         self.proxied: str | None = None  # the client that a PROXY protocol header named
         self.reserve: Callable[[int], bool] = no_account  # room in the account (account.py) for what this connection holds
 

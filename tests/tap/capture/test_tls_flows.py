@@ -55,6 +55,7 @@ class Tap:
         self.flows = TLSFlows(
             self.pipeline.open_flow, ProcessTable(facts=(lambda _pid: facts) if facts is not None else None), clock, recorder
         )
+        self.counts = self.flows.counts["tls"]
         self.offsets: dict[tuple[int, int, int], int] = {}
 
     def say(self, direction: int, data: bytes, *, lose: bool = False, **fields: Any) -> None:
@@ -106,6 +107,40 @@ def test_the_side_is_decided_by_who_asks() -> None:
         assert exchange.anomalies == []
 
 
+def test_a_plain_socket_is_a_connection_of_its_own_kind() -> None:
+    tap, kinds = Tap(), []
+    opener = tap.flows._opener
+    tap.flows._opener = lambda facts: (kinds.append(facts.kind), opener(facts))[1]
+    for connection in (0x1000, events.PLAIN_SOCKET | 0x1000):
+        tap.say(events.READ, request(b"hi"), connection=connection)
+        tap.say(events.WRITE, answer(b"hello"), connection=connection)
+    assert kinds == ["tls", "plain"]
+    for counts in tap.flows.counts.values():
+        assert (counts.opened, counts.open, counts.bytes) == (1, 1, len(request(b"hi") + answer(b"hello")))
+    tap.flows.close()
+    assert len(tap.exchanges) == 2
+
+
+def test_bytes_that_never_stood_in_memory_are_missing_at_their_place() -> None:
+    tap = Tap()
+    tap.say(events.READ, request(b"hi"))
+    whole = answer(b"hello")
+    head = whole[: whole.index(b"\r\n\r\n") + 4]
+    tap.say(events.WRITE, head)
+    missing = len(whole) - len(head)
+    tap.now += 1
+    tap.feed(record(ts_ns=tap.now, direction=events.WRITE, offset=len(head), call_length=missing, flags=events.UNREADABLE, length=0))
+    tap.offsets[0x1000, 1, events.WRITE] += missing
+    tap.say(events.READ, request(b"again"))
+    tap.say(events.WRITE, answer(b"whole"))
+    tap.end()
+    first, second = tap.exchanges
+    assert (first.input_text, first.output_text, first.completeness) == ("hi", None, "gapped")
+    assert "ebpf_unreadable" in anomalies(first)
+    assert (second.input_text, second.output_text, second.completeness) == ("again", "whole", "complete")
+    assert tap.counts.gap_bytes == missing
+
+
 @pytest.mark.parametrize("lost", [events.READ, events.WRITE])
 def test_a_lost_record_makes_the_exchange_gapped(lost: int) -> None:
     tap = Tap()
@@ -117,7 +152,7 @@ def test_a_lost_record_makes_the_exchange_gapped(lost: int) -> None:
     (exchange,) = tap.exchanges
     assert exchange.completeness == "gapped"
     assert "ebpf_dropped" in anomalies(exchange)
-    assert (tap.flows.gaps, tap.flows.gap_bytes) == (1, 200)
+    assert (tap.counts.gaps, tap.counts.gap_bytes) == (1, 200)
 
 
 def test_a_loss_at_the_very_end_is_told_by_the_close() -> None:
@@ -141,7 +176,7 @@ def test_a_loss_on_a_connection_that_stays_silent_is_told_by_the_kernels_table()
     tap.flows.close()
     (exchange,) = tap.exchanges
     assert exchange.completeness == "gapped"
-    assert tap.flows.gaps == 1
+    assert tap.counts.gaps == 1
 
 
 def test_a_call_beyond_the_limit_is_cut_and_said_so() -> None:
@@ -152,7 +187,7 @@ def test_a_call_beyond_the_limit_is_cut_and_said_so() -> None:
     tap.flows.close()
     (exchange,) = tap.exchanges
     assert "ebpf_cut" in anomalies(exchange)
-    assert tap.flows.gap_bytes == 500
+    assert tap.counts.gap_bytes == 500
 
 
 def test_one_object_used_twice_is_two_connections() -> None:
@@ -169,7 +204,7 @@ def test_one_object_used_twice_is_two_connections() -> None:
 def test_a_connection_waits_for_its_socket() -> None:
     tap = Tap()
     tap.say(events.WRITE, request(b"hi"), inode=0)
-    assert tap.flows.opened == 0
+    assert tap.counts.opened == 0
     tap.feed(record(events.BIND, ts_ns=tap.now))
     tap.say(events.READ, answer(b"hello"))
     tap.end()

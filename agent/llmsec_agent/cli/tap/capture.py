@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -45,7 +45,11 @@ def capture(
     container: Annotated[
         list[str] | None, typer.Option("--container", help="Processes of this container (the id's first digits do).", metavar="ID")
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every process that maps a known TLS library, also later ones.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every process, also later ones.")] = False,
+    plain: Annotated[
+        bool | None,
+        typer.Option("--plain/--no-plain", help="Plain HTTP of these processes, too; without either: unless --iface is given."),
+    ] = None,
     iface: Annotated[
         list[str] | None, typer.Option("--iface", help="Also read plain HTTP from this interface (lo, eth0, any).", metavar="IF")
     ] = None,
@@ -109,7 +113,8 @@ def capture(
         ),
     ] = "1",
 ) -> None:
-    """Capture the exchanges of running processes: decrypted at their TLS library by eBPF, plain ones from an interface.
+    """Capture the exchanges of running processes: decrypted at their TLS library by eBPF, plain ones at their sockets
+    or from an interface.
 
     The observed processes are never stopped, changed or waited for. Ctrl-C takes the probes out, stores what is under way and
     prints a summary. Needs root, or CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE and CAP_NET_RAW; `llmsec-tap check` tells what is missing.
@@ -117,7 +122,7 @@ def capture(
     Example: llmsec-tap capture --pid 4242 --format jsonl
     """
     from llmsec_agent.attach import read_offsets
-    from llmsec_agent.capture_settings import CaptureSettings, node_name
+    from llmsec_agent.capture_settings import CaptureSettings, looks_at_plain, node_name
     from llmsec_agent.capturing import CapturePlan, capture_with
     from llmsec_agent.journals import journal
     from llmsec_agent.shares import decoders as decoders_for
@@ -144,6 +149,7 @@ def capture(
         raise ConfigError("--write needs one decoder", "Leave out --decoders: one process writes the file.")
     if redact and not detect:
         raise ConfigError("--redact needs detection", "Leave out --no-detect.")
+    plain_choice: bool | Literal["auto"] = "auto" if plain is None else plain
     given = None if read_offset is None or write_offset is None else (_offset(read_offset), _offset(write_offset))
     unprivileged_user()  # a wrong name ends the command before anything is attached
     finder = read_offsets(given, offsets_file, fast=fast_probes)
@@ -166,8 +172,10 @@ def capture(
                     duration_s=duration,
                     output=output.value,
                     node=node_name(),
+                    plain=looks_at_plain(plain_choice, interfaces=tuple(iface or ())),
                 ),
                 decoders=count,
+                plain=plain_choice,
                 detect=detect,
                 redact=redact,
                 load=lambda report: load(config, report),

@@ -84,6 +84,7 @@ class BCCLoader(KernelHalf):
 
     name = "bcc"
     method = "perf"
+    plain = False  # what it would take (bpf_loop, the registers of a system call) bcc does not have
 
     def __init__(self, settings: KernelSettings) -> None:
         bcc = _import_bcc()
@@ -164,6 +165,7 @@ def _settings(settings: KernelSettings) -> dict[str, int]:
         "WATCH_ALL": settings.watch_all,
         "OWN_PID": os.getpid(),
         "HELPER_PID": settings.helper_pid,
+        "LISTENER_PID": settings.listener_pid,
         "SELECT_COMM": bool(settings.comms),
         "RINGS": settings.rings,
     }

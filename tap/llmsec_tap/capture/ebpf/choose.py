@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from llmsec_tap.capture.ebpf.core import CoreLoader, supports_uprobe_multi
 from llmsec_tap.capture.ebpf.loader_api import KernelSettings, Loader
 from llmsec_tap.errors import KernelError
@@ -13,7 +15,7 @@ def open_loader(backend: str, settings: KernelSettings, journal: Journal) -> Loa
     if backend == "bcc":
         return _bcc(settings)
     try:
-        loader = CoreLoader(settings, multi=supports_uprobe_multi())
+        loader = _core(settings)
     except KernelError as fault:
         if backend == "core" or fault.is_refusal:  # what the kernel forbids to one loader it forbids to the other
             raise
@@ -27,6 +29,16 @@ def open_loader(backend: str, settings: KernelSettings, journal: Journal) -> Loa
     why = "chosen by --backend" if backend == "core" else "the kernel has BTF and libbpf is installed"
     journal.info("backend", f"backend core ({loader.method}): {why}", backend="core", method=loader.method)
     return loader
+
+
+def _core(settings: KernelSettings) -> Loader:
+    """Without plain HTTP where this kernel does not take the programs for it: what they need is newer than the rest."""
+    try:
+        return CoreLoader(settings, multi=supports_uprobe_multi())
+    except KernelError as fault:
+        if fault.is_refusal or not settings.plain:
+            raise
+    return CoreLoader(replace(settings, plain=False), multi=supports_uprobe_multi())
 
 
 def _bcc(settings: KernelSettings) -> Loader:

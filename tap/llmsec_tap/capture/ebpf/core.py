@@ -49,8 +49,10 @@ _TRACEPOINTS: Final = ("on_fork", "on_exec", "on_exit")
 # How sockets are followed: by the tracepoints of sockets alone, or by system calls, which all processes of the host pay for.
 _BY_SOCKETS: Final = ("on_send", "on_receive")
 _BY_SYSTEM_CALLS: Final = ("on_sys_enter",)
+_PLAIN: Final = ("on_state",)  # beside those of sockets
+_PLAIN_MAP: Final = "plain_sockets"
 _CLOSE_AT_ONCE: Final = 16
-_CONFIG: Final = struct.Struct("=IIIIIII")  # struct tap_config
+_CONFIG: Final = struct.Struct("=9I")  # struct tap_config
 
 
 def object_path() -> Path:
@@ -86,8 +88,10 @@ class CoreLoader(KernelHalf):
         self._object: int | None = None
         if by_sockets is None:
             by_sockets = supports_socket_tracepoints()
-        self._tracepoints: tuple[str, ...] = (*(_BY_SOCKETS if by_sockets else _BY_SYSTEM_CALLS), *_TRACEPOINTS)
-        self._unused: tuple[str, ...] = _BY_SYSTEM_CALLS if by_sockets else _BY_SOCKETS
+        self.plain = settings.plain and by_sockets
+        used = (*(_BY_SOCKETS if by_sockets else _BY_SYSTEM_CALLS), *(_PLAIN if self.plain else ()))
+        self._tracepoints: tuple[str, ...] = (*used, *_TRACEPOINTS)
+        self._unused: tuple[str, ...] = tuple({*_BY_SOCKETS, *_BY_SYSTEM_CALLS, *_PLAIN}.difference(used))
         self.method = "uprobe_multi" if multi else "perf"
         if not Path("/sys/kernel/btf/vmlinux").exists():
             raise KernelError(
@@ -114,6 +118,9 @@ class CoreLoader(KernelHalf):
             for name in _UPROBES:
                 library.bpf_program__set_expected_attach_type(self._programs[name], TRACE_UPROBE_MULTI)
         self._configure(settings)
+        if not self.plain:
+            sockets = library.bpf_object__find_map_by_name(self._object, _PLAIN_MAP.encode())
+            library.bpf_map__set_max_entries(sockets, 1)  # its memory is taken as it is made
         fault = library.bpf_object__load(self._object)
         if fault:
             raise explain(-fault, library.log)
@@ -135,8 +142,10 @@ class CoreLoader(KernelHalf):
             settings.watch_all,
             os.getpid(),
             settings.helper_pid,
+            settings.listener_pid,
             bool(settings.comms),
             settings.rings,
+            self.plain,
         )
         found = None
         while (found := library.bpf_object__next_map(self._object, found)) is not None:

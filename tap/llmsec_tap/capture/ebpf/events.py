@@ -11,6 +11,7 @@ DATA, BIND, CLOSE, EXEC, FORK, EXIT, MAP = range(1, 8)
 READ, WRITE = 0, 1
 CUT, UNREADABLE, FRESH = 1, 2, 4
 AF_INET, AF_INET6 = 2, 10
+PLAIN_SOCKET: Final = 1 << 63  # in `connection`: it is a socket's inode, and no TLS object
 MAX_CALL_BYTES: Final = 65_536 * 128
 
 HEADER: Final = struct.Struct("=BBBBI QQQQQ IIIII HHH6x 16s16s16s")

@@ -67,7 +67,9 @@ class KernelSettings:
     comms: tuple[str, ...] = ()
     ring_bytes: int = limits.RING_BYTES  # of each
     rings: int = 1  # from 1 to MAX_RINGS; a connection's records are all in one
-    helper_pid: int = 0  # a process of the tap's own that is never watched, beside the one that loads
+    plain: bool = False  # plain HTTP of the sockets of observed processes, too
+    helper_pid: int = 0  # processes of the tap's own that are never watched, beside the one that loads
+    listener_pid: int = 0
 
 
 class KernelTotals(NamedTuple):
@@ -81,6 +83,9 @@ class KernelTotals(NamedTuple):
     unreadable_calls: int = 0
     cut_calls: int = 0
     lost_processes: int = 0
+    plain_calls: int = 0  # of `calls`, those over a socket without TLS
+    plain_bytes: int = 0
+    unseen_sockets: int = 0  # began by io_uring, sendfile or the like, which leave nothing to read
 
 
 class ConnectionLoss(NamedTuple):
@@ -108,6 +113,7 @@ class Loader(Protocol):
 
     name: str
     method: str  # how probes are attached: uprobe_multi or perf
+    plain: bool  # whether plain HTTP of sockets is seen
 
     def attach(self, plan: ProbePlan, pid: int | None) -> Attachment: ...
 

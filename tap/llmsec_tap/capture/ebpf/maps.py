@@ -18,7 +18,7 @@ from llmsec_tap.errors import KernelError
 _CONNECTION_KEY: Final = struct.Struct("=QII")
 _CONNECTION: Final = struct.Struct("=QQQII")  # struct connection: epoch, offsets, lost, fresh; the socket after it is not needed
 _CONNECTION_BYTES: Final = 32 + 48 + 16 + 8
-_TOTALS: Final = 8  # enum tap_total
+_TOTALS: Final = len(KernelTotals._fields)  # enum tap_total, in its order
 PROCESS_RING_BYTES: Final = 1 << 20  # TAP_PROCESS_RING_BYTES
 _MAX_CONNECTIONS = 65_536
 _ONE: Final = b"\1\0\0\0"
@@ -84,17 +84,7 @@ class KernelMaps:
         for index in range(_TOTALS):
             self._library.bpf_map_lookup_elem(self._fd("totals"), struct.pack("=I", index), buffer)
             values.append(sum(buffer))
-        calls, moved, lost_records, lost_bytes, lost_calls, unreadable, cut, lost_processes = values
-        return KernelTotals(
-            calls=calls,
-            bytes=moved,
-            lost_records=lost_records,
-            lost_bytes=lost_bytes,
-            lost_calls=lost_calls,
-            unreadable_calls=unreadable,
-            cut_calls=cut,
-            lost_processes=lost_processes,
-        )
+        return KernelTotals(*values)
 
     def losses(self) -> list[ConnectionLoss]:
         found = []

@@ -1,7 +1,8 @@
-"""Records of TLS calls to flows: ordered bytes of both directions of each connection, with every loss as a gap.
+"""Records of TLS calls and of plain sockets to flows: ordered bytes of both directions of each connection, with every loss as a gap.
 
 Rules
-- A connection is (process, TLS object, epoch). The same object in a later epoch is another connection.
+- A connection is (process, TLS object, epoch). The same object in a later epoch is another connection. A plain one is its socket, and
+  the process is the one that used it first (bpf/plain.h).
 - Bytes have offsets. An offset ahead of what came is a gap of known length; the CLOSE record tells the final offsets, so a loss at
   the very end is seen too.
 - A connection waits for its socket (bpf/sockets.h, rule c) before it is opened: its addresses are part of every exchange.
@@ -23,6 +24,7 @@ from llmsec_tap.capture.ebpf.loader_api import ConnectionLoss
 from llmsec_tap.capture.host.process import ProcessTable
 from llmsec_tap.clock import Clock
 from llmsec_tap.counters import Sample
+from llmsec_tap.model import CaptureKind
 from llmsec_tap.wire.flow import Flow, FlowSink
 from llmsec_tap.wire.sniff import classify_start
 
@@ -30,7 +32,23 @@ from llmsec_tap.wire.sniff import classify_start
 _HELD_COST = 8 * limits.PIECE_COST_BYTES
 _UNKNOWN = "0.0.0.0:0"
 _Key = tuple[int, int, int]
-_TLS = (("source", "tls"),)
+
+
+class ConnectionCounts:
+    """Of the connections of one kind."""
+
+    __slots__ = ("bytes", "gap_bytes", "gaps", "open", "opened")
+
+    def __init__(self) -> None:
+        self.opened = 0
+        self.open = 0
+        self.bytes = 0  # that came this far
+        self.gaps = 0
+        self.gap_bytes = 0
+
+
+def _kind(connection: int) -> CaptureKind:
+    return "plain" if connection & events.PLAIN_SOCKET else "tls"
 
 
 class FlowRecorder(Protocol):
@@ -46,9 +64,10 @@ class FlowRecorder(Protocol):
 
 
 class _Connection:
-    __slots__ = ("flow", "held", "held_bytes", "last_ns", "lost", "next", "opened_ns")
+    __slots__ = ("counts", "flow", "held", "held_bytes", "last_ns", "lost", "next", "opened_ns")
 
-    def __init__(self, ts_ns: int) -> None:
+    def __init__(self, ts_ns: int, counts: ConnectionCounts) -> None:
+        self.counts = counts
         self.flow: FlowSink | None = None
         self.held: list[tuple[Event, bytes]] = []
         self.held_bytes = 0
@@ -79,10 +98,7 @@ class TLSFlows:
         self._waiting: dict[_Key, _Connection] = {}
         self._by_object: dict[tuple[int, int], int] = {}  # (pid, TLS object) -> its epoch
         self._held_bytes = 0  # of connections that wait for their socket
-        self.opened = 0
-        self.bytes = 0  # of plaintext that came this far
-        self.gaps = 0
-        self.gap_bytes = 0
+        self.counts: dict[CaptureKind, ConnectionCounts] = {"tls": ConnectionCounts(), "plain": ConnectionCounts()}
         self.without_socket = 0
 
     @property
@@ -111,7 +127,7 @@ class TLSFlows:
         connection.last_ns = ts_ns
         self._connections.move_to_end(key)
         data = events.payload(record, event)
-        self.bytes += len(data)
+        connection.counts.bytes += len(data)
         if connection.flow is None:
             connection.held.append((event, data))
             size = len(data) + _HELD_COST
@@ -128,7 +144,9 @@ class TLSFlows:
         earlier = self._by_object.get((pid, pointer))
         if earlier is not None and earlier != epoch:
             self._close((pid, pointer, earlier), ts_ns, "closed")
-        connection = self._connections[key] = self._waiting[key] = _Connection(ts_ns)
+        counts = self.counts[_kind(pointer)]
+        counts.open += 1
+        connection = self._connections[key] = self._waiting[key] = _Connection(ts_ns, counts)
         self._by_object[pid, pointer] = epoch
         self._account.fix(limits.CONNECTION_COST_BYTES)
         if len(self._connections) > min(limits.MAX_TLS_CONNECTIONS, self._account.max_connections):
@@ -148,10 +166,16 @@ class TLSFlows:
         process = self._processes.get(event.pid, events.name(first.comm))
         # Without a beginning that we saw, the first bytes tell whether they may be one.
         is_fresh = bool(first.flags & events.FRESH) or classify_start(data) in ("request", "http2", "more")
-        facts = Flow(local, remote, first.ts_ns + self._epoch_ns, is_midstream=not is_fresh or first.offset > 0, process=process)
-        facts.kind = "tls"
+        facts = Flow(
+            local,
+            remote,
+            first.ts_ns + self._epoch_ns,
+            is_midstream=not is_fresh or first.offset > 0,
+            process=process,
+            kind=_kind(first.connection),
+        )
         connection.flow = self._opener(facts)
-        self.opened += 1
+        connection.counts.opened += 1
         self._waiting.pop(key, None)
         if self._recorder is not None:
             self._recorder.opened(key, facts)
@@ -192,6 +216,9 @@ class TLSFlows:
             (flow.first if direction == events.WRITE else flow.second).data(ts_ns, data)
             if self._recorder is not None:
                 self._recorder.data(key, ts_ns, direction, data)
+        if event.flags & events.UNREADABLE:
+            self._gap(key, connection, direction, ts_ns, event.call_length, "ebpf_unreadable")
+            connection.next[direction] += event.call_length
         if event.flags & events.CUT:
             missing = event.call_length - events.MAX_CALL_BYTES
             self._gap(key, connection, direction, ts_ns, missing, "ebpf_cut")
@@ -200,8 +227,8 @@ class TLSFlows:
     def _gap(self, key: _Key, connection: _Connection, direction: int, ts_ns: int, length: int, name: AnomalyName) -> None:
         flow = connection.flow
         assert flow is not None
-        self.gaps += 1
-        self.gap_bytes += length
+        connection.counts.gaps += 1
+        connection.counts.gap_bytes += length
         flow.anomaly(name)
         (flow.first if direction == events.WRITE else flow.second).gap(ts_ns, length)
         if self._recorder is not None:
@@ -242,6 +269,7 @@ class TLSFlows:
         connection = self._connections.pop(key, None)
         if connection is None:
             return
+        connection.counts.open -= 1
         self._account.fix(-limits.CONNECTION_COST_BYTES)
         if self._by_object.get(key[:2]) == key[2]:
             del self._by_object[key[0], key[1]]
@@ -303,9 +331,11 @@ class TLSFlows:
             self._close(key, self._clock.now_ns(), "capture_end")
 
     def samples(self) -> Iterable[Sample]:
-        yield Sample("llmsec_connections_total", self.opened, _TLS)
-        yield Sample("llmsec_open_connections", len(self._connections), _TLS)
-        yield Sample("llmsec_decoded_bytes_total", self.bytes, _TLS)
-        yield Sample("llmsec_gaps_total", self.gaps, _TLS)
-        yield Sample("llmsec_gap_bytes_total", self.gap_bytes, _TLS)
+        for kind, counts in self.counts.items():
+            source = (("source", kind),)
+            yield Sample("llmsec_connections_total", counts.opened, source)
+            yield Sample("llmsec_open_connections", counts.open, source)
+            yield Sample("llmsec_decoded_bytes_total", counts.bytes, source)
+            yield Sample("llmsec_gaps_total", counts.gaps, source)
+            yield Sample("llmsec_gap_bytes_total", counts.gap_bytes, source)
         yield Sample("llmsec_connections_without_socket_total", self.without_socket)

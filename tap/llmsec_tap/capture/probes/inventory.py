@@ -16,6 +16,7 @@ _SERVERS: Final = re.compile(
     r"(?:^|[/\s\0-])(vllm|sglang|ollama|llama-server|llama_cpp|xllamacpp|text-generation-(?:launcher|router)|tritonserver|lmdeploy|tgi|mlc_llm|aphrodite)\b"
 )
 _LISTEN: Final = "0A"
+IO_URING_REFUSED: Final = "plain HTTP that it sends or receives by io_uring is missing; --iface reads it"
 _QUIC_PORT: Final = 443
 
 
@@ -33,7 +34,6 @@ class Line:
 
 def inventory(finder: TargetFinder) -> list[Line]:
     """Every living process, the caller's own left out. A process that ends meanwhile, or may not be looked at, gives no line."""
-    listening = _listening_inodes()
     lines: list[Line] = []
     for pid in proc.all_pids():
         if pid == os.getpid():
@@ -49,17 +49,17 @@ def inventory(finder: TargetFinder) -> list[Line]:
             Line(pid, comm, container, "TLS", "refused", f"{Path(refusal.path).name}: {refusal.reason}")
             for refusal in (*found.refusals, *other_limits(pid))
         ]
-        sockets = _socket_inodes(pid)
+        sockets, has_io_uring = _descriptors(pid)
         if not sockets.isdisjoint(_quic_inodes(pid)):
             lines.append(Line(pid, comm, container, "UDP 443", "refused", QUIC_REFUSED))
+        if has_io_uring:
+            lines.append(Line(pid, comm, container, "io_uring", "refused", IO_URING_REFUSED))
         server = _SERVERS.search(_command(pid))
         if server is not None:
+            listening = _listening_inodes(pid)
             ports = sorted(listening[inode] for inode in sockets if inode in listening)
-            where = (
-                f"listens on {', '.join(map(str, ports))}: plain HTTP is read with --iface lo --port {ports[0]}"
-                if ports
-                else "does not listen on TCP"
-            )
+            where = f"listens on {', '.join(map(str, ports))}; " if ports else ""
+            where += f"plain HTTP is read with --pid {pid}"
             lines.append(Line(pid, comm, container, f"{server[1]} server", "plain", where))
     return lines
 
@@ -71,14 +71,11 @@ def _command(pid: int) -> str:
         return ""
 
 
-def _listening_inodes() -> dict[int, int]:
+def _listening_inodes(pid: int) -> dict[int, int]:
+    """Of the network that the process is in: its inode -> port."""
     found: dict[int, int] = {}
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            rows = Path(table).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for row in rows:
+    for table in ("tcp", "tcp6"):
+        for row in proc.text_of(Path(f"/proc/{pid}/net/{table}")).splitlines()[1:]:
             fields = row.split()
             if len(fields) > 9 and fields[3] == _LISTEN:
                 found[int(fields[9])] = int(fields[1].rpartition(":")[2], 16)
@@ -96,8 +93,10 @@ def _quic_inodes(pid: int) -> set[int]:
     return found
 
 
-def _socket_inodes(pid: int) -> set[int]:
+def _descriptors(pid: int) -> tuple[set[int], bool]:
+    """The inodes of its sockets, and whether it has an io_uring."""
     found: set[int] = set()
+    has_io_uring = False
     try:
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
             try:
@@ -106,6 +105,7 @@ def _socket_inodes(pid: int) -> set[int]:
                 continue
             if target.startswith("socket:["):
                 found.add(int(target[8:-1]))
+            has_io_uring |= target == "anon_inode:[io_uring]"
     except OSError:
-        return set()
-    return found
+        return set(), False
+    return found, has_io_uring

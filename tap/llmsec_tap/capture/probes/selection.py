@@ -97,7 +97,7 @@ class Selection:
             possible = replace(possible, labels=running.labels)
         return possible, [f"{what} needs a restart" for what in fixed]
 
-    def kernel_settings(self, ring_bytes: int) -> KernelSettings:
+    def kernel_settings(self, ring_bytes: int, *, plain: bool = False) -> KernelSettings:
         return KernelSettings(
             only_targets=not self.everything,
             # With all, too, forks are told: who maps a library is counted, and a worker may outlive its parent.
@@ -105,6 +105,7 @@ class Selection:
             watch_all=self.everything or self.is_by_container,
             comms=tuple(sorted(self.known_comms)),
             ring_bytes=ring_bytes,
+            plain=plain,
         )
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 HEAD: Final = struct.Struct("=BxxxII")  # question, its number, its argument
 ATTACHED: Final = struct.Struct("=Q")  # bytes of the ring, 0 where there is none
-TOTALS: Final = struct.Struct("=8Q")
+TOTALS: Final = struct.Struct("=11Q")  # KernelTotals
 LOSS: Final = struct.Struct("=IxxxxQQIxxxxQQ")
 LOSSES_A_MESSAGE: Final = 1000
 MAX_MESSAGE: Final = 65_536
