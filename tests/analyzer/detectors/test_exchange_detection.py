@@ -222,11 +222,11 @@ def test_texts_in_other_places_are_scanned_where_they_stand(scanner):
         "type": "function",
         "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "string", "description": ATTACK}}}},
     }
-    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": [tool], "documents": [{"text": f"the key is {KEY}"}]}
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": [tool], "exhibits": [{"text": f"the key is {KEY}"}]}
     exchange = detect(scanner, posted(json.dumps(body).encode()))
     places = {finding.rule_id: exchange.other_texts[int(finding.location.part[12:-1])].path for finding in exchange.findings}
     assert places["injection.model"] == "$.tools[0].function.parameters.properties.a.description"
-    assert "$.documents[0].text" in places.values()
+    assert "$.exhibits[0].text" in places.values()
     assert KEY not in repr(redacted(exchange))
 
 
