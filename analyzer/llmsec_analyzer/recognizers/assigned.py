@@ -117,7 +117,7 @@ class AssignedSecret:
     _NOT_SECRET_NAMES = re.compile(
         r"(?i)public|webtoken|ssh-rsa|nonce|primary|foreign|sort|partition|cache|key_?name|key_?id$|key_?type|token_?type|token_?count|max_?tokens?|num_?tokens|tokens\b"
         r"|keyboard|keyword|author(?!iz)|passenger|passport|passive|bypass|compass|tokeni[sz]|secretary|pass_?through|monkey|turkey|donkey|hotkey|keystone|"
-        r"csrf|checksum|integrity|resolved|sha\d|version|commit|hash|etag|expires|length|policy|rotat|file|path|url$|uri$|endpoint|field|label|column|prompt|hint|example"
+        r"csrf|checksum|integrity|resolved|sha\d|version|revision|srcrev|(?<![a-z])rev(?![a-z])|commit|hash|etag|expires|length|policy|rotat|file|path|url$|uri$|endpoint|field|label|column|prompt|hint|example"
     )
 
     def __init__(self, rule: Rule) -> None:
