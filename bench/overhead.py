@@ -2,6 +2,7 @@
 
     python bench/overhead.py requests     CPU of an nginx worker per request and TLS call: tap off, on with --no-fast-probes, on, in turn
     python bench/overhead.py plain        the same over plain HTTP and TLS: not observed, observed without and with --plain
+    python bench/overhead.py sockets      what a pair of calls over a socket pays: of another process, with TLS, with plain HTTP
     python bench/overhead.py calls        what probes add to a pair of calls inside one process: the same without the company of nginx and wrk
     python bench/overhead.py streams      first-token and inter-token latency of 100 streams at 50 tokens/s, off and on in turn; the tap's own cost
     python bench/overhead.py loss         where loss begins: nginx at full speed over ring sizes
@@ -135,24 +136,92 @@ def plain(folder: Path, certificate: Certificate, rounds: int = 5, seconds: int 
     """CPU of the worker per request, us; with detection off, which would take what little of two CPUs is left."""
     samples: dict[str, list[float]] = {}
     lost = 0
-    with front(folder, certificate) as running, subprocess.Popen([sys.executable, "-c", "import ssl, time; time.sleep(9999)"]) as idle:
+    with ExitStack() as stack:
+        running = stack.enter_context(front(folder, certificate))
+        idle = subprocess.Popen([sys.executable, "-c", "import ssl, time; time.sleep(9999)"])
+        stack.callback(idle.kill)
         (worker,) = running.workers()
         for _ in range(rounds):
             for protocol, size in ((protocol, size) for protocol in ("plain", "tls") for size in SIZES):
                 for mode, options in PLAIN_MODES.items():
-                    with ExitStack() as stack:
+                    observed = idle.pid if mode.startswith("another") else worker
+                    used, dropped = plain_sample(running, worker, observed, options, size, seconds, plain=protocol == "plain")
+                    samples.setdefault(f"{protocol} {size} {mode}", []).append(used)
+                    lost += dropped
+    return {"samples": samples, "median_us": {name: statistics.median(row) for name, row in samples.items()}, "lost_calls": lost}
+
+
+def plain_sample(
+    running: Nginx, worker: int, observed: int, options: tuple[str, ...] | None, size: int, seconds: int, *, plain: bool
+) -> tuple[float, int]:
+    """CPU of the worker per request, us, and calls that were lost."""
+    while other_taps():
+        time.sleep(2)
+    with ExitStack() as stack:
+        agent = None
+        if options is not None:
+            agent = stack.enter_context(Agent("--pid", str(observed), "--format", "none", "--no-detect", *options))
+        before = cpu_ns(worker)
+        done = wrk(running, size, seconds, plain=plain)
+        used = round((cpu_ns(worker) - before) / 1000 / done, 1)
+    return used, summary(agent)["lost_calls"] if agent is not None else 0
+
+
+# One send and one receive of 256 bytes over TCP, a hundred times, and a pause. What begins with the bytes tells what the socket carries.
+SOCKET_PAIRS = """
+import socket, sys, time
+with socket.create_server(("127.0.0.1", 0)) as listener:
+    one = socket.create_connection(listener.getsockname())
+    two, _ = listener.accept()
+one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+kinds = {"http": b"GET / HTTP/1.1\\r\\nx: ".ljust(252, b"x") + b"\\r\\n\\r\\n", "tls": b"\\x17\\x03\\x03".ljust(256, b"x")}
+print("ready", flush=True)
+for line in sys.stdin:
+    kind, seconds = line.split()
+    taken, until = [], time.monotonic() + float(seconds)
+    while time.monotonic() < until:
+        begun = time.thread_time_ns()
+        for _ in range(100):
+            one.sendall(kinds[kind])
+            two.recv(4096)
+        taken.append((time.thread_time_ns() - begun) / 100_000)
+        time.sleep(0.003)
+    taken.sort()
+    print(taken[0], taken[len(taken) // 10], taken[len(taken) // 2], flush=True)
+"""
+
+
+def sockets(_folder: Path, _certificate: Certificate, rounds: int = 3, seconds: float = 1.5) -> dict[str, Any]:
+    """CPU of one send and one receive over a socket, us: the least, the tenth and the half of all batches."""
+    samples: dict[str, list[list[float]]] = {}
+    command = [sys.executable, "-c", SOCKET_PAIRS]
+    idle = subprocess.Popen([sys.executable, "-c", "import ssl, time; time.sleep(9999)"])
+    try:
+        for _ in range(rounds):
+            for mode, options in PLAIN_MODES.items():
+                for kind in ("tls", "http"):
+                    with (
+                        ExitStack() as stack,
+                        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
+                    ):
+                        assert process.stdin is not None
+                        assert process.stdout is not None
+                        process.stdout.readline()
                         while other_taps():
                             time.sleep(2)
-                        observed = idle.pid if mode.startswith("another") else worker
-                        command = ("--pid", str(observed), "--format", "none", "--no-detect")
-                        agent = None if options is None else stack.enter_context(Agent(*command, *options))
-                        before = cpu_ns(worker)
-                        done = wrk(running, size, seconds, plain=protocol == "plain")
-                        samples.setdefault(f"{protocol} {size} {mode}", []).append(round((cpu_ns(worker) - before) / 1000 / done, 1))
-                    if agent is not None:
-                        lost += summary(agent)["lost_calls"]
+                        if options is not None:
+                            observed = idle.pid if mode.startswith("another") else process.pid
+                            stack.enter_context(Agent("--pid", str(observed), "--format", "none", "--no-detect", *options))
+                            time.sleep(0.5)
+                        process.stdin.write(f"{kind} {seconds}\n")
+                        process.stdin.flush()
+                        samples.setdefault(f"{mode}, {kind}", []).append(
+                            [round(float(part), 2) for part in process.stdout.readline().split()]
+                        )
+                        process.stdin.close()
+    finally:
         idle.kill()
-    return {"samples": samples, "median_us": {name: statistics.median(row) for name, row in samples.items()}, "lost_calls": lost}
+    return {"samples": samples, "least_us": {mode: min(row[0] for row in rows) for mode, rows in samples.items()}}
 
 
 # Both ends of a connection over memory: one write and one read of 256 bytes, a hundred times, and a pause.
@@ -394,7 +463,9 @@ def other_taps() -> int:
 
 
 def main() -> None:
-    part = {"requests": requests, "plain": plain, "calls": calls, "streams": streams, "loss": loss, "start": start}[sys.argv[1]]
+    part = {"requests": requests, "plain": plain, "sockets": sockets, "calls": calls, "streams": streams, "loss": loss, "start": start}[
+        sys.argv[1]
+    ]
     commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     machine = {
         "kernel": os.uname().release,

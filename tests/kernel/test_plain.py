@@ -7,6 +7,7 @@ import json
 import socket
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.ebpf.core import CoreLoader
 from llmsec_tap.capture.ebpf.loader_api import KernelSettings
-from support.agent import Agent
+from support.agent import Agent, environment
 from support.containers import GROUPS, ID, group, hierarchies
 from support.https_calls import ask_once
 from support.io_uring import Ring
@@ -74,6 +75,16 @@ def test_a_container_without_tls_is_captured_and_nothing_else(tmp_path: Path, is
         rows = agent.wait_for_exchanges(13)
         check(rows, asked, pid)
         assert {row["process"]["container_id"] for row in rows} == {ID}
+
+
+@pytest.mark.parametrize("chosen", [("--all",), ("--comm", "plainserver")], ids=["all", "comm"])
+def test_a_server_that_starts_later_is_seen_from_its_first_byte(chosen: tuple[str, ...], tmp_path: Path) -> None:
+    python = tmp_path / "plainserver"
+    python.symlink_to(sys.executable)
+    with Agent(*chosen, "--plain") as agent, plain_server("threads", own_network=True, python=str(python)) as (pid, port):
+        asked = {f"first {number}": ask_plain(port, f"first {number}", network_of=pid) for number in range(3)}
+        agent.wait_for_exchanges(3, pid=pid)
+        check(agent.exchanges(pid=pid), asked, pid)
 
 
 @pytest.mark.parametrize("mode", READABLE)
@@ -201,6 +212,24 @@ def test_an_interface_wins_over_sockets_unless_both_are_asked_for() -> None:
                 ask_plain(port, "seen")
                 rows = agent.wait_for_exchanges(times)
             assert [row["input_text"] for row in rows] == ["seen"] * times
+
+
+def test_user_nobody_with_three_capabilities_reads_it() -> None:
+    held = "+bpf,+perfmon,+sys_ptrace"
+    prefix = (
+        program("setpriv", "util-linux"),
+        f"--bounding-set=-all,{held}",
+        f"--inh-caps=-all,{held}",
+        f"--ambient-caps=-all,{held}",
+        "--reuid=65534",
+        "--clear-groups",
+    )
+    importing = [*prefix, sys.executable, "-c", "import llmsec_tap.capture.live.capture"]
+    if subprocess.run(importing, env=environment(), check=False, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("the interpreter or the checkout is not readable by other users")
+    with plain_server("threads") as (pid, port), Agent("--pid", str(pid), "--plain", prefix=prefix, env={"HOME": "/"}) as agent:
+        asked = {f"call {number}": ask_plain(port, f"call {number}") for number in range(3)}
+        check(agent.wait_for_exchanges(3), asked, pid)
 
 
 @pytest.mark.parametrize("ending", ["until-close", "half-close", "reset"])

@@ -87,10 +87,12 @@ def ask_plain_together(port: int, prompts: list[str], network_of: int | None = N
 
 
 @contextlib.contextmanager
-def plain_server(mode: str, *arguments: str, own_network: bool = False, group: Path | None = None) -> Iterator[tuple[int, int]]:
+def plain_server(
+    mode: str, *arguments: str, own_network: bool = False, group: Path | None = None, python: str = sys.executable
+) -> Iterator[tuple[int, int]]:
     """A server of plain_echo.py; its process id and port. `own_network`: in a network namespace that only it is in."""
     port = free_port()
-    command = [sys.executable, str(SERVER), mode, str(port), *arguments]
+    command = [python, str(SERVER), mode, str(port), *arguments]
     if own_network:
         command = ["unshare", "--net", "sh", "-euc", _NEW_NETWORK, "sh", *command]
     process = subprocess.Popen(command, env={**environment(), "GROUP": str(group or "")})
