@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,15 @@ def records(session: QuerySession, wanted: Filter) -> Iterator[Exchange]:
     """Whole records, newest first."""
     where, parameters = wanted.where()
     return _records(session, f"{where} ORDER BY started_ns DESC NULLS LAST, exchange_id LIMIT ?", [*parameters, wanted.limit])
+
+
+def of_anomalies(session: QuerySession, names: Sequence[str] | None) -> Iterator[Exchange]:
+    """Whole records with one of these anomalies, oldest first; all records where `names` is None."""
+    if names is None:
+        return _records(session, "ORDER BY started_ns, exchange_id", [])
+    return _records(
+        session, "WHERE list_has_any(list_transform(anomalies, lambda a: a.name), ?) ORDER BY started_ns, exchange_id", [list(names)]
+    )
 
 
 def find(session: QuerySession, prefix: str) -> Exchange:
