@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from llmsec_tap import limits
-from llmsec_tap.identity.whose import WhoseSettings
+
+if TYPE_CHECKING:
+    from llmsec_tap.identity.whose import WhoseSettings
 
 
 @dataclass(frozen=True, kw_only=True)

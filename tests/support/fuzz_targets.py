@@ -411,7 +411,7 @@ def detection(data: bytes) -> None:
         request=Request(messages=[message]),
     )
     detector = ExchangeDetector(_scanner())
-    parts = {part.part: part for part in text_parts(exchange)}
+    parts = {str(part.place): part for part in text_parts(exchange)}
     report = detector.examine("e", list(parts.values()))
     assert not report.marks, report.marks
     assert detector.examine("e", list(parts.values())).findings == report.findings

@@ -118,7 +118,7 @@ class ExchangeDetector:
     def examine_request(self, exchange_id: str, parts: Sequence[TextPart], *, pressure: int = FULL) -> Report:
         """Findings of a request whose answer is still out, within the time limits of the configuration.
 
-        What they leave out is marked `detection_timeout` here, and looked at by `examine` when the exchange has ended.
+        What they leave out is looked at by `examine` when the exchange has ended; the report has no score then.
         """
         limits = self.scanner.settings.request_time
         fits: list[TextPart] = []
@@ -130,7 +130,7 @@ class ExchangeDetector:
         left_model_s = limits.injection_timeout - sum(len(part.text) for part in fits) / _MODEL_CHARS_PER_S
         report = self.examine(exchange_id, fits, pressure=max(pressure, WITHOUT_MODEL) if left_model_s < 0 else pressure)
         if len(fits) < len(parts) or left_model_s < 0:
-            report.marks.append("detection_timeout")
+            report.risk_score = None
         return report
 
     def examine(

@@ -28,7 +28,7 @@ class Statistics:
 
     def asked(self, exchange: Exchange, report: Report) -> None:
         """A request was looked at while its answer was out."""
-        self._timeouts += "detection_timeout" in report.marks
+        self._timeouts += report.risk_score is None
         if exchange.ended_ns is not None:
             self._requests.observe(max(0.0, (time.time_ns() - exchange.ended_ns) / 1e9))
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from llmsec_tap.capture.host.kubernetes import INSECURE_VARIABLE, ClusterPods, RemotePods, _fetcher, _tell_pods
+from llmsec_tap.capture.host.kubernetes import INSECURE_VARIABLE, Chooser, ChosenContainers, ClusterPods, RemotePods, _fetcher, _tell_pods
 from llmsec_tap.capture.host.process import Pod
 from support.journal import Said
 from support.needs import program
@@ -114,12 +114,16 @@ def test_the_decoder_hears_of_pods_and_asks_again_for_unknown_ones() -> None:
     ours, theirs = socket.socketpair()
     answers = [ANSWER, b"no json", ANSWER.replace(b'"chat"', b'"renamed"')]
     journal = Said()
-    helper = threading.Thread(target=_tell_pods, args=([theirs], ClusterPods(["https://x"], lambda _: answers.pop(0)), journal))
+    cluster = ClusterPods(["https://x"], lambda _: answers.pop(0))
+    chosen, told = socket.socketpair()
+    helper = threading.Thread(target=_tell_pods, args=([theirs], cluster, journal, Chooser(told, [("app", "chat")])), daemon=True)
     helper.start()
     pods = RemotePods(ours, refresh_s=3600)
     while pods.pod_of(ID) is None:
         time.sleep(0.01)
     assert pods.pod_of(ID) == Pod("chat", "prod", {"app": "chat"})
+    containers = ChosenContainers(chosen)
+    assert containers.read() == {ID}
     pods = RemotePods(ours, refresh_s=0.0)
     while (renamed := pods.pod_of(ID)) is None:  # unknown again, so it asks; the answer that is no list changes nothing
         time.sleep(0.01)
@@ -127,5 +131,7 @@ def test_the_decoder_hears_of_pods_and_asks_again_for_unknown_ones() -> None:
     assert journal.texts == ["pods are not known: Expecting value: line 1 column 1 (char 0)"]
     ours.close()
     helper.join(5)
-    theirs.close()
+    assert containers.read() == frozenset()  # its label is another one now, too
+    for sock in (theirs, chosen, told):
+        sock.close()
     assert not helper.is_alive(), "it ends with the decoder"

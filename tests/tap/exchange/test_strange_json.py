@@ -136,14 +136,14 @@ def test_what_is_kept_of_a_stream_is_bounded(name: str) -> None:
 
 
 _BIG = """
-import resource, sys, time
+import sys, time
 sys.path[:0] = sys.argv[3:]
+from llmsec_tap.memory import peak_bytes
 from test_strange_json import ANSWER, ASKED, SHAPES, exchange_of
 body = SHAPES[sys.argv[1]](64 * 1024 * 1024 - 1024)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 started = time.process_time()
 exchange = exchange_of(body, ANSWER) if sys.argv[2] == "request" else exchange_of(ASKED, body)
-print(time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, exchange.completeness, [a.name for a in exchange.anomalies])
+print(time.process_time() - started, peak_bytes() >> 20, exchange.completeness, [a.name for a in exchange.anomalies])
 """
 
 
