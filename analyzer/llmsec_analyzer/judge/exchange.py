@@ -17,7 +17,7 @@ from llmsec_analyzer.judge.budget import FULL, WITHOUT_MODEL, Budget
 from llmsec_analyzer.judge.exchange_parts import Place, Report, TextPart
 from llmsec_analyzer.judge.scanner import OWN_ROLES, Neighbours, Scanner, TextResult, make_finding, preview
 from llmsec_analyzer.judge.tool_policy import ToolPolicies
-from llmsec_analyzer.risk import risk
+from llmsec_analyzer.risk import rank, risk
 from llmsec_tap.model import Finding
 
 # Conversations send their earlier turns again with every request; what was found in one is kept for so many texts.
@@ -27,15 +27,17 @@ _CACHED_FINDINGS = 100
 # What the slowest machine that we know of does: by them a text is told to fit a time limit before it is begun.
 _PATTERN_CHARS_PER_S = 4_000_000
 _MODEL_CHARS_PER_S = 1_000_000
+_PARTS_OF_ANSWER = ("reasoning", "text", "refusal")  # in the order of a record
 _OPERATOR_ROLES = ("system", "developer")
 
 
 class AnswerStreams:
-    """The texts of one answer that is still arriving."""
+    """The texts of one answer that is still arriving. `feed` tells what is at least of rank `early_from`."""
 
-    __slots__ = ("_detector", "_exchange_id", "_lean", "_said", "_streams", "_tails", "carried")
+    __slots__ = ("_detector", "_early_from", "_exchange_id", "_lean", "_said", "_streams", "_tails", "carried")
 
-    def __init__(self, detector: ExchangeDetector, exchange_id: str, *, lean: bool) -> None:
+    def __init__(self, detector: ExchangeDetector, exchange_id: str, *, early_from: int, lean: bool) -> None:
+        self._early_from = early_from
         self._detector = detector
         self._exchange_id = exchange_id
         self._lean = lean
@@ -71,6 +73,7 @@ class AnswerStreams:
         return [
             self._detector.scanner.early(match, stream.view, part=part, exchange_id=self._exchange_id, at=at)
             for match, at in zip(fresh, known, strict=True)
+            if rank(match.severity) >= self._early_from
         ]
 
     def _judged(self, stream: StreamScanner, choice: int, texts: Sequence[str]) -> list[Finding]:
@@ -84,11 +87,11 @@ class AnswerStreams:
         if finding is None:
             return []
         self.carried[choice] = finding
-        return [finding]
+        return [finding] if rank(finding.severity) >= self._early_from else []
 
     def _place(self, kind: str, choice: int) -> str:
         """As the record will have it: reasoning stands before the text, refusals behind it."""
-        before = ("reasoning", "text", "refusal")[: ("reasoning", "text", "refusal").index(kind) if kind != "tool_call" else 3]
+        before = _PARTS_OF_ANSWER[: _PARTS_OF_ANSWER.index(kind)]
         return str(Place("response.messages", choice, sum((choice, other) in self._streams for other in before)))
 
     def saw(self, part: TextPart) -> StreamScanner | None:
@@ -112,8 +115,8 @@ class ExchangeDetector:
         self._cache: OrderedDict[bytes, TextResult] = OrderedDict()
         self._tools = ToolPolicies(scanner.settings.output.sensitive_tools)
 
-    def streams(self, exchange_id: str = "") -> AnswerStreams:
-        return AnswerStreams(self, exchange_id, lean=self.budget.lean)
+    def streams(self, exchange_id: str = "", early_from: int = 0) -> AnswerStreams:
+        return AnswerStreams(self, exchange_id, early_from=early_from, lean=self.budget.lean)
 
     def examine_request(self, exchange_id: str, parts: Sequence[TextPart], *, pressure: int = FULL) -> Report:
         """Findings of a request whose answer is still out, within the time limits of the configuration.

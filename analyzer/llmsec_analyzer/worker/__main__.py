@@ -69,7 +69,7 @@ class Worker:
             self._reply(Examined(message.number, report))
         elif isinstance(message, Begin):
             assert self._detector is not None
-            self._streams[message.stream] = self._detector.streams(message.exchange_id)
+            self._streams[message.stream] = self._detector.streams(message.exchange_id, self._early_from)
         elif isinstance(message, Forget):
             self._streams.pop(message.stream, None)
         else:
@@ -123,8 +123,7 @@ class Worker:
             self._delays_ns[self._messages % _MAX_DELAYS] = delay_ns
         self._messages += 1
         for finding in fresh:
-            if rank(finding.severity) >= self._early_from:
-                self._reply(Early(message.stream, finding))
+            self._reply(Early(message.stream, finding))
 
     def _reply(self, message: FromWorker) -> None:
         data = memoryview(frame(message))
