@@ -474,6 +474,15 @@ def seeds(name: str) -> list[bytes]:
     converse = b'{"output":{"message":{"role":"assistant","content":[{"text":"a"},{"toolUse":{"toolUseId":"t","name":"f","input":{}}}]}},"stopReason":"end_turn","usage":{"inputTokens":1}}'
     cohere = b'{"type":"content-delta","index":0,"delta":{"message":{"content":{"text":"a"}}}}'
     odd = b',"x":{"said":"this is not a known place"},"code":["nor is this one here"]}'
+    events = (
+        (b"POST /v1/chat/completions", chunk),
+        (b"POST /v1/messages", anthropic),
+        (b"POST /v1/responses", responses),
+        (b"POST /v1beta/models/gemini-x:streamGenerateContent", gemini),
+        (b"POST /api/chat", ollama),
+        (b"POST /model/m/converse", converse),
+        (b"POST /v2/chat", cohere),
+    )
     return {
         "packet": [bytes([0]) + frame for frame in frames[:5]],
         "capture_file": [pcap(talk.frames), pcapng(talk.frames)],
@@ -493,28 +502,11 @@ def seeds(name: str) -> list[bytes]:
             b'password = "hunter2Hunter2" -----BEGIN PRIVATE KEY-----\\nMIIE' + b"A" * 80,
         ],
         "encoding": [bytes([i]) + struct.pack(">I", i) for i in range(8)],
-        "left_over": [
-            line + b"\n" + body[:-1] + odd + b"\n" + value[:-1] + odd + b"\n" + value
-            for line, value in (
-                (b"POST /v1/chat/completions", chunk),
-                (b"POST /v1/messages", anthropic),
-                (b"POST /v1/responses", responses),
-                (b"POST /v1beta/models/gemini-x:streamGenerateContent", gemini),
-                (b"POST /api/chat", ollama),
-                (b"POST /model/m/converse", converse),
-                (b"POST /v2/chat", cohere),
-            )
-        ],
+        "left_over": [line + b"\n" + body[:-1] + odd + b"\n" + value[:-1] + odd + b"\n" + value for line, value in events],
         "dialects": [
             line + b"\n" + body + b"\n" + value
             for line, value in (
-                (b"POST /v1/chat/completions", chunk),
-                (b"POST /v1/messages", anthropic),
-                (b"POST /v1/responses", responses),
-                (b"POST /v1beta/models/gemini-x:streamGenerateContent", gemini),
-                (b"POST /api/chat", ollama),
-                (b"POST /model/m/converse", converse),
-                (b"POST /v2/chat", cohere),
+                *events,
                 (b"POST /generate", b'{"text":"a","meta_info":{"id":"x","finish_reason":{"type":"stop"},"prompt_tokens":1}}'),
                 (
                     b"POST /generate_stream",

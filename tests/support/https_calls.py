@@ -10,15 +10,10 @@ import threading
 from pathlib import Path
 
 
-class Caller:
-    """One TLS connection; `port` is its own end."""
+class Asking:
+    """Asks over `connection`, which is set up by whoever inherits."""
 
-    def __init__(self, port: int, cafile: Path) -> None:
-        context = ssl.create_default_context(cafile=str(cafile))
-        self.connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=60)
-        self.connection.connect()
-        assert isinstance(self.connection.sock, socket.socket)
-        self.port = self.connection.sock.getsockname()[1]
+    connection: http.client.HTTPConnection
 
     def ask(self, prompt: str, *, stream: bool = False) -> str:
         body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": prompt}], "max_tokens": 12, "stream": stream}).encode()
@@ -31,6 +26,17 @@ class Caller:
 
     def close(self) -> None:
         self.connection.close()
+
+
+class Caller(Asking):
+    """One TLS connection; `port` is its own end."""
+
+    def __init__(self, port: int, cafile: Path) -> None:
+        context = ssl.create_default_context(cafile=str(cafile))
+        self.connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=60)
+        self.connection.connect()
+        assert isinstance(self.connection.sock, socket.socket)
+        self.port = self.connection.sock.getsockname()[1]
 
 
 def ask_once(port: int, cafile: Path, prompt: str, *, stream: bool = False) -> tuple[str, int]:

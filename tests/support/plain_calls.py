@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import http.client
-import json
 import os
 import socket
 import subprocess
@@ -17,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from support.agent import environment
+from support.https_calls import Asking
 from support.tls_front import free_port
 
 SERVER = Path(__file__).with_name("plain_echo.py")
@@ -40,7 +40,7 @@ def connect(port: int, network_of: int | None = None) -> socket.socket:
         return thread.submit(enter_and_connect).result()
 
 
-class PlainCaller:
+class PlainCaller(Asking):
     """One connection; `port` is its own end."""
 
     def __init__(self, port: int, network_of: int | None = None) -> None:
@@ -48,18 +48,6 @@ class PlainCaller:
         sock = connect(port, network_of)
         self.connection.sock = sock
         self.port = sock.getsockname()[1]
-
-    def ask(self, prompt: str, *, stream: bool = False) -> str:
-        body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": prompt}], "stream": stream}).encode()
-        self.connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
-        answer = self.connection.getresponse().read().decode()
-        if not stream:
-            return str(json.loads(answer)["choices"][0]["message"]["content"])
-        pieces = [json.loads(line[6:]) for line in answer.splitlines() if line.startswith("data: {")]
-        return "".join(choice["delta"].get("content") or "" for piece in pieces for choice in piece["choices"])
-
-    def close(self) -> None:
-        self.connection.close()
 
 
 def ask_plain(port: int, prompt: str, *, stream: bool = False, network_of: int | None = None) -> tuple[str, int]:
