@@ -30,6 +30,13 @@ def folds_of(data: Data) -> np.ndarray:
         best = min(range(FOLDS), key=lambda number: (((load[number] + amount) ** 2).sum() - (load[number] ** 2).sum(), number))
         fold[mine] = best
         load[best] += amount
+    # Repositories of recorded traffic and languages of our own texts are spread likewise.
+    names, counts = np.unique(data.sources[np.isin(data.sets, ("traffic", "authored"))], return_counts=True)
+    filled = np.zeros(FOLDS)
+    for name, count in sorted(zip(names.tolist(), counts.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0])):
+        best = int(np.argmin(filled))
+        fold[data.sources == name] = best
+        filled[best] += count
     # Texts about attacks go with the source they were taken from.
     first = dict(zip(data.sources[data.main].tolist(), fold[data.main].tolist(), strict=True))
     for row in np.flatnonzero(data.sets == "mentions"):
@@ -88,7 +95,7 @@ def main() -> None:
             f" AUC {auc(logits[mine & (data.labels == 1)], logits[mine & (data.labels == 0)]):.3f}"
         )
     print(f"threshold fixed beforehand: recall {np.mean(real_positive):.4f} at FPR {np.mean(real_negative):.4f}")
-    for name in ("mentions", "harmful_requests"):
+    for name in ("mentions", "harmful_requests", "traffic"):
         print(f"{name}: {(logits[data.sets == name] > threshold).mean():.3f} flagged")
     for label in (1, 0):
         names = np.unique(data.categories[main_set & (data.labels == label)])
@@ -97,6 +104,22 @@ def main() -> None:
                 str(name): round(float((logits[main_set & (data.labels == label) & (data.categories == name)] > threshold).mean()), 3)
                 for name in names
             }
+        )
+    for kind, chosen in (("English", data.languages == "en"), ("other languages", data.languages != "en")):
+        chosen &= main_set
+        ours, theirs = logits[chosen & (data.labels == 1)], logits[chosen & (data.labels == 0)]
+        line = np.sort(theirs)[::-1][int(0.01 * len(theirs))]
+        print(
+            f"{kind}: AUC {auc(ours, theirs):.4f}, recall {(ours > threshold).mean():.4f} at FPR {(theirs > threshold).mean():.4f},"
+            f" by a line of its own {(ours > line).mean():.4f}"
+        )
+    for kind, chosen in (("authored, English", data.languages == "en"), ("authored, other languages", data.languages != "en")):
+        chosen &= data.sets == "authored"
+        ours, theirs = logits[chosen & (data.labels == 1)], logits[chosen & (data.labels == 0)]
+        line = np.sort(theirs)[::-1][int(0.01 * len(theirs))]
+        print(
+            f"{kind}: AUC {auc(ours, theirs):.4f}, recall {(ours > threshold).mean():.4f} at FPR {(theirs > threshold).mean():.4f},"
+            f" by a line of its own {(ours > line).mean():.4f}"
         )
     for name in ("r3", ""):
         mine = main_set & (np.char.find(data.sources, "r3 templates") >= 0) == (name == "r3")

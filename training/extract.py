@@ -7,8 +7,10 @@ import gzip
 import json
 from pathlib import Path
 
+import authored
 import numpy as np
 import synthetic
+import traffic
 
 from llmsec_analyzer.injection.prepare import Preparer
 from llmsec_analyzer.rules.load import load_builtin
@@ -22,7 +24,8 @@ def rows(folder: Path, name: str) -> list[dict]:
     return found
 
 
-def extract(folder: Path, target: Path) -> None:
+def extract(folder: Path, target: Path, recorded: Path | None = None) -> None:
+    """`recorded`: exchanges of real traffic, whose texts are harmless."""
     evidence = [rule for rule in load_builtin() if rule.evidence]
     preparer = Preparer(evidence, frozenset(rule.id for rule in evidence))
     everything = [
@@ -30,6 +33,9 @@ def extract(folder: Path, target: Path) -> None:
         *({**row, "label": 0, "set": "mentions"} for row in rows(folder, "mentions")),
         *({**row, "label": 0, "set": "harmful_requests"} for row in rows(folder, "harmful_requests")),
         *synthetic.rows(),
+        *authored.phrases(),
+        *authored.documents(),
+        *(traffic.rows(recorded) if recorded is not None else ()),
     ]
     ids, values, pointers, owners, window_counts = [], [], [0], [], []
     for number, row in enumerate(everything):
@@ -60,8 +66,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, help="folder with injection.jsonl.gz, mentions.jsonl.gz and harmful_requests.jsonl.gz")
     parser.add_argument("target", type=Path)
+    parser.add_argument("--traffic", type=Path, help="recorded exchanges (traffic.py)")
     given = parser.parse_args()
-    extract(given.data, given.target)
+    extract(given.data, given.target, given.traffic)
 
 
 if __name__ == "__main__":
