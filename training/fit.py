@@ -91,6 +91,8 @@ def _fit_once(data: Data, train: np.ndarray, settings: dict[str, Any]) -> tuple[
                 share *= settings.get("synthetic", 1.0)
             elif name == PROGRAMS:
                 share *= settings.get("programs", 1.0)
+            elif name.startswith("languages.yaml"):
+                share *= settings.get("languages", 1.0)
             weight_of_row[mine] = share
         total = weight_of_row[train & (data.labels == kind)].sum()
         weight_of_row[train & (data.labels == kind)] *= (
