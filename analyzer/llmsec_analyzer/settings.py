@@ -146,8 +146,16 @@ class DetectionSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknow
     budget: Annotated[BudgetSettings, key("how much scanning may cost")] = BudgetSettings()
     rules: Annotated[tuple[str, ...], key("files and folders of rules of your own (docs/rules.md), from the configuration's folder")] = ()
     disabled_rules: Annotated[tuple[str, ...], key("ids of rules that are left out (`llmsec-analyze rules list`)")] = ()
+    suppressions: Annotated[
+        tuple[str, ...], key("files of findings that count no longer (docs/detection.md), from the configuration's folder")
+    ] = ()
     engine: Annotated[Literal["auto", "hyperscan", "portable"], key("what passes over texts; findings are the same")] = "auto"
     plugins: Annotated[bool, key("load detectors of other packages (docs/rules.md)")] = True
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether what is looked for stands in other files, too."""
+        return bool(self.rules or self.suppressions or self.prompt_injection.model.path)
 
     @property
     def asks_redaction(self) -> bool:

@@ -174,5 +174,10 @@ def _from_folder(config: Config, folder: Path) -> Config:
     model = injection.model
     if model.path is not None:
         injection = msgspec.structs.replace(injection, model=msgspec.structs.replace(model, path=full(model.path)))
-    security = msgspec.structs.replace(security, rules=tuple(map(full, security.rules)), prompt_injection=injection)
+    security = msgspec.structs.replace(
+        security,
+        rules=tuple(map(full, security.rules)),
+        suppressions=tuple(map(full, security.suppressions)),
+        prompt_injection=injection,
+    )
     return msgspec.structs.replace(config, security=security)
