@@ -43,7 +43,7 @@ def analyze(
         for exchange in of_anomalies(session, None if everything else _LEFT_OUT):
             if exchange.provider is None:
                 continue
-            if not _has_texts(exchange):
+            if not has_texts(exchange):
                 without_texts += 1
                 continue
             examined += 1
@@ -54,7 +54,7 @@ def analyze(
     return Counts(examined, changed, without_texts)
 
 
-def _has_texts(exchange: Exchange) -> bool:
+def has_texts(exchange: Exchange) -> bool:
     if any(anomaly.name in _WITHOUT_TEXTS for anomaly in exchange.anomalies):
         return False
     is_empty = not (exchange.request.messages or exchange.response.messages or exchange.other_texts)

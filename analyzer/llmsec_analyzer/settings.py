@@ -144,7 +144,12 @@ class DetectionSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknow
     ] = RateSettings()
     request_time: Annotated[RequestTimeSettings, key("findings on a request before its answer")] = RequestTimeSettings()
     budget: Annotated[BudgetSettings, key("how much scanning may cost")] = BudgetSettings()
-    rules: Annotated[tuple[str, ...], key("files and folders of rules of your own (docs/rules.md), from the configuration's folder")] = ()
+    rules: Annotated[
+        tuple[str, ...],
+        key(
+            "files and folders of rules of your own (docs/rules.md), from the configuration's folder; `package:NAME` for a pack that is installed"
+        ),
+    ] = ()
     disabled_rules: Annotated[tuple[str, ...], key("ids of rules that are left out (`llmsec-analyze rules list`)")] = ()
     suppressions: Annotated[
         tuple[str, ...], key("files of findings that count no longer (docs/detection.md), from the configuration's folder")
