@@ -8,8 +8,10 @@ import msgspec
 
 from llmsec_analyzer.judge.exchange import ExchangeDetector
 from llmsec_analyzer.judge.exchange_parts import text_parts, unread
+from llmsec_analyzer.judge.facts import facts_of
 from llmsec_analyzer.judge.redact import redacted
 from llmsec_analyzer.judge.scanner import Scanner
+from llmsec_analyzer.judge.suppressions import Suppressions
 from llmsec_analyzer.stored.exchanges import of_anomalies
 from llmsec_analyzer.stored.session import QuerySession
 from llmsec_tap.journal import Journal
@@ -31,7 +33,9 @@ class Counts(NamedTuple):
     without_texts: int = 0
 
 
-def analyze(store: str, scanner: Scanner, journal: Journal, *, everything: bool = False) -> Counts:
+def analyze(
+    store: str, scanner: Scanner, journal: Journal, *, everything: bool = False, suppressions: Suppressions | None = None
+) -> Counts:
     """Examine what was left out, or `everything`. It may be ended and called again: what is done stays done. Raises StorageError."""
     detector = ExchangeDetector(scanner)
     examined = changed = without_texts = 0
@@ -39,27 +43,29 @@ def analyze(store: str, scanner: Scanner, journal: Journal, *, everything: bool 
         for exchange in of_anomalies(session, None if everything else _LEFT_OUT):
             if exchange.provider is None:
                 continue
-            if not _has_texts(exchange):
+            if not has_texts(exchange):
                 without_texts += 1
                 continue
             examined += 1
-            fresh = _examined(detector, exchange)
+            fresh = _examined(detector, exchange, suppressions or Suppressions())
             if fresh != exchange:
                 changed += 1
                 writer.add(fresh)
     return Counts(examined, changed, without_texts)
 
 
-def _has_texts(exchange: Exchange) -> bool:
+def has_texts(exchange: Exchange) -> bool:
     if any(anomaly.name in _WITHOUT_TEXTS for anomaly in exchange.anomalies):
         return False
     is_empty = not (exchange.request.messages or exchange.response.messages or exchange.other_texts)
     return not (is_empty and (exchange.request.body_bytes or exchange.response.body_bytes))
 
 
-def _examined(detector: ExchangeDetector, exchange: Exchange) -> Exchange:
+def _examined(detector: ExchangeDetector, exchange: Exchange, suppressions: Suppressions) -> Exchange:
     before = [anomaly for anomaly in exchange.anomalies if anomaly.name not in _OF_DETECTION]
     bare = msgspec.structs.replace(exchange, anomalies=before, findings=[], risk_score=None, risk_reasons=[])
-    report = detector.examine(exchange.exchange_id, list(text_parts(bare)), unread=unread(bare))
+    parts = list(text_parts(bare))
+    report = detector.examine(exchange.exchange_id, parts, unread=unread(bare))
+    suppressions.apply(report, facts_of(bare), parts)
     fresh = report.applied(bare)
     return redacted(fresh, report.masks, everything=False, rules=report.redacting) if report.redacting else fresh

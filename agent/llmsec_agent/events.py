@@ -117,7 +117,7 @@ class Feed:
         said = self._said.pop(exchange.exchange_id, set())
         now_ns = time.time_ns()
         for finding in exchange.findings:
-            if finding.finding_id not in said:
+            if finding.finding_id not in said and finding.suppressed is None:
                 known = finding if finding.exchange_id else msgspec.structs.replace(finding, exchange_id=exchange.exchange_id)
                 self._offer(Found(ts_ns=now_ns, finding=known))
         self._offer(Ended(ts_ns=now_ns, exchange_id=exchange.exchange_id, exchange=exchange))

@@ -68,7 +68,8 @@ CATALOGUE: Final[dict[str, Metric]] = {
     "llmsec_memory_faults_total": Metric("counter", "Times an allocation failed: what was under way then was cut."),
     "llmsec_clock_stepped_seconds": Metric("gauge", "How far the wall clock was set since the start; records keep the time they had.", "greatest"),
     # Detection.
-    "llmsec_findings_total": Metric("counter", "Findings by severity."),
+    "llmsec_findings_total": Metric("counter", "Findings by severity, without those that are suppressed."),
+    "llmsec_suppressed_findings_total": Metric("counter", "Findings that the configuration suppresses."),
     "llmsec_detection_up": Metric("gauge", "1 while the detection process runs.", "least"),
     "llmsec_detection_deaths_total": Metric("counter", "Times the detection process exited or was ended."),
     "llmsec_detection_set_aside_texts_total": Metric("counter", "Texts that ended it twice; exchanges with them are not scanned."),

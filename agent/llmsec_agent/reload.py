@@ -69,7 +69,8 @@ class Reload:
         if waiting or sentences:
             text = "; ".join([*([f"needs a restart: {', '.join(waiting)}"] if waiting else []), *sentences])
             self._journal.warning("restart_needed", text, keys=waiting)
-        security = config.security if config.security != before.security else None
+        # Files of rules and suppressions may have changed under the same names.
+        security = config.security if config.security != before.security or config.security.reads_files else None
         self._tell(msgspec.msgpack.encode(News(is_accepted=True, style=self._journal.style, security=security)))
 
 

@@ -3,7 +3,7 @@
 Each finding weighs severity x confidence: info 0, low 10, medium 35, high 65, critical 90. What the model's side leaks or
 asks to run weighs a quarter more than the same thing going in, because the data has already left the model. Findings of one rule count once at
 full weight and then as repeats; the weights are joined as chances are, 1 - (1 - a)(1 - b)…, so that many small things
-never outweigh one grave thing by mere number, and the sum never passes 100. docs/detection.md has examples.
+never outweigh one grave thing by mere number, and the sum never passes 100. Suppressed findings add nothing. docs/detection.md has examples.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def security_score(findings: Iterable[Finding]) -> int:
     A critical finding is 91 to 100 by its confidence. A secret or an injection that a pattern found is 95 from severity high on. What the
     model found is its score, up to 100. Anything else weighs as in `risk`. Unlike that, small things do not add up.
     """
-    return max((_score(finding) for finding in findings), default=0)
+    return max((_score(finding) for finding in findings if finding.suppressed is None), default=0)
 
 
 def _score(finding: Finding) -> int:
@@ -48,8 +48,10 @@ def _score(finding: Finding) -> int:
 
 
 def types_of(findings: Iterable[Finding], category: Category) -> list[str]:
-    """The kinds of one category, without what is information only."""
-    return sorted({finding.type for finding in findings if finding.category == category and finding.severity != "info"})
+    """The kinds of one category, without what is suppressed or information only."""
+    return sorted(
+        {finding.type for finding in findings if finding.category == category and finding.severity != "info" and finding.suppressed is None}
+    )
 
 
 def risk(findings: Iterable[Finding]) -> tuple[int, list[str]]:
@@ -57,6 +59,8 @@ def risk(findings: Iterable[Finding]) -> tuple[int, list[str]]:
     best: dict[str, float] = {}
     repeats: dict[str, int] = {}
     for finding in findings:
+        if finding.suppressed is not None:
+            continue
         weight = WEIGHT[finding.severity] * finding.confidence
         if finding.location.is_in_answer:
             weight *= OUTPUT_FACTOR

@@ -11,19 +11,46 @@ from llmsec_analyzer.typed_files import key
 from llmsec_tap.model import Severity
 
 
+class Platt(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A line through log-odds: what a classifier says, as a chance that can be believed."""
+
+    slope: Annotated[float, key("of the line through log-odds", above=0, at_most=100)]
+    intercept: Annotated[float, key("of that line", at_least=-100, at_most=100)]
+
+
 class ModelSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """`path`: an ONNX file; none: the one that ships. `confidence_threshold`: none: the one fixed in training."""
+    """`path`: an ONNX file, or the folder of a classifier; none: the one that ships. `confidence_threshold`: none: the one fixed in training, or a half."""
 
     enabled: Annotated[bool, key("judge prompt injection with the model; without it the patterns alarm by themselves")] = True
     path: Annotated[
-        str | None, key("an ONNX file of the same form (docs/model-card.md), from the configuration's folder; none: the one that ships")
+        str | None,
+        key(
+            "an ONNX file of the same form (docs/model-card.md), or the folder of a classifier in the Hugging Face layout (docs/detection.md), "
+            "from the configuration's folder; none: the one that ships"
+        ),
     ] = None
     confidence_threshold: Annotated[
         float | None,
         key(
-            "score from which a text counts as injection; none: fixed in training", env="LLMSEC_INJECTION_THRESHOLD", at_least=0, at_most=1
+            "score from which a text counts as injection; none: fixed in training, 0.5 of a classifier",
+            env="LLMSEC_INJECTION_THRESHOLD",
+            at_least=0,
+            at_most=1,
         ),
     ] = None
+
+    positive_label: Annotated[str | None, key("of a classifier: the label that means an attack; none: told by its name", filled=True)] = (
+        None
+    )
+    second_opinion: Annotated[bool, key("of a classifier: ask our own model, too; a text counts where one of the two says so")] = False
+    platt: Annotated[Platt | None, key("of a classifier: its calibration, by `llmsec-analyze calibrate` with labels")] = None
+    window_tokens: Annotated[int, key("of a classifier: tokens at a time, if it takes so many", at_least=16, at_most=8192)] = 512
+    windows: Annotated[
+        int, key("of a classifier: windows of one text at most, spread evenly; the rest is marked", at_least=1, at_most=4096)
+    ] = 16
+    batch: Annotated[int, key("of a classifier: windows at once", at_least=1, at_most=64)] = 4
+    threads: Annotated[int, key("of a classifier: threads that it may take", at_least=1, at_most=64)] = 1
+    timeout: Annotated[float, key("of a classifier: time for one text; the rest is marked", unit="duration", above=0, at_most=60)] = 2.0
 
 
 class NamedPattern(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -144,10 +171,23 @@ class DetectionSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknow
     ] = RateSettings()
     request_time: Annotated[RequestTimeSettings, key("findings on a request before its answer")] = RequestTimeSettings()
     budget: Annotated[BudgetSettings, key("how much scanning may cost")] = BudgetSettings()
-    rules: Annotated[tuple[str, ...], key("files and folders of rules of your own (docs/rules.md), from the configuration's folder")] = ()
+    rules: Annotated[
+        tuple[str, ...],
+        key(
+            "files and folders of rules of your own (docs/rules.md), from the configuration's folder; `package:NAME` for a pack that is installed"
+        ),
+    ] = ()
     disabled_rules: Annotated[tuple[str, ...], key("ids of rules that are left out (`llmsec-analyze rules list`)")] = ()
+    suppressions: Annotated[
+        tuple[str, ...], key("files of findings that count no longer (docs/detection.md), from the configuration's folder")
+    ] = ()
     engine: Annotated[Literal["auto", "hyperscan", "portable"], key("what passes over texts; findings are the same")] = "auto"
     plugins: Annotated[bool, key("load detectors of other packages (docs/rules.md)")] = True
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether what is looked for stands in other files, too."""
+        return bool(self.rules or self.suppressions or self.prompt_injection.model.path)
 
     @property
     def asks_redaction(self) -> bool:

@@ -157,6 +157,14 @@ class Taxonomy(msgspec.Struct, kw_only=True, frozen=True):
     mitre_atlas: str | None = None
 
 
+class Suppressed(msgspec.Struct, kw_only=True, frozen=True):
+    """Why a finding counts no longer, who says so, and the last day (UTC, `YYYY-MM-DD`) on which that holds."""
+
+    reason: str
+    owner: str
+    until: str
+
+
 class Finding(msgspec.Struct, kw_only=True, frozen=True):
     """What a detector found. Never holds the matched text: `preview` is redacted and `fingerprint` a keyed hash."""
 
@@ -174,6 +182,7 @@ class Finding(msgspec.Struct, kw_only=True, frozen=True):
     taxonomy: Taxonomy
     explanation: str
     at_output_token: int | None = None
+    suppressed: Suppressed | None = None  # it is kept, and adds to no score, alert or exit code
 
 
 class Counts(msgspec.Struct, kw_only=True):

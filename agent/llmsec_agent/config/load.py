@@ -17,6 +17,7 @@ from llmsec_agent.config.files import Document, Source, find_file, is_readable, 
 from llmsec_agent.config.names import Renamed, from_environment
 from llmsec_agent.config.schema import Config
 from llmsec_agent.config.secret import Secret
+from llmsec_analyzer.rules.load import PACKAGE
 from llmsec_analyzer.settings import DetectionSettings
 from llmsec_analyzer.typed_files import Checker, FileError, Given, Problem, dotted, keys, struct_type
 from llmsec_analyzer.yaml_files import Where
@@ -167,12 +168,17 @@ def _elsewhere() -> dict[str, list[str]]:
 
 def _from_folder(config: Config, folder: Path) -> Config:
     def full(name: str) -> str:
-        return name if Path(name).is_absolute() else str(folder / name)
+        return name if Path(name).is_absolute() or name.startswith(PACKAGE) else str(folder / name)
 
     security: DetectionSettings = config.security
     injection = security.prompt_injection
     model = injection.model
     if model.path is not None:
         injection = msgspec.structs.replace(injection, model=msgspec.structs.replace(model, path=full(model.path)))
-    security = msgspec.structs.replace(security, rules=tuple(map(full, security.rules)), prompt_injection=injection)
+    security = msgspec.structs.replace(
+        security,
+        rules=tuple(map(full, security.rules)),
+        suppressions=tuple(map(full, security.suppressions)),
+        prompt_injection=injection,
+    )
     return msgspec.structs.replace(config, security=security)

@@ -34,7 +34,8 @@ def ocsf(row: dict[str, Any]) -> dict[str, Any]:
         "severity": caption,
         "confidence_score": round((row["confidence"] or 0) * 100),
         "time": moment,
-        "status_id": 1,
+        "status_id": 3 if row["suppressed"] is not None else 1,
+        **({"comment": row["suppressed"]["reason"]} if row["suppressed"] is not None else {}),
         "metadata": {"version": "1.3.0", "product": {"name": "LLMSec Trace", "vendor_name": "LLMSec Trace", "version": __version__}},
         "finding_info": {
             "uid": row["finding_id"],

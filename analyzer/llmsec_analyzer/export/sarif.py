@@ -44,6 +44,12 @@ def write_sarif(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
 def _sarif_result(row: dict[str, Any], numbers: dict[str, int]) -> dict[str, Any]:
     location = row["location"] or {}
     name = f"{row['exchange_id']}/{location.get('part', '')}"
+    mark = row["suppressed"]
+    suppressed = (
+        [{"kind": "external", "status": "accepted", "justification": f"{mark['reason']} ({mark['owner']}, until {mark['until']})"}]
+        if mark is not None
+        else []
+    )
     start, end = location.get("start") or 0, location.get("end") or 0
     return {
         "ruleId": row["rule_id"],
@@ -60,6 +66,7 @@ def _sarif_result(row: dict[str, Any], numbers: dict[str, int]) -> dict[str, Any
                 },
             }
         ],
+        "suppressions": suppressed,
         "partialFingerprints": {"llmsecMatch/v1": row["fingerprint"] or "", "llmsecFinding/v1": row["finding_id"] or ""},
         "properties": {"severity": row["severity"], "category": row["category"], "type": row["type"], "preview": row["preview"]},
     }

@@ -31,6 +31,7 @@ class Verdict(msgspec.Struct, frozen=True):
     signs: tuple[str, ...]
     undone: tuple[str, ...]
     complete: bool
+    opinions: tuple[tuple[str, float], ...] = ()  # of several models, each with its name
 
 
 class InjectionModel:

@@ -26,7 +26,6 @@ CACHE_TEXTS = 4096
 _CACHED_FINDINGS = 100
 # What the slowest machine that we know of does: by them a text is told to fit a time limit before it is begun.
 _PATTERN_CHARS_PER_S = 4_000_000
-_MODEL_CHARS_PER_S = 1_000_000
 _PARTS_OF_ANSWER = ("reasoning", "text", "refusal")  # in the order of a record
 _OPERATOR_ROLES = ("system", "developer")
 
@@ -130,7 +129,7 @@ class ExchangeDetector:
             left_s -= len(part.text) / _PATTERN_CHARS_PER_S
             if left_s > 0:
                 fits.append(part)
-        left_model_s = limits.injection_timeout - sum(len(part.text) for part in fits) / _MODEL_CHARS_PER_S
+        left_model_s = limits.injection_timeout - sum(len(part.text) for part in fits) / self.scanner.model_chars_per_s
         report = self.examine(exchange_id, fits, pressure=max(pressure, WITHOUT_MODEL) if left_model_s < 0 else pressure)
         if len(fits) < len(parts) or left_model_s < 0:
             report.risk_score = None
@@ -192,7 +191,7 @@ class ExchangeDetector:
             if result.unscanned:
                 marks.append("detection_incomplete")
             fresh = result.findings
-            if result.verdict is not None and self.scanner.threshold is not None and result.verdict.score >= self.scanner.threshold:
+            if result.verdict is not None and result.verdict.score >= self.scanner.threshold:
                 if prompt and part.role not in _OPERATOR_ROLES and is_of_prompt(prompt, part.text):
                     fresh = [finding for finding in fresh if finding.rule_id != "injection.model"]
                 else:

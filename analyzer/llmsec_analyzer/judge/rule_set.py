@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -40,8 +41,11 @@ _SIGNS = ("ignore_instructions", "system_override")
 _LONGEST = 200
 
 
-def rule_set(settings: DetectionSettings) -> RuleSet:
-    """Raises ConfigError for a rule, a pattern or a name that is wrong."""
+def rule_set(settings: DetectionSettings, replacing: Sequence[str] = ()) -> RuleSet:
+    """`replacing`: files, folders and packages of rules, each in the place of the one that has its id.
+
+    Raises ConfigError for a rule, a pattern or a name that is wrong.
+    """
     builtin = load_builtin()
     trusted = frozenset(rule.id for rule in builtin)
     # What shipped rules say of redaction is advice: nothing is masked that nobody asked to have masked.
@@ -52,6 +56,9 @@ def rule_set(settings: DetectionSettings) -> RuleSet:
                 f"rule {rule.id}: another rule already uses this id", "choose another id; disabled_rules switches a shipped rule off"
             )
         rules[rule.id] = rule
+    fresh = {rule.id: rule for rule in load_paths(replacing, check_form)}
+    rules |= fresh
+    trusted -= fresh.keys()
     _apply_pii(settings, rules)
     replaced = _apply_injection(settings, rules)
     for name in settings.disabled_rules:
@@ -117,7 +124,7 @@ def _add(rules: dict[str, Rule], rule: Rule, place: str) -> None:
 def _custom(place: str, name: str, regex: str, category: str, severity: str, *, kind: str, action: str = "alert_only") -> Rule:
     """The rule of a configured regex. Where every match holds a known word and is short, that word starts it; else nothing does."""
     words = literals(regex)
-    shortest, longest = _widths(regex)
+    shortest, longest = widths(regex)
     is_started = bool(words) and longest <= _LONGEST and all(word.isascii() and len(word) <= MAX_KEYWORD_BYTES for word in words)
     rule = msgspec.convert(
         {
@@ -159,7 +166,7 @@ def _parsed(regex: str) -> Any:
         return None
 
 
-def _widths(regex: str) -> tuple[int, int]:
+def widths(regex: str) -> tuple[int, int]:
     """The lengths of the shortest and the longest match; an unknown one is very long."""
     parsed = _parsed(regex)
     if parsed is None:
@@ -172,6 +179,16 @@ def literals(regex: str) -> list[str]:
     """Words of which every match of the pattern holds at least one; none where that cannot be told."""
     parsed = _parsed(regex)
     return [] if parsed is None else _needed(parsed)
+
+
+def _lead(parsed: object) -> str:
+    """The plain characters that it begins with."""
+    lead = ""
+    for operator, value in parsed:  # type: ignore[attr-defined]
+        if str(operator) != "LITERAL":
+            break
+        lead += chr(value)
+    return lead
 
 
 def _needed(parsed: object) -> list[str]:
@@ -189,10 +206,13 @@ def _needed(parsed: object) -> list[str]:
             run += chr(value)
             continue
         keep([run] if run else [])
-        run = ""
+        before, run = run, ""
         if name == "SUBPATTERN":
             keep(_needed(value[3]))
         elif name == "BRANCH":
+            leads = [_lead(branch) for branch in value[1]]
+            if all(leads):
+                keep([before + lead for lead in leads])
             options = [_needed(branch) for branch in value[1]]
             if all(options):
                 keep([word for option in options for word in option])

@@ -12,7 +12,6 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import msgspec
 
@@ -20,8 +19,9 @@ from llmsec_analyzer.engine.excess import MAX_FINDINGS, Excess, severest
 from llmsec_analyzer.engine.overlap import resolve
 from llmsec_analyzer.engine.recognizer_api import Match, Recognizer, View
 from llmsec_analyzer.engine.stream import Plan, StreamScanner, scan_whole
+from llmsec_analyzer.injection.choose import Model, choose_model
 from llmsec_analyzer.injection.hidden import hidden_secrets
-from llmsec_analyzer.injection.model import InjectionModel, Verdict
+from llmsec_analyzer.injection.model import Verdict
 from llmsec_analyzer.injection.prepare import MAX_CHARS, Preparer
 from llmsec_analyzer.judge.answers import JUDGED_FROM
 from llmsec_analyzer.judge.rule_set import RuleSet, literals, rule_set
@@ -70,9 +70,11 @@ class Scanner:
         engine: str | None = None,
         on_fault: Callable[[str, Exception], None] | None = None,
         model_runtime: str = "auto",
+        rules: RuleSet | None = None,
     ) -> None:
+        """`rules`: others than those of the settings."""
         self.settings = settings
-        self.rules: RuleSet = rule_set(settings)
+        self.rules: RuleSet = rules or rule_set(settings)
         self.faults: Counter[str] = Counter()
         self.timeouts: Counter[str] = Counter()  # searches that ran out of time, by rule id
         self._on_fault = on_fault
@@ -82,14 +84,12 @@ class Scanner:
             self.rules.matching, trusted=self.rules.trusted, engine=engine, on_fault=self._recognizer_fault, timeouts=self.timeouts
         )
         self._whole_text = WholeTextPatterns([(rule, literals(rule.pattern or "")) for rule in self.rules.whole_text], self.timeouts)
-        self.model: InjectionModel | None = None
-        chosen = settings.prompt_injection.model
-        if settings.enabled and settings.prompt_injection.enabled and chosen.enabled:
+        self.model: Model | None = None
+        self.threshold, self.model_chars_per_s = 1.0, 1e9
+        wanted = settings.prompt_injection.model
+        if settings.enabled and settings.prompt_injection.enabled and wanted.enabled:
             preparer = Preparer(self.rules.evidence, self.rules.trusted, engine)
-            self.model = InjectionModel(preparer, Path(chosen.path) if chosen.path else None, runtime=model_runtime)
-        self.threshold = chosen.confidence_threshold
-        if self.threshold is None:
-            self.threshold = self.model.threshold if self.model is not None else 1.0
+            self.model, self.threshold, self.model_chars_per_s = choose_model(wanted, preparer, runtime=model_runtime)
         ours = places.detectors(settings.pii_detection, self.rules.by_id)
         self.plugins = Plugins(enabled=settings.plugins and settings.enabled, on_fault=self.count_fault, ours=ours)
 
@@ -161,9 +161,7 @@ class Scanner:
                 excess.hide(match.rule.id, match.kind, match.start, match.end)
         return excess
 
-    def _judge(
-        self, model: InjectionModel, text: str, role: str, result: TextResult, near: Neighbours, *, part: str, exchange_id: str
-    ) -> None:
+    def _judge(self, model: Model, text: str, role: str, result: TextResult, near: Neighbours, *, part: str, exchange_id: str) -> None:
         try:
             verdict = model.judge(text, role)
         except Exception as fault:  # noqa: BLE001 - a fault of ours must not cost the other findings
@@ -172,8 +170,7 @@ class Scanner:
         result.verdict = verdict
         result.injection_score = verdict.score
         if not verdict.complete:
-            result.unscanned = max(0, len(text) - MAX_CHARS)
-        assert self.threshold is not None
+            result.unscanned = max(1, len(text) - MAX_CHARS)
         if verdict.score < (self.threshold if _has_evidence(verdict) else max(self.threshold, _ALONE_FROM)):
             result.verdict = None  # for whoever asks whether it was an attack
             return
@@ -195,6 +192,8 @@ class Scanner:
         elif verdict.undone:
             kind, taxonomy = "obfuscated_injection", OBFUSCATED
         reasons = [f"score {verdict.score:.2f}, threshold {self.threshold:.2f}"]
+        if verdict.opinions:
+            reasons.append("opinions: " + ", ".join(f"{name} {score:.2f}" for name, score in verdict.opinions))
         if verdict.signs:
             reasons.append("signs: " + ", ".join(verdict.signs))
         if verdict.undone:

@@ -10,7 +10,9 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from llmsec_analyzer.judge.facts import Facts
 from llmsec_analyzer.judge.scanner import Scanner
+from llmsec_analyzer.judge.suppressions import Suppressions
 from llmsec_analyzer.risk import rank, risk_score
 from llmsec_tap.errors import SourceError
 from llmsec_tap.model import Finding, Severity
@@ -100,12 +102,15 @@ def _record(number: int, line: bytes) -> Input:
     return Input(id=value.get("id", number), text=value["text"], role=role if isinstance(role, str) else "user")
 
 
-def results(scanner: Scanner, texts: Iterator[Input]) -> Iterator[Result]:
+def results(scanner: Scanner, texts: Iterator[Input], suppressions: Suppressions | None = None) -> Iterator[Result]:
+    nobody = Facts()
     for given in texts:
         if given.error is not None:
             yield Result(given.id, 0, None, [], error=given.error)
             continue
         found = scanner.scan(given.text, given.role, exchange_id=str(given.id))
+        if suppressions:
+            found.findings = [suppressions.marked(finding, nobody, given.role) for finding in found.findings]
         missed = found.unscanned or (1 if given.cut else 0)
         yield Result(
             given.id,
@@ -127,4 +132,4 @@ def line_of(result: Result) -> bytes:
 
 
 def reaches(findings: list[Finding], severity: Severity) -> bool:
-    return any(rank(finding.severity) >= rank(severity) for finding in findings)
+    return any(rank(finding.severity) >= rank(severity) for finding in findings if finding.suppressed is None)

@@ -9,7 +9,7 @@ from llmsec_analyzer.engine.triggers import MAX_KEYWORD_BYTES
 from llmsec_analyzer.recognizers.assigned import RECOGNIZERS
 from llmsec_analyzer.recognizers.build import JUDGEMENT
 from llmsec_analyzer.recognizers.identifiers import is_known_validator, known_validators
-from llmsec_analyzer.recognizers.patterns import BadPatternError, compile_pattern
+from llmsec_analyzer.recognizers.patterns import BadPatternError, compile_linear, compile_pattern
 from llmsec_analyzer.rules.schema import Rule
 from llmsec_analyzer.typed_files import nearest
 from llmsec_tap.errors import ConfigError
@@ -40,6 +40,13 @@ def check_form(rule: Rule) -> None:
         raise ConfigError(f"near_token goes with keywords, and with left and horizon of {MAX_NEAR} together at most")
     if rule.digits and rule.trigger != "digits":
         raise ConfigError("digits goes with `trigger: digits`")
+    if rule.allow and (rule.pattern is None or not rule.keywords):
+        raise ConfigError("allow goes with a pattern and keywords")
+    for pattern in rule.allow:
+        try:
+            compile_linear(pattern)
+        except BadPatternError as fault:
+            raise ConfigError(f"allow: {fault}") from None
     for word in rule.keywords:
         if not word or len(word.encode()) > MAX_KEYWORD_BYTES:
             raise ConfigError(f"the keyword {word!r} has no or more than {MAX_KEYWORD_BYTES} bytes")

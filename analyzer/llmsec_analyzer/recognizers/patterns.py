@@ -29,13 +29,21 @@ class BadPatternError(ConfigError):
     """A pattern that neither engine takes."""
 
 
-def compile_pattern(pattern: str) -> tuple[Callable[[str], Any], int]:
-    """A finder of all matches in a text, and the number of its group `v` (0, the whole match, where it has none)."""
+def compile_linear(pattern: str) -> Any:
+    """By google-re2. Raises BadPatternError for what it does not take."""
     options = re2.Options()
     options.log_errors = False
     try:
-        fast = re2.compile(pattern, options)
+        return re2.compile(pattern, options)
     except re2.error:
+        raise BadPatternError("not a pattern of RE2") from None
+
+
+def compile_pattern(pattern: str) -> tuple[Callable[[str], Any], int]:
+    """A finder of all matches in a text, and the number of its group `v` (0, the whole match, where it has none)."""
+    try:
+        fast = compile_linear(pattern)
+    except BadPatternError:
         try:
             slow = regex.compile(pattern)
         except regex.error as fault:
@@ -80,6 +88,7 @@ class PatternRecognizer:
         self._find: Callable[[str], Any] = self._first
         self._value = 0
         self._validators = [validator(name) for name in rule.validate]
+        self._allowed: list[Any] | None = None  # compiled at the first match
         self._inner = _begins_with_keyword(rule, trusted=trusted)
 
     def _first(self, text: str) -> Any:
@@ -138,11 +147,19 @@ class PatternRecognizer:
             return self._around("".join("�" if "\ud800" <= c <= "\udfff" else c for c in window), start, end, cut_left=cut_left)
         return None
 
+    def _is_allowed(self, value: str) -> bool:
+        if self._allowed is None:
+            self._allowed = [compile_linear(pattern) for pattern in self.rule.allow]
+        clean = value.encode("utf-8", "replace").decode()
+        return any(pattern.search(clean) is not None for pattern in self._allowed)
+
     def _judge(self, view: View, start: int, end: int) -> list[Match]:
         rule = self.rule
         value = view.slice(start, end)
         severity, confidence, note = rule.severity, rule.confidence, ""
         if rule.min_entropy is not None and entropy(value) < rule.min_entropy:
+            return []
+        if rule.allow and self._is_allowed(value):
             return []
         for check in self._validators:
             verdict = check(value)

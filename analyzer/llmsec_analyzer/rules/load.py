@@ -5,7 +5,10 @@ Reading knows no engine. Whoever loads rules of others hands in what proves thei
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from collections.abc import Callable, Iterable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,9 @@ from llmsec_analyzer.yaml_files import read_yaml, repeated_keys, shown, yaml_lin
 from llmsec_tap.errors import ConfigError
 
 BUILTIN = Path(__file__).parent / "builtin"
+# `package:NAME` in place of a path: a pack of rules that is installed. Others may give theirs a name by an entry point of this group.
+PACKAGE = "package:"
+PACKS = "llmsec_analyzer.rules"
 Check = Callable[[Rule], None]
 """What the types of a rule do not say. Raises ConfigError."""
 
@@ -35,16 +41,37 @@ def load_builtin() -> list[Rule]:
 
 
 def load_paths(paths: Iterable[str], check: Check) -> list[Rule]:
-    """Rules of files and folders, in the order given. Raises RuleError."""
+    """Rules of files, folders and packages, in the order given. Raises RuleError."""
     rules: list[Rule] = []
     for name in paths:
-        path = Path(name)
+        path = package_folder(name) if name.startswith(PACKAGE) else Path(name)
         if not path.exists():
-            raise RuleError(f"{name}: no such file or folder", "`rules:` takes files and folders of .yaml files")
+            raise RuleError(f"{name}: no such file or folder", "`rules:` takes files and folders of .yaml files, and package:NAME")
         files = sorted((*path.glob("*.yaml"), *path.glob("*.yml"))) if path.is_dir() else [path]
         for file in files:
             rules += load_file(file, check)
     return rules
+
+
+def package_folder(name: str) -> Path:
+    """The folder of `package:NAME`: of an installed package, or of the entry point of that name. None of its code runs. Raises RuleError."""
+    wanted = name.removeprefix(PACKAGE)
+    points = [point for point in entry_points(group=PACKS) if point.name == wanted]
+    module, _, folder = (points[0].value if points else wanted).partition(":")
+    if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", module, re.ASCII) is None or ".." in folder:
+        raise RuleError(f"{shown(wanted)}: no name of a package", "write package:NAME, as it is imported")
+    top, *inner = module.split(".")
+    spec = importlib.util.find_spec(top)  # of a package inside another one, the outer one would be imported
+    if spec is None or not spec.submodule_search_locations:
+        raise RuleError(
+            f"{name}: no such package is installed", f"pip install it; a pack may also have a name of its own, by an entry point of {PACKS}"
+        )
+    path = Path(next(iter(spec.submodule_search_locations)), *inner, folder)
+    if not path.is_dir():
+        raise RuleError(f"{name}: has no folder of rules", "the package must be installed as files, with its .yaml files in that folder")
+    if not any(path.glob("*.y*ml")):
+        raise RuleError(f"{name}: has no rules", "its .yaml files must stand in the package's own folder")
+    return path
 
 
 def load_file(path: Path, check: Check) -> list[Rule]:

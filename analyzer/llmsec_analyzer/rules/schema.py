@@ -52,6 +52,7 @@ class Rule(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     digits: int = 0  # of trigger `digits`: a match holds so many digits or more; runs with fewer are not looked at
     settle: int = 1  # characters after the match that must be seen before it counts
     validate: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()  # with keywords: a value that one of these patterns (RE2) finds something in does not count
     min_entropy: float | None = None
     context: tuple[str, ...] = ()  # words that stand near the real thing
     context_needed: bool = True  # without one of them nothing counts; else they only add confidence

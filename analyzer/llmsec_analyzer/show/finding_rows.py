@@ -16,7 +16,8 @@ def finding_line(finding: Finding) -> str:
     """`HIGH  secret  github  text 12-52  preview`."""
     place = f"{finding.location.part} {finding.location.start}-{finding.location.end}"
     preview = cut(visible(finding.preview), 72)
-    return f"{pad(finding.severity.upper(), 8)}  {pad(cut(finding.category, 18), 18)}  {pad(cut(visible(finding.type), 24), 24)}  {pad(cut(visible(place), 30), 30)}  {preview}"
+    note = "" if finding.suppressed is None else f"  suppressed until {finding.suppressed.until}"
+    return f"{pad(finding.severity.upper(), 8)}  {pad(cut(finding.category, 18), 18)}  {pad(cut(visible(finding.type), 24), 24)}  {pad(cut(visible(place), 30), 30)}  {preview}{note}"
 
 
 def scan_rows(result: Result) -> Iterable[str]:
@@ -38,4 +39,6 @@ def stored_line(row: dict[str, Any]) -> str:
     when = f"{started:%Y-%m-%d %H:%M:%S}" if started is not None else ""
     cells = ((when, 19), (row["severity"].upper(), 8), (row["category"], 18), (row["type"] or "", 22), (place, 58))
     line = "  ".join(pad(cut(visible(str(cell)), width), width) for cell, width in cells)
-    return f"{line}  {cut(visible(row['preview'] or ''), 72)}".rstrip()
+    mark = row["suppressed"]
+    note = f"  suppressed until {mark['until']}: {cut(visible(mark['reason']), 48)}" if mark is not None else ""
+    return f"{line}  {cut(visible(row['preview'] or ''), 72)}{note}".rstrip()

@@ -7,9 +7,12 @@ import signal
 import sys
 import time
 from array import array
+from collections import OrderedDict
 
 from llmsec_analyzer.judge.exchange import AnswerStreams, ExchangeDetector
+from llmsec_analyzer.judge.facts import Facts
 from llmsec_analyzer.judge.scanner import Scanner
+from llmsec_analyzer.judge.suppressions import Suppressions, load_suppressions
 from llmsec_analyzer.risk import rank
 from llmsec_analyzer.worker.protocol import (
     Begin,
@@ -36,6 +39,9 @@ _READ_BYTES = 32 << 10
 # The last so many delays make the quantiles; totals go out this often.
 _MAX_DELAYS = 16_384
 _TOTALS_S = 5.0
+# Requests whose answer is out, and of which something is known by which findings in the answer may be suppressed.
+_MAX_OPEN = 4096
+_MAX_NOTES = 20
 # Below the decoder: where both want a core, decoding goes first, and what cannot be scanned in time is marked.
 _NICENESS = 5
 
@@ -45,6 +51,8 @@ class Worker:
         self._replies = replies
         self._detector: ExchangeDetector | None = None
         self._redact = False
+        self._suppressions = Suppressions()
+        self._facts: OrderedDict[str, Facts] = OrderedDict()  # by exchange, of requests whose answer is out
         self._early_from = 0
         self._streams: dict[int, AnswerStreams] = {}
         self._delays_ns = array("q")
@@ -59,11 +67,14 @@ class Worker:
             assert self._detector is not None
             if message.is_request:
                 report = self._detector.examine_request(message.exchange_id, message.parts, pressure=message.pressure)
+                self._keep_facts(message)
             else:
                 streams = self._streams.pop(message.stream, None)
                 report = self._detector.examine(
                     message.exchange_id, message.parts, streams, pressure=message.pressure, unread=message.unread
                 )
+                self._facts.pop(message.exchange_id, None)
+            self._suppressions.apply(report, message.facts, message.parts)
             if not self._redact:
                 report.masks = [mask.of(report.redacting) for mask in report.masks] if report.redacting else []
             self._reply(Examined(message.number, report))
@@ -89,10 +100,17 @@ class Worker:
             totals.delay_ms_p99 = delays[len(delays) * 99 // 100] / 1e6
         self._reply(totals)
 
+    def _keep_facts(self, message: Examine) -> None:
+        if message.facts is not None:
+            self._facts[message.exchange_id] = message.facts
+            if len(self._facts) > _MAX_OPEN:
+                self._facts.popitem(last=False)
+
     def _start(self, message: Start) -> None:
         self._redact = message.redact
         self._early_from = rank(message.early_from)
         try:
+            self._suppressions = Suppressions(load_suppressions(message.settings.suppressions))
             self._detector = ExchangeDetector(Scanner(message.settings, fingerprinter(message.key), on_fault=self._fault))
         except ConfigError as fault:
             self._reply(Ready(str(fault), fault.hint))
@@ -104,7 +122,7 @@ class Worker:
                 rehearse(self._detector.scanner)
             privileges.become(user)
             privileges.confine()
-            self._reply(Ready(redacts=bool(self._detector.scanner.rules.redacting)))
+            self._reply(Ready(redacts=bool(self._detector.scanner.rules.redacting), notes=self._suppressions.expired()[:_MAX_NOTES]))
 
     def _fault(self, detector: str, fault: Exception) -> None:
         self._reply(DetectorFault(detector, type(fault).__name__, where(fault)))
@@ -123,7 +141,7 @@ class Worker:
             self._delays_ns[self._messages % _MAX_DELAYS] = delay_ns
         self._messages += 1
         for finding in fresh:
-            self._reply(Early(message.stream, finding))
+            self._reply(Early(message.stream, self._suppressions.marked(finding, self._facts.get(finding.exchange_id), "assistant")))
 
     def _reply(self, message: FromWorker) -> None:
         data = memoryview(frame(message))

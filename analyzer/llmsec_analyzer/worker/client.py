@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from llmsec_analyzer.judge.exchange_parts import Report, text_parts, unread
+from llmsec_analyzer.judge.facts import facts_of
 from llmsec_analyzer.risk import rank
 from llmsec_analyzer.settings import DetectionSettings
 from llmsec_analyzer.worker.batches import AnswerListener, Batches
@@ -82,6 +83,7 @@ class DetectionProcess:
         self._supervisor = Supervisor(bounds.restarts, bounds.back_off_s)
         self._quarantine = Quarantine(key)
         self._worker: Running | None = None
+        self._noted: frozenset[str] = frozenset()  # what the process before it said of its settings
         self._is_awaited = False  # somebody takes its refusal of the settings himself
         self._wanted: Start | None = None  # what a reload asks for
         self._successor: Running | None = None  # until its rules and model are loaded
@@ -256,7 +258,8 @@ class DetectionProcess:
         exchange = entry.exchange
         stream = entry.stream if self._batches.is_known(entry.stream) else 0
         unread_names = [] if entry.is_request else unread(exchange)
-        message = Examine(entry.number, stream, exchange.exchange_id, pressure, entry.parts, unread_names, entry.is_request)
+        facts = facts_of(exchange) if worker.start.settings.suppressions else None
+        message = Examine(entry.number, stream, exchange.exchange_id, pressure, entry.parts, unread_names, entry.is_request, facts)
         is_urgent = entry.is_request and worker.ready is not None
         size = worker.pipe.send(message, urgent=is_urgent)
         if self._may_wait:
@@ -380,6 +383,10 @@ class DetectionProcess:
     def _become_ready(self, ready: Ready) -> None:
         self._supervisor.ready()
         self._in_order.masks = self._in_order.masks or ready.redacts
+        for note in ready.notes:
+            if note not in self._noted:
+                self._journal.warning("suppression_ended", note)
+        self._noted = frozenset(ready.notes)
 
     def _asked(self, entry: Waiting, report: Report) -> None:
         self._requests -= 1
@@ -388,7 +395,9 @@ class DetectionProcess:
             self._tell(finding, "a request whose answer is still out", None)
 
     def _tell(self, finding: Finding, where: str, stream: int | None) -> None:
-        """To whoever waits for it; what is grave is also said once for each exchange and rule."""
+        """To whoever waits for it; what is grave is also said once for each exchange and rule. What is suppressed is on the record only."""
+        if finding.suppressed is not None:
+            return
         self._on_early(finding)
         key = finding.exchange_id if stream is None else str(stream), finding.rule_id
         if self._may_wait or rank(finding.severity) < rank(_GRAVE) or key in self._told:
@@ -540,6 +549,7 @@ class DetectionProcess:
         """What the process itself counts is as of its last report, some seconds ago."""
         yield from self._statistics.samples(self._worker)
         yield from by_label("llmsec_findings_total", "severity", self._in_order.findings)
+        yield Sample("llmsec_suppressed_findings_total", self._in_order.suppressed)
         yield from by_label("llmsec_detection_reduced_exchanges_total", "mark", self._in_order.marks)
         yield Sample("llmsec_detection_up", float(self._worker is not None))
         yield Sample("llmsec_detection_deaths_total", self._supervisor.deaths_total)

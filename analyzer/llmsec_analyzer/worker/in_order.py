@@ -25,6 +25,7 @@ class InOrder:
         self.masks = redact
         self.failed = False
         self.findings: Counter[str] = Counter()
+        self.suppressed = 0
         self.marks: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -51,6 +52,9 @@ class InOrder:
         self.marks.update(report.marks)
         exchange = report.applied(exchange)
         for finding in exchange.findings:
+            if finding.suppressed is not None:
+                self.suppressed += 1
+                continue
             self.findings[finding.severity] += 1
             self.failed = self.failed or (self._fail_on is not None and rank(finding.severity) >= rank(self._fail_on))
         if (self.masks or entry.masks) and not _UNSCANNED.isdisjoint(report.marks):

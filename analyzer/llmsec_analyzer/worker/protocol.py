@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from llmsec_analyzer.judge.exchange_parts import Report, TextPart
+from llmsec_analyzer.judge.facts import Facts
 from llmsec_analyzer.settings import DetectionSettings
 from llmsec_tap.model import Finding, Severity
 
@@ -48,6 +49,7 @@ class Examine(msgspec.Struct, tag="examine", array_like=True):
     """A whole exchange, or its request. `stream` is the one its answer came by, 0 where none did; `pressure` the step that the queue asks for.
 
     `unread`: anomalies by which something of it was not read. `is_request`: its answer is still out, so this has time limits.
+    `facts`: where the settings ask for them (suppressions).
     """
 
     number: int
@@ -57,6 +59,7 @@ class Examine(msgspec.Struct, tag="examine", array_like=True):
     parts: list[TextPart]
     unread: list[str] = []
     is_request: bool = False
+    facts: Facts | None = None
 
 
 class Forget(msgspec.Struct, tag="forget", array_like=True):
@@ -66,11 +69,12 @@ class Forget(msgspec.Struct, tag="forget", array_like=True):
 
 
 class Ready(msgspec.Struct, tag="ready", array_like=True):
-    """The answer to `Start`; `error` says what is wrong with the configuration."""
+    """The answer to `Start`; `error` says what is wrong with the configuration, `notes` what of it does nothing any longer."""
 
     error: str = ""
     hint: str = ""
     redacts: bool = False  # the configuration has matches of some rules masked
+    notes: list[str] = []
 
 
 class Early(msgspec.Struct, tag="early", array_like=True):

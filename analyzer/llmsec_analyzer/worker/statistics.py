@@ -63,7 +63,8 @@ def summary(counts: Snapshot, *, is_live: bool) -> list[str]:
     """Findings by severity, faults by name, what was left out, how soon streams were scanned: a line each, of one process or of several together."""
     findings = counts.by("llmsec_findings_total", "severity")
     counted = [f"{severity} {findings[severity]:,}" for severity in reversed(SEVERITIES) if severity in findings]
-    lines = ["findings: " + (", ".join(counted) or "none")]
+    suppressed = counts.get("llmsec_suppressed_findings_total")
+    lines = ["findings: " + (", ".join(counted) or "none") + (f"; suppressed {suppressed:,}" if suppressed else "")]
     half, most = (counts.values.get(("llmsec_detection_delay_seconds", (("quantile", quantile),))) for quantile in ("0.5", "0.99"))
     if half is not None and most is not None and is_live:
         lines.append(

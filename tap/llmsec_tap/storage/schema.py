@@ -65,6 +65,7 @@ FINDING = struct(
     taxonomy=struct(owasp_llm_2025=TEXT, owasp_llm_2026=TEXT, mitre_atlas=TEXT),
     explanation=TEXT,
     at_output_token=INT,
+    suppressed=struct(reason=TEXT, owner=TEXT, until=TEXT),
 )
 
 # In the order of model.Exchange.

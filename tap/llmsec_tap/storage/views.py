@@ -178,6 +178,7 @@ _FINDING_COMMENTS = {
     "taxonomy": "Where OWASP's lists for LLM applications and MITRE ATLAS put it",
     "explanation": "Why this is a finding",
     "at_output_token": "For findings in a stream: how many deltas had been seen",
+    "suppressed": "Why it counts no longer, who says so, and until which day; null for one that counts",
 }
 
 _TAP_COMMENTS = {

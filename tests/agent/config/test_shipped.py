@@ -79,5 +79,6 @@ def test_the_example_of_the_detection_page_is_right(tmp_path):
     (tmp_path / "c.yaml").write_text(example)
     (tmp_path / "my-rules").mkdir()
     (tmp_path / "my-model.onnx").touch()
+    (tmp_path / "suppressions.yaml").touch()
     done = run("config", "check", str(tmp_path / "c.yaml"))
     assert "0 errors, 0 notes" in done.stdout, done.stderr

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import duckdb
+import msgspec
 import pytest
 
 from llmsec_tap.errors import ConfigError, StorageError
+from llmsec_tap.model import Suppressed
 from llmsec_tap.storage import StoreWriter, create_store, open_store
 from llmsec_tap.storage.migrations import MIGRATIONS
 from llmsec_tap.storage.publish import publishing, write_all
@@ -193,6 +195,28 @@ def test_parts_of_an_older_version_without_some_columns_still_read(root, reader,
     assert reader.rows("SELECT reasoning_text, input_tokens, reasoning_tokens FROM exchanges LIMIT 1") == [(None, 11, None)]
     fill(root, make_exchange, range(10, 12))
     assert reader.rows("SELECT count(*), count(reasoning_text), count(reasoning_tokens) FROM exchanges") == [(5, 2, 2)]
+
+
+def test_findings_of_an_older_version_without_a_field_still_read(root, reader, make_exchange):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    fill(root, make_exchange)
+    (part,) = reader.parts()
+    table = pq.read_table(part)
+    kind = table.schema.field("findings").type.value_type
+    older = pa.list_(pa.struct([field for field in kind if field.name != "suppressed"]))
+    rows = [
+        [{name: value for name, value in row.items() if name != "suppressed"} for row in found] for found in table["findings"].to_pylist()
+    ]
+    part.unlink()
+    pq.write_table(table.set_column(table.column_names.index("findings"), "findings", pa.array(rows, older)), part)
+    assert reader.rows("SELECT count(*), count(suppressed), count(rule_id) FROM findings") == [(3, 0, 3)]
+    with StoreWriter.open(root) as writer:
+        (finding,) = make_exchange(20).findings
+        mark = Suppressed(reason="r", owner="o", until="2999-12-31")
+        writer.add(make_exchange(20, findings=[msgspec.structs.replace(finding, suppressed=mark)]))
+    assert reader.rows("SELECT suppressed.owner, count(*) FROM findings GROUP BY 1 ORDER BY 2") == [("o", 1), (None, 3)]
 
 
 def test_read_only_folder_can_be_queried(root, reader, make_exchange, tmp_path):

@@ -1,16 +1,17 @@
-"""`llmsec-analyze findings`: what detection found in what is stored."""
+"""`llmsec-analyze findings`: what detection found in what is stored, why, and that some of it counts no longer."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from llmsec_agent.cli.analyze.query import StoreOption
-from llmsec_agent.cli.analyze.scan import SeverityChoice
+from llmsec_agent.cli.analyze.scan import ConfigOption, SeverityChoice, SuppressionsOption
 from llmsec_tap.storage import DEFAULT_STORE
 
 
@@ -21,11 +22,31 @@ class FindingsFormat(StrEnum):
     OCSF = "ocsf"
 
 
+class ExplainFormat(StrEnum):
+    TEXT = "text"
+    JSON = "json"
+
+
+class By(StrEnum):
+    FINGERPRINT = "fingerprint"
+    RULE = "rule"
+    TENANT = "tenant"
+    PLACE = "place"
+
+
+group = typer.Typer(invoke_without_command=True, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+
+FindingArgument = Annotated[str, typer.Argument(help="The finding's id, or its beginning where that is unique.", metavar="ID")]
+OwnStoreOption = Annotated[str | None, typer.Option("--store", help="The store's folder.", metavar="FOLDER")]
+
+
 def register(app: typer.Typer) -> None:
-    app.command()(findings)
+    app.add_typer(group, name="findings")
 
 
-def findings(
+@group.callback()
+def list_findings(
+    context: typer.Context,
     store: StoreOption = DEFAULT_STORE,
     severity: Annotated[SeverityChoice | None, typer.Option(help="At least this severe.")] = None,
     category: Annotated[str | None, typer.Option(help="secret, pii, prompt_injection, jailbreak, …")] = None,
@@ -42,15 +63,26 @@ def findings(
     fail_on: Annotated[
         SeverityChoice | None, typer.Option("--fail-on", help="Exit with 1 if one that is listed is at least this severe.")
     ] = None,
+    suppressed: Annotated[bool, typer.Option("--suppressed", help="Also those that count no longer, marked.")] = False,
+    suppressions: SuppressionsOption = None,
+    config: ConfigOption = None,
 ) -> None:
-    """List findings, gravest first, or export them.
+    """List findings, gravest first, or export them; `findings explain ID` explains one, `findings suppress ID` has it count no longer.
+
+    Suppressions of the configuration count here also where the finding was stored before them.
 
     Example: llmsec-analyze findings --severity high --since 2h --format sarif
     """
+    context.obj = store
+    if context.invoked_subcommand is not None:
+        return
     import json
 
     from llmsec_agent.cli.analyze.streams import results
+    from llmsec_agent.config import load_config
     from llmsec_agent.journals import journal
+    from llmsec_agent.suppressing import marking, suppressions_of, with_suppressions
+    from llmsec_agent.text import report
     from llmsec_analyzer.export.ocsf import ocsf
     from llmsec_analyzer.export.sarif import write_sarif
     from llmsec_analyzer.risk import rank
@@ -69,15 +101,20 @@ def findings(
         fingerprint=fingerprint,
         since_ns=parse_time(since, "--since") if since else None,
         limit=limit if limit is not None else 100 if table else None,
+        suppressed=suppressed,
     )
     worst = -1
+    log = journal()
+    entries = suppressions_of(with_suppressions(load_config(config, report).security, suppressions), log)
 
-    with results(), QuerySession.open(store, journal()) as session:
+    with results(), QuerySession.open(store, log) as session:
+        mark = marking(entries)
 
         def watched() -> Iterator[dict[str, Any]]:
             nonlocal worst
-            for row in stored.stored_findings(session, wanted):
-                worst = max(worst, rank(row["severity"]))
+            for row in stored.stored_findings(session, wanted, mark):
+                if row["suppressed"] is None:
+                    worst = max(worst, rank(row["severity"]))
                 yield row
 
         if output is FindingsFormat.SARIF:
@@ -91,3 +128,102 @@ def findings(
                 print(stored_line(row))  # noqa: T201 - the result
     if fail_on is not None and worst >= rank(fail_on.value):
         raise typer.Exit(1)
+
+
+@group.command()
+def explain(
+    context: typer.Context,
+    finding_id: FindingArgument,
+    store: OwnStoreOption = None,
+    output: Annotated[ExplainFormat, typer.Option("--format", help="json: the finding and its rule in one object.")] = ExplainFormat.TEXT,
+    config: ConfigOption = None,
+) -> None:
+    """Explain one finding: its rule, why, what its hiding was, where it stands in the text, what to do, how to suppress it.
+
+    Example: llmsec-analyze findings explain 5f1c
+    """
+    import msgspec
+
+    from llmsec_agent.cli.analyze.streams import results
+    from llmsec_agent.config import load_config
+    from llmsec_agent.journals import journal
+    from llmsec_agent.suppressing import marked, suppressions_of
+    from llmsec_agent.text import report
+    from llmsec_analyzer.judge.rule_set import rule_set
+    from llmsec_analyzer.rules.load import load_builtin
+    from llmsec_analyzer.show.explanation import explanation
+    from llmsec_analyzer.show.results import write_lines
+    from llmsec_analyzer.stored.findings import find_finding
+    from llmsec_analyzer.stored.session import QuerySession
+    from llmsec_tap.identity.credentials import fingerprinter
+    from llmsec_tap.install_key import install_key
+
+    log = journal()
+    security = load_config(config, report).security
+    rules = {rule.id: rule for rule in load_builtin()} | rule_set(security).by_id
+    entries = suppressions_of(security, log)
+    with results(), QuerySession.open(store or context.obj, log) as session:
+        finding, exchange = find_finding(session, finding_id)
+    finding = marked(finding, exchange, entries)
+    with results():
+        if output is ExplainFormat.JSON:
+            made = {"finding": finding, "rule": rules.get(finding.rule_id)}
+            write_lines([msgspec.json.encode(made).decode()], sys.stdout)
+            return
+        for line in explanation(finding, exchange, rules, fingerprinter(install_key(log))):
+            print(line)  # noqa: T201 - the result
+        print(f"to suppress: llmsec-analyze findings suppress {finding.finding_id} --reason … --owner … --until 90d")  # noqa: T201 - the result
+
+
+@group.command()
+def suppress(
+    context: typer.Context,
+    finding_id: FindingArgument,
+    reason: Annotated[str, typer.Option("--reason", help="Why it counts no longer.", metavar="TEXT")],
+    owner: Annotated[str, typer.Option("--owner", help="Who says so.", metavar="NAME")],
+    until: Annotated[str, typer.Option("--until", help="Last day on which it holds: 2027-01-31 (UTC), or 90d from today.", metavar="DAY")],
+    by: Annotated[
+        list[By] | None,
+        typer.Option(
+            "--by", help="What of the finding others must have, too; may be repeated. Default: fingerprint and rule, the same match."
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="Add it there. Default: the configuration's, if it names one; else it is printed.")
+    ] = None,
+    store: OwnStoreOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Have a finding, and those like it, count no longer: an entry is added to the file of suppressions, or printed.
+
+    The file's own text and comments stay as they are. Findings go on being recorded, marked as suppressed; they add to no score, alert or
+    exit code until the day is over.
+
+    Example: llmsec-analyze findings suppress 5f1c --reason "test card of the sandbox" --owner payments --until 90d
+    """
+    from llmsec_agent.cli.analyze.streams import results
+    from llmsec_agent.config import load_config
+    from llmsec_agent.journals import journal
+    from llmsec_agent.suppressing import append, day_of, entry_of, written
+    from llmsec_agent.text import report
+    from llmsec_analyzer.stored.findings import find_finding
+    from llmsec_analyzer.stored.session import QuerySession
+    from llmsec_tap.errors import ConfigError
+    from llmsec_tap.visible import visible
+
+    day = day_of(until)
+    files = load_config(config, report).security.suppressions
+    if file is None and len(files) > 1:
+        raise ConfigError("the configuration names several files of suppressions", f"choose one with --file: {', '.join(files)}")
+    with QuerySession.open(store or context.obj, journal()) as session:
+        finding, exchange = find_finding(session, finding_id)
+    entry = entry_of(finding, exchange, reason=reason, owner=owner, until=day, by=[choice.value for choice in by or ()])
+    target = file or (Path(files[0]) if files else None)
+    with results():
+        if target is None:
+            typer.echo("suppressions:\n" + visible(written(entry), keep_lines=True), nl=False)
+            return
+        append(target, entry)
+    report(f"added to {target}: {finding.rule_id} ({finding.type}) counts no longer until {day}")
+    if str(target) not in files:
+        report("note: the configuration does not name this file: security.suppressions")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llmsec_agent.cli.analyze.scan import ConfigOption, FailOnOption
+from llmsec_agent.cli.analyze.scan import ConfigOption, FailOnOption, SuppressionsOption
 from llmsec_agent.cli.formats import RunFormat
 from llmsec_tap.storage import DEFAULT_STORE
 
@@ -37,6 +37,7 @@ def replay(
     ] = True,
     fail_on: FailOnOption = None,
     redact: Annotated[bool, typer.Option("--redact", help="Mask secrets and personal data in what is printed and stored.")] = False,
+    suppressions: SuppressionsOption = None,
     config: ConfigOption = None,
     memory_cap: Annotated[
         int, typer.Option("--memory-cap", min=128, help="Resident memory at most, in MiB; the detection process is apart.")
@@ -56,6 +57,7 @@ def replay(
     from llmsec_agent.replay import replay as run
     from llmsec_agent.shares import Shares
     from llmsec_agent.start_detection import detection_starter
+    from llmsec_agent.suppressing import with_suppressions
     from llmsec_agent.text import report
     from llmsec_tap.errors import ConfigError
 
@@ -72,16 +74,15 @@ def replay(
         memory_cap_bytes=memory_cap << 20,
         whose=whose_of(loaded),
     )
+    security = with_suppressions(loaded.config.security, suppressions)
     detection = detection_starter(
-        loaded.config.security,
+        security,
         log,
         may_wait=True,
         queue_bytes=Shares.of(settings.memory_cap_bytes).detection,
-        is_built_in=not loaded.sets("security"),
+        is_built_in=not loaded.sets("security") and not suppressions,
         redact=redact,
         early_from="info" if output is RunFormat.EVENTS else "high",
         fail_on=fail_on.value if fail_on else None,
     )
-    raise typer.Exit(
-        run(settings, log, print_to=printer(output.value), start_detection=detection if detect and loaded.config.security.enabled else None)
-    )
+    raise typer.Exit(run(settings, log, print_to=printer(output.value), start_detection=detection if detect and security.enabled else None))

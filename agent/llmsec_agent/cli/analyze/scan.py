@@ -31,6 +31,12 @@ ConfigOption = Annotated[
         help="Configuration (YAML, JSON or TOML); its `security` part counts here. Default: /etc/llmsec-trace/config.yaml, if it exists.",
     ),
 ]
+SuppressionsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--suppressions", metavar="FILE", help="Findings that count no longer, beside those of the configuration; may be repeated."
+    ),
+]
 FailOnOption = Annotated[SeverityChoice | None, typer.Option("--fail-on", help="Exit with 1 if a finding is at least this severe.")]
 
 
@@ -46,6 +52,7 @@ def scan(
     whole: Annotated[bool, typer.Option("--whole", help="Take the input as one text.")] = False,
     model: Annotated[bool, typer.Option("--model/--no-model", help="Judge prompt injection with the model.")] = True,
     fail_on: FailOnOption = None,
+    suppressions: SuppressionsOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Find secrets, personal data, prompt injection and unsafe output in texts.
@@ -60,6 +67,7 @@ def scan(
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.config import load_config
     from llmsec_agent.journals import journal as new_journal
+    from llmsec_agent.suppressing import suppressions_of, with_suppressions
     from llmsec_agent.text import report
     from llmsec_analyzer.judge import texts as scanning
     from llmsec_analyzer.judge.scanner import Scanner
@@ -69,7 +77,7 @@ def scan(
     from llmsec_tap.identity.credentials import fingerprinter
     from llmsec_tap.install_key import install_key
 
-    settings = load_config(config, report).security
+    settings = with_suppressions(load_config(config, report).security, suppressions)
     if not model:
         injection = msgspec.structs.replace(
             settings.prompt_injection, model=msgspec.structs.replace(settings.prompt_injection.model, enabled=False)
@@ -81,11 +89,12 @@ def scan(
         journal.warning("detector_failed", f"the detector {name} failed ({type(fault).__name__} at {where(fault)}); the others go on")
 
     scanner = Scanner(settings, fingerprinter(install_key(journal)), on_fault=failed_detector)
+    suppressed = suppressions_of(settings, journal)
     on_terminal = sys.stdout.isatty()
     as_table = output is ScanFormat.TABLE or (output is None and on_terminal)
     failed = broken = False
     with results():
-        for result in scanning.results(scanner, scanning.inputs(file, whole=whole)):
+        for result in scanning.results(scanner, scanning.inputs(file, whole=whole), suppressed):
             if as_table:
                 for row in scan_rows(result):
                     print(row)  # noqa: T201 - the result

@@ -1,0 +1,80 @@
+"""Which model judges: the one that ships, a file of its form, a classifier of the user's own, or that one and ours side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+
+from llmsec_analyzer.injection.classifier import Classifier
+from llmsec_analyzer.injection.model import InjectionModel, Verdict
+from llmsec_analyzer.injection.prepare import Preparer
+from llmsec_analyzer.settings import ModelSettings
+from llmsec_tap.errors import ConfigError
+
+# Of ours, on the slowest machine that we know of.
+_OUR_CHARS_PER_S: Final = 1_000_000.0
+_OURS: Final = "built-in"
+
+
+class Model(Protocol):
+    threshold: float
+    version: str
+
+    def judge(self, text: str, role: str = "user") -> Verdict: ...
+
+
+class Chosen(NamedTuple):
+    """`threshold`: the score from which a text counts. `chars_per_s`: about how fast it is on one core."""
+
+    model: Model
+    threshold: float
+    chars_per_s: float
+
+
+def choose_model(settings: ModelSettings, preparer: Preparer, *, runtime: str = "auto") -> Chosen:
+    """Load it. Raises ConfigError for files that are not there, or are no model."""
+    path = Path(settings.path) if settings.path is not None else None
+    wanted = settings.confidence_threshold
+    if path is None or not path.is_dir():
+        if settings.second_opinion:
+            raise ConfigError(
+                "security.prompt_injection.model.second_opinion: needs the folder of a classifier in `path`",
+                "docs/detection.md says which fit",
+            )
+        ours = InjectionModel(preparer, path, runtime=runtime)
+        return Chosen(ours, ours.threshold if wanted is None else wanted, _OUR_CHARS_PER_S)
+    classifier = Classifier(path, preparer, settings)
+    if wanted is not None:
+        classifier.threshold = wanted
+    if not settings.second_opinion:
+        return Chosen(classifier, classifier.threshold, classifier.chars_per_s)
+    both = TwoOpinions(classifier, InjectionModel(preparer, runtime=runtime), preparer)
+    return Chosen(both, both.threshold, 1 / (1 / classifier.chars_per_s + 1 / _OUR_CHARS_PER_S))
+
+
+class TwoOpinions:
+    """A text counts where one of the two says so. The score is that of the surer one, on a scale where each one's own threshold is a half."""
+
+    def __init__(self, classifier: Classifier, ours: InjectionModel, preparer: Preparer) -> None:
+        self._classifier = classifier
+        self._ours = ours
+        self._preparer = preparer
+        self.threshold = 0.5
+        self.version = f"{classifier.version} and {_OURS} {ours.version}"
+
+    def judge(self, text: str, role: str = "user") -> Verdict:
+        prepared = self._preparer.prepare(text, role)
+        theirs, ours = self._classifier.verdict(prepared, role), self._ours.verdict(prepared, role)
+        scores = relative(theirs.score, self._classifier.threshold), relative(ours.score, self._ours.threshold)
+        opinions = ((self._classifier.version, round(theirs.score, 4)), (_OURS, round(ours.score, 4)))
+        surer = theirs if scores[0] >= scores[1] else ours
+        return msgspec.structs.replace(surer, score=max(scores), opinions=opinions, complete=theirs.complete and ours.complete)
+
+
+def relative(score: float, threshold: float) -> float:
+    """The score on a scale where the threshold is a half."""
+    if score < threshold:
+        return score / threshold / 2
+    return 0.5 + (score - threshold) / (1 - threshold) / 2 if threshold < 1 else 1.0
