@@ -22,7 +22,7 @@ from llmsec_tap.errors import ConfigError
 CLASSES: Final[dict[str, str]] = {
     "digits": r"[0-9][0-9.()/ -]{0,2}[0-9][0-9.()/ -]{0,2}[0-9]",
     "at": r"[A-Za-z0-9_]@[A-Za-z0-9\x80-\xff]",
-    "hex_colon": r"[0-9A-Fa-f]{1,4}:[0-9A-Fa-f]{0,4}:",
+    "hex_colon": r"[0-9A-Fa-f]{1,4}:[0-9A-Fa-f]{0,4}:|::[0-9A-Fa-f]",
     "dotted_name": r"[A-Za-z0-9]\.[A-Za-z]{2}",
     "iban": r"[A-Za-z][A-Za-z][0-9][0-9]",
     "long_token": r"[A-Za-z0-9_+/-]{24}",

@@ -12,6 +12,7 @@ from llmsec_analyzer.rules.schema import Rule
 
 # What assigns a value begins within so many characters of the name, and so does the value.
 _BEGINS_WITHIN: Final = 88
+_BEFORE: Final = 84
 _PEM_LONGEST: Final = 12_000  # an RSA key of 8192 bits is 6,400 characters
 
 
@@ -71,22 +72,26 @@ class PrivateKey:
 class AssignedSecret:
     """A value assigned to a name that says it is secret: `api_key = "…"`, `password: …`, `--token …`, `the password is …`."""
 
-    reach = 48
+    reach = _BEFORE + 4
     ordered = False
     near = 0
     # Matched where the keyword ends: what is left of the name, what assigns, and the value.
     _ASSIGNS = r"""(?ix)
         (?P<tail> [a-z0-9_. -]{0,24}? )
-        (?: ["'`\])}]{0,3} [ \t]{0,3} (?: ={1,3}>? | :{1,2}=? | => | ->(?!-) | \|\|?:? | <- | \?= | , )
+        (?: ["'`\])}\\]{0,4} [ \t]{0,3} (?: ={1,3}>?(?:[ \t]{0,2}\([ \t]{0,2}["'][^"'\n]{1,24}["'][ \t]{0,2},)?
+              | :{1,2}=? | => | ->(?!-) | \|\|?:? | <- | \?= | , | ：
+              | :[ \t]{0,2}(?:&?(?:'static[ ])?str|string|secretstr|const[ \t]char[ \t]?\*|optional\[str\])[ \t]{0,2}(?:\|[ \t]?none[ \t]{0,2})?=
+              | \{[ \t]{0,4}default[ \t]{0,4}= | :[ \t]{1,3}[>|]-?[ ]?\n[ \t]{1,16} | </key>\s{0,8}<string>
+              | \((?:[ \t]{0,2}["'][^"'\n]{1,24}["'][ \t]{0,2},)?[ \t]{0,2}(?=["']) )
           | ["']?[ \t]{1,3}(?:is|ist|es|est|e|è|são|является)[ \t]{0,2}:? (?=[ \t])
           | ["']? [ \t]{1,2} (?=["'])
           | [">]{1,2} (?=[^<\s]) | ["']?[ \t]{1,4}value[ \t]{0,4}= | ["']?[ \t]{0,4}\n[ \t]{1,40}value[ \t]{0,4}:
           | (?<=[a-z]) [ \t] (?=[^\s=:-]{12}) )
-        [ \t]{0,4} (?: (?:value|bearer|basic|token|new|string|f|b|u|r|@)[ \t]{0,2}[=(]?[ \t]{0,2} ){0,2}"""
+        [ \t]{0,4} (?: (?:value|bearer|basic|token|new|string|\[\]byte|bytes|secretstr|[fbur@](?=["'`]))[ \t]{0,2}[=(]?[ \t]{0,2} ){0,2}"""
     _BEGINNING = re.compile(_ASSIGNS)
     # What every beginning has, and few of the sentences that hold such a word: a sixth of the cost of looking for a beginning.
     _MAY_BEGIN = re.compile(
-        r"""(?ix)(?> [a-z0-9_.\ \t-]{0,31} ) [=:>|,<?"'`\])}\n\\]
+        r"""(?ix)(?> [a-z0-9_.\ \t-]{0,31} ) [=:：>|,<?"'`(\])}\n\\{]
           | [a-z0-9_.\ -]{0,24}? [ \t] (?:is|ist|es|est|e|è|são|является) [ \t:]
           | [a-z0-9_.\ -]{0,24}? (?<=[a-z]) [ \t] [^\s=:-]{12}"""
     )
@@ -99,25 +104,53 @@ class AssignedSecret:
     )
     _HEAD = re.compile(r"[A-Za-z0-9_.$-]{0,40}$")
     _NAME = re.compile(
-        r"(?i)pass(?!eng|ive|port|age|ion|ing\b)|pwd|psw|secret|token|cred|auth|(?<![a-z])pw(?![a-z])|(?:^|[^a-z])key|_key"
+        r"(?i)pass(?!eng|ive|port|age|ion|ing\b)|pwd|psw|pas+wo?r?d|secret|token|cred|auth|(?<![a-z])pw(?![a-z])|(?:^|[^a-z])key|_key"
         r"|(?:api|access|auth|private|signing|encryption|master|account|shared|license|client|secret|subscription|service|admin|app"
         r"|write|read|session|storage|project|server|user|consumer|deploy|host|ssh|web|root)[_. -]?key"
+        r"|contraseña|пароль|密码|密碼|パスワード|비밀번호|senha|wachtwoord|has[łl]o|lösenord|şifre|clave"
     )
-    _STRONG = re.compile(r"(?i)pass|pwd|psw|(?<![a-z])pw(?![a-z])")
+    _STRONG = re.compile(
+        r"(?i)pass|pwd|psw|pas+wo?r?d|(?<![a-z])pw(?![a-z])|contraseña|пароль|密码|密碼|パスワード|비밀번호|senha|wachtwoord|has[łl]o|lösenord|şifre"
+    )
     _CODE = re.compile(
         r"[({\[][^)}\]]*[)}\]]?$|^\$|^%|^&|^\{\{|\$\{|^<|^os\.|^process\.|^env[.:(]|^env$|^self\.|^this\.|^config|^settings\.|^request|^getenv|^ENV"
         r"|^args\.|^params|^None\b|^null\b|^nil$|^true$|^false$|^undefined|^function|^new\s|^lambda|^string$|^String$|^str$|^file:|^vault:|^secretsmanager|^arn:"
         r"|^https?://|^/(?:[a-z]+/)+|^\.{1,2}/|^\*+$|^-+$|^=+$|^#|^@|\.(?:get|env|read|load|decode|encode)\b|::|=>|->|\|\||&&|^data:|^blob:|^[a-z]+\.[a-z]+\.?[a-z]*$"
-        r"|^[a-z]+(?:[-_.][a-z]+)*[-_.]v?\d+(?:\.\d+)*$|^[a-z0-9-]+(?:\.[a-z0-9-]+)*\.[a-z]{2,6}$|^-----|^AAAA[BEC]"
+        r"|^(?i:enc|secret|cipher)[\[(]|^[a-z]+(?:[-_.][a-z]+)*[-_.]v?\d+(?:\.\d+)*$|\.(?:pdf|png|jpe?g|gif|svg|txt|json|ya?ml|pem|crt|html?|css|js|py|zip|csv)$|^[a-z0-9-]+(?:\.[a-z0-9-]+)*\.[a-z]{2,6}$|^-----|^AAAA[BEC]"
     )
     _UUID = re.compile(r"(?i)^[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}$")
     _LETTERS = re.compile(r"[A-Za-z]+(?:[-_. ][A-Za-z]+)*[.?:]?")
+    _NUMERIC = re.compile(r"(?i)secret|api[_. -]?key|access[_. -]?token")  # names under which even plain numbers are keys
+    _PARTS = re.compile(r"[^A-Za-z0-9]+")
+    _TURNS = re.compile(
+        r"[0-9][A-Za-z]+[0-9]|[A-Za-z][0-9]+[A-Za-z]|[a-z][A-Z][a-z]?[A-Z0-9]|[A-Z]{2}[a-z]{1,3}[A-Z]|^[a-z]{24}|^[A-Z]{24}"
+    )
+    # Functions that are given a secret; of others, what they are given is a name.
+    _GIVES = re.compile(r"(?i)(?:^|[^a-z])(?:set|with|use)[_A-Z]|credentials?$|(?:^|[^a-z])auth$")
+    _VERB = re.compile(r"(?i)(?:^|[^a-z])pass[ ]*$")
     _HTML_QUOTE = re.compile(r"&(?:quot|#3[49])$")
     _HUMP = re.compile(r"[a-z][A-Z]")
     _NOT_SECRET_NAMES = re.compile(
-        r"(?i)public|webtoken|ssh-rsa|nonce|primary|foreign|sort|partition|cache|key_?name|key_?id$|key_?type|token_?type|token_?count|max_?tokens?|num_?tokens|tokens\b"
+        r"(?i)public|webtoken|ssh-rsa|nonce|primary|foreign|sort|partition|cache|key_?name|key_?type|token_?type|token_?count|max_?tokens?|num_?tokens|tokens\b"
         r"|keyboard|keyword|author(?!iz)|passenger|passport|passive|bypass|compass|tokeni[sz]|secretary|pass_?through|monkey|turkey|donkey|hotkey|keystone|"
         r"csrf|checksum|integrity|resolved|sha\d|version|revision|srcrev|(?<![a-z])rev(?![a-z])|commit|hash|etag|expires|length|policy|rotat|file|path|url$|uri$|endpoint|field|label|column|prompt|hint|example"
+        # What counts, orders, points on or belongs to a protocol: identifiers and cursors, which open nothing by themselves.
+        r"|(?:page|next|prev(?:ious)?|cursor|continuation|continue|sync|resume|idempotency|routing|translation|message|event|object|bucket|s3|row|group|index"
+        r"|data|item|map|dict|state|change|delta|scroll|skip|start|end|bos|eos|pad|stop|special|sep|mask|unk)[_. -]?(?:token|key)"
+        r"|such as|(?<![a-z])like(?![a-z])|ice-pwd|auth_?mode|auth_?type|auth_?method|authentication|authority|tokens?[_-]?uri"
+    )
+    # A name that ends so says which secret is meant, or what kind it is, and never the secret.
+    _NAMES_OF_SECRETS = re.compile(
+        r"(?:[_.-](?i:ids?|uuid|name|type|kind|ref|arn|count|ttl|alias)|Ids?|ID|Uuid|Name|Type|Kind|Ref|Arn)[ ]?$"
+    )
+    # What stands before a name: a checksum of, a revision of, a resource name that goes on.
+    _NOT_SECRET_BEFORE = re.compile(
+        r"(?i)(?:checksum|hash|digest|fingerprint|sha-?\d+|commit|rev(?:ision)?)(?:sum)?[ ](?:of|for)[ ][a-z ]{0,12}$|arn:[a-z-]{0,12}:?$"
+    )
+    # Whose form their issuer fixes: the issuer's own rule has them, and what that does not take is too short, too long or mistyped.
+    _ISSUED = re.compile(
+        r"gh[opsur]_|github_pat_|glpat-|A(?:KIA|SIA|BIA|CCA)(?=[A-Z0-9]{8})|AIza(?=[A-Za-z0-9_-]{8})|npm_|hf_|xox[bp]-|[sr]k_live_|[sr]k_test_|SG\.|dop_v1_|shp(?:at|ca|pa|ss)_|pypi-AgE|hvs\."
+        r"|sk-ant-|glsa_|lin_api_|rubygems_|dckr_pat_"
     )
 
     def __init__(self, rule: Rule) -> None:
@@ -125,7 +158,7 @@ class AssignedSecret:
 
     def decide(self, view: View, start: int, end: int) -> list[Match] | int:
         last = end + 280
-        first = max(view.base, start - 44)
+        first = max(view.base, start - _BEFORE)
         text = view.slice(first, last)
         whole = view.closed or view.end >= last
         if not whole and view.end < end + _BEGINS_WITHIN:
@@ -142,13 +175,25 @@ class AssignedSecret:
             return []
         head = self._HEAD.search(text, max(0, start - first - 40), start - first)
         name = (head[0] if head is not None else "") + text[start - first : end - first] + found["tail"]
-        if self._NAME.search(name) is None or self._NOT_SECRET_NAMES.search(name):
+        if self._NAME.search(name) is None or self._NOT_SECRET_NAMES.search(name) or self._NAMES_OF_SECRETS.search(name):
+            return []
+        begins = start - first - (len(head[0]) if head is not None else 0)
+        if self._NOT_SECRET_BEFORE.search(text, max(0, begins - 40), begins):
+            return []
+        assigner = text[found.end("tail") : found.start("quote")].strip()
+        if not assigner and self._VERB.search(name):
+            return []
+        if assigner.startswith("(") and self._GIVES.search(name) is None:
             return []
         return self._judge(found, name, first)
 
     def _is_words(self, value: str) -> bool:
         """Words, also in camel case: letters whose case changes no more often than words do."""
         return self._LETTERS.fullmatch(value) is not None and 4 * len(self._HUMP.findall(value)) <= len(value)
+
+    def _is_label(self, value: str) -> bool:
+        """Words and numbers that are joined, as in paths and names of things: in no part do letters and digits take turns."""
+        return not any(self._TURNS.search(part) for part in self._PARTS.split(value))
 
     def _judge(self, found: re.Match[str], name: str, first: int) -> list[Match]:
         rule = self.rule
@@ -184,6 +229,9 @@ class AssignedSecret:
             ):
                 confidence = 0.55
         elif " " not in value and len(value) >= 10:
+            numeric = digits == len(value) and digits >= 15 and self._NUMERIC.search(name) is not None
+            if self._is_label(value) and not numeric:
+                return []
             is_hex = len(value) >= 16 and all(c in "0123456789abcdefABCDEF-" for c in value)
             if is_hex and digits and bits > 2.6:
                 confidence = 0.65
@@ -196,6 +244,7 @@ class AssignedSecret:
             not confidence
             or self._CODE.search(value)
             or not not_placeholder(value)
+            or self._ISSUED.match(value)
             or (self._UUID.match(value) and "secret" not in name.lower())
         ):
             return []

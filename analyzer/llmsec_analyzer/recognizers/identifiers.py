@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import ipaddress
@@ -97,6 +98,8 @@ def domain_is_public(name: str) -> bool:
 def email(value: str) -> bool:
     """RFC 5321's lengths, no dots where none may be, and a domain under a public suffix."""
     local, _, domain = value.rpartition("@")
+    if local == "git":  # the address of a repository over SSH
+        return False
     if not local or len(local) > 64 or len(domain) > 253 or ".." in value or local.startswith(".") or local.endswith("."):
         return False
     labels = domain.split(".")
@@ -123,16 +126,26 @@ def url(value: str) -> bool:
     return "." in host or host == "localhost"
 
 
+def public_host(value: str) -> bool:
+    """A web address under a public suffix: neither an IP address nor a name of one's own network."""
+    host = value.split("://", 1)[1].split("/", 1)[0].split("?", 1)[0].rpartition("@")[2].split(":", 1)[0]
+    return not host.rpartition(".")[2].isdigit() and domain_is_public(host)
+
+
 def public_ip(value: str) -> bool:
-    """Loopback, masks, broadcast and the unspecified address say nothing about anyone."""
-    address = ipaddress.ip_address(value)
-    octets = value.split(".")
-    return not (address.is_loopback or address.is_unspecified or octets[0] in ("0", "255") or octets[1:] == ["0", "0", "0"])
+    """Loopback, masks, broadcast and the unspecified address say nothing about anyone. A network is `address/bits`."""
+    host, _, bits = value.partition("/")
+    address = ipaddress.ip_address(host)
+    octets = host.split(".")
+    if address.is_loopback or address.is_unspecified or octets[0] in ("0", "255"):
+        return False
+    return bool(bits) or octets[1:] != ["0", "0", "0"]
 
 
 def ipv6(value: str) -> bool:
     if value.count(":") < 2:
         return False
+    value = value.partition("/")[0]
     try:
         address = ipaddress.IPv6Address(value)
     except ValueError:
@@ -142,7 +155,15 @@ def ipv6(value: str) -> bool:
 
 def mac(value: str) -> bool:
     digits = re.sub("[^0-9a-f]", "", value.lower())
-    return len(digits) == 12 and len(set(digits)) > 1
+    return len(digits) in (12, 16) and len(set(digits)) > 1
+
+
+def card_test_range(value: str) -> bool | str:
+    """Payment providers take the numbers of their manuals from ranges that no bank gives out."""
+    digits = "".join(char for char in value if char.isdigit())
+    if digits.startswith("400000") and len(digits) == 16:
+        return "a number of a range for tests, which no bank gives out"
+    return True
 
 
 def card_not_repeated(value: str) -> bool:
@@ -157,6 +178,20 @@ def iban(value: str) -> bool:
 
 def bitcoin(value: str) -> bool:
     return bool(importlib.import_module("stdnum.bitcoin").is_valid(value))
+
+
+_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+
+
+def base58_checksum(value: str) -> bool:
+    """A byte for the network, 20 bytes and the first four of their double SHA-256: Litecoin, Dogecoin, Dash, Tron."""
+    number = 0
+    for char in value:
+        number = number * 58 + _BASE58.index(char)
+    if number >= 1 << 200:
+        return False
+    raw = number.to_bytes(25, "big")
+    return hashlib.sha256(hashlib.sha256(raw[:-4]).digest()).digest()[:4] == raw[-4:]
 
 
 def phone_length(value: str) -> bool:
@@ -176,6 +211,17 @@ def phone(value: str) -> bool:
     except phonenumbers.NumberParseException:
         return False
     return phonenumbers.is_possible_number(number)
+
+
+def phone_national(value: str) -> bool:
+    """9 to 11 digits with an area code, in groups that do not count up (`01 02 03 04 05`), and no year in them that makes it a date."""
+    digits = "".join(char for char in value if char.isdigit())
+    groups = re.findall(r"[0-9]+", value)
+    if not 9 <= len(digits) <= 11 or len(set(digits)) < 4:
+        return False
+    if groups == sorted(groups) and len(groups) > 3:
+        return False
+    return len(groups) > 4 or not all(re.fullmatch(r"(?:19|20)[0-9]{2}|[0-3]?[0-9]", group) for group in groups)
 
 
 def not_date(value: str) -> bool:
@@ -198,6 +244,10 @@ def de_tax_id(value: str) -> bool:
     if len(digits) != 11 or digits[0] == "0":
         return False
     return len(set(digits[:10])) < 10
+
+
+def es_nif(value: str) -> bool:
+    return bool(importlib.import_module("stdnum.es.nif").is_valid(value.replace(".", "")))
 
 
 def cn_resident_id(value: str) -> bool:
@@ -232,6 +282,10 @@ _OWN: dict[str, Validator] = {
     "ipv6": ipv6,
     "mac": mac,
     "card_not_repeated": card_not_repeated,
+    "card_test_range": card_test_range,
+    "base58_checksum": base58_checksum,
+    "phone_national": phone_national,
+    "public_host": public_host,
     "iban": iban,
     "bitcoin": bitcoin,
     "phone": phone,
@@ -240,6 +294,7 @@ _OWN: dict[str, Validator] = {
     "not_ip": not_ip,
     "document_length": document_length,
     "de_tax_id": de_tax_id,
+    "es_nif": es_nif,
     "cn_resident_id": cn_resident_id,
     "in_pan": in_pan,
     "sg_nric": sg_nric,

@@ -36,15 +36,15 @@ _NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012
 _IBAN_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-")
 _TOKEN_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+/=_-.")
 _TAG_CHARS = frozenset(map(chr, range(0xE0000, 0xE0080)))
-RUNS: Final[dict[str, tuple[frozenset[str], int, int]]] = {
-    # class: the characters of a run, its longest length, margin on either side
-    "digits": (_NUMBER_CHARS, MAX_RUN, MARGIN),
-    "at": (_EMAIL_CHARS | _LETTERS, 320, 1),
-    "hex_colon": (_HEX_CHARS, 64, 1),
-    "dotted_name": (_NAME_CHARS, 256, 8),
-    "iban": (_IBAN_CHARS, 48, 44),
-    "long_token": (_TOKEN_CHARS, 512, 40),
-    "tags": (_TAG_CHARS, 8192, 0),
+RUNS: Final[dict[str, tuple[frozenset[str], int, int, int]]] = {
+    # class: the characters of a run, its longest length, what is looked at before and after it
+    "digits": (_NUMBER_CHARS, MAX_RUN, MARGIN, MARGIN),
+    "at": (_EMAIL_CHARS | _LETTERS, 320, 40, 1),
+    "hex_colon": (_HEX_CHARS, 64, 1, 16),
+    "dotted_name": (_NAME_CHARS, 256, 8, 8),
+    "iban": (_IBAN_CHARS, 48, 44, 44),
+    "long_token": (_TOKEN_CHARS, 512, 40, 40),
+    "tags": (_TAG_CHARS, 8192, 0, 0),
 }
 
 
@@ -56,8 +56,8 @@ class RunRecognizer:
 
     def __init__(self, trigger: str, rules: Sequence[Rule], trusted: frozenset[str], timeouts: Counter[str]) -> None:
         self.trigger = trigger
-        self._chars, self._longest, self._margin = RUNS[trigger]
-        self.reach = self._longest + self._margin + 1
+        self._chars, self._longest, self._before, self._after = RUNS[trigger]
+        self.reach = self._longest + self._before + 1
         self._rules = [_RunRule(rule, timeouts, trusted=rule.id in trusted) for rule in rules]
         always = [rule for rule in self._rules if not (rule.rule.context and rule.rule.context_needed)]
         most = max((rule.rule.digits for rule in always), default=0)
@@ -87,15 +87,15 @@ class RunRecognizer:
         if not view.closed:
             if not ended:
                 return view.end + 1
-            newline = text.find("\n", last, last + self._margin)
-            if size < last + self._margin and newline < 0:
-                return base + last + self._margin
+            newline = text.find("\n", last, last + self._after)
+            if size < last + self._after and newline < 0:
+                return base + last + self._after
         view.done_until[self] = base + last
         return self._judge_run(view, base + first, base + last)
 
     def _judge_run(self, view: View, first: int, last: int) -> list[Match]:
-        left = max(view.base, first - self._margin)
-        window = view.slice(left, last + self._margin)
+        left = max(view.base, first - self._before)
+        window = view.slice(left, last + self._after)
         cut = window.find("\n", last - left)
         if cut >= 0:
             window = window[:cut]
@@ -149,6 +149,8 @@ class _RunRule:
                 if match.start() >= last:
                     break
                 start, end = match.span(self._value)
+                if start < 0:
+                    continue  # the pattern names it as something else, so that nothing inside is taken for the value
                 value = window[start:end]
                 if rule.min_entropy is not None and entropy(value) < rule.min_entropy:
                     continue

@@ -100,7 +100,8 @@ _DOCUMENTED = {
     "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw==": "Cosmos DB emulator's well-known key",
 }
 _PLACEHOLDER = re.compile(
-    r"(?i)example|xxxx|\*{3}|\.{3}|<[a-z_ -]+>|your[_-]|placeholder|redacted|changeme|dummy|not[_-]?a[_-]?real|insert[_-]|todo|deadbeef"
+    r"(?i)example|xxxx|\*{3}|\.{3}|<[a-z_ -]+>|your[_-]|placeholder|redacted|change[_-]?(?:me|this)|replace[_-]?(?:me|this|with)|dummy|not[_-]?a[_-]?real|not[_-]the|insert[_-]|todo|deadbeef"
+    r"|(?:secret|password|token|key)[_-]?(?:here|goes)|my[_-](?:secret|password|api|token|key)|foobar"
     r"|0123456789abcdef0123|abcdefghij(?:klmnop)?|1234567890123|(.)\1{7}"
 )
 
@@ -110,18 +111,29 @@ def documented(value: str) -> bool | str:
     known = _DOCUMENTED.get(value)
     if known is not None:
         return f"an example key printed in public documentation ({known})"
+    if len(set(value)) < 7:
+        return False  # `AKIAXXXXXXXXXXXXXXXX`
     if "EXAMPLE" in value:
         return "an example key: it says so itself"
     return True
 
 
+_WORD_FOR_SECRET = r"(?:pass(?:word|wd|phrase)?|pwd|secret|token|(?:api[-_]?)?key|credentials?)"  # noqa: S105 - a pattern
+# The word for a secret where a secret would stand, also behind the word for a user.
+_WORD_ONLY = re.compile(
+    rf"(?i)(?:(?:my|the|some|test|fake|sample|default|demo|new|old|super|admin|root|db|user(?:name)?|login|me|you|name)[-_.: ]?)?{_WORD_FOR_SECRET}"
+)
+
+
 def not_placeholder(value: str) -> bool:
-    return _PLACEHOLDER.search(value) is None
+    return _PLACEHOLDER.search(value) is None and _WORD_ONLY.fullmatch(value) is None
 
 
-def not_template(value: str) -> bool:
-    """No variable or placeholder where the password stands."""
+def not_template(value: str) -> bool | str:
+    """No variable or placeholder where the password stands; the word for one is information."""
     password = value.rsplit("@", 1)[0].rpartition(":")[2]
+    if _WORD_ONLY.fullmatch(password):
+        return "the word for a password stands where one would"
     return bool(password) and re.search(r"^[<\[{$%*]|^x+$|^\.+$|^\*+$|\$\{|\{\{", password) is None
 
 
