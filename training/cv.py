@@ -14,7 +14,16 @@ import numpy as np
 from fit import Data, fit_rows, pooled
 
 FOLDS = 6
-SETTINGS = {"iterations": 50, "decay": 0.05, "source_power": 0.5, "full_trust": 5, "trust_power": 1, "mentions": 3.0, "programs": 0.25}
+SETTINGS = {
+    "iterations": 50,
+    "decay": 0.05,
+    "source_power": 0.5,
+    "full_trust": 5,
+    "trust_power": 1,
+    "mentions": 3.0,
+    "programs": 0.25,
+    "languages": 0.4,
+}
 FALSE_ALARMS = 0.01
 
 

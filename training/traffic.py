@@ -11,24 +11,24 @@ import base64
 import gzip
 import json
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from llmsec_analyzer.judge.exchange_parts import text_parts
+from llmsec_analyzer.judge.exchange_parts import TextPart, operator_text, text_parts
 from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.model import Exchange
 from llmsec_tap.pipeline import Pipeline
 from llmsec_tap.wire.flow import Flow
 
 # Hop-by-hop headers, and what no longer agrees with the recorded body.
-_LEFT_OUT = frozenset(
-    ("connection", "keep-alive", "proxy-connection", "transfer-encoding", "content-length", "content-encoding", "expect")
-)
+_LEFT_OUT = frozenset(("connection", "keep-alive", "proxy-connection", "transfer-encoding", "content-length", "content-encoding", "expect"))
 # Tests of guardrails send attacks: they are attacks, whoever recorded them.
 SUSPICIOUS = re.compile(r"ignore (all|any|your|the|previous|prior)|jailbreak|prompt injection|system prompt|reveal your", re.IGNORECASE)
 _KEY = bytes(32)
+_OTHERS = frozenset(("system", "developer", "assistant", "model", "tool_call"))
 
 
 def exchanges(recorded: Path) -> Iterator[tuple[dict[str, Any], Exchange]]:
@@ -48,6 +48,12 @@ def exchanges(recorded: Path) -> Iterator[tuple[dict[str, Any], Exchange]]:
                 yield row, exchange
 
 
+def held_out(share: str) -> Callable[[str], bool]:
+    """Whether a repository is of the part of them that is left out: `0/4` leaves out about a fourth."""
+    part, parts = map(int, share.split("/"))
+    return lambda repository: zlib.crc32(repository.encode()) % parts == part
+
+
 def rows(recorded: Path) -> Iterator[dict[str, Any]]:
     """Training rows: every text once for a repository and role, label 0."""
     seen: set[tuple[str, str, str]] = set()
@@ -57,10 +63,29 @@ def rows(recorded: Path) -> Iterator[dict[str, Any]]:
             if not part.is_request or part.role in ("assistant", "tool_call") or key in seen or SUSPICIOUS.search(part.text):
                 continue
             seen.add(key)
-            yield {
-                "id": f"traffic:{len(seen)}", "text": part.text, "label": 0, "category": f"traffic_{part.kind}", "role": part.role,
-                "lang": "", "source": f"traffic {recording['source_repo']}", "license": recording["license"], "set": "traffic",
-            }  # fmt: skip
+            yield _row(f"traffic:{len(seen)}", part, recording)
+
+
+def pairs(recorded: Path) -> Iterator[dict[str, Any]]:
+    """The same texts with the system prompt and the tools that they came under (`system`), where there are any."""
+    seen: set[tuple[str, str, str, str]] = set()
+    for recording, exchange in exchanges(recorded):
+        parts = list(text_parts(exchange))
+        system = operator_text(parts)
+        for part in parts if system else ():
+            key = (recording["source_repo"], part.role, part.text, system)
+            if not part.is_request or part.kind == "tool_definition" or part.role in _OTHERS or key in seen or SUSPICIOUS.search(part.text):
+                continue
+            seen.add(key)
+            row = _row(f"traffic pair:{len(seen)}", part, recording)
+            yield {**row, "system": system, "family": f"{row['source']}/{part.kind}"}
+
+
+def _row(number: str, part: TextPart, recording: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": number, "text": part.text, "label": 0, "category": f"traffic_{part.kind}", "role": part.role, "lang": "",
+        "source": f"traffic {recording['source_repo']}", "license": recording["license"], "set": "traffic",
+    }  # fmt: skip
 
 
 def _request(row: dict[str, Any]) -> bytes:

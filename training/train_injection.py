@@ -19,6 +19,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # sums in one order
 
 import numpy as np
+import traffic
 from cv import SETTINGS, auc, held_out
 from extract import extract
 from fit import Data, fit_rows
@@ -27,7 +28,7 @@ from scipy.optimize import minimize
 from llmsec_analyzer.injection.weights import ModelFile, write_model
 
 # On sources unlike those of training more than the held-out share is flagged: three quarters of a hundredth, so that it stays at one.
-FALSE_ALARMS = 0.0075
+FALSE_ALARMS = {"strict": 0.03, "balanced": 0.0075, "permissive": 0.001}
 SYSTEM_OFFSET = 1.5
 
 
@@ -49,30 +50,36 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--features", type=Path, help="features made before by extract.py, to save time")
+    parser.add_argument("--traffic", type=Path, help="recorded exchanges (traffic.py), whose texts are harmless")
     parser.add_argument("--no-share-alike", action="store_true", help="leave rows under share-alike licences out of training")
     parser.add_argument("--scores", type=Path, help="write held-out scores here, one JSON object a line")
+    parser.add_argument("--without", metavar="FOLD/FOLDS", help="leave out that part of the repositories of recorded traffic")
     given = parser.parse_args()
     settings = {**SETTINGS, "no_share_alike": given.no_share_alike}
     with tempfile.TemporaryDirectory() as scratch:
         features = given.features or Path(scratch) / "features.npz"
         if given.features is None:
-            extract(given.data, features)
+            extract(given.data, features, given.traffic)
         data = Data(features, settings)
+    trained = data.sets != "harmful_requests"
+    if given.without:
+        left_out = traffic.held_out(given.without)
+        trained &= np.array([not (source.startswith("traffic ") and left_out(source[8:])) for source in data.sources])
     main_set = data.sets == "injection"
     logits, _ = held_out(data, settings)
     negative = np.sort(logits[main_set & (data.labels == 0)])[::-1]
-    line = float(negative[int(FALSE_ALARMS * len(negative))])
     slope, intercept = calibration(logits[main_set], data.labels[main_set].astype(float))
-    weights, bias = fit_rows(data, data.sets != "harmful_requests", settings)
+    weights, bias = fit_rows(data, trained, settings)
     weights = (weights * data.scale).astype(np.float16).astype(np.float32)  # half precision: half the file once packed, same order
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode() + weights.tobytes()).hexdigest()[:12]
-    threshold = 1 / (1 + np.exp(-(slope * line + intercept)))
+    lines = {profile: float(negative[int(share * len(negative))]) for profile, share in FALSE_ALARMS.items()}
+    thresholds = {profile: float(1 / (1 + np.exp(-(slope * line + intercept)))) for profile, line in lines.items()}
     write_model(
         given.out,
         ModelFile(
             weights=weights,
             bias=bias,
-            threshold=float(threshold),
+            **thresholds,
             slope=slope,
             intercept=intercept,
             system_offset=SYSTEM_OFFSET,
@@ -84,12 +91,12 @@ def main() -> None:
         json.dumps(
             {
                 "version": digest,
-                "threshold": round(float(threshold), 4),
+                "thresholds": {profile: round(threshold, 4) for profile, threshold in thresholds.items()},
                 "slope": round(slope, 4),
                 "intercept": round(intercept, 4),
                 "held_out_auc": round(auc(positive, negative), 4),
-                "held_out_recall": round(float((positive > line).mean()), 4),
-                "mentions_flagged": round(float((logits[data.sets == "mentions"] > line).mean()), 4),
+                "held_out_recall": round(float((positive > lines["balanced"]).mean()), 4),
+                "mentions_flagged": round(float((logits[data.sets == "mentions"] > lines["balanced"]).mean()), 4),
                 "bytes": given.out.stat().st_size,
             }
         )

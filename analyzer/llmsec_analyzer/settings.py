@@ -59,9 +59,13 @@ class NamedPattern(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fie
     severity: Annotated[Severity, key("severity of its findings")] = "medium"
 
 
+Profile = Literal["strict", "balanced", "permissive"]
+
+
 class InjectionSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     enabled: Annotated[bool, key("look for prompt injection")] = True
     model: Annotated[ModelSettings, key("the classifier")] = ModelSettings()
+    context: Annotated[bool, key("judge a text together with the system prompt it came under")] = True
     patterns: Annotated[tuple[NamedPattern, ...], key("patterns that alarm by themselves, beside the model")] = ()
 
 
@@ -158,6 +162,7 @@ class RateSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fie
 
 class DetectionSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     enabled: Annotated[bool, key("look for anything at all; false leaves `risk_score` null", env="LLMSEC_SECURITY_ENABLED")] = True
+    profile: Annotated[Profile, key("how much is found, at how many false alarms (docs/detection.md has both by profile)")] = "balanced"
     prompt_injection: Annotated[InjectionSettings, key("prompt injection and jailbreaks")] = InjectionSettings()
     pii_detection: Annotated[PIISettings, key("personal data")] = PIISettings()
     secret_detection: Annotated[SecretSettings, key("credentials")] = SecretSettings()

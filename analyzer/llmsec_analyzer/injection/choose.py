@@ -10,7 +10,7 @@ import msgspec
 from llmsec_analyzer.injection.classifier import Classifier
 from llmsec_analyzer.injection.model import InjectionModel, Verdict
 from llmsec_analyzer.injection.prepare import Preparer
-from llmsec_analyzer.settings import ModelSettings
+from llmsec_analyzer.settings import ModelSettings, Profile
 from llmsec_tap.errors import ConfigError
 
 # Of ours, on the slowest machine that we know of.
@@ -19,21 +19,27 @@ _OURS: Final = "built-in"
 
 
 class Model(Protocol):
-    threshold: float
     version: str
 
     def judge(self, text: str, role: str = "user") -> Verdict: ...
 
+    def heaviest(self, text: str) -> list[str]: ...
+
 
 class Chosen(NamedTuple):
-    """`threshold`: the score from which a text counts. `chars_per_s`: about how fast it is on one core."""
+    """`threshold`: the score from which a text counts; `sure`: from which it counts without a sign, and with one is grave.
+
+    `chars_per_s`: about how fast it is on one core. `ours`: whether the shipped form is in it, which judges a text under its prompt too.
+    """
 
     model: Model
     threshold: float
+    sure: float
     chars_per_s: float
+    ours: bool
 
 
-def choose_model(settings: ModelSettings, preparer: Preparer, *, runtime: str = "auto") -> Chosen:
+def choose_model(settings: ModelSettings, preparer: Preparer, *, profile: Profile = "balanced", runtime: str = "auto") -> Chosen:
     """Load it. Raises ConfigError for files that are not there, or are no model."""
     path = Path(settings.path) if settings.path is not None else None
     wanted = settings.confidence_threshold
@@ -44,20 +50,25 @@ def choose_model(settings: ModelSettings, preparer: Preparer, *, runtime: str = 
                 "docs/detection.md says which fit",
             )
         ours = InjectionModel(preparer, path, runtime=runtime)
-        return Chosen(ours, ours.threshold if wanted is None else wanted, _OUR_CHARS_PER_S)
+        threshold, sure = ours.lines(profile)
+        return Chosen(ours, threshold if wanted is None else wanted, sure, _OUR_CHARS_PER_S, ours=True)
     classifier = Classifier(path, preparer, settings)
     if wanted is not None:
         classifier.threshold = wanted
     if not settings.second_opinion:
-        return Chosen(classifier, classifier.threshold, classifier.chars_per_s)
-    both = TwoOpinions(classifier, InjectionModel(preparer, runtime=runtime), preparer)
-    return Chosen(both, both.threshold, 1 / (1 / classifier.chars_per_s + 1 / _OUR_CHARS_PER_S))
+        return Chosen(classifier, classifier.threshold, classifier.threshold, classifier.chars_per_s, ours=False)
+    ours = InjectionModel(preparer, runtime=runtime)
+    threshold, sure = ours.lines(profile)
+    both = TwoOpinions(classifier, ours, preparer, threshold)
+    return Chosen(both, both.threshold, relative(sure, threshold), 1 / (1 / classifier.chars_per_s + 1 / _OUR_CHARS_PER_S), ours=False)
 
 
 class TwoOpinions:
     """A text counts where one of the two says so. The score is that of the surer one, on a scale where each one's own threshold is a half."""
 
-    def __init__(self, classifier: Classifier, ours: InjectionModel, preparer: Preparer) -> None:
+    def __init__(self, classifier: Classifier, ours: InjectionModel, preparer: Preparer, threshold: float) -> None:
+        """`threshold`: of ours."""
+        self._our_threshold = threshold
         self._classifier = classifier
         self._ours = ours
         self._preparer = preparer
@@ -67,10 +78,13 @@ class TwoOpinions:
     def judge(self, text: str, role: str = "user") -> Verdict:
         prepared = self._preparer.prepare(text, role)
         theirs, ours = self._classifier.verdict(prepared, role), self._ours.verdict(prepared, role)
-        scores = relative(theirs.score, self._classifier.threshold), relative(ours.score, self._ours.threshold)
+        scores = relative(theirs.score, self._classifier.threshold), relative(ours.score, self._our_threshold)
         opinions = ((self._classifier.version, round(theirs.score, 4)), (_OURS, round(ours.score, 4)))
         surer = theirs if scores[0] >= scores[1] else ours
         return msgspec.structs.replace(surer, score=max(scores), opinions=opinions, complete=theirs.complete and ours.complete)
+
+    def heaviest(self, text: str) -> list[str]:
+        return self._ours.heaviest(text)
 
 
 def relative(score: float, threshold: float) -> float:

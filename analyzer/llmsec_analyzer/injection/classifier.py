@@ -122,6 +122,9 @@ class Classifier:
     def judge(self, text: str, role: str = "user") -> Verdict:
         return self.verdict(self._preparer.prepare(text, role), role)
 
+    def heaviest(self, text: str) -> list[str]:
+        return []
+
     def verdict(self, prepared: Prepared, role: str) -> Verdict:
         text = prepared.normalised.text
         windows, is_whole = self._windows(text)

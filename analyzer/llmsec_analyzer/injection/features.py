@@ -69,7 +69,6 @@ class _Wordbook(dict[str, int]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._stems = lexicon()[0]
         self._classes = word_classes()
         self._room(1 << 14)
 
@@ -92,7 +91,7 @@ class _Wordbook(dict[str, int]):
         self.hashes[0, number] = zlib.crc32(word.encode("utf-8", "surrogatepass"))
         kind = self._classes.get(token)
         self.hashes[1, number] = zlib.crc32(b"kind %d" % kind if kind is not None else _shape(token).encode("utf-8", "surrogatepass"))
-        self.concepts[number] = _concept_of(token, self._stems) if len(token) > 1 else 0
+        self.concepts[number] = concept_of(token)
         return number
 
 
@@ -197,6 +196,21 @@ class Extractor:
                 return found
             block += STEP // _BLOCK
 
+    def phrases(self, text: str) -> list[tuple[str, int]]:
+        """The words of a short text, one to three in a row, each with its place in the table. Of words that are in no list, nothing is said."""
+        lowered = text[:UNCUT].lower()
+        tokens = _TOKEN.findall(_ADDRESS.sub(_one_word, lowered))
+        numbers = np.fromiter(map(self._words.__getitem__, tokens), np.int64, len(tokens))
+        one = self._words.hashes[:1, numbers]
+        known = [token if token in word_classes() or concept_of(token) or not token.isalnum() else "" for token in tokens]
+        found: list[tuple[str, int]] = []
+        for size, ids in zip((1, 2, 3), _rows(one), strict=True):
+            for at, number in enumerate(ids.tolist()):
+                row = known[at : at + size]
+                if all(row) and any(map(str.isalpha, row)):
+                    found.append((" ".join(row), number))
+        return found
+
 
 def _one_word(found: re.Match[str]) -> str:
     return (_URL if found["u"] else _MAIL) + " " * (found.end() - found.start() - 1)
@@ -225,14 +239,24 @@ def _word_at(place: int, cuts: list[int], firsts: list[int]) -> int:
 
 def _in_a_row(one: Any) -> Any:
     """Ids of one, two and three in a row, each by the number of the first, behind one another; a row of words, one of their kinds."""
-    two = one[:, :-1] * _A
-    two += one[:, 1:] * _B
-    three = two[:, :-1] * _C
-    three += one[:, 2:] * _D
+    two, three = _twos_and_threes(one)
     every = np.concatenate((one, two, three), axis=1)
     every >>= _SHIFTS
     every += _STARTS
     return every
+
+
+def _twos_and_threes(one: Any) -> tuple[Any, Any]:
+    two = one[:, :-1] * _A
+    two += one[:, 1:] * _B
+    three = two[:, :-1] * _C
+    three += one[:, 2:] * _D
+    return two, three
+
+
+def _rows(one: Any) -> list[Any]:
+    """Ids of one, two and three words in a row, apart."""
+    return [(grams[0] >> _SHIFTS[0, 0]) + _STARTS[0, 0] for grams in (one, *_twos_and_threes(one))]
 
 
 def _part(grams: Any, words: int, first: int, last: int) -> tuple[Any, ...]:
@@ -340,11 +364,34 @@ def word_classes() -> dict[str, int]:
     return {word: number for number, line in enumerate(lines) if not line.startswith("#") for word in line.split()}
 
 
+@lru_cache(maxsize=1)
+def lexicon_names() -> list[str]:
+    """The names of the concepts; their numbers begin with 1."""
+    lines = (Path(__file__).parent / "lexicon.txt").read_text(encoding="utf-8").splitlines()
+    return [line.partition(":")[0] for line in lines if line and not line.startswith("#")]
+
+
+def concept_pieces(lowered: str) -> frozenset[int]:
+    """The concepts of phrases and of words in scripts without spaces that stand anywhere in a text."""
+    finder, meaning = _pieces_finder()
+    return frozenset(meaning[number] for number, _, _ in finder.find_matches_as_indexes(lowered))
+
+
+@lru_cache(maxsize=1)
+def _pieces_finder() -> tuple[Any, list[int]]:
+    import ahocorasick_rs  # noqa: PLC0415
+
+    pieces = lexicon()[1]
+    return ahocorasick_rs.AhoCorasick(list(pieces)), list(pieces.values())
+
+
 _SHORT_STEMS = 5
 
 
-def _concept_of(word: str, stems: dict[str, int]) -> int:
-    """The concept of the longest stem that the word begins with; short stems must be the whole word, give or take two letters."""
+@lru_cache(maxsize=8192)
+def concept_of(word: str) -> int:
+    """The concept of the longest stem that the word begins with, or 0; short stems must be the whole word, give or take two letters."""
+    stems = lexicon()[0]
     for size in range(min(len(word), 14), 1, -1):
         found = stems.get(word[:size])
         if found is not None and (size >= _SHORT_STEMS or len(word) - size <= (2 if size >= 4 else 0)):

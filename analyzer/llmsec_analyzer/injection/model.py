@@ -17,8 +17,10 @@ import numpy as np
 from llmsec_analyzer.injection.features import SIZE
 from llmsec_analyzer.injection.prepare import Prepared, Preparer
 from llmsec_analyzer.injection.weights import ModelFile, read_model
+from llmsec_analyzer.settings import Profile
 from llmsec_tap.errors import ConfigError
 
+_PHRASES = 4
 DEFAULT_MODEL = Path(__file__).parent / "injection.onnx"
 
 
@@ -35,14 +37,13 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class InjectionModel:
-    """`judge(text, role)`. `threshold` is the calibrated score fixed in training for one false alarm in a hundred texts."""
+    """`judge(text, role)`."""
 
     def __init__(self, preparer: Preparer, path: Path | None = None, *, runtime: str = "auto") -> None:
         self._preparer = preparer
         self.file: ModelFile = read_model(path or DEFAULT_MODEL)
         if self.file.size != SIZE:
             raise ConfigError(f"{path}: the model weighs {self.file.size:,} features, this version makes {SIZE:,}", "train it again")
-        self.threshold = self.file.threshold
         self.version = self.file.version
         self._session = self._open_session(path or DEFAULT_MODEL, runtime)
         self.runtime = "numpy" if self._session is None else "onnxruntime"
@@ -60,8 +61,24 @@ class InjectionModel:
         options.log_severity_level = 4
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
+    def lines(self, profile: Profile) -> tuple[float, float]:
+        """The score from which a text counts, and the one from which it is sure: fixed in training by their shares of false alarms."""
+        file = self.file
+        return {
+            "strict": (file.strict, file.balanced), "balanced": (file.balanced, file.permissive), "permissive": (file.permissive, file.permissive),
+        }[profile]  # fmt: skip
+
     def judge(self, text: str, role: str = "user") -> Verdict:
         return self.verdict(self._preparer.prepare(text, role), role)
+
+    def heaviest(self, text: str) -> list[str]:
+        """What of a text spoke most for an attack: up to four phrases, made of words that are in a list of ours and so give nothing away."""
+        weighed = [(float(self.file.weights[number]), phrase) for phrase, number in self._preparer.extractor.phrases(text)]
+        chosen: list[str] = []
+        for weight, phrase in sorted(weighed, reverse=True)[:40]:
+            if weight > 0 and not any(phrase in other or other in phrase for other in chosen) and len(chosen) < _PHRASES:
+                chosen.append(phrase)
+        return chosen
 
     def verdict(self, prepared: Prepared, role: str) -> Verdict:
         best, worst = prepared.windows[0], -math.inf

@@ -41,7 +41,7 @@ class Preparer:
 
     def __init__(self, evidence: list[Rule], trusted: frozenset[str] = frozenset(), engine: str = "auto") -> None:
         self._plan: Plan = make_plan(evidence, trusted=trusted, engine=engine)
-        self._extractor = Extractor()
+        self.extractor = Extractor()
 
     def prepare(self, text: str, role: str = "user") -> Prepared:
         size = len(text)
@@ -59,7 +59,7 @@ class Preparer:
         normalised = normalise(text)
         spots = [(match.start, match.end, match.rule.id) for match in scan_whole(self._plan, normalised.text, role).matches]
         marks = [f"undone:{kind}" for kind in normalised.kinds]
-        return Prepared(normalised, self._extractor.windows(normalised.text, role, marks, spots), size, scanned, len(text), ways)
+        return Prepared(normalised, self.extractor.windows(normalised.text, role, marks, spots), size, scanned, len(text), ways)
 
 
 def _gaps(size: int) -> list[tuple[int, int]]:

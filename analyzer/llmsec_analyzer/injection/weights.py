@@ -15,17 +15,23 @@ import numpy as np
 
 from llmsec_tap.errors import ConfigError
 
-FORMAT = "llmsec-injection-2"
+TEXTS = "llmsec-injection-3"
+PAIRS = "llmsec-context-1"
 
 
 class ModelFile(msgspec.Struct):
+    """`strict`, `balanced`, `permissive`: calibrated scores from which a text counts, by profile."""
+
     weights: Any
     bias: float
-    threshold: float
+    strict: float
+    balanced: float
+    permissive: float
     slope: float
     intercept: float
     system_offset: float
     version: str
+    form: str = TEXTS
 
     @property
     def size(self) -> int:
@@ -99,6 +105,9 @@ def _node(operator: str, inputs: list[str], output: str, attributes: bytes = b""
     return b"".join(_field(1, name) for name in inputs) + _field(2, output) + _field(3, output) + _field(4, operator) + attributes
 
 
+_NUMBERS = ("strict", "balanced", "permissive", "slope", "intercept", "system_offset")
+
+
 def write_model(path: Path, model: ModelFile) -> None:
     weights = np.ascontiguousarray(model.weights, dtype="<f4")
     keep = _field(5, _field(1, "keepdims") + _field(20, 2) + _field(3, 1))
@@ -115,12 +124,9 @@ def write_model(path: Path, model: ModelFile) -> None:
         + _field(12, _value("logit", _FLOAT, 1))
     )
     facts = {
-        "format": FORMAT,
+        "format": model.form,
         "version": model.version,
-        "threshold": repr(model.threshold),
-        "slope": repr(model.slope),
-        "intercept": repr(model.intercept),
-        "system_offset": repr(model.system_offset),
+        **{name: repr(getattr(model, name)) for name in _NUMBERS},
     }
     data = (
         _field(1, 8)
@@ -132,8 +138,8 @@ def write_model(path: Path, model: ModelFile) -> None:
     path.write_bytes(data)
 
 
-def read_model(path: Path) -> ModelFile:
-    """The weights and facts of a model file. ConfigError where it is not one of ours."""
+def read_model(path: Path, form: str = TEXTS) -> ModelFile:
+    """The weights and facts of a model file. ConfigError where it is not one of ours, or of another form."""
     try:
         data = path.read_bytes()
     except OSError as fault:
@@ -150,14 +156,14 @@ def read_model(path: Path) -> ModelFile:
                     if inner == 5 and isinstance(content, bytes):
                         fields = dict(_fields(content))
                         tensors[_text(fields[8])] = fields[9]  # type: ignore[assignment]
-        if facts.get("format") != FORMAT:
+        if facts.get("format") != form:
             raise ValueError  # noqa: TRY301 - like any other damage
         weights = np.frombuffer(tensors["weights"], dtype="<f4")
         bias = struct.unpack("<f", tensors["bias"])[0]
-        numbers = {name: float(facts[name]) for name in ("threshold", "slope", "intercept", "system_offset")}
-        return ModelFile(weights=weights, bias=bias, version=facts["version"], **numbers)
+        numbers = {name: float(facts[name]) for name in _NUMBERS}
+        return ModelFile(weights=weights, bias=bias, version=facts["version"], form=form, **numbers)
     except (ValueError, KeyError, IndexError, struct.error, UnicodeDecodeError, TypeError):
-        raise ConfigError(f"{path}: not a model of this program (format {FORMAT})", "it may be cut; install or train it again") from None
+        raise ConfigError(f"{path}: not a model of this program (format {form})", "it may be cut; install or train it again") from None
 
 
 def _text(value: int | bytes) -> str:

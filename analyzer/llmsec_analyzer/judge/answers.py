@@ -106,3 +106,17 @@ def _shingles(prompt: str) -> frozenset[int]:
     if len(words) < LEAK_WORDS:
         return frozenset()
     return frozenset(hash(tuple(words[at : at + _SHINGLE])) for at in range(len(words) - _SHINGLE + 1))
+
+
+# Addresses and other words that nobody says twice by chance: with a dot, an at or a slash inside, or letters and digits mixed.
+_TELLING = re.compile(r"[^\s\"'<>()\[\]{},;]{6,200}")
+
+
+def followed(injected: str, trusted: str, answer: str) -> tuple[int, int] | None:
+    """Where an answer takes up an address or another telling word of an injected order that nobody trusted has said."""
+    for found in _TELLING.finditer(injected[:4_000]):
+        word = found[0].rstrip(".:!?")
+        telling = any(mark in word[1:-1] for mark in ".@/") or (any(map(str.isdigit, word)) and any(map(str.isalpha, word)))
+        if telling and len(word) >= 6 and word not in trusted and (at := answer.find(word)) >= 0:
+            return at, at + len(word)
+    return None

@@ -12,10 +12,10 @@ import msgspec
 from llmsec_analyzer.engine.excess import MAX_FINDINGS, Excess, Mask, severest
 from llmsec_analyzer.engine.recognizer_api import Match
 from llmsec_analyzer.engine.stream import StreamScanner, scan_whole
-from llmsec_analyzer.judge.answers import AnswerSoFar, is_consent, is_of_prompt, is_refusal, leaked
+from llmsec_analyzer.judge.answers import AnswerSoFar, followed, is_consent, is_of_prompt, is_refusal, leaked
 from llmsec_analyzer.judge.budget import FULL, WITHOUT_MODEL, Budget
-from llmsec_analyzer.judge.exchange_parts import Place, Report, TextPart
-from llmsec_analyzer.judge.scanner import OWN_ROLES, Neighbours, Scanner, TextResult, make_finding, preview
+from llmsec_analyzer.judge.exchange_parts import Place, Report, TextPart, operator_text
+from llmsec_analyzer.judge.scanner import FOREIGN_ROLES, OPERATOR_ROLES, OWN_ROLES, Neighbours, Scanner, TextResult, make_finding, preview
 from llmsec_analyzer.judge.tool_policy import ToolPolicies
 from llmsec_analyzer.risk import rank, risk
 from llmsec_tap.model import Finding
@@ -26,8 +26,8 @@ CACHE_TEXTS = 4096
 _CACHED_FINDINGS = 100
 # What the slowest machine that we know of does: by them a text is told to fit a time limit before it is begun.
 _PATTERN_CHARS_PER_S = 4_000_000
+_VERDICTS = ("injection.model", "injection.context")
 _PARTS_OF_ANSWER = ("reasoning", "text", "refusal")  # in the order of a record
-_OPERATOR_ROLES = ("system", "developer")
 
 
 class AnswerStreams:
@@ -184,18 +184,23 @@ class ExchangeDetector:
         if lean:
             marks.append("detection_secrets_only")
         attacked = False
+        injected: list[str] = []
         request_prints: set[str] = set()
-        prompt = "\n".join(part.text for part in parts if part.is_request and part.role in _OPERATOR_ROLES)
+        prompt = "\n".join(part.text for part in parts if part.is_request and part.role in OPERATOR_ROLES)
+        system = operator_text(parts)
         for part in parts:
-            result = self._scan(exchange_id, part, streams, with_model=with_model, lean=lean)
+            result = self._scan(exchange_id, part, streams, system, with_model=with_model, lean=lean)
             if result.unscanned:
                 marks.append("detection_incomplete")
             fresh = result.findings
-            if result.verdict is not None and result.verdict.score >= self.scanner.threshold:
-                if prompt and part.role not in _OPERATOR_ROLES and is_of_prompt(prompt, part.text):
-                    fresh = [finding for finding in fresh if finding.rule_id != "injection.model"]
+            if result.verdict is not None:
+                if prompt and part.role not in OPERATOR_ROLES and is_of_prompt(prompt, part.text):
+                    fresh = [finding for finding in fresh if finding.rule_id not in _VERDICTS]
                 else:
-                    attacked = attacked or part.place.group in ("request.messages", "other_texts")
+                    grave = any(finding.rule_id in _VERDICTS and rank(finding.severity) >= rank("high") for finding in fresh)
+                    attacked = attacked or (grave and part.place.group in ("request.messages", "other_texts"))
+                    if part.role in FOREIGN_ROLES:
+                        injected += [part.text[f.location.start : f.location.end] for f in fresh if f.rule_id in _VERDICTS]
             if part.is_request:
                 request_prints.update(finding.fingerprint for finding in fresh)
             else:
@@ -203,10 +208,14 @@ class ExchangeDetector:
             gathered.add(fresh, str(part.place), result.excess)
             if part.kind == "tool_call" and part.is_answer:
                 gathered.add(self._sensitive_tool(exchange_id, part))
+        if injected:
+            gathered.add(self._followed(exchange_id, parts, injected))
         gathered.add(self._compared(exchange_id, parts, prompt, streams if with_model else None, attacked=attacked, with_model=with_model))
         return marks
 
-    def _scan(self, exchange_id: str, part: TextPart, streams: AnswerStreams | None, *, with_model: bool, lean: bool) -> TextResult:
+    def _scan(
+        self, exchange_id: str, part: TextPart, streams: AnswerStreams | None, system: str, *, with_model: bool, lean: bool
+    ) -> TextResult:
         stream = streams.saw(part) if streams is not None else None
         # Of the model's own words, reasoning and refusals are not judged. Its earlier turns are whatever the client says they were.
         judge = with_model and (part.is_request or part.kind not in ("reasoning", "refusal", "error"))
@@ -214,11 +223,17 @@ class ExchangeDetector:
         if stream is not None:
             stream.close()
             return self.scanner.result(stream, part.text, part=str(part.place), exchange_id=exchange_id, judge=judge)
-        key = blake2b(f"{role}\0{judge}{lean}\0{part.text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        if not judge or not part.is_request or part.kind == "tool_definition":
+            system = ""  # what the operator says itself, and what the model says, is judged for what it is
+        key = blake2b(
+            f"{role}\0{judge}{lean}\0{len(system)}\0{system}{part.text}".encode("utf-8", "surrogatepass"), digest_size=16
+        ).digest()
         kept = self._cache.get(key)
         if kept is None:
             stream = scan_whole(self.scanner.lean_plan if lean else self.scanner.plan, part.text, role)
-            result = self.scanner.result(stream, part.text, part=str(part.place), exchange_id=exchange_id, judge=judge, streamed=False)
+            result = self.scanner.result(
+                stream, part.text, system=system, part=str(part.place), exchange_id=exchange_id, judge=judge, streamed=False
+            )
             if len(result.findings) <= _CACHED_FINDINGS and result.excess is None:
                 self._cache[key] = result
             if len(self._cache) > CACHE_TEXTS:
@@ -227,6 +242,22 @@ class ExchangeDetector:
         self._cache.move_to_end(key)
         findings = [_moved(finding, exchange_id, str(part.place), self.scanner) for finding in kept.findings]
         return TextResult(findings, kept.injection_score, kept.unscanned, kept.verdict)
+
+    def _followed(self, exchange_id: str, parts: Sequence[TextPart], injected: Sequence[str]) -> list[Finding]:
+        trusted = "\n".join(
+            part.text for part in parts if part.is_request and (part.role not in FOREIGN_ROLES or part.kind == "tool_definition")
+        )
+        found: list[Finding] = []
+        for part in parts:
+            if part.is_answer and part.kind == "tool_call":
+                for order in injected:
+                    span = followed(order, trusted, part.text)
+                    if span is not None:
+                        found += self._plain(
+                            exchange_id, part, "output.injection_followed", *span, "named by what a tool or a document said"
+                        )
+                        break
+        return found
 
     # --- the answer against its request --------------------------------------------------------------------------------------
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 from urllib.parse import unquote_plus
 
 import msgspec
 
 from llmsec_analyzer.engine.excess import Mask
+from llmsec_analyzer.judge.scanner import OPERATOR_ROLES
 from llmsec_analyzer.risk import security_score, types_of
 from llmsec_tap.anomalies import UNREAD
 from llmsec_tap.model import AnomalyCount, Exchange, Finding, Message
@@ -54,6 +55,12 @@ class TextPart(msgspec.Struct, frozen=True):
         if self.place.group == "other_texts":
             return self.role != "assistant"
         return not self.is_answer and self.place.group != "response.error_message"
+
+
+def operator_text(parts: Sequence[TextPart]) -> str:
+    """What the operator says in a request: system prompts, and what the tools are for."""
+    prompt = [part.text for part in parts if part.is_request and part.role in OPERATOR_ROLES]
+    return "\n".join((*prompt, *(part.text for part in parts if part.kind == "tool_definition"))) if prompt else ""
 
 
 class Report(msgspec.Struct):

@@ -20,6 +20,7 @@ from llmsec_analyzer.engine.overlap import resolve
 from llmsec_analyzer.engine.recognizer_api import Match, Recognizer, View
 from llmsec_analyzer.engine.stream import Plan, StreamScanner, scan_whole
 from llmsec_analyzer.injection.choose import Model, choose_model
+from llmsec_analyzer.injection.context_model import ContextModel, PairVerdict
 from llmsec_analyzer.injection.hidden import hidden_secrets
 from llmsec_analyzer.injection.model import Verdict
 from llmsec_analyzer.injection.prepare import MAX_CHARS, Preparer
@@ -30,17 +31,20 @@ from llmsec_analyzer.recognizers.build import make_plan
 from llmsec_analyzer.recognizers.plugins import Plugins
 from llmsec_analyzer.recognizers.whole_text import WholeTextPatterns
 from llmsec_analyzer.rules.schema import INDIRECT, OBFUSCATED, Rule, taxonomy_of
-from llmsec_analyzer.settings import DetectionSettings
+from llmsec_analyzer.settings import DetectionSettings, Profile
 from llmsec_tap.model import Category, Finding, Location, Severity
 
 # Roles whose text is somebody else's: documents, tool results. An order in it is indirect injection.
+# Who speaks for the operator.
+OPERATOR_ROLES = frozenset(("system", "developer"))
 FOREIGN_ROLES = frozenset(("tool", "function", "document", "ipython", "tool_result"))
 # What the model itself says is not judged for injection.
 OWN_ROLES = frozenset(("assistant", "model", "ai", "tool_call"))
 _CONTEXT_SHOWN = 24
-# From here on a text without a sign counts. Of 164 findings of the model in 6,341 recorded exchanges, all of them false, 147 had none.
-_ALONE_FROM = 0.9
 _JAILBREAK_SIGNS = 2
+# Confidence from which a secret or personal data is grave, and from which it is more than information, by profile.
+_SURE_ENOUGH: dict[Profile, tuple[float, float]] = {"strict": (0.0, 0.0), "balanced": (0.6, 0.0), "permissive": (0.75, 0.75)}
+_DOES = {"F": "forbid something", "K": "keep something to itself", "O": "set a limit"}
 
 Fingerprint = Callable[[str], str]
 
@@ -85,11 +89,14 @@ class Scanner:
         )
         self._whole_text = WholeTextPatterns([(rule, literals(rule.pattern or "")) for rule in self.rules.whole_text], self.timeouts)
         self.model: Model | None = None
-        self.threshold, self.model_chars_per_s = 1.0, 1e9
+        self.context: ContextModel | None = None
+        self.threshold, self.sure, self.model_chars_per_s = 1.0, 1.0, 1e9
         wanted = settings.prompt_injection.model
         if settings.enabled and settings.prompt_injection.enabled and wanted.enabled:
             preparer = Preparer(self.rules.evidence, self.rules.trusted, engine)
-            self.model, self.threshold, self.model_chars_per_s = choose_model(wanted, preparer, runtime=model_runtime)
+            chosen = choose_model(wanted, preparer, profile=settings.profile, runtime=model_runtime)
+            self.model, self.threshold, self.sure, self.model_chars_per_s = chosen.model, chosen.threshold, chosen.sure, chosen.chars_per_s
+            self.context = ContextModel() if chosen.ours and settings.prompt_injection.context else None
         ours = places.detectors(settings.pii_detection, self.rules.by_id)
         self.plugins = Plugins(enabled=settings.plugins and settings.enabled, on_fault=self.count_fault, ours=ours)
 
@@ -111,17 +118,19 @@ class Scanner:
 
     # --- texts ----------------------------------------------------------------------------------------------------------
 
-    def scan(self, text: str, role: str = "user", *, part: str = "text", exchange_id: str = "", judge: bool = True) -> TextResult:
-        """One whole text."""
+    def scan(
+        self, text: str, role: str = "user", *, system: str = "", part: str = "text", exchange_id: str = "", judge: bool = True
+    ) -> TextResult:
+        """One whole text. `system`: what the operator said before it, where that is known."""
         stream = scan_whole(self.plan, text, role)
-        return self.result(stream, text, part=part, exchange_id=exchange_id, judge=judge, streamed=False)
+        return self.result(stream, text, system=system, part=part, exchange_id=exchange_id, judge=judge, streamed=False)
 
     def open(self, role: str = "user", *, lean: bool = False) -> StreamScanner:
         """The state of a text that arrives in pieces: feed it, close it, then ask for the `result`."""
         return StreamScanner(self.lean_plan if lean else self.plan, role)
 
     def result(
-        self, stream: StreamScanner, text: str, *, part: str, exchange_id: str, judge: bool = True, streamed: bool = True
+        self, stream: StreamScanner, text: str, *, system: str = "", part: str, exchange_id: str, judge: bool = True, streamed: bool = True
     ) -> TextResult:
         """Findings of a closed stream, with the verdict of the model and of plug-ins on the whole text."""
         role = stream.view.role
@@ -146,7 +155,7 @@ class Scanner:
         findings = [self._finding(match, text, near, part=part, exchange_id=exchange_id, at=known.get(id(match))) for match in kept]
         result = TextResult(findings, excess=excess)
         if judge and self.model is not None and role not in OWN_ROLES and text:
-            self._judge(self.model, text, role, result, near, part=part, exchange_id=exchange_id)
+            self._judge(self.model, text, role, system, result, near, part=part, exchange_id=exchange_id)
         findings += [
             self._finding(match, text, near, part=part, exchange_id=exchange_id, at=None) for match in self.plugins.scan(text, role)
         ]
@@ -161,22 +170,33 @@ class Scanner:
                 excess.hide(match.rule.id, match.kind, match.start, match.end)
         return excess
 
-    def _judge(self, model: Model, text: str, role: str, result: TextResult, near: Neighbours, *, part: str, exchange_id: str) -> None:
+    def _judge(
+        self, model: Model, text: str, role: str, system: str, result: TextResult, near: Neighbours, *, part: str, exchange_id: str
+    ) -> None:
+        pair = None
         try:
             verdict = model.judge(text, role)
+            if self.context is not None and system and role not in OPERATOR_ROLES:
+                pair = self.context.judge(system, text, role, verdict.score)
         except Exception as fault:  # noqa: BLE001 - a fault of ours must not cost the other findings
             self.count_fault("injection.model", fault)
             return
-        result.verdict = verdict
-        result.injection_score = verdict.score
+        score = verdict.score if pair is None else max(verdict.score, pair.score)
+        result.injection_score = score
         if not verdict.complete:
             result.unscanned = max(1, len(text) - MAX_CHARS)
-        if verdict.score < (self.threshold if _has_evidence(verdict) else max(self.threshold, _ALONE_FROM)):
-            result.verdict = None  # for whoever asks whether it was an attack
+        by_itself = verdict.score >= (self.threshold if _has_evidence(verdict) else self.sure)
+        if pair is not None and pair.score >= self.threshold and not by_itself:
+            rule = self.rules.by_id.get("injection.context")
+            found = None if rule is None else self._pair_finding(rule, pair, text, role, near, part=part, exchange_id=exchange_id)
+        elif by_itself:
+            rule = self.rules.by_id.get("injection.model")
+            found = None if rule is None else self._verdict_finding(rule, verdict, text, role, near, part=part, exchange_id=exchange_id)
+        else:
             return
-        rule = self.rules.by_id.get("injection.model")
-        if rule is not None:
-            result.findings.append(self._verdict_finding(rule, verdict, text, role, near, part=part, exchange_id=exchange_id))
+        result.verdict = verdict
+        if found is not None:
+            result.findings.append(found)
 
     def _verdict_finding(
         self, rule: Rule, verdict: Verdict, text: str, role: str, near: Neighbours, *, part: str, exchange_id: str
@@ -198,17 +218,44 @@ class Scanner:
             reasons.append("signs: " + ", ".join(verdict.signs))
         if verdict.undone:
             reasons.append("hidden by: " + ", ".join(verdict.undone))
+        if self.model is not None and (words := self.model.heaviest(text[verdict.start : verdict.end])):
+            reasons.append("what weighed most: " + ", ".join(map(repr, words)))
         match = Match(
             rule=rule,
             start=verdict.start,
             end=verdict.end,
-            severity="high" if _has_evidence(verdict) and (verdict.score >= 0.5 or role in FOREIGN_ROLES) else "medium",
+            severity="high" if _has_evidence(verdict) and verdict.score >= self.sure else "medium",
             confidence=round(verdict.score, 4),
             note="; ".join(reasons),
             type=kind,
         )
         found = self._finding(match, text, near, part=part, exchange_id=exchange_id, at=None)
         return msgspec.structs.replace(found, category=category, taxonomy=taxonomy)
+
+    def _pair_finding(
+        self, rule: Rule, pair: PairVerdict, text: str, role: str, near: Neighbours, *, part: str, exchange_id: str
+    ) -> Finding:
+        """What can be pointed at is the statement of the prompt: where it forbids or keeps something, and the text is sure to go for it."""
+        reasons = [f"score {pair.score:.2f}, threshold {self.threshold:.2f}"]
+        evident = False
+        if pair.against is not None and pair.shared:
+            does = [_DOES[letter] for letter in pair.against.polarity if letter in _DOES]
+            reasons.append(
+                f"shares {pair.shared} word{'s' if pair.shared > 1 else ''} with characters {pair.against.start} to {pair.against.end}"
+                f" of the system prompt, which {' and '.join(does) or 'state it'}"
+            )
+            evident = bool(does)
+        match = Match(
+            rule=rule,
+            start=pair.start,
+            end=pair.end,
+            severity="high" if evident and pair.score >= self.sure else "medium",
+            confidence=round(pair.score, 4),
+            note="; ".join(reasons),
+            type="indirect_injection" if role in FOREIGN_ROLES else "",
+        )
+        found = self._finding(match, text, near, part=part, exchange_id=exchange_id, at=None)
+        return msgspec.structs.replace(found, taxonomy=INDIRECT) if role in FOREIGN_ROLES else found
 
     def judge_answer(self, text: str, part: str, exchange_id: str, at: int | None = None) -> Finding | None:
         """An injection that the model's own words carry on: the score and a sign of it are needed. Never raises."""
@@ -229,6 +276,15 @@ class Scanner:
 
     # --- findings -------------------------------------------------------------------------------------------------------
 
+    def _severity(self, match: Match) -> Severity:
+        """A shipped rule that is not sure of a secret or of personal data is not grave, or not told: by the profile."""
+        if match.rule.category not in ("secret", "pii") or match.rule.id not in self.rules.trusted:
+            return match.severity
+        grave_from, told_from = _SURE_ENOUGH[self.settings.profile]
+        if match.confidence < told_from:
+            return "info"
+        return "medium" if match.confidence < grave_from and match.severity in ("high", "critical") else match.severity
+
     def _finding(self, match: Match, text: str, near: Neighbours, *, part: str, exchange_id: str, at: int | None) -> Finding:
         rule = match.rule
         return make_finding(
@@ -238,7 +294,7 @@ class Scanner:
             start=match.start,
             end=match.end,
             kind=match.kind,
-            severity=match.severity,
+            severity=self._severity(match),
             confidence=match.confidence,
             preview=preview(text, match, near),
             fingerprint=self._fingerprint(text[match.start : match.end].encode("utf-8", "replace").decode()),

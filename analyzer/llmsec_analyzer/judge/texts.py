@@ -35,6 +35,7 @@ class Input(msgspec.Struct):
     id: Any
     text: str
     role: str = "user"
+    system: str = ""
     error: str | None = None
     cut: bool = False
 
@@ -98,8 +99,13 @@ def _record(number: int, line: bytes) -> Input:
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         found = value.get("id", number) if isinstance(value, dict) else number
         return Input(id=found, text="", error=f'line {number} has no "text"')
-    role = value.get("role")
-    return Input(id=value.get("id", number), text=value["text"], role=role if isinstance(role, str) else "user")
+    role, system = value.get("role"), value.get("system")
+    return Input(
+        id=value.get("id", number),
+        text=value["text"],
+        role=role if isinstance(role, str) else "user",
+        system=system if isinstance(system, str) else "",
+    )
 
 
 def results(scanner: Scanner, texts: Iterator[Input], suppressions: Suppressions | None = None) -> Iterator[Result]:
@@ -108,7 +114,7 @@ def results(scanner: Scanner, texts: Iterator[Input], suppressions: Suppressions
         if given.error is not None:
             yield Result(given.id, 0, None, [], error=given.error)
             continue
-        found = scanner.scan(given.text, given.role, exchange_id=str(given.id))
+        found = scanner.scan(given.text, given.role, system=given.system, exchange_id=str(given.id))
         if suppressions:
             found.findings = [suppressions.marked(finding, nobody, given.role) for finding in found.findings]
         missed = found.unscanned or (1 if given.cut else 0)

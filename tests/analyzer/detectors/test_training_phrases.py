@@ -18,7 +18,7 @@ def languages():
 
 @pytest.fixture(scope="module")
 def contexts():
-    return yaml.safe_load((TRAINING / "contexts.yaml").read_text(encoding="utf-8"))["contexts"]
+    return [(path.name, entry) for path in sorted(TRAINING.glob("contexts_*.yaml")) for entry in yaml.safe_load(path.read_text("utf-8"))]
 
 
 def key(text: str) -> str:
@@ -43,10 +43,16 @@ def test_a_form_of_document_stands_on_both_sides(languages, mark):
         assert sum(mark in text for kinds in languages.values() for text in kinds[kind]) >= 5, kind
 
 
-def test_every_prompt_has_as_many_attacks_as_harmless_messages(contexts):
-    assert len(contexts) >= 120
-    assert len({key(pair["system"]) for pair in contexts}) == len(contexts)
-    for pair in contexts:
-        assert set(pair) == {"language", "system", "attacks", "harmless"}
-        assert len(pair["attacks"]) == len(pair["harmless"]) == 6, pair["system"]
-        assert not {key(text) for text in pair["attacks"]} & {key(text) for text in pair["harmless"]}
+def test_every_prompt_has_messages_of_both_kinds_and_none_of_both(contexts):
+    assert len(contexts) >= 700
+    assert len({key(entry["system"]) for _, entry in contexts}) == len(contexts)
+    for name, entry in contexts:
+        assert set(entry) <= {"lang", "system", "attacks", "harmless", "tool_attacks", "tool_harmless"}, name
+        assert min(len(entry["attacks"]), len(entry["harmless"])) >= 4, entry["system"]
+        assert not {key(text) for text in entry["attacks"]} & {key(text) for text in entry["harmless"]}, entry["system"]
+
+
+def test_many_a_message_is_an_attack_under_one_prompt_and_harmless_under_another(contexts):
+    attacks = {key(text) for _, entry in contexts for text in entry["attacks"]}
+    harmless = {key(text) for _, entry in contexts for text in entry["harmless"]}
+    assert len(attacks & harmless) >= 10

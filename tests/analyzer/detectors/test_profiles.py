@@ -1,0 +1,47 @@
+"""Profiles: how much is found, and how grave it is."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from llmsec_analyzer.engine.recognizer_api import Match
+from llmsec_analyzer.judge.scanner import Neighbours, Scanner
+from llmsec_analyzer.settings import DetectionSettings
+
+PROFILES = ("strict", "balanced", "permissive")
+
+
+@pytest.fixture(scope="module")
+def by_profile():
+    return {profile: Scanner(DetectionSettings(plugins=False, profile=profile), str) for profile in PROFILES}
+
+
+def test_the_stricter_the_lower_are_the_lines(by_profile):
+    lines = [(by_profile[profile].threshold, by_profile[profile].sure) for profile in PROFILES]
+    assert lines == sorted(lines)
+    assert lines[0][1] == lines[1][0], "what is grave to the strict is what the balanced are told"
+    assert lines[2][0] == lines[2][1], "the permissive are told of what is sure"
+
+
+def test_a_threshold_of_ones_own_counts_in_every_profile():
+    settings = DetectionSettings(plugins=False, profile="permissive")
+    own = msgspec.convert({"profile": "permissive", "prompt_injection": {"model": {"confidence_threshold": 0.3}}}, DetectionSettings)
+    assert Scanner(own, str).threshold == 0.3 != Scanner(settings, str).threshold
+
+
+@pytest.mark.parametrize(
+    ("confidence", "severities"),
+    [
+        (0.95, ("high", "high", "high")),
+        (0.7, ("high", "high", "info")),
+        (0.55, ("high", "medium", "info")),
+    ],
+)
+def test_a_secret_that_may_be_none_is_less_grave(by_profile, confidence, severities):
+    for profile, severity in zip(PROFILES, severities, strict=True):
+        scanner = by_profile[profile]
+        rule = scanner.rules.by_id["secret.assigned"]
+        match = Match(rule=rule, start=0, end=4, severity="high", confidence=confidence)
+        finding = scanner._finding(match, "abcd", Neighbours(), part="text", exchange_id="", at=None)
+        assert finding.severity == severity, profile
