@@ -18,6 +18,7 @@ from llmsec_analyzer.injection.prepare import Preparer
 from llmsec_analyzer.judge.scanner import Scanner
 from llmsec_analyzer.settings import DetectionSettings, InjectionSettings, ModelSettings, Platt
 from llmsec_analyzer.worker.client import DetectionProcess
+from llmsec_analyzer.worker.rehearsal import rehearse
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.model import Exchange, Message, Part, Request
 from support.classifiers import INT32, PLANTED, Graph, bert, deberta
@@ -350,6 +351,17 @@ def test_a_process_with_a_slow_classifier_is_not_taken_for_stuck(tmp_path: Path)
         assert any("took too long" in text for text in journal.texts) is is_lost
     for detector in detectors.all:
         detector.kill()
+
+
+def test_a_slow_classifier_judges_no_rehearsal(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = DetectionSettings(plugins=False, prompt_injection=InjectionSettings(model=ModelSettings(path=str(folders["bert"]))))
+    scanner = Scanner(settings, lambda text: "x")
+    asked: list[str] = []
+    judge = scanner.model.judge
+    monkeypatch.setattr(scanner.model, "judge", lambda text, role="user": asked.append(text) or judge(text, role))
+    scanner.model_chars_per_s = 1000.0
+    rehearse(scanner)
+    assert len(asked) == 1
 
 
 def test_the_time_before_an_answer_goes_by_its_speed(folders: dict[str, Path]) -> None:
