@@ -255,6 +255,8 @@ def _groups(regex: str) -> list[tuple[int, int]]:
 
 
 def _with_value(regex: str, group: int) -> str:
+    if r"\Q" in regex:
+        raise _UntoldError("its pattern quotes with \\Q, so that its groups cannot be counted")
     groups = _groups(regex)
     if group > len(groups):
         raise _UntoldError(f"its secretGroup {group} is not there")

@@ -191,6 +191,29 @@ def test_a_file_that_is_none_of_gitleaks(tmp_path: Path, text: str, message: str
         from_gitleaks(tmp_path / "g.toml")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'rules=[{id=3, regex="abcd", keywords="x", allowlist=5, entropy=true}]',
+        'rules=[{id="x", regex="abcd(", keywords=[1], description=7}]',
+        'rules=[{id="x", regex="abcd", secretGroup="a", allowlist={regexes="x", stopwords=[1,""], paths=3, condition=5}}]',
+        'rules=[{id="x", regex="abcd[](]ef(g)", entropy=nan, allowlists=[1, {regexes=["("]}]}]',
+        'rules=[{id="x", regex="' + "(" * 3000 + "a" + ")" * 3000 + '"}]',
+        'rules=[{id="x", regex="(abcd){1000}"}, {id="x", regex="abcd[^](]ef(g)"}]',
+        "rules=[{id='x', regex='abcd\\Q(\\E(e)'}]",
+        'allowlist=[1]\nrules=[{id="", regex="abcd"}, {regex="abcd"}, {id="\u00e9", regex="abcd"}]',
+    ],
+)
+def test_whatever_stands_in_it_is_a_rule_or_a_note(tmp_path: Path, text: str) -> None:
+    (tmp_path / "g.toml").write_text(text)
+    made = from_gitleaks(tmp_path / "g.toml")
+    assert made.rules or made.notes
+    if made.rules:
+        write_rules(tmp_path / "out.yaml", made.rules, "x")
+        load_paths([str(tmp_path / "out.yaml")], check_form)
+    assert all("\n" not in note for note in made.notes)
+
+
 # --- regular expressions --------------------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from llmsec_agent.journals import StandardError, Style
 from llmsec_agent.reload import News, Reload
 from llmsec_analyzer.judge.exchange_parts import Place, Report, TextPart
 from llmsec_analyzer.judge.facts import FACT_KINDS, FINDING_KINDS, Facts, facts_of
+from llmsec_analyzer.judge.redact import redacted
 from llmsec_analyzer.judge.suppressions import MAX_TRIED, Suppressions, load_suppressions
 from llmsec_analyzer.risk import risk, security_score, types_of
 from llmsec_analyzer.settings import DetectionSettings
@@ -104,6 +105,16 @@ def test_a_report_is_scored_without_what_is_suppressed(tmp_path: Path) -> None:
     exchange = report.applied(full_exchange())
     assert exchange.pii_types == ["CREDIT_CARD"] == types_of([kept], "pii")
     assert exchange.security_score == security_score([kept])
+
+
+def test_what_is_suppressed_is_masked_all_the_same(tmp_path: Path) -> None:
+    request = Request(messages=[Message(role="user", parts=[Part(type="text", content="to jo@example.org now")])])
+    exchange = full_exchange(request=request, input_text="to jo@example.org now", findings=[])
+    report = Report([a_finding(location=Location(part="request.messages[0].parts[0]", start=3, end=17))])
+    of(tmp_path, "rule: pii.email").apply(report, FACTS, [])
+    masked = redacted(report.applied(exchange))
+    assert masked.findings[0].suppressed is not None
+    assert masked.input_text == "to [EMAIL] now"
 
 
 def test_no_score_stays_none(tmp_path: Path) -> None:

@@ -127,8 +127,8 @@ class Classifier:
 
     def verdict(self, prepared: Prepared, role: str) -> Verdict:
         text = prepared.normalised.text
-        windows, is_whole = self._windows(text)
         until = self._clock() + self._settings.timeout
+        windows, is_whole = self._windows(text)
         best, score, done = windows[0], -1.0, 0
         for at in range(0, len(windows), self._batch):
             if at and self._clock() > until:
@@ -300,6 +300,7 @@ def _load(files: Folder, threads: int) -> tuple[Any, Any]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.enable_cpu_mem_arena = False  # what a long text took is given back
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait for work take none
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(str(files.graph), options, providers=["CPUExecutionProvider"])

@@ -40,8 +40,8 @@ def check_form(rule: Rule) -> None:
         raise ConfigError(f"near_token goes with keywords, and with left and horizon of {MAX_NEAR} together at most")
     if rule.digits and rule.trigger != "digits":
         raise ConfigError("digits goes with `trigger: digits`")
-    if rule.allow and (rule.pattern is None or not rule.keywords):
-        raise ConfigError("allow goes with a pattern and keywords")
+    if rule.allow and (rule.pattern is None or not rule.keywords or rule.trigger is not None):
+        raise ConfigError("allow goes with a pattern and keywords, and without a trigger")
     for pattern in rule.allow:
         try:
             compile_linear(pattern)

@@ -444,7 +444,9 @@ class DetectionProcess:
                 patience = bounds.start_s
             else:
                 patience = bounds.patience_of_replay_s if self._may_wait else bounds.patience_s
-                patience += next((entry.size for entry in worker.sent.values()), 0) / _SLOWEST_BYTES_PER_S
+                first = next(iter(worker.sent.values()), None)
+                if first is not None:
+                    patience += first.size / _SLOWEST_BYTES_PER_S + _model_time_s(worker.start.settings, len(first.parts))
             if now - worker.progress > patience:
                 self._lost(worker, "took too long")
 
@@ -560,6 +562,12 @@ class DetectionProcess:
     def summary(self) -> list[str]:
         """Lines for the closing summary."""
         return summary(Snapshot([self.samples]), is_live=not self._may_wait)
+
+
+def _model_time_s(settings: DetectionSettings, texts: int) -> float:
+    """What a classifier of the user's own may take for so many texts, each perhaps judged as an answer, too."""
+    model = settings.prompt_injection.model
+    return 2 * texts * model.timeout if model.path is not None else 0.0
 
 
 def _marked(name: str) -> Report:

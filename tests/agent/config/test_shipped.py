@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from support.classifiers import bert
+
 ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "config").glob("*.yaml"))
 
@@ -73,12 +75,15 @@ def test_scan_uses_the_file_that_a_variable_names(tmp_path):
     assert [finding["rule_id"] for finding in json.loads(done.stdout)["findings"]] == ["custom.badge"]
 
 
-def test_the_example_of_the_detection_page_is_right(tmp_path):
+def test_the_examples_of_the_detection_page_are_right(tmp_path):
     page = (ROOT / "docs" / "detection.md").read_text()
-    (example,) = re.findall(r"```yaml\n(security:\n.*?)```", page, re.DOTALL)
-    (tmp_path / "c.yaml").write_text(example)
+    examples = re.findall(r"```yaml\n(security:\n.*?)```", page, re.DOTALL)
+    bert(tmp_path / "models" / "prompt-guard")
     (tmp_path / "my-rules").mkdir()
     (tmp_path / "my-model.onnx").touch()
     (tmp_path / "suppressions.yaml").touch()
-    done = run("config", "check", str(tmp_path / "c.yaml"))
-    assert "0 errors, 0 notes" in done.stdout, done.stderr
+    assert len(examples) == 2
+    for example in examples:
+        (tmp_path / "c.yaml").write_text(example)
+        done = run("config", "check", str(tmp_path / "c.yaml"))
+        assert "0 errors, 0 notes" in done.stdout, done.stderr

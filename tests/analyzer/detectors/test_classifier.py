@@ -18,9 +18,11 @@ from llmsec_analyzer.injection.prepare import Preparer
 from llmsec_analyzer.judge.scanner import Scanner
 from llmsec_analyzer.settings import DetectionSettings, InjectionSettings, ModelSettings, Platt
 from llmsec_analyzer.worker.client import DetectionProcess
+from llmsec_analyzer.worker.rehearsal import rehearse
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.model import Exchange, Message, Part, Request
 from support.classifiers import INT32, PLANTED, Graph, bert, deberta
+from support.detectors import Detectors, FakeClock
 from support.journal import Said
 
 PREPARER = Preparer([])
@@ -331,6 +333,35 @@ def test_in_the_detection_process(folders: dict[str, Path], tmp_path: Path, thre
     detection.close()
     assert [[finding.rule_id for finding in exchange.findings] for exchange in out] == [["injection.model"], [], []]
     assert [[anomaly.name for anomaly in exchange.anomalies] for exchange in out] == [[], ["detection_incomplete"], []]
+
+
+def test_a_process_with_a_slow_classifier_is_not_taken_for_stuck(tmp_path: Path) -> None:
+    clock, detectors, journal = FakeClock(), Detectors(), Said()
+    model = ModelSettings(path=str(tmp_path), timeout=3.0)
+    settings = DetectionSettings(plugins=False, prompt_injection=InjectionSettings(model=model))
+    detection = DetectionProcess(settings, b"k" * 32, lambda _: None, may_wait=False, journal=journal, start=detectors, clock=clock)
+    detection.tick()
+    detectors.work()
+    detection.tick()
+    messages = [Message(role="user", parts=[Part(type="text", content=str(number))]) for number in range(5)]
+    detection.add(Exchange(exchange_id="e", client="10.0.0.1:1", server="s:1", provider="openai", request=Request(messages=messages)))
+    for passed, is_lost in ((0.0, False), (39.0, False), (2.0, True)):
+        clock.now += passed
+        detection.tick()
+        assert any("took too long" in text for text in journal.texts) is is_lost
+    for detector in detectors.all:
+        detector.kill()
+
+
+def test_a_slow_classifier_judges_no_rehearsal(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = DetectionSettings(plugins=False, prompt_injection=InjectionSettings(model=ModelSettings(path=str(folders["bert"]))))
+    scanner = Scanner(settings, lambda text: "x")
+    asked: list[str] = []
+    judge = scanner.model.judge
+    monkeypatch.setattr(scanner.model, "judge", lambda text, role="user": asked.append(text) or judge(text, role))
+    scanner.model_chars_per_s = 1000.0
+    rehearse(scanner)
+    assert len(asked) == 1
 
 
 def test_the_time_before_an_answer_goes_by_its_speed(folders: dict[str, Path]) -> None:

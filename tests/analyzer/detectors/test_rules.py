@@ -57,6 +57,8 @@ def test_shipped_identifiers_are_of_forty_countries_and_more(builtin):
         ("id: acme.token", "id: ACME token", 2, ""),
         ("pattern: 'acme_[a-z0-9]{8}'", "recognizer: privat_key", 2, "did you mean private_key?"),
         ("    examples:", "    validate: [lun]\n    examples:", 2, "did you mean luhn?"),
+        ("    examples:", "    allow: ['(?=a)']\n    examples:", 2, ""),
+        ("    keywords: [acme_]\n", "    trigger: long_token\n    allow: [a]\n", 2, ""),
         ("    examples:", "    near_token: true\n    horizon: 900\n    examples:", 2, ""),
         ("    examples:", "    digits: 4\n    examples:", 2, ""),
         ("rules:", "rules: [", 2, ""),
