@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import binascii
 import re
-import unicodedata
 from collections.abc import Iterable
 from urllib.parse import unquote
 
@@ -17,7 +16,7 @@ import msgspec
 
 from llmsec_analyzer.engine.recognizer_api import Match
 from llmsec_analyzer.engine.stream import Plan, scan_whole
-from llmsec_analyzer.injection.normalise import BASE64, COMPATIBLE, INVISIBLE, Normalised
+from llmsec_analyzer.injection.normalise import BASE64, COMPATIBLE, INVISIBLE, Normalised, plain_letter
 
 # Of one character each, printable ASCII: what secrets are made of.
 _ESCAPE = re.compile(r"\\+u00[2-7][0-9a-fA-F]|\\+x[2-7][0-9a-fA-F]|%[2-7][0-9a-fA-F]|&#(?:x0{0,4}[2-7][0-9a-fA-F]|0{0,4}[0-9]{2,3});")
@@ -49,7 +48,7 @@ def _undone(text: str) -> Normalised | None:
         if INVISIBLE.search(text):
             result.replace("invisible", INVISIBLE, lambda _: "")
         if COMPATIBLE.search(result.text):
-            result.replace("compatible", COMPATIBLE, lambda char: unicodedata.normalize("NFKC", char))
+            result.replace("compatible", COMPATIBLE, plain_letter)
     for _ in range(_MAX_LAYERS):
         before = result.text
         if ("\\" in before or before.count("%") >= _FEWEST_ESCAPES or "&#" in before) and sum(

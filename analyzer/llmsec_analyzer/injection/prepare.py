@@ -22,6 +22,15 @@ _PIECES = 20
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+# What the model was not taught apart: codes of bytes are to it as base 64, ciphers of letters as rot13.
+_LIKE = {
+    **dict.fromkeys(("base32", "base36", "base45", "base58", "base62", "base85", "punycode"), "base64"),
+    **dict.fromkeys(("character codes", "morse", "braille", "spelling words"), "binary"),
+    **dict.fromkeys(("caesar", "atbash", "pig latin"), "rot13"),
+    "joined": "spaced",
+}
+
+
 class Prepared(msgspec.Struct):
     normalised: Normalised
     windows: list[Window]
@@ -58,7 +67,7 @@ class Preparer:
             text = _LONE_SURROGATE.sub("\ufffd", text)
         normalised = normalise(text)
         spots = [(match.start, match.end, match.rule.id) for match in scan_whole(self._plan, normalised.text, role).matches]
-        marks = [f"undone:{kind}" for kind in normalised.kinds]
+        marks = [f"undone:{kind}" for kind in dict.fromkeys(_LIKE.get(kind, kind) for kind in normalised.kinds)]
         return Prepared(normalised, self.extractor.windows(normalised.text, role, marks, spots), size, scanned, len(text), ways)
 
 
