@@ -183,7 +183,7 @@ class ExchangeDetector:
             marks.append("detection_without_model")
         if lean:
             marks.append("detection_secrets_only")
-        attacked = False
+        attacked = suspected = False
         injected: list[str] = []
         request_prints: set[str] = set()
         prompt = "\n".join(part.text for part in parts if part.is_request and part.role in OPERATOR_ROLES)
@@ -197,6 +197,7 @@ class ExchangeDetector:
                 if prompt and part.role not in OPERATOR_ROLES and is_of_prompt(prompt, part.text):
                     fresh = [finding for finding in fresh if finding.rule_id not in _VERDICTS]
                 else:
+                    suspected = True
                     grave = any(finding.rule_id in _VERDICTS and rank(finding.severity) >= rank("high") for finding in fresh)
                     attacked = attacked or (grave and part.place.group in ("request.messages", "other_texts"))
                     if part.role in FOREIGN_ROLES:
@@ -210,7 +211,11 @@ class ExchangeDetector:
                 gathered.add(self._sensitive_tool(exchange_id, part))
         if injected:
             gathered.add(self._followed(exchange_id, parts, injected))
-        gathered.add(self._compared(exchange_id, parts, prompt, streams if with_model else None, attacked=attacked, with_model=with_model))
+        gathered.add(
+            self._compared(
+                exchange_id, parts, prompt, streams if with_model else None, attacked=attacked, suspected=suspected, with_model=with_model
+            )
+        )
         return marks
 
     def _scan(
@@ -274,7 +279,15 @@ class ExchangeDetector:
         ]  # fmt: skip
 
     def _compared(
-        self, exchange_id: str, parts: Sequence[TextPart], prompt: str, streams: AnswerStreams | None, *, attacked: bool, with_model: bool
+        self,
+        exchange_id: str,
+        parts: Sequence[TextPart],
+        prompt: str,
+        streams: AnswerStreams | None,
+        *,
+        attacked: bool,
+        suspected: bool,
+        with_model: bool,
     ) -> list[Finding]:
         rules = self.scanner.rules.by_id
         others = " ".join(part.text for part in parts if part.is_request and part.role == "user")
@@ -291,7 +304,10 @@ class ExchangeDetector:
                 found += [carried] if carried is not None else []
             span = leaked(prompt, part.text) if prompt and self.scanner.settings.output.enabled else None
             if span is not None and part.text[span[0] : span[1]] not in others:
-                found += self._plain(exchange_id, part, "output.system_prompt_leak", *span, f"{span[1] - span[0]} characters in a row")
+                note = f"{span[1] - span[0]} characters in a row"
+                leak = self._plain(exchange_id, part, "output.system_prompt_leak", *span, note)
+                # What an answer quotes unasked is mostly meant to be seen.
+                found += leak if suspected else [msgspec.structs.replace(finding, severity="medium") for finding in leak]
             for canary in self.scanner.settings.output.canaries:
                 at = part.text.find(canary) if canary else -1
                 if at >= 0:

@@ -8,6 +8,7 @@ what a tool returns or a document holds is indirect.
 from __future__ import annotations
 
 import hashlib
+import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -42,6 +43,12 @@ FOREIGN_ROLES = frozenset(("tool", "function", "document", "ipython", "tool_resu
 OWN_ROLES = frozenset(("assistant", "model", "ai", "tool_call"))
 _CONTEXT_SHOWN = 24
 _JAILBREAK_SIGNS = 2
+# Texts up to here may be too short to be judged; in scripts without spaces so many letters are more than two words.
+_SHORT, _SHORT_UNSPACED = 2_000, 6
+_DRESS = frozenset(("leet", "lookalikes", "compatible", "marks"))
+_NOTHING_SAID = 0.05
+_WORD = re.compile(r"[^\W_]+")
+_LINK = re.compile(r"\S+://\S+|\S*[/\\@]\S*")
 # Confidence from which a secret or personal data is grave, and from which it is more than information, by profile.
 _SURE_ENOUGH: dict[Profile, tuple[float, float]] = {"strict": (0.0, 0.0), "balanced": (0.6, 0.0), "permissive": (0.75, 0.75)}
 _DOES = {"F": "forbid something", "K": "keep something to itself", "O": "set a limit"}
@@ -181,6 +188,8 @@ class Scanner:
         except Exception as fault:  # noqa: BLE001 - a fault of ours must not cost the other findings
             self.count_fault("injection.model", fault)
             return
+        if not _has_evidence(verdict) and _says_nothing(text):
+            verdict = msgspec.structs.replace(verdict, score=min(verdict.score, _NOTHING_SAID))
         score = verdict.score if pair is None else max(verdict.score, pair.score)
         result.injection_score = score
         if not verdict.complete:
@@ -224,7 +233,7 @@ class Scanner:
             rule=rule,
             start=verdict.start,
             end=verdict.end,
-            severity="high" if _has_evidence(verdict) and verdict.score >= self.sure else "medium",
+            severity="high" if _is_evident(verdict) and verdict.score >= self.sure else "medium",
             confidence=round(verdict.score, 4),
             note="; ".join(reasons),
             type=kind,
@@ -328,6 +337,19 @@ class Scanner:
         self.faults[name] += 1
         if self._on_fault is not None and self.faults[name] == 1:
             self._on_fault(name, fault)
+
+
+def _is_evident(verdict: Verdict) -> bool:
+    """A sign, or a text that somebody took pains to hide; letters that look like others stand in many a harmless text."""
+    return bool(verdict.signs) or any(kind not in _DRESS for kind in verdict.undone)
+
+
+def _says_nothing(text: str) -> bool:
+    """A name, an address, an identifier, a number: one or two words, of which nobody can tell what they are for."""
+    if len(text) > _SHORT:
+        return False
+    words = _WORD.findall(_LINK.sub("x", text))
+    return len(words) < 3 and sum(len(word) for word in words if not word.isascii()) < _SHORT_UNSPACED
 
 
 def _has_evidence(verdict: Verdict) -> bool:

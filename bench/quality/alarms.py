@@ -1,6 +1,6 @@
 """Findings on recorded traffic by severity and category, for a thousand exchanges: how often an operator is alarmed by what nobody attacks with.
 
-    PYTHONPATH=training python bench/quality/traffic.py exchanges.jsonl.gz [--held-out FOLD/FOLDS] [--show CATEGORY]
+    PYTHONPATH=training python bench/quality/alarms.py exchanges.jsonl.gz [--held-out FOLD/FOLDS] [--show CATEGORY]
 
 `--held-out 0/4` takes about a fourth of the repositories only: give it models that were trained without them (`--without 0/4` of
 train_injection.py and train_context.py).
