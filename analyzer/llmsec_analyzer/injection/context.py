@@ -31,6 +31,7 @@ MAX_WINDOWS: Final = 6
 _MAX_TOKENS: Final = 120  # of a window
 _TOKEN = re.compile(r"[\u0e00-\u0e7f]|[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+(?:['’][^\W_]+)?|[^\w\s]")
 _SENTENCE = re.compile(r"[^.!?。！？؟।\n]+(?:[.!?](?=\S)[^.!?。！？؟।\n]*)*[.!?。！？؟।]*\n?")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _NO_SPACES = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 _PARTICLES = re.compile(r"[\u3040-\u309f\u0e30-\u0e4f]")
 _VALUE = re.compile(r"\d|[:=→]|->|\"|'\w|“|„|«|「| (?:is|are|was|ist|est|es|è|é|são|jest|är|este|je|це|это) ")
@@ -80,9 +81,10 @@ class _Sentence(msgspec.Struct):
 
 
 def read_system(text: str) -> SystemPrompt:
+    text = _LONE_SURROGATE.sub("\ufffd", text[:MAX_SYSTEM])
     statements: list[Statement] = []
     holders: dict[str, list[int]] = {}
-    for found in _SENTENCE.finditer(text, 0, MAX_SYSTEM):
+    for found in _SENTENCE.finditer(text):
         sentence = found[0]
         tokens = _TOKEN.findall(sentence.lower())
         if len(tokens) < 2:
@@ -101,6 +103,7 @@ def read_system(text: str) -> SystemPrompt:
 
 def pair_windows(system: SystemPrompt, text: str, role: str, text_logit: float) -> list[PairWindow]:
     """`text_logit`: what the text alone is taken for, in log-odds. Offsets are of the text."""
+    text = _LONE_SURROGATE.sub("\ufffd", text[:MAX_TEXT])
     sentences = _sentences(system, text)
     if not any(sentence.interest for sentence in sentences):
         return []
@@ -112,7 +115,7 @@ def pair_windows(system: SystemPrompt, text: str, role: str, text_logit: float) 
 
 def _sentences(system: SystemPrompt, text: str) -> list[_Sentence]:
     found: list[_Sentence] = []
-    for match in _SENTENCE.finditer(text, 0, MAX_TEXT):
+    for match in _SENTENCE.finditer(text):
         sentence = match[0].lower()
         tokens = _TOKEN.findall(sentence)
         if not tokens:

@@ -188,7 +188,7 @@ class Scanner:
         except Exception as fault:  # noqa: BLE001 - a fault of ours must not cost the other findings
             self.count_fault("injection.model", fault)
             return
-        if not _has_evidence(verdict) and _says_nothing(text):
+        if (_is_one_word(text) and not verdict.undone) or (not _has_evidence(verdict) and _says_nothing(text)):
             verdict = msgspec.structs.replace(verdict, score=min(verdict.score, _NOTHING_SAID))
         score = verdict.score if pair is None else max(verdict.score, pair.score)
         result.injection_score = score
@@ -342,6 +342,11 @@ class Scanner:
 def _is_evident(verdict: Verdict) -> bool:
     """A sign, or a text that somebody took pains to hide; letters that look like others stand in many a harmless text."""
     return bool(verdict.signs) or any(kind not in _DRESS for kind in verdict.undone)
+
+
+def _is_one_word(text: str) -> bool:
+    """An identifier or an address, whatever it is made of."""
+    return text.isascii() and len(text) <= _SHORT and not any(map(str.isspace, text.strip()))
 
 
 def _says_nothing(text: str) -> bool:
