@@ -22,6 +22,7 @@ _MAX_DEPTH: Final = 3
 # Bases that are no power of two are read as one number, whose cost grows with the square of its length.
 _LONGEST_NUMBER: Final = 1024
 _LONGEST_ASCII85: Final = 8192
+_FEWEST_BYTES: Final = 12
 
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
@@ -74,6 +75,20 @@ def unwrapped(run: str, depth: int = _MAX_DEPTH) -> tuple[str, str] | None:
             return kind, text
     if run[0] == "=" and depth > 1:
         return unwrapped(run[::-1], depth - 1)
+    return None
+
+
+def plain(run: str) -> str | None:
+    """The printable ASCII that a run stands for in base 16, 32, 36, 58 or 62, readable or not: a key is no text."""
+    for kind, decode in _decoders(run):
+        if kind == "base64":
+            continue
+        try:
+            data = decode(run)
+        except (ValueError, binascii.Error, OverflowError):
+            continue
+        if len(data) >= _FEWEST_BYTES and not data.translate(None, PRINTABLE):
+            return f" {data.decode('ascii')} "
     return None
 
 

@@ -1,4 +1,4 @@
-"""Secrets that are written so that no rule sees them: with invisible characters, full width, escapes, or in base64.
+"""Secrets that are written so that no rule sees them: with invisible characters, full width, escapes, or in base 64, 32, 16, 58.
 
 The text is undone where a cheap hint asks for it, and looked through once more for secrets only. Severity stays what it is: whoever
 reads the text has the secret, and somebody took pains to carry it past a reader. A place covers all that the secret is made of as
@@ -16,6 +16,7 @@ import msgspec
 
 from llmsec_analyzer.engine.recognizer_api import Match
 from llmsec_analyzer.engine.stream import Plan, scan_whole
+from llmsec_analyzer.injection.codes import plain
 from llmsec_analyzer.injection.normalise import BASE64, COMPATIBLE, INVISIBLE, Normalised, plain_letter
 
 # Of one character each, printable ASCII: what secrets are made of.
@@ -55,7 +56,7 @@ def _undone(text: str) -> Normalised | None:
             1 for _ in _ESCAPE.finditer(before)
         ) >= _FEWEST_ESCAPES:
             result.replace("escapes", _ESCAPE, _unescaped)
-        result.replace("base64", BASE64, _unbase64)
+        result.replace("base64", BASE64, _unbased)
         if result.text == before:
             break
     return result if result.kinds else None
@@ -69,12 +70,12 @@ def _unescaped(escape: str) -> str | None:
     return chr(code) if 0x20 <= code < 0x7F else None
 
 
-def _unbase64(run: str) -> str | None:
-    """Text in printable ASCII; the first characters show at once that most runs hold none."""
+def _unbased(run: str) -> str | None:
+    """Text in printable ASCII, of base 64 or another; the first characters show at once that most runs hold none."""
     body = run.rstrip("=").replace("-", "+").replace("_", "/")
     try:
         if not _is_text(binascii.a2b_base64(body[:_PROBE])):
-            return None
+            return plain(run)
         data = binascii.a2b_base64(body[: len(body) // 4 * 4]) if len(body) % 4 == 1 else binascii.a2b_base64(body + "=" * (-len(body) % 4))
     except binascii.Error:
         return None

@@ -79,7 +79,7 @@ class AssignedSecret:
     _ASSIGNS = r"""(?ix)
         (?P<tail> [a-z0-9_. -]{0,24}? )
         (?: ["'`\])}\\]{0,4} [ \t]{0,3} (?: ={1,3}>?(?:[ \t]{0,2}\([ \t]{0,2}["'][^"'\n]{1,24}["'][ \t]{0,2},)?
-              | :{1,2}=? | => | ->(?!-) | \|\|?:? | <- | \?= | , | ：
+              | :[ \t]{1,2}[a-z0-9._@-]{2,24}[ ]/(?=[ ]) | :{1,2}=? | => | ->(?!-) | \|\|?:? | <- | \?= | , | ：
               | :[ \t]{0,2}(?:&?(?:'static[ ])?str|string|secretstr|const[ \t]char[ \t]?\*|optional\[str\])[ \t]{0,2}(?:\|[ \t]?none[ \t]{0,2})?=
               | \{[ \t]{0,4}default[ \t]{0,4}= | :[ \t]{1,3}[>|]-?[ ]?\n[ \t]{1,16} | </key>\s{0,8}<string>
               | \((?:[ \t]{0,2}["'][^"'\n]{1,24}["'][ \t]{0,2},)?[ \t]{0,2}(?=["']) )
@@ -115,7 +115,7 @@ class AssignedSecret:
     _CODE = re.compile(
         r"[({\[][^)}\]]*[)}\]]?$|^\$|^%|^&|^\{\{|\$\{|^<|^os\.|^process\.|^env[.:(]|^env$|^self\.|^this\.|^config|^settings\.|^request|^getenv|^ENV"
         r"|^args\.|^params|^None\b|^null\b|^nil$|^true$|^false$|^undefined|^function|^new\s|^lambda|^string$|^String$|^str$|^file:|^vault:|^secretsmanager|^arn:"
-        r"|^https?://|^/(?:[a-z]+/)+|^\.{1,2}/|^\*+$|^-+$|^=+$|^#|^@|\.(?:get|env|read|load|decode|encode)\b|::|=>|->|\|\||&&|^data:|^blob:|^[a-z]+\.[a-z]+\.?[a-z]*$"
+        r"|^https?://|^/(?:[a-z]+/)+|^\.{1,2}/|^\*+$|^-+$|^=+$|^#|^@|\.(?:get|env|read|load|decode|encode)\b|::|=>|->|\|\||&&|^data:|^blob:|^[a-z_]+(?:\.[a-z_]+[0-9]?)+\.?$"
         r"|^(?i:enc|secret|cipher)[\[(]|^[a-z]+(?:[-_.][a-z]+)*[-_.]v?\d+(?:\.\d+)*$|\.(?:pdf|png|jpe?g|gif|svg|txt|json|ya?ml|pem|crt|html?|css|js|py|zip|csv)$|^[a-z0-9-]+(?:\.[a-z0-9-]+)*\.[a-z]{2,6}$|^-----|^AAAA[BEC]"
     )
     _UUID = re.compile(r"(?i)^[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}$")
@@ -136,8 +136,10 @@ class AssignedSecret:
         r"csrf|checksum|integrity|resolved|sha\d|version|revision|srcrev|(?<![a-z])rev(?![a-z])|commit|hash|etag|expires|length|policy|rotat|file|path|url$|uri$|endpoint|field|label|column|prompt|hint|example"
         # What counts, orders, points on or belongs to a protocol: identifiers and cursors, which open nothing by themselves.
         r"|(?:page|next|prev(?:ious)?|cursor|continuation|continue|sync|resume|idempotency|routing|translation|message|event|object|bucket|s3|row|group|index"
+        r"|de-?dup|unique|lookup|join|shard|lock|redis|query|feature|setting|menu|form|style|theme|locale|lang|msg|title|template|asset|image|media|doc"
+        r"|document|blob|upload|attachment|folder|node|entity|resource|record|tx|txn|transaction|order|product|sku|track|trace|span|job|task|queue|batch"
         r"|data|item|map|dict|state|change|delta|scroll|skip|start|end|bos|eos|pad|stop|special|sep|mask|unk)[_. -]?(?:token|key)"
-        r"|such as|(?<![a-z])like(?![a-z])|ice-pwd|auth_?mode|auth_?type|auth_?method|authentication|authority|tokens?[_-]?uri"
+        r"|such as|(?<![a-z])like(?![a-z])|(?<![a-z])auth0$|ice-pwd|auth_?mode|auth_?type|auth_?method|authentication|authority|tokens?[_-]?uri"
     )
     # A name that ends so says which secret is meant, or what kind it is, and never the secret.
     _NAMES_OF_SECRETS = re.compile(

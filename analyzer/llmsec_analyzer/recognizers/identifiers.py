@@ -219,7 +219,7 @@ def phone_national(value: str) -> bool:
     groups = re.findall(r"[0-9]+", value)
     if not 9 <= len(digits) <= 11 or len(set(digits)) < 4:
         return False
-    if groups == sorted(groups) and len(groups) > 3:
+    if {len(group) for group in groups} == {2} and groups == sorted(groups):
         return False
     return len(groups) > 4 or not all(re.fullmatch(r"(?:19|20)[0-9]{2}|[0-3]?[0-9]", group) for group in groups)
 

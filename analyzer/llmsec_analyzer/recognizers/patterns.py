@@ -131,6 +131,8 @@ class PatternRecognizer:
         if match_end + rule.settle > view.end and not view.closed:
             return int(match_end + rule.settle)
         span = found.span(self._value)
+        if span[0] < 0:
+            return []  # the pattern names it as something else
         return self._judge(view, int(first + span[0]), int(first + span[1]))
 
     def _around(self, window: str, start: int, end: int, *, cut_left: bool) -> Any:

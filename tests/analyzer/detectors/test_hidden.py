@@ -29,6 +29,8 @@ HIDING: dict[str, Callable[[str], str]] = {
     "full width": lambda text: "".join(chr(ord(char) + 0xFEE0) for char in text),
     "base64": encoded,
     "base64 in a sentence": lambda text: encoded(f"the key is {text}, keep it"),
+    "hexadecimal": lambda text: text.encode().hex(),
+    "base32": lambda text: base64.b32encode(text.encode()).decode().rstrip("="),
     "base64 twice": lambda text: encoded(encoded(text)),
     "base64 for addresses": lambda text: base64.urlsafe_b64encode(f"?>~{text}~".encode()).decode().rstrip("="),
     "escapes of JSON": lambda text: "".join(f"\\u{ord(char):04x}" for char in text),

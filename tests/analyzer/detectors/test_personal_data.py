@@ -141,6 +141,8 @@ Ana,{{EMAIL|ana@example.org}},{{PHONE|(11) 3555-0199}}
 {{PHONE|0114 4960685}}
 {{PHONE|080-7603-2558}}
 {{PHONE|(0825) 984268}}
+Natel {{PHONE|079 123 45 67}}
+can you tell me how many stars there are in 1234567890 galaxies
 Ticket #1910185 was closed
 Invoice 84488887 is open
 IPv4 has 4294967296 addresses

@@ -128,6 +128,55 @@ https://hooks.slack.com/services/{{T<upper:8>/B<upper:8>/<alnum:24>}}
 {{dapi<hex:32>}}
 telegram bot {{<digits:9>:AA<url:33>}}
 {{AGE-SECRET-KEY-1QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7LQPZRY9X8GF2TVDW0S3JN54KHCE}}
+FIREBASE_API_KEY=AIza{{<url:35>}}
+    "private_key_id": "<hex:40>",\n    "private_key": "-----BEGIN PRIVATE KEY-----\\nMIIE{{<b64:60>\\n<b64:64>}}\\n-----END PRIVATE KEY-----\\n"
+ssh_pass: '{{<alnum:9>@2}}'
+Passphrase: {{<alnum:9>%1}}
+admin_pw='{{<alnum:10>$4}}'
+credentials: svc_user / {{<alnum:11>!7}}
+The database password for prod is {{<alnum:11>!7}}, don't share
+root password => {{<alnum:10>9}}
+set_password('{{<alnum:10>9#}}')
+X-Vault-Token: hvs.{{<url:90>}}
+.option("sfPassword", "{{<alnum:14>5}}")
+api-key: {{<hex:32>}}
+"subscription_key": "{{<hex:32>}}",
+Ocp-Apim-Subscription-Key: {{<hex:32>}}
+client_secret={{<alnum:32>&}}grant_type=client_credentials
+export GITLAB_TOKEN=glpat-{{<url:20>}}
+helm install x --set secret.key={{<alnum:32>}}
+kubectl create secret generic db --from-literal=pass={{<alnum:12>8}}
+az login --service-principal -u app -p {{<alnum:12>8Q~<alnum:20>}} --tenant t
+conn_str = "Server=tcp:x.database.windows.net;User ID=u;Password={{<alnum:12>!8}};"
+amqp://svc:{{<alnum:12>8@}}rabbit:5672
+ldap_bind_password = "{{<alnum:12>!8}}"
+"passwd": "{{<alnum:12>!8}}"
+SMTP_PASS={{<alnum:16>7}}
+FTP_PASSWORD: {{<alnum:11>5}}
+apikey={{<alnum:20>4}}
+'token': 'ey{{<alnum:30>4}}'
+ACCESS_KEY = '{{<upper:20>}}'
+secretKey="{{<b64:40>}}"
+const SECRET = '{{<hex:32>}}';
+app.secret_key = b'{{<alnum:24>1}}'
+JWT_SECRET={{<alnum:18>-<alnum:12>}}
+dsn: "mysql://root:{{<alnum:10>8@}}tcp(db:3306)/x"
+stripe.api_key = "sk_live_{{<alnum:99>}}"
+TWITTER_CONSUMER_SECRET = "{{<alnum:50>}}"
+heroku_api_key: {{<hex:8>-<hex:4>-4<hex:3>-9<hex:3>-<hex:12>}}
+bot.run("M{{<alnum:23>.<alnum:6>.<url:38>}}")
+<token>{{<alnum:40>}}</token>
+const key = "{{<hex:64>}}"
+encryptionKey: "{{<alnum:32>}}"
+AUTH_SECRET="{{<b64:43>=}}"
+NEXTAUTH_SECRET={{<b64:43>=}}
+mailgun: key-{{<hex:32>}}
+sendgrid_key=SG.{{<url:22>.<url:43>}}
+my passphrase is {{<alnum:11>!7}}
+user: bob pass: {{<alnum:9>7}}
+pwd:{{<alnum:8>8}}
+密码: {{<alnum:9>8}}
+Contraseña={{<alnum:9>8}}
 -----BEGIN RSA PRIVATE KEY-----\n{{<b64:64>\n<b64:64>\n<b64:32>==}}\n-----END RSA PRIVATE KEY-----
 -----BEGIN OPENSSH PRIVATE KEY-----\n{{<b64:70>\n<b64:70>}}\n-----END OPENSSH PRIVATE KEY-----
 """.strip().splitlines()
@@ -259,6 +308,64 @@ placeholder="Enter your API key (e.g. abc123def456)"
 className="token-<hex:8>"
 data-key="<hex:16>"
 <script src="/static/auth.<hex:20>.js"></script>
+const API_KEY = process.env.API_KEY ?? ''
+password = input("Enter password1: ")
+if password == user.password2:
+passwordHash := hashPassword(req.Password1)
+@Value("${db.password1}")
+<input type="password" placeholder="Password123">
+secret = aws_secretsmanager_secret.db1.arn
+token = jwt.encode(payload1, key, algorithm="HS256")
+apiKey: '{{API_KEY_1}}'
+api_key: %API_KEY_1%
+--api-key $OPENAI_KEY2
+Authorization: Bearer {{token1}}
+Authorization: Bearer YOUR_TOKEN_123
+key: "2024-01-15T10:00:00Z"
+keyframes: 0%, 100%
+primary key (id1, id2)
+public_key: ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAABAQ<b64:80> u@h
+fingerprint: SHA256:<b64:43>
+ETag: W/"<hex:32>"
+version: sha-<hex:40>
+image: repo/app@sha256:<hex:64>
+go.sum h1:<b64:43>=
+yarn: integrity sha512-<b64:86>==
+session_id=<hex:32>
+request_id: req_<alnum:24>
+"id": "chatcmpl-<alnum:29>"
+"tool_call_id": "call_<alnum:24>"
+"system_fingerprint": "fp_<hex:10>"
+"thoughtSignature": "<b64:200>"
+"encrypted_content": "<b64:200>"
+"signature": "<b64:86>=="
+"nonce": "<b64:24>"
+"kid": "<hex:40>"
+"tokenAddress": "0x<hex:40>"
+token: 0x<hex:40>
+token_address = "0x<hex:40>"
+author key: alice-2024
+keyId: projects/p/locations/global/keyRings/r1/cryptoKeys/k1
+"KeyId": "arn:aws:kms:us-east-1:111122223333:key/<hex:8>-<hex:4>-<hex:4>-<hex:4>-<hex:12>"
+"UserPoolId": "us-east-1_<alnum:9>"
+"accessKeyId": "AKIA<base32:15>"
+secretName = "prod/app1/db-password-2"
+password_reset_token_expiry_hours1: 24
+tokenizer.json loaded 128256 tokens
+auth0|<hex:24>
+keystore.jks alias=key0
+Password must contain 8-20 characters, 1 digit
+the token limit is 8192
+pass rate: 98.5%
+secret santa 2024
+"author": {"key": "/authors/OL23919A"}
+"map_key": "<hex:32>"
+"dedup_key": "<hex:32>"
+"object_key": "<hex:32>"
+React key={<hex:8>}
+file_key: <alnum:22>
+passport no. X1234567
+commit_key=<hex:40>
 uuid key: 123e4567-e89b-12d3-a456-426614174000
 """.strip().splitlines()
 
