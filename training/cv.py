@@ -25,6 +25,7 @@ SETTINGS = {
     "languages": 0.4,
 }
 FALSE_ALARMS = 0.01
+_LEAST = 400  # harmless texts from which a group of languages has a line of its own
 
 
 def folds_of(data: Data) -> np.ndarray:
@@ -73,6 +74,25 @@ def held_out(data: Data, settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarr
     return logits, fold
 
 
+def offsets(data: Data, logits: np.ndarray, share: float = 0.01) -> dict[str, float]:
+    """By group of languages, how much higher than over all of them the logit lies that this share of harmless texts passes.
+
+    Of a group with few harmless texts the offset counts less; none is more than a logit.
+    """
+    judged = np.isin(data.sets, ("injection", "authored")) & (data.labels == 0)
+
+    def line(rows: np.ndarray) -> float:
+        return float(np.sort(logits[rows])[::-1][int(share * rows.sum())])
+
+    common = line(judged)
+    found: dict[str, float] = {}
+    for group in np.unique(data.groups):
+        rows = judged & (data.groups == group)
+        if rows.sum() >= _LEAST:
+            found[str(group)] = float(np.clip((line(rows) - common) * rows.sum() / (rows.sum() + _LEAST), -1.0, 1.0))
+    return found
+
+
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
     ranks = np.concatenate((positive, negative)).argsort(kind="stable").argsort(kind="stable") + 1
     return float((ranks[: len(positive)].sum() - len(positive) * (len(positive) + 1) / 2) / len(positive) / len(negative))
@@ -88,6 +108,9 @@ def main() -> None:
     given.settings = {**SETTINGS, **given.settings}
     data = Data(given.features, given.settings)
     logits, fold = held_out(data, given.settings)
+    apart = offsets(data, logits)
+    logits -= np.array([apart.get(str(group), 0.0) for group in data.groups])
+    print("offsets", {name: round(value, 2) for name, value in apart.items()})
     main_set = data.sets == "injection"
     positive, negative = logits[main_set & (data.labels == 1)], logits[main_set & (data.labels == 0)]
     print(f"AUC {auc(positive, negative):.4f}")

@@ -12,6 +12,7 @@ import numpy as np
 import synthetic
 import traffic
 
+from llmsec_analyzer.injection.languages import group_of
 from llmsec_analyzer.injection.prepare import Preparer
 from llmsec_analyzer.rules.load import load_builtin
 
@@ -37,7 +38,7 @@ def extract(folder: Path, target: Path, recorded: Path | None = None) -> None:
         *authored.documents(),
         *(traffic.rows(recorded) if recorded is not None else ()),
     ]
-    ids, values, pointers, owners, window_counts = [], [], [0], [], []
+    ids, values, pointers, owners, groups = [], [], [0], [], []
     for number, row in enumerate(everything):
         prepared = preparer.prepare(row["text"], row.get("role", "user"))
         for window in prepared.windows:
@@ -45,7 +46,7 @@ def extract(folder: Path, target: Path, recorded: Path | None = None) -> None:
             values.append(window.values)
             pointers.append(pointers[-1] + len(window.ids))
             owners.append(number)
-        window_counts.append(len(prepared.windows))
+        groups.append(group_of(prepared.normalised.text))
     np.savez(
         target,
         ids=np.concatenate(ids),
@@ -58,6 +59,7 @@ def extract(folder: Path, target: Path, recorded: Path | None = None) -> None:
         sets=np.array([row.get("set", "injection") for row in everything]),
         licences=np.array([row.get("license") or "" for row in everything]),
         categories=np.array([row.get("category") or "" for row in everything]),
+        groups=np.array(groups),
         languages=np.array([row.get("lang") or "" for row in everything]),
     )
 

@@ -34,6 +34,7 @@ class Data:
         self.licences = loaded["licences"]
         self.categories = loaded["categories"]
         self.languages = loaded["languages"]
+        self.groups = loaded["groups"]
         self.main = self.sets == "injection"
         self.scale = self._scale(settings)
         self.matrix.data *= self.scale[self.matrix.indices]

@@ -20,7 +20,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # sums
 
 import numpy as np
 import traffic
-from cv import SETTINGS, auc, held_out
+from cv import SETTINGS, auc, held_out, offsets
 from extract import extract
 from fit import Data, fit_rows
 from scipy.optimize import minimize
@@ -67,6 +67,8 @@ def main() -> None:
         trained &= np.array([not (source.startswith("traffic ") and left_out(source[8:])) for source in data.sources])
     main_set = data.sets == "injection"
     logits, _ = held_out(data, settings)
+    apart = offsets(data, logits)
+    logits -= np.array([apart.get(str(group), 0.0) for group in data.groups])
     negative = np.sort(logits[main_set & (data.labels == 0)])[::-1]
     slope, intercept = calibration(logits[main_set], data.labels[main_set].astype(float))
     weights, bias = fit_rows(data, trained, settings)
@@ -84,6 +86,7 @@ def main() -> None:
             intercept=intercept,
             system_offset=SYSTEM_OFFSET,
             version=digest,
+            offsets=apart,
         ),
     )
     positive = logits[main_set & (data.labels == 1)]
@@ -92,6 +95,7 @@ def main() -> None:
             {
                 "version": digest,
                 "thresholds": {profile: round(threshold, 4) for profile, threshold in thresholds.items()},
+                "offsets": {name: round(offset, 2) for name, offset in apart.items()},
                 "slope": round(slope, 4),
                 "intercept": round(intercept, 4),
                 "held_out_auc": round(auc(positive, negative), 4),

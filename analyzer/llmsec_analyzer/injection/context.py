@@ -316,6 +316,11 @@ def _words() -> dict[str, frozenset[str]]:
     return found
 
 
+def small_words() -> frozenset[str]:
+    """Words that say nothing by themselves, in many languages."""
+    return _words()["STOP"]
+
+
 def _numbers(*names: str) -> frozenset[int]:
     return frozenset(lexicon_names().index(name) + 1 for name in names)
 

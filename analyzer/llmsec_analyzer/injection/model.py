@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from llmsec_analyzer.injection.features import SIZE
+from llmsec_analyzer.injection.languages import group_of
 from llmsec_analyzer.injection.prepare import Prepared, Preparer
 from llmsec_analyzer.injection.weights import ModelFile, read_model
 from llmsec_analyzer.settings import Profile
@@ -88,6 +89,7 @@ class InjectionModel:
                 best, worst = window, logit
         if role in ("system", "developer"):
             worst -= self.file.system_offset  # orders are what system prompts are for
+        worst -= self.file.offsets.get(group_of(prepared.normalised.text), 0.0)
         start, end = prepared.normalised.span(best.start, best.end, prepared.judged)
         start, end = prepared.place(start), prepared.place(max(start, end - 1)) + (end > start)
         score = self.calibrated(worst)

@@ -20,7 +20,10 @@ PAIRS = "llmsec-context-1"
 
 
 class ModelFile(msgspec.Struct):
-    """`strict`, `balanced`, `permissive`: calibrated scores from which a text counts, by profile."""
+    """`strict`, `balanced`, `permissive`: calibrated scores from which a text counts, by profile.
+
+    `offsets`: what is taken off the logit of a text by its language (languages.py), so that one threshold serves all.
+    """
 
     weights: Any
     bias: float
@@ -32,6 +35,7 @@ class ModelFile(msgspec.Struct):
     system_offset: float
     version: str
     form: str = TEXTS
+    offsets: dict[str, float] = {}
 
     @property
     def size(self) -> int:
@@ -106,6 +110,7 @@ def _node(operator: str, inputs: list[str], output: str, attributes: bytes = b""
 
 
 _NUMBERS = ("strict", "balanced", "permissive", "slope", "intercept", "system_offset")
+_OFFSET = "offset."
 
 
 def write_model(path: Path, model: ModelFile) -> None:
@@ -127,6 +132,7 @@ def write_model(path: Path, model: ModelFile) -> None:
         "format": model.form,
         "version": model.version,
         **{name: repr(getattr(model, name)) for name in _NUMBERS},
+        **{_OFFSET + name: repr(offset) for name, offset in sorted(model.offsets.items())},
     }
     data = (
         _field(1, 8)
@@ -161,7 +167,8 @@ def read_model(path: Path, form: str = TEXTS) -> ModelFile:
         weights = np.frombuffer(tensors["weights"], dtype="<f4")
         bias = struct.unpack("<f", tensors["bias"])[0]
         numbers = {name: float(facts[name]) for name in _NUMBERS}
-        return ModelFile(weights=weights, bias=bias, version=facts["version"], form=form, **numbers)
+        offsets = {name[len(_OFFSET) :]: float(value) for name, value in facts.items() if name.startswith(_OFFSET)}
+        return ModelFile(weights=weights, bias=bias, version=facts["version"], form=form, offsets=offsets, **numbers)
     except (ValueError, KeyError, IndexError, struct.error, UnicodeDecodeError, TypeError):
         raise ConfigError(f"{path}: not a model of this program (format {form})", "it may be cut; install or train it again") from None
 
