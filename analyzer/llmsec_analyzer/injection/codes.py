@@ -73,7 +73,7 @@ def unwrapped(run: str, depth: int = _MAX_DEPTH) -> tuple[str, str] | None:
             text = inner[1] if inner is not None else None
         if text is not None:
             return kind, text
-    if run[0] == "=" and depth > 1:
+    if run.startswith("=") and depth > 1:
         return unwrapped(run[::-1], depth - 1)
     return None
 
@@ -215,7 +215,7 @@ def _of_base91(run: str) -> bytes:
 def of_numbers(run: str) -> str | None:
     """Characters by their numbers: `73 103 110`, `111, 147, 156` (octal), `0x49 0x67`, seven or eight binary digits."""
     words = re.findall(r"(?<![A-Za-z])(?:0[xo])?[0-9][0-9A-Fa-f]*|(?<![A-Za-z])[a-f][0-9a-f]\b", run)
-    for base in (10, 8, 16, 2):
+    for base in (10, 8, 16, 2) if words else ():
         try:
             codes = [int(word, base) for word in words]
         except ValueError:
@@ -306,6 +306,7 @@ _LOWER, _UPPER = string.ascii_lowercase, string.ascii_uppercase
 _ATBASH = str.maketrans(_LOWER + _UPPER, _LOWER[::-1] + _UPPER[::-1])
 
 
+_COMMONEST: Final = b"etaoinsr"
 _MIRRORED: Final = _OFTEN[::-1]
 _FEWEST_LETTERS: Final = 16
 _MOST_COUNTED: Final = 2000
@@ -314,6 +315,10 @@ _MOST_COUNTED: Final = 2000
 def substitutions(text: str, most: int = 2) -> list[tuple[str, Callable[[str], str]]]:
     """Which movings of the alphabet make letters come as often as in English, where they do not as the text stands: kind and change."""
     lowered = text[:_MOST_COUNTED].lower()
+    data = lowered.encode("ascii", "replace")
+    rest = data.translate(None, _SMALLS)
+    if 2 * (len(data) - len(data.translate(None, _COMMONEST))) > len(data) - len(rest):
+        return []  # letters come about as often as they do in languages
     counts = [lowered.count(letter) for letter in _LOWER]
     total = sum(counts)
     if total < _FEWEST_LETTERS:

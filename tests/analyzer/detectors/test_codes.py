@@ -10,6 +10,8 @@ import urllib.parse
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llmsec_analyzer.injection import codes
 from llmsec_analyzer.injection.normalise import normalise
@@ -259,3 +261,34 @@ def test_hostile_texts_take_bounded_time(text):
     begun = time.process_time()
     assert normalise(text).text is not None
     assert time.process_time() - begun < 4
+
+
+_PIECES = st.one_of(
+    st.text(max_size=12),
+    st.sampled_from(sorted(FORMS)).map(lambda form: FORMS[form](HARMLESS[0])),
+    st.sampled_from(
+        (
+            "\\u{110000}",
+            "\\ud800",
+            "=41",
+            "charCode(abcdef, abcdef)",
+            "xn--",
+            "xn--a-ecp.ru",
+            "ICAgICAgICAgICAgICAgICAg",
+            "U+D800 U+DC00 U+0041",
+            "==",
+            "chr(0x1)",
+        )
+    ),
+    st.sampled_from(string.printable),
+)
+
+
+@given(st.lists(_PIECES, max_size=10), st.data())
+@settings(max_examples=300, deadline=None)
+def test_any_mixture_is_undone_without_a_fault_and_places_stay_inside(pieces, data):
+    text = "".join(piece[data.draw(st.integers(0, 3)) :] for piece in pieces)
+    undone = normalise(text)
+    for at in range(0, len(undone.text), 1 + len(undone.text) // 20):
+        first, last = undone.span(at, at + 3, len(text))
+        assert 0 <= first <= last <= len(text)
