@@ -36,7 +36,7 @@ from llmsec_analyzer.injection.prepare import Preparer
 from llmsec_analyzer.injection.weights import PAIRS, ModelFile, write_model
 from llmsec_analyzer.rules.load import load_builtin
 
-FALSE_ALARMS = 0.015
+FALSE_ALARMS = 0.025
 MIXED = 5_500  # harmless texts put under prompts that have nothing to do with them; what is an attack by itself is the other model's
 DECAY, ROUNDS, ITERATIONS = 0.5, 2, 60
 # How much a row of each set weighs.

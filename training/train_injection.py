@@ -27,8 +27,8 @@ from scipy.optimize import minimize
 
 from llmsec_analyzer.injection.weights import ModelFile, write_model
 
-# On sources unlike those of training more than the held-out share is flagged: three quarters of a hundredth, so that it stays at one.
-FALSE_ALARMS = {"strict": 0.03, "balanced": 0.0075, "permissive": 0.001}
+# The share of harmless texts of training that lie above each line, scored by models that have not seen their source.
+FALSE_ALARMS = {"strict": 0.03, "balanced": 0.01, "permissive": 0.001}
 SYSTEM_OFFSET = 1.5
 
 

@@ -21,6 +21,7 @@ from llmsec_analyzer.engine.overlap import resolve
 from llmsec_analyzer.engine.recognizer_api import Match, Recognizer, View
 from llmsec_analyzer.engine.stream import Plan, StreamScanner, scan_whole
 from llmsec_analyzer.injection.choose import Model, choose_model
+from llmsec_analyzer.injection.context import Statement
 from llmsec_analyzer.injection.context_model import ContextModel, PairVerdict
 from llmsec_analyzer.injection.hidden import hidden_secrets
 from llmsec_analyzer.injection.model import Verdict
@@ -195,9 +196,12 @@ class Scanner:
         if not verdict.complete:
             result.unscanned = max(1, len(text) - MAX_CHARS)
         by_itself = verdict.score >= (self.threshold if _has_evidence(verdict) else self.sure)
-        if pair is not None and pair.score >= self.threshold and not by_itself:
+        statement = _gone_against(pair) if pair is not None and pair.score >= self.threshold and not by_itself else None
+        if pair is not None and statement is not None:
             rule = self.rules.by_id.get("injection.context")
-            found = None if rule is None else self._pair_finding(rule, pair, text, role, near, part=part, exchange_id=exchange_id)
+            found = (
+                None if rule is None else self._pair_finding(rule, pair, statement, text, role, near, part=part, exchange_id=exchange_id)
+            )
         elif by_itself:
             rule = self.rules.by_id.get("injection.model")
             found = None if rule is None else self._verdict_finding(rule, verdict, text, role, near, part=part, exchange_id=exchange_id)
@@ -242,25 +246,20 @@ class Scanner:
         return msgspec.structs.replace(found, category=category, taxonomy=taxonomy)
 
     def _pair_finding(
-        self, rule: Rule, pair: PairVerdict, text: str, role: str, near: Neighbours, *, part: str, exchange_id: str
+        self, rule: Rule, pair: PairVerdict, statement: Statement, text: str, role: str, near: Neighbours, *, part: str, exchange_id: str
     ) -> Finding:
-        """What can be pointed at is the statement of the prompt: where it forbids or keeps something, and the text is sure to go for it."""
-        reasons = [f"score {pair.score:.2f}, threshold {self.threshold:.2f}"]
-        evident = False
-        if pair.against is not None and pair.shared:
-            does = [_DOES[letter] for letter in pair.against.polarity if letter in _DOES]
-            reasons.append(
-                f"shares {pair.shared} word{'s' if pair.shared > 1 else ''} with characters {pair.against.start} to {pair.against.end}"
-                f" of the system prompt, which {' and '.join(does) or 'state it'}"
-            )
-            evident = bool(does)
+        does = " and ".join(_DOES[letter] for letter in statement.polarity if letter in _DOES)
+        note = (
+            f"score {pair.score:.2f}, threshold {self.threshold:.2f}; shares {pair.shared} word{'s' if pair.shared > 1 else ''} with"
+            f" characters {statement.start} to {statement.end} of the system prompt, which {does}"
+        )
         match = Match(
             rule=rule,
             start=pair.start,
             end=pair.end,
-            severity="high" if evident and pair.score >= self.sure else "medium",
+            severity="high" if pair.score >= self.sure else "medium",
             confidence=round(pair.score, 4),
-            note="; ".join(reasons),
+            note=note,
             type="indirect_injection" if role in FOREIGN_ROLES else "",
         )
         found = self._finding(match, text, near, part=part, exchange_id=exchange_id, at=None)
@@ -337,6 +336,13 @@ class Scanner:
         self.faults[name] += 1
         if self._on_fault is not None and self.faults[name] == 1:
             self._on_fault(name, fault)
+
+
+def _gone_against(pair: PairVerdict) -> Statement | None:
+    """The statement that can be pointed at: it forbids something, keeps it or limits it, and the text takes it up."""
+    if pair.against is None or not pair.shared or not any(letter in _DOES for letter in pair.against.polarity):
+        return None
+    return pair.against
 
 
 def _is_evident(verdict: Verdict) -> bool:

@@ -48,11 +48,11 @@ def test_every_prompt_has_messages_of_both_kinds_and_none_of_both(contexts):
     assert len({key(entry["system"]) for _, entry in contexts}) == len(contexts)
     for name, entry in contexts:
         assert set(entry) <= {"lang", "system", "attacks", "harmless", "tool_attacks", "tool_harmless"}, name
-        assert min(len(entry["attacks"]), len(entry["harmless"])) >= 4, entry["system"]
-        assert not {key(text) for text in entry["attacks"]} & {key(text) for text in entry["harmless"]}, entry["system"]
+        assert min(len(entry.get("attacks", ["nothing to attack"] * 4)), len(entry["harmless"])) >= 4, entry["system"]
+        assert not {key(text) for text in entry.get("attacks", ())} & {key(text) for text in entry["harmless"]}, entry["system"]
 
 
 def test_many_a_message_is_an_attack_under_one_prompt_and_harmless_under_another(contexts):
-    attacks = {key(text) for _, entry in contexts for text in entry["attacks"]}
+    attacks = {key(text) for _, entry in contexts for text in entry.get("attacks", ())}
     harmless = {key(text) for _, entry in contexts for text in entry["harmless"]}
     assert len(attacks & harmless) >= 10
