@@ -207,6 +207,7 @@ def main() -> None:
             bias=float(point[-1]),
             strict=model.file.strict,
             balanced=model.file.balanced,
+            cautious=model.file.cautious,
             permissive=model.file.permissive,
             slope=slope,
             intercept=intercept,

@@ -28,7 +28,7 @@ from scipy.optimize import minimize
 from llmsec_analyzer.injection.weights import ModelFile, write_model
 
 # The share of harmless texts of training that lie above each line, scored by models that have not seen their source.
-FALSE_ALARMS = {"strict": 0.03, "balanced": 0.01, "permissive": 0.001}
+FALSE_ALARMS = {"strict": 0.03, "balanced": 0.01, "cautious": 0.003, "permissive": 0.001}
 SYSTEM_OFFSET = 1.5
 
 

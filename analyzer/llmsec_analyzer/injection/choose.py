@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 
 from llmsec_analyzer.injection.classifier import Classifier
-from llmsec_analyzer.injection.model import InjectionModel, Verdict
+from llmsec_analyzer.injection.model import InjectionModel, Lines, Verdict
 from llmsec_analyzer.injection.prepare import Preparer
 from llmsec_analyzer.settings import ModelSettings, Profile
 from llmsec_tap.errors import ConfigError
@@ -27,14 +27,10 @@ class Model(Protocol):
 
 
 class Chosen(NamedTuple):
-    """`threshold`: the score from which a text counts; `sure`: from which it counts without a sign, and with one is grave.
-
-    `chars_per_s`: about how fast it is on one core. `ours`: whether the shipped form is in it, which judges a text under its prompt too.
-    """
+    """`lines`: what its scores mean. `chars_per_s`: about how fast it is on one core. `ours`: whether the shipped form is in it, which judges a text under its prompt too."""
 
     model: Model
-    threshold: float
-    sure: float
+    lines: Lines
     chars_per_s: float
     ours: bool
 
@@ -50,17 +46,22 @@ def choose_model(settings: ModelSettings, preparer: Preparer, *, profile: Profil
                 "docs/detection.md says which fit",
             )
         ours = InjectionModel(preparer, path, runtime=runtime)
-        threshold, sure = ours.lines(profile)
-        return Chosen(ours, threshold if wanted is None else wanted, sure, _OUR_CHARS_PER_S, ours=True)
+        lines = ours.lines(profile)
+        return Chosen(ours, lines if wanted is None else lines._replace(threshold=wanted), _OUR_CHARS_PER_S, ours=True)
     classifier = Classifier(path, preparer, settings)
     if wanted is not None:
         classifier.threshold = wanted
     if not settings.second_opinion:
-        return Chosen(classifier, classifier.threshold, classifier.threshold, classifier.chars_per_s, ours=False)
+        return Chosen(classifier, Lines(*(classifier.threshold,) * 3), classifier.chars_per_s, ours=False)
     ours = InjectionModel(preparer, runtime=runtime)
-    threshold, sure = ours.lines(profile)
-    both = TwoOpinions(classifier, ours, preparer, threshold)
-    return Chosen(both, both.threshold, relative(sure, threshold), 1 / (1 / classifier.chars_per_s + 1 / _OUR_CHARS_PER_S), ours=False)
+    lines = ours.lines(profile)
+    both = TwoOpinions(classifier, ours, preparer, lines.threshold)
+    return Chosen(
+        both,
+        Lines(*(relative(line, lines.threshold) for line in lines)),
+        1 / (1 / classifier.chars_per_s + 1 / _OUR_CHARS_PER_S),
+        ours=False,
+    )
 
 
 class TwoOpinions:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -37,6 +37,14 @@ class Verdict(msgspec.Struct, frozen=True):
     opinions: tuple[tuple[str, float], ...] = ()  # of several models, each with its name
 
 
+class Lines(NamedTuple):
+    """Scores from which a text counts (`threshold`), counts without any sign of an attack (`alone`), and is grave with one (`sure`)."""
+
+    threshold: float
+    alone: float
+    sure: float
+
+
 class InjectionModel:
     """`judge(text, role)`."""
 
@@ -62,12 +70,14 @@ class InjectionModel:
         options.log_severity_level = 4
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def lines(self, profile: Profile) -> tuple[float, float]:
-        """The score from which a text counts, and the one from which it is sure: fixed in training by their shares of false alarms."""
+    def lines(self, profile: Profile) -> Lines:
+        """Fixed in training by their shares of harmless texts."""
         file = self.file
         return {
-            "strict": (file.strict, file.balanced), "balanced": (file.balanced, file.permissive), "permissive": (file.permissive, file.permissive),
-        }[profile]  # fmt: skip
+            "strict": Lines(file.strict, file.balanced, file.balanced),
+            "balanced": Lines(file.balanced, file.cautious, file.permissive),
+            "permissive": Lines(file.cautious, file.permissive, file.permissive),
+        }[profile]
 
     def judge(self, text: str, role: str = "user") -> Verdict:
         return self.verdict(self._preparer.prepare(text, role), role)

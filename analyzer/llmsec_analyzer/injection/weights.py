@@ -20,7 +20,7 @@ PAIRS = "llmsec-context-1"
 
 
 class ModelFile(msgspec.Struct):
-    """`strict`, `balanced`, `permissive`: calibrated scores from which a text counts, by profile.
+    """`strict`, `balanced`, `cautious`, `permissive`: calibrated scores that fewer and fewer harmless texts reach.
 
     `offsets`: what is taken off the logit of a text by its language (languages.py), so that one threshold serves all.
     """
@@ -29,6 +29,7 @@ class ModelFile(msgspec.Struct):
     bias: float
     strict: float
     balanced: float
+    cautious: float
     permissive: float
     slope: float
     intercept: float
@@ -109,7 +110,7 @@ def _node(operator: str, inputs: list[str], output: str, attributes: bytes = b""
     return b"".join(_field(1, name) for name in inputs) + _field(2, output) + _field(3, output) + _field(4, operator) + attributes
 
 
-_NUMBERS = ("strict", "balanced", "permissive", "slope", "intercept", "system_offset")
+_NUMBERS = ("strict", "balanced", "cautious", "permissive", "slope", "intercept", "system_offset")
 _OFFSET = "offset."
 
 

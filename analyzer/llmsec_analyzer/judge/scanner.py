@@ -24,7 +24,7 @@ from llmsec_analyzer.injection.choose import Model, choose_model
 from llmsec_analyzer.injection.context import Statement
 from llmsec_analyzer.injection.context_model import ContextModel, PairVerdict
 from llmsec_analyzer.injection.hidden import hidden_secrets
-from llmsec_analyzer.injection.model import Verdict
+from llmsec_analyzer.injection.model import Lines, Verdict
 from llmsec_analyzer.injection.prepare import MAX_CHARS, Preparer
 from llmsec_analyzer.judge.answers import JUDGED_FROM
 from llmsec_analyzer.judge.rule_set import RuleSet, literals, rule_set
@@ -47,6 +47,8 @@ _JAILBREAK_SIGNS = 2
 # Texts up to here may be too short to be judged; in scripts without spaces so many letters are more than two words.
 _SHORT, _SHORT_UNSPACED = 2_000, 6
 _DRESS = frozenset(("leet", "lookalikes", "compatible", "marks"))
+# Signs that one or two in a thousand texts of programs have too: enough to speak up, too little to be grave.
+_COMMON_SIGNS = frozenset(("injection.role_marker", "injection.send_out", "injection.to_the_ai", "injection.start_with", "system_override"))
 _NOTHING_SAID = 0.05
 _WORD = re.compile(r"[^\W_]+")
 _LINK = re.compile(r"\S+://\S+|\S*[/\\@]\S*")
@@ -98,15 +100,20 @@ class Scanner:
         self._whole_text = WholeTextPatterns([(rule, literals(rule.pattern or "")) for rule in self.rules.whole_text], self.timeouts)
         self.model: Model | None = None
         self.context: ContextModel | None = None
-        self.threshold, self.sure, self.model_chars_per_s = 1.0, 1.0, 1e9
+        self.lines, self.model_chars_per_s = Lines(1.0, 1.0, 1.0), 1e9
         wanted = settings.prompt_injection.model
         if settings.enabled and settings.prompt_injection.enabled and wanted.enabled:
             preparer = Preparer(self.rules.evidence, self.rules.trusted, engine)
             chosen = choose_model(wanted, preparer, profile=settings.profile, runtime=model_runtime)
-            self.model, self.threshold, self.sure, self.model_chars_per_s = chosen.model, chosen.threshold, chosen.sure, chosen.chars_per_s
+            self.model, self.lines, self.model_chars_per_s = chosen.model, chosen.lines, chosen.chars_per_s
             self.context = ContextModel() if chosen.ours and settings.prompt_injection.context else None
         ours = places.detectors(settings.pii_detection, self.rules.by_id)
         self.plugins = Plugins(enabled=settings.plugins and settings.enabled, on_fault=self.count_fault, ours=ours)
+
+    @property
+    def threshold(self) -> float:
+        """The score from which a text counts as an injection."""
+        return self.lines.threshold
 
     @cached_property
     def lean_plan(self) -> Plan:
@@ -195,7 +202,7 @@ class Scanner:
         result.injection_score = score
         if not verdict.complete:
             result.unscanned = max(1, len(text) - MAX_CHARS)
-        by_itself = verdict.score >= (self.threshold if _has_evidence(verdict) else self.sure)
+        by_itself = verdict.score >= (self.threshold if _is_evident(verdict) else self.lines.alone)
         statement = _gone_against(pair) if pair is not None and pair.score >= self.threshold and not by_itself else None
         if pair is not None and statement is not None:
             rule = self.rules.by_id.get("injection.context")
@@ -237,7 +244,7 @@ class Scanner:
             rule=rule,
             start=verdict.start,
             end=verdict.end,
-            severity="high" if _is_evident(verdict) and verdict.score >= self.sure else "medium",
+            severity="high" if _is_evident(verdict) and verdict.score >= self.lines.sure else "medium",
             confidence=round(verdict.score, 4),
             note="; ".join(reasons),
             type=kind,
@@ -257,7 +264,7 @@ class Scanner:
             rule=rule,
             start=pair.start,
             end=pair.end,
-            severity="high" if pair.score >= self.sure else "medium",
+            severity="high" if pair.score >= self.lines.sure else "medium",
             confidence=round(pair.score, 4),
             note=note,
             type="indirect_injection" if role in FOREIGN_ROLES else "",
@@ -346,8 +353,8 @@ def _gone_against(pair: PairVerdict) -> Statement | None:
 
 
 def _is_evident(verdict: Verdict) -> bool:
-    """A sign, or a text that somebody took pains to hide; letters that look like others stand in many a harmless text."""
-    return bool(verdict.signs) or any(kind not in _DRESS for kind in verdict.undone)
+    """A sign that hardly stands in harmless texts, or a text that somebody took pains to hide (letters that look like others are no pains)."""
+    return any(sign not in _COMMON_SIGNS for sign in verdict.signs) or any(kind not in _DRESS for kind in verdict.undone)
 
 
 def _is_one_word(text: str) -> bool:

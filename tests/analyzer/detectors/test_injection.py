@@ -138,7 +138,16 @@ def test_the_lexicon_and_the_classes_that_ship_are_whole():
 def test_a_model_is_written_and_read_the_same(tmp_path):
     weights = np.arange(SIZE, dtype=np.float32)
     model = ModelFile(
-        weights=weights, bias=0.5, strict=0.6, balanced=0.7, permissive=0.9, slope=1.1, intercept=-0.2, system_offset=1.0, version="abc"
+        weights=weights,
+        bias=0.5,
+        strict=0.6,
+        balanced=0.7,
+        cautious=0.8,
+        permissive=0.9,
+        slope=1.1,
+        intercept=-0.2,
+        system_offset=1.0,
+        version="abc",
     )
     write_model(tmp_path / "m.onnx", model)
     again = read_model(tmp_path / "m.onnx")
