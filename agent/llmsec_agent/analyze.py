@@ -22,7 +22,7 @@ from llmsec_tap.storage.writer import StoreWriter
 _LEFT_OUT: Final = ("detection_skipped", "detection_secrets_only", "detection_without_model", "detection_fault", "detection_set_aside")
 _OF_DETECTION: Final = frozenset((*_LEFT_OUT, "detection_incomplete", "findings_limit"))
 # Their texts were left out when they were stored, so there is nothing to look at.
-_WITHOUT_TEXTS: Final = frozenset(("content_withheld", "content_degraded"))
+_WITHOUT_TEXTS: Final = frozenset(("content_withheld", "content_degraded", "content_expired"))
 
 
 class Counts(NamedTuple):

@@ -16,6 +16,7 @@ from llmsec_agent import summary
 from llmsec_agent.lane import Sink
 from llmsec_agent.run import Deliver, Detection, OnEarly, Run
 from llmsec_agent.shares import Shares
+from llmsec_agent.sinks.audit import AuditSink
 from llmsec_agent.sinks.store import StoreSink
 from llmsec_agent.stop import Stop
 from llmsec_tap import limits
@@ -26,6 +27,7 @@ from llmsec_tap.identity.whose import WhoseSettings
 from llmsec_tap.install_key import install_key
 from llmsec_tap.journal import Journal
 from llmsec_tap.memory import MemoryWatch, limit_address_space
+from llmsec_tap.storage.audit import whoami
 from llmsec_tap.storage.handover import give_to_caller, is_callers
 from llmsec_tap.storage.writer import StoreWriter
 from llmsec_tap.tokens import TokenEstimator
@@ -50,6 +52,7 @@ class ReplaySettings:
     tokenizer: str | None = None
     memory_cap_bytes: int = limits.MEMORY_CAP_BYTES
     whose: WhoseSettings | None = None
+    audit: str | None = None  # least severity of findings for the store's audit log
 
     @property
     def follows(self) -> bool:
@@ -71,7 +74,10 @@ def replay(
     callers_store = settings.store if settings.store is not None and is_callers(settings.store) else None
     sinks: list[Sink] = []
     if settings.store is not None:
-        sinks.append(StoreSink(StoreWriter.open(settings.store, journal)))
+        writer = StoreWriter.open(settings.store, journal)
+        sinks.append(StoreSink(writer))
+        if settings.audit is not None and start_detection is not None:
+            sinks.append(AuditSink(writer.store, settings.audit, whoami()))
     if print_to is not None:
         sinks.append(print_to(stop.request))
     run = Run(

@@ -68,9 +68,37 @@ class Capture(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
 # --- storage ----------------------------------------------------------------------------------------------------------------
 
 
+class ClassBounds(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    days: Annotated[float | None, key("delete what is older; none: keep", above=0)] = None
+    bytes: Annotated[int | None, key("delete the oldest beyond this size; none: no bound", unit="size", at_least=limits.MIB)] = None
+
+
+class ClassDays(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    days: Annotated[float | None, key("delete what is older; none: keep", above=0)] = None
+
+
+class TenantRetention(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    content: Annotated[ClassDays, key("texts; counts, names and times stay")] = ClassDays()
+    metadata: Annotated[ClassDays, key("whole records; one with findings stays without its texts until those may go")] = ClassDays()
+    findings: Annotated[ClassDays, key("findings; scores stay")] = ClassDays()
+
+
 class Retention(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     days: Annotated[float | None, key("delete what is older; none: keep", above=0)] = None
     bytes: Annotated[int | None, key("delete the oldest beyond this size; none: no bound", unit="size", at_least=limits.MIB)] = None
+    content: Annotated[ClassBounds, key("texts; counts, names and times stay. `bytes`: of the parts that have texts")] = ClassBounds()
+    metadata: Annotated[ClassDays, key("whole records; one with findings stays without its texts until those may go")] = ClassDays()
+    findings: Annotated[ClassDays, key("findings; scores stay")] = ClassDays()
+    alerts: Annotated[ClassDays, key("what was sent to whom", later="no alerts are kept")] = ClassDays()
+    audit: Annotated[ClassBounds, key("the audit log, whole files of it; what is left still proves itself")] = ClassBounds()
+    tenants: Annotated[dict[str, TenantRetention], key("by tenant, instead of content, metadata and findings above")] = {}
+
+
+class Audit(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    findings: Annotated[
+        Literal["info", "low", "medium", "high", "critical", "none"],
+        key("least severity of findings that the audit log has; none: no findings"),
+    ] = "high"
 
 
 class ClickHouse(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -114,6 +142,7 @@ class Storage(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     )
     flush_interval: Annotated[float, key("a record is on the disk after so long", unit="duration", above=0)] = 5.0
     retention: Annotated[Retention, key("what is deleted, and when")] = Retention()
+    audit: Annotated[Audit, key("the store's audit log (docs/formats/store.md)")] = Audit()
     clickhouse: Annotated[
         ClickHouse | None, key("a ClickHouse cluster to copy records to", later="records go to the folder `storage.path` alone")
     ] = None

@@ -51,6 +51,7 @@ def replay(
     Example: llmsec-analyze replay capture.pcap --format jsonl
     """
     from llmsec_agent.config import load_all, whose_of
+    from llmsec_agent.config.retention import audited_severity
     from llmsec_agent.journals import journal
     from llmsec_agent.output import printer
     from llmsec_agent.replay import ReplaySettings
@@ -73,6 +74,7 @@ def replay(
         tokenizer=tokenizer,
         memory_cap_bytes=memory_cap << 20,
         whose=whose_of(loaded),
+        audit=audited_severity(loaded.config),
     )
     security = with_suppressions(loaded.config.security, suppressions)
     detection = detection_starter(
