@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from llmsec_analyzer.judge.exchange import ExchangeDetector
-from llmsec_analyzer.judge.exchange_parts import text_parts, unread
+from llmsec_analyzer.judge.exchange_parts import noted, text_parts, unread
 from llmsec_analyzer.judge.facts import facts_of
 from llmsec_analyzer.judge.redact import redacted
 from llmsec_analyzer.judge.scanner import Scanner
@@ -65,7 +65,7 @@ def _examined(detector: ExchangeDetector, exchange: Exchange, suppressions: Supp
     before = [anomaly for anomaly in exchange.anomalies if anomaly.name not in _OF_DETECTION]
     bare = msgspec.structs.replace(exchange, anomalies=before, findings=[], risk_score=None, risk_reasons=[])
     parts = list(text_parts(bare))
-    report = detector.examine(exchange.exchange_id, parts, unread=unread(bare))
+    report = detector.examine(exchange.exchange_id, parts, unread=unread(bare), noted=noted(bare))
     suppressions.apply(report, facts_of(bare), parts)
     fresh = report.applied(bare)
     return redacted(fresh, report.masks, everything=False, rules=report.redacting) if report.redacting else fresh

@@ -19,6 +19,7 @@ from llmsec_agent.capture_settings import CaptureSettings
 from llmsec_agent.degradation import CPUShare, Degradation, Level
 from llmsec_agent.exposer import State, answer_state
 from llmsec_agent.journals import StandardError
+from llmsec_agent.key_use import KeyUse
 from llmsec_agent.lane import Sink
 from llmsec_agent.metrics import together
 from llmsec_agent.reload import News
@@ -153,6 +154,8 @@ def capture(
         estimator=estimator,
         origin=Origin("packet", settings.node),
         whose=settings.whose,
+        key_use=KeyUse() if settings.watch_keys else None,
+        bare_tenants=settings.bare_tenants,
         traffic=Traffic() if exposer is not None else None,
         start_detection=(lambda deliver, on_early: start_detection(deliver, on_early, key)) if start_detection is not None else None,
     )

@@ -39,6 +39,8 @@ class CaptureSettings:
     survive: bool = False
     node: str = ""
     whose: WhoseSettings | None = None
+    watch_keys: bool = True  # say where a key is used by a new workload, or by several
+    bare_tenants: frozenset[str] = frozenset()  # no texts of these are kept
     plain: bool = False
 
 

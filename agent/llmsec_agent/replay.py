@@ -13,6 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from llmsec_agent import summary
+from llmsec_agent.key_use import KeyUse
 from llmsec_agent.lane import Sink
 from llmsec_agent.run import Deliver, Detection, OnEarly, Run
 from llmsec_agent.shares import Shares
@@ -52,6 +53,8 @@ class ReplaySettings:
     tokenizer: str | None = None
     memory_cap_bytes: int = limits.MEMORY_CAP_BYTES
     whose: WhoseSettings | None = None
+    watch_keys: bool = False  # say where a key is used by a new workload, or by several
+    bare_tenants: frozenset[str] = frozenset()  # no texts of these are kept
     audit: str | None = None  # least severity of findings for the store's audit log
 
     @property
@@ -92,6 +95,8 @@ def replay(
         ports=settings.ports,
         content=settings.content,
         whose=settings.whose,
+        key_use=KeyUse() if settings.watch_keys else None,
+        bare_tenants=settings.bare_tenants,
         estimator=TokenEstimator(settings.tokenizer),
         start_detection=(lambda deliver, on_early: start_detection(deliver, on_early, key)) if start_detection is not None else None,
     )

@@ -239,8 +239,18 @@ class TenantMatch(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
     """Whose requests; all that is given must hold, nothing at all holds for every request."""
 
     api_key_prefix: Annotated[str | None, key("first characters of the client's key", filled=True)] = None
-    model: Annotated[str | None, key("requested model", filled=True)] = None
+    model: Annotated[str | None, key("requested model; here and below * and ? stand for any characters", filled=True)] = None
     tenant_id: Annotated[str | None, key("tenant by header", filled=True)] = None
+    api_key_fingerprint: Annotated[str | None, key("the client's key, as `llmsec-analyze tenants fingerprint` prints it", filled=True)] = (
+        None
+    )
+    access_key_id: Annotated[str | None, key("AWS access key id of a signed request (SigV4)", filled=True)] = None
+    deployment: Annotated[str | None, key("Azure's deployment", filled=True)] = None
+    headers: Annotated[dict[str, str], key("request headers and what they say")] = {}
+    process: Annotated[str | None, key("name or path of the observed process", filled=True)] = None
+    pod: Annotated[str | None, key("its pod", filled=True)] = None
+    namespace: Annotated[str | None, key("namespace of its pod", filled=True)] = None
+    path: Annotated[str | None, key("path of the request, without its query", filled=True)] = None
 
 
 class RequestRate(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -250,10 +260,12 @@ class RequestRate(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
 class TenantRule(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     match: Annotated[TenantMatch, key("whose requests; the first rule that matches counts")] = TenantMatch()
     tenant: Annotated[str, key("name of the tenant", filled=True)]
-    plan: Annotated[str | None, key("plan of the tenant", filled=True)] = None
-    rate_limit: Annotated[RequestRate | None, key("rate to report on")] = None
+    plan: Annotated[str | None, key("plan of the tenant, shown by `llmsec-analyze tenants`", filled=True)] = None
+    rate_limit: Annotated[RequestRate | None, key("rate to report on", later="rates are recorded and not watched")] = None
+    content: Annotated[Literal["full", "none"], key("texts of this tenant as `storage.content` says, or never")] = "full"
     alert_threshold: Annotated[
-        Literal["info", "low", "medium", "high", "critical"] | None, key("least severity that alerts for this tenant")
+        Literal["info", "low", "medium", "high", "critical"] | None,
+        key("least severity that alerts for this tenant", later="no alerts are sent"),
     ] = None
 
 
@@ -263,7 +275,13 @@ class Tenants(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
         str, key("request header that names the tenant; read where this section or LLMSEC_TENANT_ID is given", filled=True)
     ] = "x-tenant-id"
     end_users_in_clear: Annotated[bool, key("keep `end_user` as the client names it; else a keyed fingerprint")] = False
-    rules: Annotated[tuple[TenantRule, ...], key("who is which tenant", later="`tenant` is what the header says, or `default`")] = ()
+    rules: Annotated[
+        tuple[TenantRule, ...],
+        key(
+            "who is which tenant; the first that matches counts, then the header, then `default`, then a name made of the key's fingerprint"
+        ),
+    ] = ()
+    watch_keys: Annotated[bool, key("say where a key is used by a new workload, or by several; in a replay only with this section")] = True
 
 
 _NO_CHOICE = "a tap chooses no upstream: it records which one served each exchange"

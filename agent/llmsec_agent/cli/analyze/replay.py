@@ -50,7 +50,7 @@ def replay(
 
     Example: llmsec-analyze replay capture.pcap --format jsonl
     """
-    from llmsec_agent.config import load_all, whose_of
+    from llmsec_agent.config import bare_tenants, load_all, whose_of
     from llmsec_agent.config.retention import audited_severity
     from llmsec_agent.journals import journal
     from llmsec_agent.output import printer
@@ -74,6 +74,8 @@ def replay(
         tokenizer=tokenizer,
         memory_cap_bytes=memory_cap << 20,
         whose=whose_of(loaded),
+        watch_keys=loaded.sets("tenants") and loaded.config.tenants.watch_keys,
+        bare_tenants=bare_tenants(loaded.config),
         audit=audited_severity(loaded.config),
     )
     security = with_suppressions(loaded.config.security, suppressions)
