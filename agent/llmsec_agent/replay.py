@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -22,7 +22,7 @@ from llmsec_agent.sinks.store import StoreSink
 from llmsec_agent.stop import Stop
 from llmsec_tap import limits
 from llmsec_tap.capture.files.pcap import CaptureReader
-from llmsec_tap.counters import Sample
+from llmsec_tap.counters import Sample, Snapshot
 from llmsec_tap.errors import SourceError, StorageError
 from llmsec_tap.identity.whose import WhoseSettings
 from llmsec_tap.install_key import install_key
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 # Above this share of the memory cap all that is under way is handed on as far as it came.
 _SHED_AT = 0.85
-_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _FINDINGS = 1
 
 
@@ -75,14 +75,7 @@ def replay(
     stop = Stop()
     key = install_key(journal)
     callers_store = settings.store if settings.store is not None and is_callers(settings.store) else None
-    sinks: list[Sink] = []
-    if settings.store is not None:
-        writer = StoreWriter.open(settings.store, journal)
-        sinks.append(StoreSink(writer))
-        if settings.audit is not None and start_detection is not None:
-            sinks.append(AuditSink(writer.store, settings.audit, whoami()))
-    if print_to is not None:
-        sinks.append(print_to(stop.request))
+    sinks = sinks_of(settings, journal, stop, print_to, detects=start_detection is not None)
     run = Run(
         journal,
         stop,
@@ -101,26 +94,48 @@ def replay(
         start_detection=(lambda deliver, on_early: start_detection(deliver, on_early, key)) if start_detection is not None else None,
     )
     source = FileSource(settings, run)
-    with _signals(stop) as interrupted:
+    with signals(stop) as interrupted:
         try:
             run.run(source)
         finally:
             if callers_store is not None:
                 give_to_caller(callers_store)
-        _summarise(run, source, settings, time.monotonic() - begun, interrupted=bool(interrupted))
+        detected = run.detection.summary() if run.detection is not None else []
+        summarise(journal, run.snapshot(), settings, detected, time.monotonic() - begun, interrupted=bool(interrupted))
     if run.lost:
         return StorageError.exit_code
     if source.fault is not None:
         return SourceError.exit_code
     if interrupted:
-        return _INTERRUPTED
+        return INTERRUPTED
     return _FINDINGS if run.detection is not None and run.detection.failed else 0
+
+
+def sinks_of(
+    settings: ReplaySettings,
+    journal: Journal,
+    stop: Stop,
+    print_to: Callable[[Callable[[], None]], Sink] | None,
+    *,
+    detects: bool,
+) -> list[Sink]:
+    """Where exchanges go. Raises StorageError."""
+    sinks: list[Sink] = []
+    if settings.store is not None:
+        writer = StoreWriter.open(settings.store, journal)
+        sinks.append(StoreSink(writer))
+        if settings.audit is not None and detects:
+            sinks.append(AuditSink(writer.store, settings.audit, whoami()))
+    if print_to is not None:
+        sinks.append(print_to(stop.request))
+    return sinks
 
 
 class FileSource:
     """Capture files, one after the other. `fault` is that of the last one that could not be read whole."""
 
-    def __init__(self, settings: ReplaySettings, run: Run) -> None:
+    def __init__(self, settings: ReplaySettings, run: Run, *, shows_progress: bool = True) -> None:
+        self._shows_progress = shows_progress
         self._settings = settings
         self._run = run
         self._reader = CaptureReader(run.pipeline)
@@ -131,7 +146,7 @@ class FileSource:
         limit_address_space(self._settings.memory_cap_bytes)
         self._reader.on_chunk = self._look
         run.stop.on_request(self._reader.stop)
-        with _progress(self._settings.files, self._reader):
+        with _progress(self._settings.files, self._reader) if self._shows_progress else nullcontext():
             for name in self._settings.files:
                 try:
                     self._reader.read(name)
@@ -162,7 +177,7 @@ class FileSource:
 
 
 @contextmanager
-def _signals(stop: Stop) -> Iterator[list[int]]:
+def signals(stop: Stop) -> Iterator[list[int]]:
     """SIGINT and SIGTERM end the reading; what was read is still completed, stored and summed up. A second one kills."""
     seen: list[int] = []
 
@@ -180,19 +195,19 @@ def _signals(stop: Stop) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _summarise(run: Run, source: FileSource, settings: ReplaySettings, elapsed_s: float, *, interrupted: bool) -> None:
-    counts = run.snapshot()
+def summarise(
+    journal: Journal, counts: Snapshot, settings: ReplaySettings, detected: Sequence[str], elapsed_s: float, *, interrupted: bool
+) -> None:
     connections = counts.get("llmsec_connections_total", source="packets")
     peak = counts.get("llmsec_peak_resident_memory_bytes") / 1e6
     first = f"{counts.get('llmsec_packets_total'):,} packets, {connections:,} connections, {summary.what_was_decoded(counts)}"
     lines = [f"{first}, {summary.gaps(counts)}, {elapsed_s:.1f} s, {peak:.0f} MB at most", *summary.oddities(counts)]
-    if run.detection is not None:
-        lines += run.detection.summary()
+    lines += [*detected]
     lines += summary.sinks(counts, settings.store)
     if interrupted:
         lines.append("interrupted: what was read until then is complete")
     for line in lines:
-        run.journal.info("summary", line)
+        journal.info("summary", line)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from llmsec_tap.identity.whose import WhoseSettings
 from llmsec_tap.journal import Journal
 from llmsec_tap.memory import peak_bytes, resident_bytes
 from llmsec_tap.model import AnomalyCount, Exchange, Finding
-from llmsec_tap.pipeline import Pipeline
+from llmsec_tap.pipeline import Pipeline, Share
 from llmsec_tap.tokens import TokenEstimator
 
 
@@ -100,6 +100,7 @@ class Run:
         whose: WhoseSettings | None = None,
         key_use: KeyUse | None = None,
         bare_tenants: frozenset[str] = frozenset(),
+        share: Share | None = None,
         start_detection: Callable[[Deliver, OnEarly], Detection] | None = None,
     ) -> None:
         """`may_wait`: the source can (files), or cannot (live). `follows`: it may be live all the same, so nothing is kept for company.
@@ -134,6 +135,7 @@ class Run:
             memory_cap_bytes=memory_cap_bytes,
             origin=origin,
             whose=whose,
+            share=share,
         )
         self._samples: list[Samples] = [self.samples, self.pipeline.samples, *(lane.samples for lane in self.lanes)]
         if self.detection is not None:
@@ -184,6 +186,10 @@ class Run:
         yield from by_label("llmsec_exchanges_delivered_total", "completeness", self._completeness)
         yield Sample("process_resident_memory_bytes", resident_bytes())
         yield Sample("llmsec_peak_resident_memory_bytes", peak_bytes())
+
+    def snapshot_samples(self) -> list[Sample]:
+        """What `snapshot` is made of, for another process."""
+        return [sample for samples in self._samples for sample in samples()]
 
     def snapshot(self) -> Snapshot:
         return Snapshot(self._samples)

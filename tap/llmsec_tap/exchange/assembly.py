@@ -60,7 +60,7 @@ REPLAYED: Final = Origin()
 class Context:
     """What all exchanges of a run share."""
 
-    __slots__ = ("fingerprint", "listener_factory", "on_defect", "on_exchange", "on_request", "origin", "shield", "whose")
+    __slots__ = ("emitting", "fingerprint", "listener_factory", "on_defect", "on_exchange", "on_request", "origin", "shield", "whose")
 
     def __init__(
         self,
@@ -77,6 +77,7 @@ class Context:
         """`on_request` is given what a record could say, once for each request to a language model, when its last byte is in."""
         self.whose = whose or WhoseSettings()
         self.origin = origin
+        self.emitting: Flow | None = None  # whose exchange is handed on at this moment
         self.on_exchange = on_exchange
         self.on_request = on_request
         self.fingerprint = fingerprint
@@ -367,6 +368,7 @@ class ExchangeAssembly:
         self.draft.close()
         del self.draft, self._view
         self.flow.reserve(-self._held)
+        self.context.emitting = self.flow
         self.context.on_exchange(exchange)
 
     def _whole_response(self, view: ResponseView, raw: bytes) -> None:
