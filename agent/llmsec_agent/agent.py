@@ -9,7 +9,9 @@ from typing import Final
 from llmsec_agent.attach import read_offsets
 from llmsec_agent.capture_settings import CaptureSettings, looks_at_plain, node_name
 from llmsec_agent.capturing import CapturePlan, capture_with
-from llmsec_agent.config import Config, Loaded, load_all
+from llmsec_agent.config import Config, Loaded, bare_tenants, load_all
+from llmsec_agent.config.retention import audited_severity, retention_of
+from llmsec_agent.config.show import digest_of
 from llmsec_agent.exposer import Exposer, TLSFiles
 from llmsec_agent.journals import StandardError, Style
 from llmsec_agent.journals import journal as new_journal
@@ -65,8 +67,11 @@ def _plan(loaded: Loaded, path: str | None, journal: StandardError, notify: Noti
             store=None if config.storage.path == _OFF else config.storage.path,
             content=config.storage.content != "none",
             memory_cap_bytes=capture.memory_cap,
-            keep_days=config.storage.retention.days,
-            keep_bytes=config.storage.retention.bytes,
+            retention=retention_of(config),
+            watch_keys=config.tenants.watch_keys,
+            bare_tenants=bare_tenants(config),
+            audit=audited_severity(config),
+            configuration={"state": "started", "file": str(loaded.file or ""), "sha256": digest_of(loaded)},
             flush_s=config.storage.flush_interval,
             survive=True,
             plain=looks_at_plain(capture.plain, interfaces=capture.interfaces),

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from llmsec_analyzer.judge.exchange import ExchangeDetector
-from llmsec_analyzer.judge.exchange_parts import text_parts, unread
+from llmsec_analyzer.judge.exchange_parts import noted, text_parts, unread
 from llmsec_analyzer.judge.facts import facts_of
 from llmsec_analyzer.judge.redact import redacted
 from llmsec_analyzer.judge.scanner import Scanner
@@ -22,7 +22,7 @@ from llmsec_tap.storage.writer import StoreWriter
 _LEFT_OUT: Final = ("detection_skipped", "detection_secrets_only", "detection_without_model", "detection_fault", "detection_set_aside")
 _OF_DETECTION: Final = frozenset((*_LEFT_OUT, "detection_incomplete", "findings_limit"))
 # Their texts were left out when they were stored, so there is nothing to look at.
-_WITHOUT_TEXTS: Final = frozenset(("content_withheld", "content_degraded"))
+_WITHOUT_TEXTS: Final = frozenset(("content_withheld", "content_degraded", "content_expired"))
 
 
 class Counts(NamedTuple):
@@ -65,7 +65,7 @@ def _examined(detector: ExchangeDetector, exchange: Exchange, suppressions: Supp
     before = [anomaly for anomaly in exchange.anomalies if anomaly.name not in _OF_DETECTION]
     bare = msgspec.structs.replace(exchange, anomalies=before, findings=[], risk_score=None, risk_reasons=[])
     parts = list(text_parts(bare))
-    report = detector.examine(exchange.exchange_id, parts, unread=unread(bare))
+    report = detector.examine(exchange.exchange_id, parts, unread=unread(bare), noted=noted(bare))
     suppressions.apply(report, facts_of(bare), parts)
     fresh = report.applied(bare)
     return redacted(fresh, report.masks, everything=False, rules=report.redacting) if report.redacting else fresh

@@ -19,11 +19,13 @@ from llmsec_agent.capture_settings import CaptureSettings
 from llmsec_agent.degradation import CPUShare, Degradation, Level
 from llmsec_agent.exposer import State, answer_state
 from llmsec_agent.journals import StandardError
+from llmsec_agent.key_use import KeyUse
 from llmsec_agent.lane import Sink
 from llmsec_agent.metrics import together
 from llmsec_agent.reload import News
 from llmsec_agent.run import Deliver, Detection, OnEarly, Run
 from llmsec_agent.shares import Shares
+from llmsec_agent.sinks.audit import AuditSink
 from llmsec_agent.sinks.store import StoreSink
 from llmsec_agent.stop import Stop
 from llmsec_agent.traffic import Traffic
@@ -44,8 +46,8 @@ from llmsec_tap.exchange.assembly import Origin
 from llmsec_tap.install_key import install_key
 from llmsec_tap.journal import SILENT, Journal
 from llmsec_tap.memory import resident_bytes
+from llmsec_tap.storage.audit import whoami
 from llmsec_tap.storage.handover import enter, owner_of
-from llmsec_tap.storage.retention import Retention
 from llmsec_tap.storage.store import create_store
 from llmsec_tap.storage.taps import Beat
 from llmsec_tap.storage.writer import StoreWriter
@@ -111,11 +113,13 @@ def capture(
     if settings.store is not None:
         enter(settings.store, user)
     privileges.become(user)
+    actor = whoami()
     privileges.confine()
     # From here on: another user, no capabilities, no new files but the store's. Threads may begin.
     shares = Shares.of(settings.memory_cap_bytes)
     sinks: list[Sink] = []
     store_sink: StoreSink | None = None
+    log: AuditSink | None = None
     if settings.store is not None:
         opened = replace(create_store(".", journal, views=False), name=settings.store)
         compact_by = partial(_compact, warden) if sibling.is_first else _leave_to_first
@@ -123,10 +127,16 @@ def capture(
             opened,
             number=sibling.number if sibling.count > 1 else None,
             flush_age_ns=int(settings.flush_s * 1e9),
+            max_store_bytes=settings.retention.max_bytes,
             compact_by=compact_by,
         )
-        store_sink = StoreSink(writer, Retention(settings.keep_days, settings.keep_bytes) if sibling.is_first else None)
+        store_sink = StoreSink(writer, settings.retention if sibling.is_first else None, actor)
         sinks.append(store_sink)
+        log = AuditSink(opened, settings.audit, actor)
+        if settings.configuration and sibling.is_first:
+            log.add("configuration", **settings.configuration)
+        if settings.audit is not None and start_detection is not None:
+            sinks.append(log)
     if print_to is not None:
         sinks.append(print_to(stop.request))
     if sibling.is_first:
@@ -144,10 +154,13 @@ def capture(
         estimator=estimator,
         origin=Origin("packet", settings.node),
         whose=settings.whose,
+        key_use=KeyUse() if settings.watch_keys else None,
+        bare_tenants=settings.bare_tenants,
         traffic=Traffic() if exposer is not None else None,
         start_detection=(lambda deliver, on_early: start_detection(deliver, on_early, key)) if start_detection is not None else None,
     )
     source = LiveSource(settings, run, warden, sibling, pods, shares, recording)
+    source.log = log if sibling.is_first else None
     if store_sink is not None:
         store_sink.look = source.beat
     if exposer is not None:
@@ -198,6 +211,7 @@ class LiveSource:
         self._packets: list[PacketSource] = []
         self._round_at = time.monotonic()
         self.is_open = False
+        self.log: AuditSink | None = None  # is told of each reload
         self._is_accepted = True
         self._security: DetectionSettings | None = None  # to go over to, with the next tick
         self._reloads: Counter[str] = Counter()
@@ -260,6 +274,11 @@ class LiveSource:
         self._reloads["accepted" if news.is_accepted else "refused"] += 1
         if isinstance(run.journal, StandardError):
             run.journal.style = news.style
+        if self.log is not None:
+            try:
+                self.log.add("configuration", state="reloaded" if news.is_accepted else "refused", changed=news.changed, sha256=news.digest)
+            except StorageError as fault:
+                run.journal.warning("not_audited", f"not in the audit log: {fault}")
         if news.security is not None:
             self._security = news.security
 

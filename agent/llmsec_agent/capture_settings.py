@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from llmsec_tap import limits
+from llmsec_tap.storage.retention import Retention
 
 if TYPE_CHECKING:
     from llmsec_tap.identity.whose import WhoseSettings
@@ -31,12 +32,15 @@ class CaptureSettings:
     memory_cap_bytes: int = limits.MEMORY_CAP_BYTES
     duration_s: float | None = None
     output: str = "none"
-    keep_days: float | None = None
-    keep_bytes: int | None = None
+    retention: Retention = field(default_factory=Retention)
+    audit: str | None = None  # least severity of findings for the store's audit log
+    configuration: dict[str, str] = field(default_factory=dict)  # what the audit log says of it
     flush_s: float = 5.0  # a record is on the disk after so long
     survive: bool = False
     node: str = ""
     whose: WhoseSettings | None = None
+    watch_keys: bool = True  # say where a key is used by a new workload, or by several
+    bare_tenants: frozenset[str] = frozenset()  # no texts of these are kept
     plain: bool = False
 
 

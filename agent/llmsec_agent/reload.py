@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from llmsec_agent.config import Config, Loaded
+from llmsec_agent.config.show import digest_of
 from llmsec_agent.journals import StandardError, Style
 from llmsec_analyzer.settings import DetectionSettings
 from llmsec_tap.errors import LLMSecError
@@ -26,6 +27,8 @@ class News(msgspec.Struct):
     is_accepted: bool
     style: Style
     security: DetectionSettings | None = None  # where they changed
+    changed: list[str] = []  # dotted keys
+    digest: str = ""  # of the whole configuration
 
 
 class Reload:
@@ -50,7 +53,8 @@ class Reload:
 
     def __call__(self) -> None:
         try:
-            config = self._read().config
+            loaded = self._read()
+            config = loaded.config
         except LLMSecError as fault:
             self._journal.error("config_refused", f"{fault}; the configuration before it stays in force")
             self._tell(msgspec.msgpack.encode(News(is_accepted=False, style=self._journal.style)))
@@ -71,7 +75,11 @@ class Reload:
             self._journal.warning("restart_needed", text, keys=waiting)
         # Files of rules and suppressions may have changed under the same names.
         security = config.security if config.security != before.security or config.security.reads_files else None
-        self._tell(msgspec.msgpack.encode(News(is_accepted=True, style=self._journal.style, security=security)))
+        self._tell(
+            msgspec.msgpack.encode(
+                News(is_accepted=True, style=self._journal.style, security=security, changed=changed, digest=digest_of(loaded))
+            )
+        )
 
 
 def differences(before: Any, after: Any, path: str = "") -> Iterator[str]:

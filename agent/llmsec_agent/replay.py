@@ -6,26 +6,29 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from llmsec_agent import summary
+from llmsec_agent.key_use import KeyUse
 from llmsec_agent.lane import Sink
 from llmsec_agent.run import Deliver, Detection, OnEarly, Run
 from llmsec_agent.shares import Shares
+from llmsec_agent.sinks.audit import AuditSink
 from llmsec_agent.sinks.store import StoreSink
 from llmsec_agent.stop import Stop
 from llmsec_tap import limits
 from llmsec_tap.capture.files.pcap import CaptureReader
-from llmsec_tap.counters import Sample
+from llmsec_tap.counters import Sample, Snapshot
 from llmsec_tap.errors import SourceError, StorageError
 from llmsec_tap.identity.whose import WhoseSettings
 from llmsec_tap.install_key import install_key
 from llmsec_tap.journal import Journal
 from llmsec_tap.memory import MemoryWatch, limit_address_space
+from llmsec_tap.storage.audit import whoami
 from llmsec_tap.storage.handover import give_to_caller, is_callers
 from llmsec_tap.storage.writer import StoreWriter
 from llmsec_tap.tokens import TokenEstimator
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
 # Above this share of the memory cap all that is under way is handed on as far as it came.
 _SHED_AT = 0.85
-_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _FINDINGS = 1
 
 
@@ -50,6 +53,9 @@ class ReplaySettings:
     tokenizer: str | None = None
     memory_cap_bytes: int = limits.MEMORY_CAP_BYTES
     whose: WhoseSettings | None = None
+    watch_keys: bool = False  # say where a key is used by a new workload, or by several
+    bare_tenants: frozenset[str] = frozenset()  # no texts of these are kept
+    audit: str | None = None  # least severity of findings for the store's audit log
 
     @property
     def follows(self) -> bool:
@@ -69,11 +75,7 @@ def replay(
     stop = Stop()
     key = install_key(journal)
     callers_store = settings.store if settings.store is not None and is_callers(settings.store) else None
-    sinks: list[Sink] = []
-    if settings.store is not None:
-        sinks.append(StoreSink(StoreWriter.open(settings.store, journal)))
-    if print_to is not None:
-        sinks.append(print_to(stop.request))
+    sinks = sinks_of(settings, journal, stop, print_to, detects=start_detection is not None)
     run = Run(
         journal,
         stop,
@@ -86,30 +88,54 @@ def replay(
         ports=settings.ports,
         content=settings.content,
         whose=settings.whose,
+        key_use=KeyUse() if settings.watch_keys else None,
+        bare_tenants=settings.bare_tenants,
         estimator=TokenEstimator(settings.tokenizer),
         start_detection=(lambda deliver, on_early: start_detection(deliver, on_early, key)) if start_detection is not None else None,
     )
     source = FileSource(settings, run)
-    with _signals(stop) as interrupted:
+    with signals(stop) as interrupted:
         try:
             run.run(source)
         finally:
             if callers_store is not None:
                 give_to_caller(callers_store)
-        _summarise(run, source, settings, time.monotonic() - begun, interrupted=bool(interrupted))
+        detected = run.detection.summary() if run.detection is not None else []
+        summarise(journal, run.snapshot(), settings, detected, time.monotonic() - begun, interrupted=bool(interrupted))
     if run.lost:
         return StorageError.exit_code
     if source.fault is not None:
         return SourceError.exit_code
     if interrupted:
-        return _INTERRUPTED
+        return INTERRUPTED
     return _FINDINGS if run.detection is not None and run.detection.failed else 0
+
+
+def sinks_of(
+    settings: ReplaySettings,
+    journal: Journal,
+    stop: Stop,
+    print_to: Callable[[Callable[[], None]], Sink] | None,
+    *,
+    detects: bool,
+) -> list[Sink]:
+    """Where exchanges go. Raises StorageError."""
+    sinks: list[Sink] = []
+    if settings.store is not None:
+        writer = StoreWriter.open(settings.store, journal)
+        sinks.append(StoreSink(writer))
+        if settings.audit is not None and detects:
+            sinks.append(AuditSink(writer.store, settings.audit, whoami()))
+    if print_to is not None:
+        sinks.append(print_to(stop.request))
+    return sinks
 
 
 class FileSource:
     """Capture files, one after the other. `fault` is that of the last one that could not be read whole."""
 
-    def __init__(self, settings: ReplaySettings, run: Run) -> None:
+    def __init__(self, settings: ReplaySettings, run: Run, *, shows_progress: bool = True) -> None:
+        self._shows_progress = shows_progress
         self._settings = settings
         self._run = run
         self._reader = CaptureReader(run.pipeline)
@@ -120,7 +146,7 @@ class FileSource:
         limit_address_space(self._settings.memory_cap_bytes)
         self._reader.on_chunk = self._look
         run.stop.on_request(self._reader.stop)
-        with _progress(self._settings.files, self._reader):
+        with _progress(self._settings.files, self._reader) if self._shows_progress else nullcontext():
             for name in self._settings.files:
                 try:
                     self._reader.read(name)
@@ -151,7 +177,7 @@ class FileSource:
 
 
 @contextmanager
-def _signals(stop: Stop) -> Iterator[list[int]]:
+def signals(stop: Stop) -> Iterator[list[int]]:
     """SIGINT and SIGTERM end the reading; what was read is still completed, stored and summed up. A second one kills."""
     seen: list[int] = []
 
@@ -169,19 +195,19 @@ def _signals(stop: Stop) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _summarise(run: Run, source: FileSource, settings: ReplaySettings, elapsed_s: float, *, interrupted: bool) -> None:
-    counts = run.snapshot()
+def summarise(
+    journal: Journal, counts: Snapshot, settings: ReplaySettings, detected: Sequence[str], elapsed_s: float, *, interrupted: bool
+) -> None:
     connections = counts.get("llmsec_connections_total", source="packets")
     peak = counts.get("llmsec_peak_resident_memory_bytes") / 1e6
     first = f"{counts.get('llmsec_packets_total'):,} packets, {connections:,} connections, {summary.what_was_decoded(counts)}"
     lines = [f"{first}, {summary.gaps(counts)}, {elapsed_s:.1f} s, {peak:.0f} MB at most", *summary.oddities(counts)]
-    if run.detection is not None:
-        lines += run.detection.summary()
+    lines += [*detected]
     lines += summary.sinks(counts, settings.store)
     if interrupted:
         lines.append("interrupted: what was read until then is complete")
     for line in lines:
-        run.journal.info("summary", line)
+        journal.info("summary", line)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from llmsec_agent.events import Event, Feed
+from llmsec_agent.key_use import KeyUse
 from llmsec_agent.lane import Lane, Sink
 from llmsec_agent.shares import Shares
 from llmsec_agent.stop import Stop
@@ -27,7 +28,7 @@ from llmsec_tap.identity.whose import WhoseSettings
 from llmsec_tap.journal import Journal
 from llmsec_tap.memory import peak_bytes, resident_bytes
 from llmsec_tap.model import AnomalyCount, Exchange, Finding
-from llmsec_tap.pipeline import Pipeline
+from llmsec_tap.pipeline import Pipeline, Share
 from llmsec_tap.tokens import TokenEstimator
 
 
@@ -97,16 +98,21 @@ class Run:
         traffic: Traffic | None = None,
         origin: Origin = REPLAYED,
         whose: WhoseSettings | None = None,
+        key_use: KeyUse | None = None,
+        bare_tenants: frozenset[str] = frozenset(),
+        share: Share | None = None,
         start_detection: Callable[[Deliver, OnEarly], Detection] | None = None,
     ) -> None:
         """`may_wait`: the source can (files), or cannot (live). `follows`: it may be live all the same, so nothing is kept for company.
 
-        `sinks` take each exchange in their order.
+        `key_use` watches who uses which key. Of `bare_tenants` no texts are kept. `sinks` take each exchange in their order.
         """
         self._follows = follows
         self.journal = journal
         self.stop = stop
         self._content = content
+        self._key_use = key_use
+        self._bare_tenants = bare_tenants
         self.keeps_texts = True  # degradation leaves them out
         self.traffic = traffic
         self._defects: Counter[str] = Counter()
@@ -129,6 +135,7 @@ class Run:
             memory_cap_bytes=memory_cap_bytes,
             origin=origin,
             whose=whose,
+            share=share,
         )
         self._samples: list[Samples] = [self.samples, self.pipeline.samples, *(lane.samples for lane in self.lanes)]
         if self.detection is not None:
@@ -180,12 +187,18 @@ class Run:
         yield Sample("process_resident_memory_bytes", resident_bytes())
         yield Sample("llmsec_peak_resident_memory_bytes", peak_bytes())
 
+    def snapshot_samples(self) -> list[Sample]:
+        """What `snapshot` is made of, for another process."""
+        return [sample for samples in self._samples for sample in samples()]
+
     def snapshot(self) -> Snapshot:
         return Snapshot(self._samples)
 
     # --- an exchange's way --------------------------------------------------------------------------------------------
 
     def _exchange(self, exchange: Exchange) -> None:
+        if self._key_use is not None:
+            self._key_use.look(exchange)
         if self.detection is not None:
             self.detection.add(exchange)
             if self._follows:
@@ -213,7 +226,7 @@ class Run:
         self._completeness[exchange.completeness] += 1
         if self.traffic is not None:
             self.traffic.observe(exchange)
-        if not self._content:
+        if not self._content or exchange.tenant in self._bare_tenants:
             exchange = exchange.without_content()
         elif not self.keeps_texts and exchange.provider is not None:
             exchange = exchange.without_content()

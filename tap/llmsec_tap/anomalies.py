@@ -33,7 +33,9 @@ AnomalyName = Literal[
     "text_limit", "choice_limit", "decoder_error",
     # detection
     "detection_fault", "detection_incomplete", "findings_limit", "detection_without_model", "detection_skipped", "detection_set_aside",
-    "detection_secrets_only", "content_withheld", "content_degraded",
+    "detection_secrets_only", "content_withheld", "content_degraded", "content_expired",
+    # keys
+    "key_new_workload", "key_shared",
 ]  # fmt: skip
 """The type of a name, so that the type checker proves each one where it is reported."""
 
@@ -128,6 +130,10 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     "detection_secrets_only": "Over its budget, detection looked for secrets and unsafe output only.",
     "content_withheld": "Its texts should have been masked and were not (all) looked at, so they were left out.",
     "content_degraded": "Degraded (disk, memory or load), the tap left the texts out of what it keeps; counts and findings stay.",
+    "content_expired": "Its texts were kept as long as the store's retention says, or were deleted on request; counts and findings stay.",
+    # keys
+    "key_new_workload": "The client's key was used by a workload that it was not seen with before, in this run.",
+    "key_shared": "Several workloads used the client's key within an hour; said once an hour for each key.",
 }
 
 # With one of these, something of the exchange was not read: it is never `complete`, and has no risk score.

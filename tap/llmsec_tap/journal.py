@@ -35,6 +35,10 @@ class Journal:
     def __init__(self, write: Callable[[Event], None]) -> None:
         self._write = write
 
+    def write(self, event: Event) -> None:
+        """Pass on what another journal was given."""
+        self._write(event)
+
     def debug(self, name: str, text: str, **facts: Any) -> None:
         self._write(Event(Level.DEBUG, time.time_ns(), name, text, facts))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from llmsec_tap import limits
 from llmsec_tap.account import Account
@@ -14,13 +15,73 @@ from llmsec_tap.identity.credentials import Fingerprinter
 from llmsec_tap.identity.whose import WhoseSettings
 from llmsec_tap.model import Exchange
 from llmsec_tap.wire.connection import Connection
-from llmsec_tap.wire.flow import Flow
+from llmsec_tap.wire.flow import Flow, FlowSink, StreamSink
 from llmsec_tap.wire.packet import PacketDecoder, PacketHandler
 from llmsec_tap.wire.tcp import TCPReassembler
 
 # Rotated files may overlap a little: capture threads write in turn.
 _FILE_OVERLAP_NS = 1_000_000_000
 _PACKETS = (("source", "packets"),)
+
+
+class Share(NamedTuple):
+    """Of `processes` that read the same packets, this one decodes every so many-th connection. All of them put streams together, so each does the
+    same with every packet, and `on_order` is told the place of each exchange among those of all.
+    """
+
+    number: int
+    processes: int
+    on_order: Callable[[Order], None]
+
+
+# The packet; whether it ended something itself, by the time it told, or at the end of a capture; the number of the connection.
+Order = tuple[int, int, int]
+
+
+class _InPhases(TCPReassembler):
+    """Says in which phase connections end: several may at one packet."""
+
+    phase = 0
+
+    def sweep(self, now_ns: int) -> None:
+        self.phase = 1
+        super().sweep(now_ns)
+        self.phase = 0
+
+    def close(self) -> None:
+        self.phase = 2
+        super().close()
+        self.phase = 0
+
+
+class _Elsewhere:
+    """A connection that another process decodes."""
+
+    def __init__(self) -> None:
+        self.data: Callable[[int, bytes], None] = lambda _ts_ns, _data: None
+
+    @property
+    def first(self) -> StreamSink:
+        return self
+
+    @property
+    def second(self) -> StreamSink:
+        return self
+
+    def gap(self, ts_ns: int, length: int | None) -> None: ...
+
+    def other(self, ts_ns: int, data: bytes) -> None: ...
+
+    def again(self) -> None: ...
+
+    def end(self, ts_ns: int, reason: str) -> None: ...
+
+    def close(self, ts_ns: int, reason: str) -> None: ...
+
+    def anomaly(self, name: AnomalyName) -> None: ...
+
+
+_ELSEWHERE = _Elsewhere()
 
 
 class Pipeline:
@@ -40,8 +101,9 @@ class Pipeline:
         whose: WhoseSettings | None = None,
         origin: Origin = REPLAYED,
         memory_cap_bytes: int = limits.MEMORY_CAP_BYTES,
+        share: Share | None = None,
     ) -> None:
-        """`memory_cap_bytes` is for the whole process; a share of it is the account of what is held for traffic.
+        """`share`: where several processes read the same packets. `memory_cap_bytes` is for the whole process; a share of it is the account of what is held for traffic.
 
         `on_request` is given what a record could say of an exchange, when the last byte of its request is in.
         `estimate` adds token counts to a record whose server stated none, before it is handed on (`tokens.TokenEstimator.estimate`).
@@ -67,11 +129,24 @@ class Pipeline:
         self._file_began_ns = 0
         self.exchanges = 0
         self.llm_exchanges = 0
-        self.tcp = TCPReassembler(self.open_flow, self._anomaly, self.account)
+        self._share = share
+        self._packets = 0  # where it is shared
+        # What is not of one connection is the same in all processes: the first one counts it.
+        self._counts = share is None or share.number == 0
+        on_anomaly = self._anomaly if self._counts else lambda _name: None
+        self.tcp: TCPReassembler = (TCPReassembler if share is None else _InPhases)(self.open_flow, on_anomaly, self.account)
         self._decoder = PacketDecoder(self.tcp, ports, self.account)
 
     def handler(self, linktype: int) -> PacketHandler:
-        return self._decoder.handler(linktype)
+        handle = self._decoder.handler(linktype)
+        return handle if self._share is None else self._counting(handle)
+
+    def _counting(self, handle: PacketHandler) -> PacketHandler:
+        def handler(ts_ns: int, buf: bytes, start: int, end: int, wire_len: int) -> None:
+            self._packets += 1
+            handle(ts_ns, buf, start, end, wire_len)
+
+        return handler
 
     def capture_begins(self, ts_ns: int) -> None:
         """Connections go on from file to file of a rotated capture. A file that begins before the last one ended is another capture."""
@@ -79,8 +154,11 @@ class Pipeline:
             self.tcp.close()
         self._file_began_ns = ts_ns
 
-    def open_flow(self, facts: Flow) -> Connection:
+    def open_flow(self, facts: Flow) -> FlowSink:
         """A connection: of the reassembler, or of a source that has ordered bytes already (TLS uprobes)."""
+        facts.number = self.tcp.opened
+        if self._share is not None and facts.number % self._share.processes != self._share.number:
+            return _ELSEWHERE
         first, second = facts.first.rpartition(":")[0], facts.second.rpartition(":")[0]
         holding = self.account.open(f"{min(first, second)} {max(first, second)}")
         facts.reserve = holding.reserve
@@ -103,9 +181,10 @@ class Pipeline:
     def samples(self) -> Iterable[Sample]:
         yield Sample("llmsec_exchanges_total", self.llm_exchanges, (("kind", "llm"),))
         yield Sample("llmsec_exchanges_total", self.exchanges - self.llm_exchanges, (("kind", "other"),))
-        yield Sample("llmsec_connections_total", self.tcp.opened, _PACKETS)
-        yield Sample("llmsec_gaps_total", self.tcp.gaps, _PACKETS)
-        yield Sample("llmsec_gap_bytes_total", self.tcp.gap_bytes, _PACKETS)
+        if self._counts:
+            yield Sample("llmsec_connections_total", self.tcp.opened, _PACKETS)
+            yield Sample("llmsec_gaps_total", self.tcp.gaps, _PACKETS)
+            yield Sample("llmsec_gap_bytes_total", self.tcp.gap_bytes, _PACKETS)
         yield from by_label("llmsec_anomalies_total", "name", self.anomalies)
         yield from by_label("llmsec_undecoded_connections_total", "protocol", self.protocols)
 
@@ -119,6 +198,9 @@ class Pipeline:
         self.protocols[name] += 1
 
     def _exchange(self, exchange: Exchange) -> None:
+        if self._share is not None and isinstance(self.tcp, _InPhases):
+            flow = self._context.emitting
+            self._share.on_order((self._packets, self.tcp.phase, flow.number if flow is not None else 0))
         if self._estimate is not None:
             try:
                 self._estimate(exchange)

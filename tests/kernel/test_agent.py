@@ -14,6 +14,8 @@ from typing import Any
 import yaml
 
 from llmsec_analyzer.stored.session import QuerySession
+from llmsec_tap.storage import open_store
+from llmsec_tap.storage.audit import entries, verify
 from support.agent import environment
 from support.https_calls import ask_once, ask_together
 from support.running_agent import agent
@@ -77,6 +79,11 @@ def test_a_file_that_changed_is_applied_named_or_refused(echo: tuple[int, int], 
         assert events["restart_needed"]["keys"] == ["capture.ring_size"]
         assert "nonsense" in events["config_refused"]["message"]
         assert running.stop() < 4
+    store = open_store(tmp_path / "store")
+    assert not verify(store).faults
+    logged = [entry for entry in entries(store) if entry.event == "configuration"]
+    assert [entry.facts["state"] for entry in logged] == ["started", "reloaded", "reloaded", "refused"]
+    assert "finding" in {entry.event for entry in entries(store)}
 
 
 def test_several_decoders_are_one_agent(echo: tuple[int, int], certificate: Certificate, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from llmsec_agent.config import schema
 from llmsec_agent.config.checks import check_together, notes_on
 from llmsec_agent.config.files import Document, Source, find_file, is_readable, read_document, repeated_sentence
 from llmsec_agent.config.names import Renamed, from_environment
@@ -22,6 +23,7 @@ from llmsec_analyzer.settings import DetectionSettings
 from llmsec_analyzer.typed_files import Checker, FileError, Given, Problem, dotted, keys, struct_type
 from llmsec_analyzer.yaml_files import Where
 from llmsec_tap.errors import ConfigError
+from llmsec_tap.identity.tenants import TenantRule
 from llmsec_tap.identity.whose import WhoseSettings
 
 
@@ -53,7 +55,35 @@ def whose_of(loaded: Loaded) -> WhoseSettings:
     """A header that a client sets names a tenant only where the configuration speaks of tenants at all."""
     tenants = loaded.config.tenants
     header = tenants.header.lower() if loaded.sets("tenants") else None
-    return WhoseSettings(tenant_header=header, tenant=tenants.default, end_users_in_clear=tenants.end_users_in_clear)
+    return WhoseSettings(
+        tenant_header=header,
+        tenant=tenants.default,
+        end_users_in_clear=tenants.end_users_in_clear,
+        rules=tuple(_rule(rule) for rule in tenants.rules),
+    )
+
+
+def _rule(given: schema.TenantRule) -> TenantRule:
+    match = given.match
+    return TenantRule(
+        tenant=given.tenant,
+        api_key_fingerprint=match.api_key_fingerprint,
+        api_key_prefix=match.api_key_prefix,
+        access_key_id=match.access_key_id,
+        deployment=match.deployment,
+        headers=tuple((name.lower(), value) for name, value in match.headers.items()),
+        process=match.process,
+        pod=match.pod,
+        namespace=match.namespace,
+        path=match.path,
+        model=match.model,
+        header_tenant=match.tenant_id,
+    )
+
+
+def bare_tenants(config: Config) -> frozenset[str]:
+    """Those of which no texts are kept."""
+    return frozenset(rule.tenant for rule in config.tenants.rules if rule.content == "none")
 
 
 def load_config(path: str | None, report: Callable[[str], None] | None = None) -> Config:

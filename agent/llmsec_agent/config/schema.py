@@ -68,9 +68,37 @@ class Capture(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
 # --- storage ----------------------------------------------------------------------------------------------------------------
 
 
+class ClassBounds(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    days: Annotated[float | None, key("delete what is older; none: keep", above=0)] = None
+    bytes: Annotated[int | None, key("delete the oldest beyond this size; none: no bound", unit="size", at_least=limits.MIB)] = None
+
+
+class ClassDays(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    days: Annotated[float | None, key("delete what is older; none: keep", above=0)] = None
+
+
+class TenantRetention(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    content: Annotated[ClassDays, key("texts; counts, names and times stay")] = ClassDays()
+    metadata: Annotated[ClassDays, key("whole records; one with findings stays without its texts until those may go")] = ClassDays()
+    findings: Annotated[ClassDays, key("findings; scores stay")] = ClassDays()
+
+
 class Retention(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     days: Annotated[float | None, key("delete what is older; none: keep", above=0)] = None
     bytes: Annotated[int | None, key("delete the oldest beyond this size; none: no bound", unit="size", at_least=limits.MIB)] = None
+    content: Annotated[ClassBounds, key("texts; counts, names and times stay. `bytes`: of the parts that have texts")] = ClassBounds()
+    metadata: Annotated[ClassDays, key("whole records; one with findings stays without its texts until those may go")] = ClassDays()
+    findings: Annotated[ClassDays, key("findings; scores stay")] = ClassDays()
+    alerts: Annotated[ClassDays, key("what was sent to whom", later="no alerts are kept")] = ClassDays()
+    audit: Annotated[ClassBounds, key("the audit log, whole files of it; what is left still proves itself")] = ClassBounds()
+    tenants: Annotated[dict[str, TenantRetention], key("by tenant, instead of content, metadata and findings above")] = {}
+
+
+class Audit(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    findings: Annotated[
+        Literal["info", "low", "medium", "high", "critical", "none"],
+        key("least severity of findings that the audit log has; none: no findings"),
+    ] = "high"
 
 
 class ClickHouse(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -114,6 +142,7 @@ class Storage(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     )
     flush_interval: Annotated[float, key("a record is on the disk after so long", unit="duration", above=0)] = 5.0
     retention: Annotated[Retention, key("what is deleted, and when")] = Retention()
+    audit: Annotated[Audit, key("the store's audit log (docs/formats/store.md)")] = Audit()
     clickhouse: Annotated[
         ClickHouse | None, key("a ClickHouse cluster to copy records to", later="records go to the folder `storage.path` alone")
     ] = None
@@ -210,8 +239,18 @@ class TenantMatch(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
     """Whose requests; all that is given must hold, nothing at all holds for every request."""
 
     api_key_prefix: Annotated[str | None, key("first characters of the client's key", filled=True)] = None
-    model: Annotated[str | None, key("requested model", filled=True)] = None
+    model: Annotated[str | None, key("requested model; here and below * and ? stand for any characters", filled=True)] = None
     tenant_id: Annotated[str | None, key("tenant by header", filled=True)] = None
+    api_key_fingerprint: Annotated[str | None, key("the client's key, as `llmsec-analyze tenants fingerprint` prints it", filled=True)] = (
+        None
+    )
+    access_key_id: Annotated[str | None, key("AWS access key id of a signed request (SigV4)", filled=True)] = None
+    deployment: Annotated[str | None, key("Azure's deployment", filled=True)] = None
+    headers: Annotated[dict[str, str], key("request headers and what they say")] = {}
+    process: Annotated[str | None, key("name or path of the observed process", filled=True)] = None
+    pod: Annotated[str | None, key("its pod", filled=True)] = None
+    namespace: Annotated[str | None, key("namespace of its pod", filled=True)] = None
+    path: Annotated[str | None, key("path of the request, without its query", filled=True)] = None
 
 
 class RequestRate(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -221,10 +260,12 @@ class RequestRate(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
 class TenantRule(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     match: Annotated[TenantMatch, key("whose requests; the first rule that matches counts")] = TenantMatch()
     tenant: Annotated[str, key("name of the tenant", filled=True)]
-    plan: Annotated[str | None, key("plan of the tenant", filled=True)] = None
-    rate_limit: Annotated[RequestRate | None, key("rate to report on")] = None
+    plan: Annotated[str | None, key("plan of the tenant, shown by `llmsec-analyze tenants`", filled=True)] = None
+    rate_limit: Annotated[RequestRate | None, key("rate to report on", later="rates are recorded and not watched")] = None
+    content: Annotated[Literal["full", "none"], key("texts of this tenant as `storage.content` says, or never")] = "full"
     alert_threshold: Annotated[
-        Literal["info", "low", "medium", "high", "critical"] | None, key("least severity that alerts for this tenant")
+        Literal["info", "low", "medium", "high", "critical"] | None,
+        key("least severity that alerts for this tenant", later="no alerts are sent"),
     ] = None
 
 
@@ -234,7 +275,13 @@ class Tenants(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
         str, key("request header that names the tenant; read where this section or LLMSEC_TENANT_ID is given", filled=True)
     ] = "x-tenant-id"
     end_users_in_clear: Annotated[bool, key("keep `end_user` as the client names it; else a keyed fingerprint")] = False
-    rules: Annotated[tuple[TenantRule, ...], key("who is which tenant", later="`tenant` is what the header says, or `default`")] = ()
+    rules: Annotated[
+        tuple[TenantRule, ...],
+        key(
+            "who is which tenant; the first that matches counts, then the header, then `default`, then a name made of the key's fingerprint"
+        ),
+    ] = ()
+    watch_keys: Annotated[bool, key("say where a key is used by a new workload, or by several; in a replay only with this section")] = True
 
 
 _NO_CHOICE = "a tap chooses no upstream: it records which one served each exchange"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -41,6 +42,12 @@ def as_json(loaded: Loaded) -> str:
         "notes": [note.sentence() for note in loaded.notes],
     }
     return json.dumps(made, indent=2, ensure_ascii=False)
+
+
+def digest_of(loaded: Loaded) -> str:
+    """SHA-256 of the configuration as it counts, secrets as references: another one where any setting is another."""
+    made = json.dumps(plain(loaded.config, struct_type(Config), {}), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(made.encode("utf-8", "replace")).hexdigest()
 
 
 def _lines(name: str, value: Any, kind: inspect.Type, where: Where, origins: Mapping[str, str], depth: int) -> Iterator[tuple[str, str]]:

@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import msgspec
 
 from llmsec_tap.counters import Sample
 from llmsec_tap.model import Exchange
-from llmsec_tap.storage.retention import Retention, prune
+from llmsec_tap.storage import audit
+from llmsec_tap.storage.retention import Pruned, Retention, prune, write_policy
 from llmsec_tap.storage.taps import BEAT_S, Beat, write_beat
 from llmsec_tap.storage.writer import Row, StoreWriter
 
-# A store grows by megabytes a minute; its bound need not hold to the byte.
 _PRUNE_EVERY_S = 60.0
+# Classes of content go by days: an hour more does not matter, and looking for them opens parts.
+_CLASSES_EVERY_S = 3600.0
 
 
 class StoreSink:
     name = "store"
     takes_events = False
 
-    def __init__(self, writer: StoreWriter, retention: Retention | None = None) -> None:
+    def __init__(self, writer: StoreWriter, retention: Retention | None = None, actor: dict[str, Any] | None = None) -> None:
+        """`retention`: of a store that this sink looks after, together with whoever compacts it; `actor` says so in the audit log. Raises StorageError."""
+        self._actor = actor
+        self._logged = Pruned()
         self.look: Callable[[], Beat] | None = None  # how the tap that writes is, where it is a live one
         self._next_beat = 0.0
         self._writer = writer
         self._retention = retention if retention is not None and retention.is_bounded else None
-        self._next_prune = 0.0
-        self._pruned_parts = self._pruned_bytes = 0
+        self._next_prune = self._next_classes = 0.0
+        self._pruned = Pruned()
+        if retention is not None:
+            write_policy(writer.store, retention)
 
     def encode(self, exchange: Exchange) -> tuple[Row, int]:
         row = Row.of(exchange)
@@ -42,20 +50,38 @@ class StoreSink:
         self._writer.tick(time.monotonic_ns())
         if self._retention is not None and time.monotonic() >= self._next_prune:
             self._next_prune = time.monotonic() + _PRUNE_EVERY_S
-            pruned = prune(self._writer.store, time.time_ns(), self._retention)
-            self._pruned_parts += pruned.parts
-            self._pruned_bytes += pruned.bytes
-
+            by_day = Retention(days=self._retention.days, max_bytes=self._retention.max_bytes)
+            self._pruned += prune(self._writer.store, time.time_ns(), by_day)
+            self._log()
+            if self._retention.takes_from_rows and time.monotonic() >= self._next_classes:
+                self._next_classes = time.monotonic() + _CLASSES_EVERY_S
+                self._writer.compact()
         if self.look is not None and time.monotonic() >= self._next_beat:
             self._next_beat = time.monotonic() + BEAT_S
             write_beat(self._writer.store, self.look())
 
+    def _log(self) -> None:
+        """What the bounds of the store have deleted since the last entry."""
+        pruned = self._pruned + self._writer.pruned
+        if pruned != self._logged and self._actor is not None:
+            facts = {
+                "state": "done",
+                "by": "retention",
+                "parts": pruned.parts - self._logged.parts,
+                "bytes": pruned.bytes - self._logged.bytes,
+            }
+            audit.append(self._writer.store, [("deletion", facts)], self._actor)
+            self._logged = pruned
+
     def close(self) -> None:
+        if self._retention is not None:
+            self._log()
         self._writer.close()
         if self.look is not None:
             write_beat(self._writer.store, msgspec.structs.replace(self.look(), stopped_ns=time.time_ns()))
 
     def samples(self) -> Iterable[Sample]:
         yield from self._writer.samples()
-        yield Sample("llmsec_store_pruned_parts_total", self._pruned_parts)
-        yield Sample("llmsec_store_pruned_bytes_total", self._pruned_bytes)
+        pruned = self._pruned + self._writer.pruned
+        yield Sample("llmsec_store_pruned_parts_total", pruned.parts)
+        yield Sample("llmsec_store_pruned_bytes_total", pruned.bytes)

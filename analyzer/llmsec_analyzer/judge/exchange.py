@@ -14,7 +14,7 @@ from llmsec_analyzer.engine.recognizer_api import Match
 from llmsec_analyzer.engine.stream import StreamScanner, scan_whole
 from llmsec_analyzer.judge.answers import AnswerSoFar, followed, is_consent, is_of_prompt, is_refusal, leaked
 from llmsec_analyzer.judge.budget import FULL, WITHOUT_MODEL, Budget
-from llmsec_analyzer.judge.exchange_parts import Place, Report, TextPart, operator_text
+from llmsec_analyzer.judge.exchange_parts import NOTED, Place, Report, TextPart, operator_text
 from llmsec_analyzer.judge.scanner import FOREIGN_ROLES, OPERATOR_ROLES, OWN_ROLES, Neighbours, Scanner, TextResult, make_finding, preview
 from llmsec_analyzer.judge.tool_policy import ToolPolicies
 from llmsec_analyzer.risk import rank, risk
@@ -143,10 +143,12 @@ class ExchangeDetector:
         *,
         pressure: int = FULL,
         unread: Sequence[str] = (),
+        noted: Sequence[str] = (),
     ) -> Report:
         """Never raises: a fault is counted and marked. `pressure`: the step (budget.py) that a queue of exchanges asks for.
 
         `unread`: anomalies by which something passed unread. It is a finding of its own, and there is no score: 0 would say clean.
+        `noted`: facts of the record that are findings (exchange_parts.NOTED).
         """
         started = self._clock()
         self.budget.pressure = pressure
@@ -160,7 +162,9 @@ class ExchangeDetector:
         if self._faults() > faults:
             marks.append("detection_fault")
         if unread:
-            gathered.found[:0] = self._unread(exchange_id, unread)
+            gathered.found[:0] = self._stated(exchange_id, "unread.body", unread)
+        for name in noted:
+            gathered.found[:0] = self._stated(exchange_id, NOTED[name], [name])
         gathered.prune()
         score: int | None
         score, reasons = risk(gathered.found)
@@ -326,8 +330,9 @@ class ExchangeDetector:
                     break
         return found
 
-    def _unread(self, exchange_id: str, names: Sequence[str]) -> list[Finding]:
-        rule = self.scanner.rules.by_id.get("unread.body")
+    def _stated(self, exchange_id: str, rule_id: str, names: Sequence[str]) -> list[Finding]:
+        """What the record says of the whole exchange."""
+        rule = self.scanner.rules.by_id.get(rule_id)
         if rule is None:
             return []
         fingerprint = self.scanner.fingerprint(" ".join(names))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Final, Literal
 from urllib.parse import unquote_plus
 
 import msgspec
@@ -102,6 +102,15 @@ def unread(exchange: Exchange) -> list[str]:
     """Anomalies that say that something of the exchange was not read."""
     names: list[str] = [anomaly.name for anomaly in exchange.anomalies if anomaly.name in UNREAD]
     return names or (["unreadable"] if exchange.completeness == "unreadable" else [])
+
+
+# Facts of a record that are findings of their own, and the rules that say so.
+NOTED: Final = {"key_new_workload": "key.new_workload", "key_shared": "key.shared"}
+
+
+def noted(exchange: Exchange) -> list[str]:
+    """Those of them that the record has."""
+    return [anomaly.name for anomaly in exchange.anomalies if anomaly.name in NOTED]
 
 
 def text_parts(exchange: Exchange) -> Iterator[TextPart]:

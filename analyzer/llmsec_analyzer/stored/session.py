@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
 
 BATCH_ROWS = 1_000
+_ATTEMPTS = 4
 
 # Set in this order: the folder list cannot change once outside access is off, and nothing can once it is locked.
 # temp_directory is emptied because content must not spill into files outside the store.
@@ -161,16 +162,20 @@ class QuerySession:
 
     def select(self, sql: str, parameters: list[Any] | None = None) -> Result:
         """Run a statement of our own; user input belongs in `parameters`."""
+        return self._select(sql, parameters, _ATTEMPTS)
+
+    def _select(self, sql: str, parameters: list[Any] | None, attempts: int) -> Result:
         try:
             cursor = self._connection.execute(sql, parameters or [])
             first = cursor.fetchmany(BATCH_ROWS) if cursor.description else []
         except (duckdb.Error, RuntimeError) as fault:
-            # A damaged page shows only when it is read.
-            if not self._is_damage(fault):
+            # A damaged page shows only when it is read; and a part that retention deletes or writes anew may fail a reader between two looks at it.
+            is_of_store = isinstance(fault, duckdb.Error) and not isinstance(fault, _ABOUT_THE_QUESTION)
+            if not is_of_store or (attempts <= 1 and not self._is_damage(fault)):
                 raise _translated(fault) from None
             self._connection.close()
             self._connection = self._connect()
-            return self.select(sql, parameters)
+            return self._select(sql, parameters, max(1, attempts - 1))
         description = cursor.description or []
         names, types = tuple(column[0] for column in description), tuple(str(column[1]) for column in description)
         return Result(names, types, cursor, first, self._is_damage)

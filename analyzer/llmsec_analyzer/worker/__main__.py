@@ -71,7 +71,7 @@ class Worker:
             else:
                 streams = self._streams.pop(message.stream, None)
                 report = self._detector.examine(
-                    message.exchange_id, message.parts, streams, pressure=message.pressure, unread=message.unread
+                    message.exchange_id, message.parts, streams, pressure=message.pressure, unread=message.unread, noted=message.noted
                 )
                 self._facts.pop(message.exchange_id, None)
             self._suppressions.apply(report, message.facts, message.parts)

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from llmsec_analyzer.judge.exchange_parts import Report, text_parts, unread
+from llmsec_analyzer.judge.exchange_parts import Report, noted, text_parts, unread
 from llmsec_analyzer.judge.facts import facts_of
 from llmsec_analyzer.risk import rank
 from llmsec_analyzer.settings import DetectionSettings
@@ -259,7 +259,17 @@ class DetectionProcess:
         stream = entry.stream if self._batches.is_known(entry.stream) else 0
         unread_names = [] if entry.is_request else unread(exchange)
         facts = facts_of(exchange) if worker.start.settings.suppressions else None
-        message = Examine(entry.number, stream, exchange.exchange_id, pressure, entry.parts, unread_names, entry.is_request, facts)
+        message = Examine(
+            entry.number,
+            stream,
+            exchange.exchange_id,
+            pressure,
+            entry.parts,
+            unread_names,
+            entry.is_request,
+            facts,
+            [] if entry.is_request else noted(exchange),
+        )
         is_urgent = entry.is_request and worker.ready is not None
         size = worker.pipe.send(message, urgent=is_urgent)
         if self._may_wait:

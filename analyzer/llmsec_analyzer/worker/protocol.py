@@ -49,7 +49,7 @@ class Examine(msgspec.Struct, tag="examine", array_like=True):
     """A whole exchange, or its request. `stream` is the one its answer came by, 0 where none did; `pressure` the step that the queue asks for.
 
     `unread`: anomalies by which something of it was not read. `is_request`: its answer is still out, so this has time limits.
-    `facts`: where the settings ask for them (suppressions).
+    `facts`: where the settings ask for them (suppressions). `noted`: facts of the record that are findings.
     """
 
     number: int
@@ -60,6 +60,7 @@ class Examine(msgspec.Struct, tag="examine", array_like=True):
     unread: list[str] = []
     is_request: bool = False
     facts: Facts | None = None
+    noted: list[str] = []
 
 
 class Forget(msgspec.Struct, tag="forget", array_like=True):

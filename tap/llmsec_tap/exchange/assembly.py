@@ -32,7 +32,7 @@ from llmsec_tap.exchange.timing import characters_per_token
 from llmsec_tap.identity.credentials import Fingerprinter, credential_of
 from llmsec_tap.identity.non_inference import auxiliary, holds_texts
 from llmsec_tap.identity.who import identify
-from llmsec_tap.identity.whose import Whose, WhoseSettings, whose_request, with_response
+from llmsec_tap.identity.whose import Whose, WhoseSettings, resolved_tenant, whose_request, with_response
 from llmsec_tap.model import CaptureKind, Completeness, Exchange, Framing, OtherText
 from llmsec_tap.wire.flow import Flow
 from llmsec_tap.wire.messages import Head, ignore
@@ -60,7 +60,7 @@ REPLAYED: Final = Origin()
 class Context:
     """What all exchanges of a run share."""
 
-    __slots__ = ("fingerprint", "listener_factory", "on_defect", "on_exchange", "on_request", "origin", "shield", "whose")
+    __slots__ = ("emitting", "fingerprint", "listener_factory", "on_defect", "on_exchange", "on_request", "origin", "shield", "whose")
 
     def __init__(
         self,
@@ -77,6 +77,7 @@ class Context:
         """`on_request` is given what a record could say, once for each request to a language model, when its last byte is in."""
         self.whose = whose or WhoseSettings()
         self.origin = origin
+        self.emitting: Flow | None = None  # whose exchange is handed on at this moment
         self.on_exchange = on_exchange
         self.on_request = on_request
         self.fingerprint = fingerprint
@@ -367,6 +368,7 @@ class ExchangeAssembly:
         self.draft.close()
         del self.draft, self._view
         self.flow.reserve(-self._held)
+        self.context.emitting = self.flow
         self.context.on_exchange(exchange)
 
     def _whole_response(self, view: ResponseView, raw: bytes) -> None:
@@ -462,6 +464,7 @@ class ExchangeAssembly:
 
     def _facts(self, provider: str | None, api: str | None, operation: str | None, *, ended_ns: int, completeness: Completeness) -> Facts:
         view = self._view
+        credential = credential_of(view) if view is not None else None
         return Facts(
             exchange_id=self.exchange_id,
             client=self.client,
@@ -478,13 +481,18 @@ class ExchangeAssembly:
             provider=provider,
             api=api,
             operation=operation,
-            credential=credential_of(view) if view is not None else None,
+            credential=credential,
+            tenant=self._guarded(lambda: self._tenant(credential)),
             completeness=completeness,
             whose=self._whose,
             proxied=self.flow.proxied,
             capture_kind=self.flow.kind or self.context.origin.kind,
             node=self.context.origin.node,
         )
+
+    def _tenant(self, credential: str | None) -> str | None:
+        model, context = self.draft.request_model or self.draft.response_model, self.context
+        return resolved_tenant(self._whose, self._view, credential, self.flow.process, model, context.fingerprint, context.whose)
 
     def _completeness(self, *, is_llm: bool) -> Completeness:
         request, response = self.request, self.response

@@ -40,6 +40,7 @@ class Facts(msgspec.Struct, kw_only=True, frozen=True, gc=False):
     credential: str | None  # in plain: only its fingerprint comes on the record
     completeness: Completeness
     whose: Whose
+    tenant: str | None
     proxied: str | None  # the client that a PROXY protocol header named
     capture_kind: CaptureKind
     node: str | None
@@ -74,7 +75,7 @@ def build_record(facts: Facts, draft: Draft, anomalies: Mapping[AnomalyName, int
         streaming=is_stream,
         framing=facts.framing if is_stream else None,
         api_key_fingerprint=fingerprint(facts.credential) if facts.credential else None,
-        tenant=facts.whose.tenant if is_llm else None,
+        tenant=facts.tenant if is_llm else None,
         process=facts.process,
         capture_kind=facts.capture_kind,
         node=facts.node,

@@ -18,17 +18,19 @@ import msgspec
 from llmsec_tap.dialects.base import RequestView, dict_of, list_of
 from llmsec_tap.identity.credentials import Fingerprinter
 from llmsec_tap.identity.secret_shapes import is_secret_name, is_token, mask_vendor_forms
-from llmsec_tap.model import Counts, RateLimit, Resets
+from llmsec_tap.identity.tenants import Evidence, TenantRule, pseudonym, tenant_of
+from llmsec_tap.model import Counts, Process, RateLimit, Resets
 
 JSON = Any
 
 
 class WhoseSettings(msgspec.Struct, kw_only=True, frozen=True):
-    """What configuration says of names: the header of the tenant, the tenant of all else, end users in clear or as fingerprints."""
+    """What configuration says of names: rules for tenants, the header of the tenant, the tenant of all else, end users in clear or as fingerprints."""
 
     tenant_header: str | None = None
     tenant: str | None = None
     end_users_in_clear: bool = False
+    rules: tuple[TenantRule, ...] = ()
 
 
 class Whose(msgspec.Struct, kw_only=True):
@@ -101,12 +103,38 @@ def whose_request(view: RequestView, fingerprint: Fingerprinter, settings: Whose
         end_user=(user[:_MAX_ID_CHARS] if settings.end_users_in_clear else fingerprint(user)) if user else None,
         session_id=mask_vendor_forms(session[:_MAX_ID_CHARS], fingerprint) if session else None,
         tags=_tags(body, fingerprint),
-        tenant=mask_vendor_forms(tenant[:_MAX_ID_CHARS], fingerprint) if tenant else settings.tenant,
+        tenant=mask_vendor_forms(tenant[:_MAX_ID_CHARS], fingerprint) if tenant else None,
         deployment=_deployment(view, fingerprint),
         api_version=_plain(view.query.get("api-version")) if "api-version" in view.query_string else None,
         client_agent=_client_agent(headers),
         forwarded_client=_forwarded(headers),
     )
+
+
+def resolved_tenant(
+    whose: Whose,
+    view: RequestView | None,
+    credential: str | None,
+    process: Process | None,
+    model: str | None,
+    fingerprint: Fingerprinter,
+    settings: WhoseSettings,
+) -> str | None:
+    """The tenant: by the first rule that holds, else as the header says, else the default, else, where there are rules, a name for the key."""
+    if not settings.rules:
+        return whose.tenant or settings.tenant
+    seen = Evidence(
+        credential=credential,
+        fingerprint=fingerprint(credential) if credential else None,
+        headers=view.headers if view is not None else {},
+        deployment=whose.deployment,
+        process=process,
+        path=view.path if view is not None else None,
+        model=model,
+        header_tenant=whose.tenant,
+    )
+    found = tenant_of(settings.rules, seen) or whose.tenant or settings.tenant
+    return found or (pseudonym(seen.fingerprint) if seen.fingerprint is not None else None)
 
 
 def with_response(whose: Whose, headers: Mapping[str, str], ts_ns: int, fingerprint: Fingerprinter) -> Whose:

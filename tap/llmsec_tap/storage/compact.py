@@ -15,8 +15,9 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,7 @@ MAX_MERGED_PARTS = 256
 MAX_MERGED_BYTES = 64_000_000
 REPLACES_KEY = "llmsec.replaces"
 MERGED_SUFFIX = "-merged.parquet"
+_LOOK_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,19 @@ class Compacted:
     removed: int = 0  # originals of earlier merges that are gone now
 
 
-def compact(store: Store, now_ns: int, *, min_parts: int = MIN_PARTS, grace_ns: int = GRACE_NS, settled_ns: int = SETTLED_NS) -> Compacted:
-    """Merge where it pays, remove what was merged long enough ago. Does nothing while another process does it."""
+def compact(
+    store: Store,
+    now_ns: int,
+    *,
+    min_parts: int = MIN_PARTS,
+    grace_ns: int = GRACE_NS,
+    settled_ns: int = SETTLED_NS,
+    max_bytes: int | None = None,
+) -> Compacted:
+    """Merge where it pays, remove what was merged long enough ago. Does nothing while another process does it.
+
+    `max_bytes`: bound of the store. Where copies and originals together are beyond it, the originals go at once.
+    """
     merged = removed = 0
     with alone(store) as is_alone:
         if not is_alone:
@@ -59,6 +72,8 @@ def compact(store: Store, now_ns: int, *, min_parts: int = MIN_PARTS, grace_ns: 
                 removed += _remove(folder, replaced, now_ns - grace_ns)
                 for group in _groups(folder, set(replaced), now_ns - settled_ns, min_parts):
                     merged += _merge(folder, group)
+                    if max_bytes is not None and _bytes(store) > max_bytes:
+                        removed += _remove(folder, dict.fromkeys((path.name for path in group), 0), 1)
         except OSError as fault:
             raise storage_error("cannot write", store.exchanges, fault) from None
     return Compacted(merged, removed)
@@ -84,20 +99,29 @@ def seq_of(path: Path) -> int:
 
 
 @contextmanager
-def alone(store: Store) -> Iterator[bool]:
+def alone(store: Store, wait_s: float = 0.0) -> Iterator[bool]:
+    """Whether no other process compacts or prunes, and none will until the block ends; waits so long for one that does."""
     try:
         descriptor = os.open(store.exchanges, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as fault:
         raise storage_error("cannot read", store.exchanges, fault) from None
     try:
+        yield _locked(descriptor, wait_s)
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int, wait_s: float) -> bool:
+    until = time.monotonic() + wait_s
+    while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            yield False
+            if time.monotonic() >= until:
+                return False
+            time.sleep(_LOOK_S)
         else:
-            yield True
-    finally:
-        os.close(descriptor)
+            return True
 
 
 def _replaced(folder: Path) -> dict[str, int]:
@@ -110,6 +134,14 @@ def _replaced(folder: Path) -> dict[str, int]:
         names = merge.footer_value(path, REPLACES_KEY)
         replaced |= dict.fromkeys(json.loads(names) if names else [], appeared)
     return replaced
+
+
+def _bytes(store: Store) -> int:
+    total = 0
+    for path in store.exchanges.glob("day=*/part-*"):
+        with suppress(FileNotFoundError):
+            total += path.lstat().st_size
+    return total
 
 
 def _remove(folder: Path, replaced: dict[str, int], before_ns: int) -> int:

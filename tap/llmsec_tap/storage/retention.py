@@ -1,7 +1,9 @@
-"""What is deleted from a store, and when: days that are too old, then the oldest parts of one that is too large.
+"""What is deleted from a store, and when: whole days that are too old, classes of what is in rows, the oldest parts of a store that is too large.
 
 Only files that a writer made are touched (parts, and parts set aside as damaged). A reader that has opened a part reads it to its end; one that
 listed it and comes too late leaves it out, as it does with one that compaction replaced.
+
+The policy is kept in the store itself (retention.json), so that whoever compacts it honours it.
 """
 
 from __future__ import annotations
@@ -9,59 +11,194 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+import msgspec
+
+from llmsec_tap.errors import StorageError
+from llmsec_tap.journal import SILENT, Journal
 from llmsec_tap.storage.compact import alone, seq_of
 from llmsec_tap.storage.damage import DAMAGED_SUFFIX
+from llmsec_tap.storage.faults import storage_error
+from llmsec_tap.storage.publish import publishing, write_all
 from llmsec_tap.storage.store import Store
 
+POLICY_NAME: Final = "retention.json"
 _NS_PER_DAY = 86_400_000_000_000
 
 
-@dataclass(frozen=True)
-class Retention:
-    """`days`: a day of exchanges goes when all of it is older. `max_bytes`: of all parts together. None: no bound."""
+class Keep(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Days for each class of what a row holds; None: as long as the row. `metadata` is the row itself.
+
+    A row with findings stays, without its texts, until its findings may go, too.
+    """
+
+    content: float | None = None
+    findings: float | None = None
+    metadata: float | None = None
+
+
+class Retention(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`days`: a day of exchanges goes when all of it is older. `max_bytes`: of all parts together. None: no bound.
+
+    `content_bytes`: of the parts with texts; the oldest lose theirs. `tenants`: instead of `keep`, for these tenants' rows.
+    """
 
     days: float | None = None
     max_bytes: int | None = None
+    keep: Keep = Keep()
+    content_bytes: int | None = None
+    tenants: dict[str, Keep] = {}
+    audit_days: float | None = None
+    audit_bytes: int | None = None
 
     @property
     def is_bounded(self) -> bool:
-        return self.days is not None or self.max_bytes is not None
+        return self != Retention()
+
+    @property
+    def takes_from_rows(self) -> bool:
+        """Something in it looks into the parts, and rewrites them."""
+        return self.keep != Keep() or self.content_bytes is not None or any(keep != Keep() for keep in self.tenants.values())
 
 
-@dataclass(frozen=True)
-class Pruned:
+class Pruned(msgspec.Struct, frozen=True):
+    """Files deleted and bytes that the disk has back; rows deleted and rows stripped, out of parts that stay."""
+
     parts: int = 0
     bytes: int = 0
+    rows: int = 0
+    stripped: int = 0
+
+    def __add__(self, other: object) -> Pruned:
+        if not isinstance(other, Pruned):
+            return NotImplemented
+        return Pruned(self.parts + other.parts, self.bytes + other.bytes, self.rows + other.rows, self.stripped + other.stripped)
 
 
-def prune(store: Store, now_ns: int, keep: Retention) -> Pruned:
-    """Delete what `keep` does not keep. Does nothing while another process compacts or prunes. Raises StorageError where it cannot read."""
+def write_policy(store: Store, retention: Retention) -> None:
+    """Keep it with the store. Raises StorageError."""
+    try:
+        with publishing(store.root / POLICY_NAME) as file:
+            write_all(file, msgspec.json.format(msgspec.json.encode(retention)) + b"\n")
+    except OSError as fault:
+        raise storage_error("cannot write", store.root / POLICY_NAME, fault) from None
+
+
+def read_policy(store: Store) -> Retention:
+    """That of the store; without bounds where it has none. Raises StorageError."""
+    path = store.root / POLICY_NAME
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Retention)
+    except FileNotFoundError:
+        return Retention()
+    except OSError as fault:
+        raise storage_error("cannot read", path, fault) from None
+    except msgspec.DecodeError:
+        raise StorageError(f"{path} is damaged", "delete that one file: the next capture writes it anew") from None
+
+
+def prune(store: Store, now_ns: int, keep: Retention, journal: Journal = SILENT, *, wait_s: float = 0.0) -> Pruned:
+    """Delete what `keep` does not keep. Days and rows wait while another process compacts or prunes. Raises StorageError where it cannot read."""
+    pruned = Pruned()
+    if keep.days is not None or keep.takes_from_rows:
+        with alone(store, wait_s) as is_alone:
+            if is_alone:
+                if keep.days is not None:
+                    pruned += _prune_days(store, now_ns, keep.days)
+                if keep.takes_from_rows:
+                    pruned += _prune_rows(store, now_ns, keep, journal)
+    if keep.max_bytes is not None:
+        pruned += make_room(store, 0, keep.max_bytes)
+    return pruned
+
+
+def make_room(store: Store, size: int, max_bytes: int) -> Pruned:
+    """Delete the oldest parts until `size` more bytes fit. It waits for nobody: a part that compaction reads meanwhile is only older than others."""
+    parts = [(_age(path), bytes_, path) for folder in _days(store.exchanges) for path, bytes_ in _files(folder)]
+    total = size + sum(bytes_ for _, bytes_, _ in parts)
+    count = freed = 0
+    for _, bytes_, path in sorted(parts):
+        if total <= max_bytes:
+            break
+        total -= bytes_
+        count, freed = count + 1, freed + _delete(path, bytes_)
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()  # unless something is left in it
+    return Pruned(count, freed)
+
+
+def _prune_days(store: Store, now_ns: int, days: float) -> Pruned:
     count = size = 0
-    with alone(store) as is_alone:
-        if not is_alone:
-            return Pruned()
-        left: list[tuple[int, int, Path]] = []
-        for folder in _days(store.exchanges):
-            is_old = keep.days is not None and _ends_ns(folder.name) <= now_ns - keep.days * _NS_PER_DAY
-            for path, bytes_ in _files(folder):
-                if is_old:
-                    count, size = count + 1, size + _delete(path, bytes_)
-                else:
-                    left.append((seq_of(Path(path.name.removesuffix(DAMAGED_SUFFIX))), bytes_, path))
-            if is_old:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()  # unless somebody else's files are in it
-        if keep.max_bytes is not None:
-            total = sum(bytes_ for _, bytes_, _ in left)
-            for _, bytes_, path in sorted(left):
-                if total <= keep.max_bytes:
-                    break
-                total -= bytes_
-                count, size = count + 1, size + _delete(path, bytes_)
+    for folder in _days(store.exchanges):
+        if _ends_ns(folder.name) > now_ns - days * _NS_PER_DAY:
+            continue
+        for path, bytes_ in _files(folder):
+            count, size = count + 1, size + _delete(path, bytes_)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # unless somebody else's files are in it
     return Pruned(count, size)
+
+
+def _prune_rows(store: Store, now_ns: int, keep: Retention, journal: Journal) -> Pruned:
+    from llmsec_tap.storage.rewrite import Action, Decide, RowFacts, Taken, is_bare, take  # noqa: PLC0415
+
+    def due(classes: Keep, age_days: float) -> Action:
+        action = Action.NOTHING
+        for days, what in ((classes.content, Action.CONTENT), (classes.findings, Action.FINDINGS), (classes.metadata, Action.ROW)):
+            if days is not None and age_days >= days:
+                action |= what
+        if Action.ROW in action and classes.findings is not None and Action.FINDINGS not in action:
+            # Only rows with findings stay; `decide` knows which those are.
+            action |= Action.CONTENT
+        return action
+
+    def decide_at(age_days: float) -> Decide:
+        usual = due(keep.keep, age_days)
+        by_tenant = {name: due(classes, age_days) for name, classes in keep.tenants.items()}
+
+        def decide(row: RowFacts) -> Action:
+            classes = keep.tenants.get(row.tenant, keep.keep) if row.tenant is not None else keep.keep
+            action = by_tenant.get(row.tenant, usual) if row.tenant is not None else usual
+            if Action.ROW in action:
+                outlives = row.has_findings and classes.findings is not None and Action.FINDINGS not in action
+                if not outlives:
+                    return Action.ROW
+                action &= ~Action.ROW
+            if row.is_bare:
+                action &= ~Action.CONTENT
+            if not row.has_findings:
+                action &= ~Action.FINDINGS
+            return action
+
+        return decide
+
+    taken = Taken()
+    for folder in _days(store.exchanges):
+        age_days = (now_ns - _ends_ns(folder.name)) / _NS_PER_DAY
+        if not any(due(classes, age_days) for classes in (keep.keep, *keep.tenants.values())):
+            continue
+        decide = decide_at(age_days)
+        for path in sorted(folder.glob("part-*.parquet")):
+            if not path.is_symlink():
+                taken += take(path, decide, journal)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+    if keep.content_bytes is not None:
+        whole = sorted(
+            (_age(path), bytes_, path)
+            for folder in _days(store.exchanges)
+            for path, bytes_ in _files(folder)
+            if path.suffix == ".parquet" and not path.is_symlink() and not is_bare(path)
+        )
+        total = sum(bytes_ for _, bytes_, _ in whole)
+        for _, bytes_, path in whole:
+            if total <= keep.content_bytes:
+                break
+            total -= bytes_
+            taken += take(path, lambda row: Action.NOTHING if row.is_bare else Action.CONTENT, journal)
+    return Pruned(0, taken.bytes, taken.rows, taken.stripped)
 
 
 def _days(exchanges: Path) -> Iterator[Path]:
@@ -75,6 +212,10 @@ def _files(folder: Path) -> Iterator[tuple[Path, int]]:
         if path.name.endswith((".parquet", DAMAGED_SUFFIX)):
             with contextlib.suppress(FileNotFoundError):
                 yield path, path.lstat().st_size
+
+
+def _age(path: Path) -> int:
+    return seq_of(Path(path.name.removesuffix(DAMAGED_SUFFIX)))
 
 
 def _ends_ns(name: str) -> float:

@@ -25,6 +25,7 @@ from llmsec_tap.model import Exchange
 from llmsec_tap.storage.compact import MIN_PARTS, compact_apart
 from llmsec_tap.storage.faults import storage_error
 from llmsec_tap.storage.publish import publishing, write_all
+from llmsec_tap.storage.retention import Pruned, make_room
 from llmsec_tap.storage.rows import encode_row
 from llmsec_tap.storage.store import NO_DAY, Store, create_store
 
@@ -83,15 +84,18 @@ class StoreWriter:
         flush_bytes: int = FLUSH_BYTES,
         flush_age_ns: int = FLUSH_AGE_NS,
         max_waiting_bytes: int = MAX_WAITING_BYTES,
+        max_store_bytes: int | None = None,
         compact_by: Callable[[Store, int], subprocess.Popen[bytes] | None] = compact_apart,
     ) -> None:
-        """`compact_by` has parts merged aside; it gives the process that does it, if that is a child of this one.
+        """`max_store_bytes`: before a part is published, the oldest ones go until it fits. `compact_by` has parts merged aside; it gives the process that does it, if that is a child of this one.
 
         `number`, below 16: of several writers that write at the same moments, this one.
         """
         self.store = store
         self._compact_by = compact_by
         self._number = number
+        self._max_store_bytes = max_store_bytes
+        self.pruned = Pruned()  # for `max_store_bytes`
         self.stats = WriterStats()
         self._flush_rows = flush_rows
         self._flush_bytes = flush_bytes
@@ -180,10 +184,19 @@ class StoreWriter:
         self._oldest_ns = None
         self._compact_now_and_then()
 
-    def _compact_now_and_then(self) -> None:
+    def compact(self) -> None:
+        """Have parts merged, and what retention does not keep deleted, unless that is going on already."""
+        self._look_for_compaction()
+        if self._compaction is None:
+            self._compaction = self._compact_by(self.store, time.time_ns())
+
+    def _look_for_compaction(self) -> None:
         if self._compaction is not None and self._compaction.poll() is not None:
             self._compactions_failed += self._compaction.returncode != 0
             self._compaction = None
+
+    def _compact_now_and_then(self) -> None:
+        self._look_for_compaction()
         if self._compaction is None and self.stats.parts >= self._compact_at_parts:
             self._compact_at_parts = self.stats.parts + COMPACT_EVERY_PARTS
             self._compaction = self._compact_by(self.store, time.time_ns())
@@ -226,6 +239,9 @@ class StoreWriter:
                 folder.mkdir(mode=0o700, exist_ok=True)
                 if folder.is_symlink():
                     raise NotADirectoryError(errno.ENOTDIR, "a link stands in the place of a day's folder")
+                if self._max_store_bytes is not None:
+                    self.pruned += make_room(self.store, written, self._max_store_bytes)
+                    folder.mkdir(mode=0o700, exist_ok=True)  # its only part may have been the oldest
                 with publishing(target) as descriptor:
                     write_all(descriptor, data)
             except OSError as fault:

@@ -54,7 +54,7 @@ class FlowSink(Protocol):
 class Flow:
     """A connection's facts. `first` opened it where that was seen; without a SYN (`is_midstream`) content decides who is client."""
 
-    __slots__ = ("first", "is_midstream", "kind", "opened_ns", "process", "proxied", "reserve", "second")
+    __slots__ = ("first", "is_midstream", "kind", "number", "opened_ns", "process", "proxied", "reserve", "second")
 
     def __init__(
         self,
@@ -72,6 +72,7 @@ class Flow:
         self.is_midstream = is_midstream
         self.process = process
         self.kind = kind  # None: packets, of whatever the pipeline reads
+        self.number = 0  # in the order in which the pipeline opened its connections
         self.proxied: str | None = None  # the client that a PROXY protocol header named
         self.reserve: Callable[[int], bool] = no_account  # room in the account (account.py) for what this connection holds
 

@@ -63,6 +63,9 @@ def list_exchanges(
     context.obj = store
     if context.invoked_subcommand is not None:
         return
+    import dataclasses
+
+    from llmsec_agent.auditing import record
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.journals import journal
     from llmsec_analyzer.show.results import write_lines, write_table
@@ -82,7 +85,11 @@ def list_exchanges(
         until_ns=listing.parse_time(until, "--until") if until else None,
         limit=limit,
     )
-    with results(), QuerySession.open(store, journal()) as session:
+    log = journal()
+    with results(), QuerySession.open(store, log) as session:
+        asked = {name: value for name, value in dataclasses.asdict(wanted).items() if value}
+        event = "export" if output is ListFormat.JSON else "query"
+        record(session.store, log, event, command="exchanges", format=output.value, filter=asked)
         if output is ListFormat.JSON:
             write_lines((to_json(exchange).decode() for exchange in listing.records(session, wanted)), sys.stdout)
         else:
@@ -102,6 +109,7 @@ def show(
 
     Example: llmsec-analyze exchanges show 3fa9
     """
+    from llmsec_agent.auditing import record
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.journals import journal
     from llmsec_analyzer.show.conversation import render
@@ -110,8 +118,10 @@ def show(
     from llmsec_analyzer.stored.session import QuerySession
     from llmsec_tap.model import to_json
 
-    with results(), QuerySession.open(store or context.obj, journal()) as session:
+    log = journal()
+    with results(), QuerySession.open(store or context.obj, log) as session:
         exchange = listing.find(session, exchange_id)
+        record(session.store, log, "query", command="exchanges show", exchange_id=exchange.exchange_id)
     with results():
         if output is ShowFormat.JSON:
             write_lines([to_json(exchange).decode()], sys.stdout)

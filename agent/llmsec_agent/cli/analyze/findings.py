@@ -76,8 +76,10 @@ def list_findings(
     context.obj = store
     if context.invoked_subcommand is not None:
         return
+    import dataclasses
     import json
 
+    from llmsec_agent.auditing import record
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.config import load_config
     from llmsec_agent.journals import journal
@@ -109,6 +111,8 @@ def list_findings(
 
     with results(), QuerySession.open(store, log) as session:
         mark = marking(entries)
+        asked = {name: value for name, value in dataclasses.asdict(wanted).items() if value}
+        record(session.store, log, "query" if table else "export", command="findings", format=output.value, filter=asked)
 
         def watched() -> Iterator[dict[str, Any]]:
             nonlocal worst
@@ -144,6 +148,7 @@ def explain(
     """
     import msgspec
 
+    from llmsec_agent.auditing import record
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.config import load_config
     from llmsec_agent.journals import journal
@@ -164,6 +169,7 @@ def explain(
     entries = suppressions_of(security, log)
     with results(), QuerySession.open(store or context.obj, log) as session:
         finding, exchange = find_finding(session, finding_id)
+        record(session.store, log, "query", command="findings explain", finding_id=finding.finding_id, exchange_id=exchange.exchange_id)
     finding = marked(finding, exchange, entries)
     with results():
         if output is ExplainFormat.JSON:

@@ -41,6 +41,7 @@ def query(
 
     Example: llmsec-analyze query "SELECT model, count(*), sum(output_tokens) FROM exchanges GROUP BY model"
     """
+    from llmsec_agent.auditing import record, statement
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.journals import journal
     from llmsec_analyzer.show import results as outputs
@@ -48,7 +49,11 @@ def query(
 
     if sql == "-":
         sql = sys.stdin.read()
-    with results(), QuerySession.open(store, journal()) as session:
+    log = journal()
+    with results(), QuerySession.open(store, log) as session:
+        record(
+            session.store, log, "query" if output is Format.TABLE else "export", command="query", format=output.value, sql=statement(sql)
+        )
         if output is Format.PARQUET:
             outputs.write_parquet(session, sql)
             return

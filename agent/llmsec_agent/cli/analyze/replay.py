@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Final
 
 import typer
 
 from llmsec_agent.cli.analyze.scan import ConfigOption, FailOnOption, SuppressionsOption
 from llmsec_agent.cli.formats import RunFormat
+from llmsec_tap.errors import ConfigError
 from llmsec_tap.storage import DEFAULT_STORE
+
+_CAPTURES: Final = (".pcap", ".pcapng", ".cap")
 
 
 def register(app: typer.Typer) -> None:
@@ -17,7 +21,10 @@ def register(app: typer.Typer) -> None:
 
 def replay(
     files: Annotated[
-        list[str], typer.Argument(help="pcap or pcapng, plain or gzip; - is standard input.", metavar="FILE…", show_default=False)
+        list[str],
+        typer.Argument(
+            help="pcap or pcapng, plain or gzip, or a folder of them; - is standard input.", metavar="FILE…", show_default=False
+        ),
     ],
     port: Annotated[
         list[int] | None, typer.Option("--port", min=1, max=65535, help="Read only this TCP port; may be repeated. Default: any.")
@@ -39,6 +46,12 @@ def replay(
     redact: Annotated[bool, typer.Option("--redact", help="Mask secrets and personal data in what is printed and stored.")] = False,
     suppressions: SuppressionsOption = None,
     config: ConfigOption = None,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            "--jobs", min=1, max=64, help="Processes that decode, each its connections; the result is the same. --memory-cap is shared out."
+        ),
+    ] = 1,
     memory_cap: Annotated[
         int, typer.Option("--memory-cap", min=128, help="Resident memory at most, in MiB; the detection process is apart.")
     ] = 512,
@@ -50,39 +63,70 @@ def replay(
 
     Example: llmsec-analyze replay capture.pcap --format jsonl
     """
-    from llmsec_agent.config import load_all, whose_of
+    from llmsec_agent.config import bare_tenants, load_all, whose_of
+    from llmsec_agent.config.retention import audited_severity
     from llmsec_agent.journals import journal
     from llmsec_agent.output import printer
     from llmsec_agent.replay import ReplaySettings
     from llmsec_agent.replay import replay as run
-    from llmsec_agent.shares import Shares
+    from llmsec_agent.shares import Shares, decoders
     from llmsec_agent.start_detection import detection_starter
     from llmsec_agent.suppressing import with_suppressions
     from llmsec_agent.text import report
-    from llmsec_tap.errors import ConfigError
 
     if not detect and (redact or fail_on):
         raise ConfigError("--redact and --fail-on need detection", "leave out --no-detect")
     log = journal()
     loaded = load_all(config, report)
+    names = captures(files)
+    watches_keys = loaded.sets("tenants") and loaded.config.tenants.watch_keys
+    if jobs > 1:
+        if "-" in names or output is RunFormat.EVENTS:
+            raise ConfigError("--jobs reads files and prints whole exchanges", "leave it out for standard input and for --format events")
+        if watches_keys:
+            raise ConfigError("tenants.watch_keys looks at all connections together", "set it to false, or leave out --jobs")
+        decoders(jobs, memory_cap << 20, jobs)
     settings = ReplaySettings(
-        files=tuple(files),
+        files=names,
         ports=frozenset(port) if port else None,
         store=None if store == "none" else store,
         content=content,
         tokenizer=tokenizer,
         memory_cap_bytes=memory_cap << 20,
         whose=whose_of(loaded),
+        watch_keys=watches_keys,
+        bare_tenants=bare_tenants(loaded.config),
+        audit=audited_severity(loaded.config),
     )
     security = with_suppressions(loaded.config.security, suppressions)
     detection = detection_starter(
         security,
         log,
         may_wait=True,
-        queue_bytes=Shares.of(settings.memory_cap_bytes).detection,
+        queue_bytes=Shares.of(settings.memory_cap_bytes // jobs).detection,
         is_built_in=not loaded.sets("security") and not suppressions,
         redact=redact,
         early_from="info" if output is RunFormat.EVENTS else "high",
         fail_on=fail_on.value if fail_on else None,
     )
-    raise typer.Exit(run(settings, log, print_to=printer(output.value), start_detection=detection if detect and security.enabled else None))
+    starts = detection if detect and security.enabled else None
+    if jobs > 1:
+        from llmsec_agent.parallel import replay_in_parallel
+
+        raise typer.Exit(replay_in_parallel(settings, log, jobs, print_to=printer(output.value), start_detection=starts))
+    raise typer.Exit(run(settings, log, print_to=printer(output.value), start_detection=starts))
+
+
+def captures(names: list[str]) -> tuple[str, ...]:
+    """The files, with the captures of a folder in the order of their names in its place. Raises ConfigError for a folder without one."""
+    files: list[str] = []
+    for name in names:
+        folder = Path(name)
+        if name == "-" or not folder.is_dir():
+            files.append(name)
+            continue
+        found = sorted(str(path) for path in folder.iterdir() if path.name.removesuffix(".gz").endswith(_CAPTURES) and path.is_file())
+        if not found:
+            raise ConfigError(f"{name}: no captures in this folder", f"their names end in {', '.join(_CAPTURES)}, perhaps with .gz")
+        files += found
+    return tuple(files)

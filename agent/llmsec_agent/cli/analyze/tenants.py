@@ -1,0 +1,128 @@
+"""`llmsec-analyze tenants`: who is which tenant, and what each of them did."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from llmsec_agent.cli.analyze.query import StoreOption
+from llmsec_agent.cli.analyze.scan import ConfigOption
+from llmsec_tap.storage import DEFAULT_STORE
+
+group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+
+_MAX_KEY = 64_000
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(group, name="tenants", help="Who is which tenant, and what each of them did.")
+
+
+@group.command()
+def fingerprint() -> None:
+    """Print the fingerprint of a key that stands on standard input, for `tenants.rules[].match.api_key_fingerprint`.
+
+    It is made under this installation's key (LLMSEC_FINGERPRINT_KEY_FILE): taps that share that file agree on it. A key never belongs into
+    arguments, which every process of the host can read.
+
+    Example: llmsec-analyze tenants fingerprint < key.txt
+    """
+    from llmsec_agent.cli.analyze.streams import results
+    from llmsec_agent.journals import journal
+    from llmsec_tap.errors import ConfigError
+    from llmsec_tap.identity.credentials import fingerprinter
+    from llmsec_tap.install_key import install_key
+
+    given = sys.stdin.buffer.read(_MAX_KEY + 1)
+    key = given.decode("latin-1").strip()  # as header values are read
+    if not key or len(given) > _MAX_KEY or "\n" in key:
+        raise ConfigError("standard input has no key: it must be one line", "for example `llmsec-analyze tenants fingerprint < key.txt`")
+    with results():
+        typer.echo(fingerprinter(install_key(journal()))(key))
+
+
+@group.command("list")
+def list_tenants(store: StoreOption = DEFAULT_STORE, config: ConfigOption = None) -> None:
+    """List the tenants of a store with what they used, those of the configuration without traffic included.
+
+    `key-…` is a key that no rule knows.
+
+    Example: llmsec-analyze tenants list
+    """
+    from llmsec_agent.cli.analyze.streams import results
+    from llmsec_agent.config import load_config
+    from llmsec_agent.journals import journal
+    from llmsec_agent.text import report
+    from llmsec_analyzer.stored.session import QuerySession
+    from llmsec_tap.visible import visible
+
+    rules = load_config(config, report).tenants.rules
+    plans = {rule.tenant: rule.plan or "" for rule in reversed(rules)}
+    with results(), QuerySession.open(store, journal()) as session:
+        rows = session.select(_LIST).rows()
+        typer.echo(f"{'tenant':<32} {'plan':<12} {'exchanges':>10} {'in':>12} {'out':>12} {'keys':>5} {'findings':>8}  last")
+        seen = set()
+        for name, exchanges, tokens_in, tokens_out, keys, findings, last in rows:
+            seen.add(name)
+            shown = name if name is not None else "-"
+            plan = plans.get(name, "")
+            typer.echo(
+                visible(f"{shown:<32} {plan:<12} {exchanges:>10} {tokens_in:>12} {tokens_out:>12} {keys:>5} {findings:>8}  {last or '-'}")
+            )
+        for name, plan in sorted(plans.items()):
+            if name not in seen:
+                typer.echo(visible(f"{name:<32} {plan:<12} {0:>10} {0:>12} {0:>12} {0:>5} {0:>8}  -"))
+
+
+@group.command()
+def show(
+    tenant: Annotated[str, typer.Argument(help="Name of the tenant.", metavar="TENANT")],
+    store: StoreOption = DEFAULT_STORE,
+    config: ConfigOption = None,
+) -> None:
+    """Show one tenant: the rules that name it, what is kept of it, and its keys, models and workloads in the store.
+
+    Example: llmsec-analyze tenants show acme
+    """
+    import msgspec
+
+    from llmsec_agent.cli.analyze.streams import results
+    from llmsec_agent.config import load_config
+    from llmsec_agent.journals import journal
+    from llmsec_agent.text import report
+    from llmsec_analyzer.stored.session import QuerySession
+    from llmsec_tap.errors import ConfigError
+    from llmsec_tap.visible import visible
+
+    loaded = load_config(config, report)
+    lines = []
+    for number, rule in enumerate(loaded.tenants.rules):
+        if rule.tenant == tenant:
+            match = {name: value for name, value in msgspec.to_builtins(rule.match).items() if value}
+            asks = ", ".join(f"{name}={value}" for name, value in match.items()) or "everything"
+            lines.append(f"rule {number + 1}: {asks}; content {rule.content}" + (f"; plan {rule.plan}" if rule.plan else ""))
+    kept = loaded.storage.retention.tenants.get(tenant)
+    if kept is not None:
+        days = {name: value["days"] for name, value in msgspec.to_builtins(kept).items() if value["days"] is not None}
+        lines.append("kept: " + ", ".join(f"{name} {value:g} days" for name, value in days.items()))
+    with results(), QuerySession.open(store, journal()) as session:
+        for what, column in (
+            ("key", "api_key_fingerprint"),
+            ("model", "model"),
+            ("workload", "coalesce(process.namespace || '/' || process.pod, process.exe, process.comm, client_agent)"),
+        ):
+            sql = f"SELECT {column} AS what, count(*) AS n, max(started) FROM exchanges WHERE tenant = ? GROUP BY 1 ORDER BY n DESC, 1 LIMIT 20"  # noqa: S608 - our own columns
+            lines += [f"{what} {name or '-'}: {count} exchanges, last {last}" for name, count, last in session.select(sql, [tenant]).rows()]
+        if not lines:
+            raise ConfigError(f"no tenant {tenant!r} in the configuration or the store", "llmsec-analyze tenants list shows them")
+        for line in lines:
+            typer.echo(visible(line))
+
+
+_LIST = """
+SELECT tenant, count(*), coalesce(sum(input_tokens), 0)::BIGINT, coalesce(sum(output_tokens), 0)::BIGINT,
+  count(DISTINCT api_key_fingerprint), coalesce(sum(len(findings)), 0)::BIGINT, max(started)
+FROM exchanges WHERE provider IS NOT NULL GROUP BY tenant ORDER BY 2 DESC, 1
+"""
