@@ -73,6 +73,12 @@ class Retention(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields
     bytes: Annotated[int | None, key("delete the oldest beyond this size; none: no bound", unit="size", at_least=limits.MIB)] = None
 
 
+class TTL(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    metadata_days: Annotated[float | None, key("whole rows; none: keep", above=0)] = None
+    content_days: Annotated[float | None, key("their texts, while counts and times stay; none: with the row", above=0)] = None
+    findings_days: Annotated[float | None, key("their findings; none: with the row", above=0)] = None
+
+
 class ClickHouse(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     nodes: Annotated[tuple[Name, ...], key("`host:port`, the first that answers is used", env="LLMSEC_CLICKHOUSE_NODES", filled=True)]
     database: Annotated[str, key("database", filled=True)] = "llmsec_traces"
@@ -84,6 +90,10 @@ class ClickHouse(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     batch_size: Annotated[int, key("rows a batch", at_least=1)] = 10_000
     flush_interval: Annotated[float, key("a batch is sent after so long", unit="duration", above=0)] = 5.0
     max_batch_delay: Annotated[float, key("a row waits so long at most", unit="duration", above=0)] = 10.0
+    cluster: Annotated[
+        str | None, key("name of the cluster on the server, for replicated and distributed tables; none: tables of one server", filled=True)
+    ] = None
+    ttl: Annotated[TTL, key("what the server deletes, and when; `llmsec-analyze db migrate` tells it")] = TTL()
 
 
 class Postgres(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

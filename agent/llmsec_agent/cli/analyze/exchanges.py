@@ -67,7 +67,7 @@ def list_exchanges(
     from llmsec_agent.journals import journal
     from llmsec_analyzer.show.results import write_lines, write_table
     from llmsec_analyzer.stored import exchanges as listing
-    from llmsec_analyzer.stored.session import QuerySession
+    from llmsec_analyzer.stored.stores import open_session
     from llmsec_tap.model import to_json
 
     wanted = listing.Filter(
@@ -82,7 +82,7 @@ def list_exchanges(
         until_ns=listing.parse_time(until, "--until") if until else None,
         limit=limit,
     )
-    with results(), QuerySession.open(store, journal()) as session:
+    with results(), open_session(store, journal()) as session:
         if output is ListFormat.JSON:
             write_lines((to_json(exchange).decode() for exchange in listing.records(session, wanted)), sys.stdout)
         else:
@@ -93,7 +93,9 @@ def list_exchanges(
 def show(
     context: typer.Context,
     exchange_id: Annotated[str, typer.Argument(help="The id, or its beginning where that is unique.", metavar="ID")],
-    store: Annotated[str | None, typer.Option("--store", help="The store's folder.", metavar="FOLDER")] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", help="The store: a folder, or clickhouse://user@host/database.", metavar="STORE")
+    ] = None,
     output: Annotated[ShowFormat, typer.Option("--format", help="json: the whole record on one line.")] = ShowFormat.TEXT,
 ) -> None:
     """Print one conversation: who said what, tool calls, times, tokens, anomalies.
@@ -107,10 +109,10 @@ def show(
     from llmsec_analyzer.show.conversation import render
     from llmsec_analyzer.show.results import write_lines
     from llmsec_analyzer.stored import exchanges as listing
-    from llmsec_analyzer.stored.session import QuerySession
+    from llmsec_analyzer.stored.stores import open_session
     from llmsec_tap.model import to_json
 
-    with results(), QuerySession.open(store or context.obj, journal()) as session:
+    with results(), open_session(store or context.obj, journal()) as session:
         exchange = listing.find(session, exchange_id)
     with results():
         if output is ShowFormat.JSON:
