@@ -79,12 +79,15 @@ class TTL(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     findings_days: Annotated[float | None, key("their findings; none: with the row", above=0)] = None
 
 
+_ONE_CONNECTION = "a host delivers over one connection: it writes one batch after the other"
+
+
 class ClickHouse(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     nodes: Annotated[tuple[Name, ...], key("`host:port`, the first that answers is used", env="LLMSEC_CLICKHOUSE_NODES", filled=True)]
     database: Annotated[str, key("database", filled=True)] = "llmsec_traces"
     username: Annotated[str, key("user", filled=True)] = "llmsec"
     password: Annotated[Secret | None, key("its password: `env:NAME` or `file:/path`")] = None
-    max_connections: Annotated[int, key("connections at once", at_least=1)] = 100
+    max_connections: Annotated[int, key("connections at once", at_least=1, instead=_ONE_CONNECTION)] = 100
     connection_timeout: Annotated[float, key("until a connection counts as failed", unit="duration", above=0)] = 30.0
     query_timeout: Annotated[float, key("until a statement counts as failed", unit="duration", above=0)] = 60.0
     batch_size: Annotated[int, key("rows a batch", at_least=1)] = 10_000
@@ -124,9 +127,7 @@ class Storage(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     )
     flush_interval: Annotated[float, key("a record is on the disk after so long", unit="duration", above=0)] = 5.0
     retention: Annotated[Retention, key("what is deleted, and when")] = Retention()
-    clickhouse: Annotated[
-        ClickHouse | None, key("a ClickHouse cluster to copy records to", later="records go to the folder `storage.path` alone")
-    ] = None
+    clickhouse: Annotated[ClickHouse | None, key("a ClickHouse database that the folder's records are delivered to")] = None
     postgres: Annotated[
         Postgres | None, key("a database of tenants", later="tenants are not looked up, and no metadata leaves the store's folder")
     ] = None

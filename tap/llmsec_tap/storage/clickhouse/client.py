@@ -44,8 +44,11 @@ class Limits:
     query_s: float = 60.0
 
 
+DEFAULT_LIMITS: Final = Limits()
+
+
 def connect(
-    address: Address, limits: Limits = Limits(), settings: Mapping[str, Any] | None = None, *, database: bool = True
+    address: Address, limits: Limits = DEFAULT_LIMITS, settings: Mapping[str, Any] | None = None, *, database: bool = True
 ) -> tuple[Client, Node]:
     """The first node that answers. StorageError where none does, ConfigError where one refuses the user. `database`: it must be there."""
     try:
