@@ -39,12 +39,13 @@ class DeliveryPlan:
 
     store: str
     settings: ClickHouse
+    name: str = ""  # how the folder is called, where `store` is how this process reaches it
     password: str = field(default="", repr=False)
 
 
 def plan_of(store: str, settings: ClickHouse) -> DeliveryPlan:
     """Raises ConfigError where an address is wrong or the password cannot be read."""
-    return DeliveryPlan(store, settings, database_of(settings, None).address.password)
+    return DeliveryPlan(store, settings, password=database_of(settings, None).address.password)
 
 
 def deliver(plan: DeliveryPlan, journal: Journal, *, once: bool = False, goes_on: Callable[[], bool] = lambda: True) -> int:
@@ -60,7 +61,7 @@ def deliver(plan: DeliveryPlan, journal: Journal, *, once: bool = False, goes_on
     settings = plan.settings
     found = database_of(replace_struct(settings, password=None), None)
     delivery = Delivery(
-        open_store(plan.store, journal),
+        replace(open_store(plan.store, journal), name=plan.name or plan.store),
         replace(found.address, password=plan.password),
         journal,
         limits=found.limits,
@@ -108,7 +109,10 @@ def _child(plan: DeliveryPlan, journal: Journal, parent: int) -> int:
     import pybreaker  # noqa: F401
     import stamina  # noqa: F401
 
-    import llmsec_tap.storage.clickhouse.delivery  # noqa: F401
+    import llmsec_tap.storage.clickhouse.delivery
+    import llmsec_tap.storage.clickhouse.migrations  # noqa: F401
+
+    privileges.load_encodings()
 
     while not (Path(plan.store) / INFO_NAME).exists():  # the capture makes it
         if os.getppid() != parent:
@@ -117,7 +121,7 @@ def _child(plan: DeliveryPlan, journal: Journal, parent: int) -> int:
     try:
         os.chdir(plan.store)  # its path may lead through places where its owner may not look
         privileges.become(owner_of(plan.store) or privileges.unprivileged_user())
-        return deliver(replace(plan, store="."), journal, goes_on=lambda: os.getppid() == parent)
+        return deliver(replace(plan, store=".", name=plan.store), journal, goes_on=lambda: os.getppid() == parent)
     except LLMSecError as fault:
         journal.error("delivery_ended", f"delivery to ClickHouse has ended: {fault}")
         return fault.exit_code
