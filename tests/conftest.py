@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import os
+from collections.abc import Generator, Iterator
 
 import pytest
+
+from support.clickhouse_front import Server, running
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,3 +33,15 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         report.outcome = "failed"
         report.longrepr = f"--require-kernel forbids this skip: {reason}"
     return report
+
+
+@pytest.fixture(scope="session")
+def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server that LLMSEC_TEST_CLICKHOUSE_URL names (`clickhouse://user:password@host`), else the real engine behind a front of ours."""
+    url = os.environ.get("LLMSEC_TEST_CLICKHOUSE_URL")
+    if url:
+        yield Server(url)
+        return
+    pytest.importorskip("chdb", reason="chdb is not installed, and LLMSEC_TEST_CLICKHOUSE_URL names no server")
+    with running(tmp_path_factory.mktemp("clickhouse")) as front:
+        yield front

@@ -12,6 +12,7 @@ from llmsec_agent.capturing import CapturePlan, capture_with
 from llmsec_agent.config import Config, Loaded, bare_tenants, load_all
 from llmsec_agent.config.retention import audited_severity, retention_of
 from llmsec_agent.config.show import digest_of
+from llmsec_agent.deliver import Deliverer, plan_of
 from llmsec_agent.exposer import Exposer, TLSFiles
 from llmsec_agent.journals import StandardError, Style
 from llmsec_agent.journals import journal as new_journal
@@ -38,11 +39,14 @@ def run_agent(path: str | None) -> int:
     journal = new_journal(_style(config))
     notify = Notify()
     plan = _plan(loaded, path, journal, notify)
+    deliverer = _deliverer(config, journal)
     exposer = _exposer(config, plan.decoders)
     try:
         return capture_with(plan, journal, exposer)
     finally:
         notify.stopping()
+        if deliverer is not None:
+            deliverer.end()
         if exposer is not None:
             exposer.keep(None)
             exposer.end()
@@ -99,6 +103,16 @@ def selection_of(config: Config) -> Selection:
         everything=capture.all,
         follow_forks=capture.follow_children,
     )
+
+
+def _deliverer(config: Config, journal: StandardError) -> Deliverer | None:
+    """The process that copies the store to ClickHouse, where the file names one."""
+    settings, path = config.storage.clickhouse, config.storage.path
+    if settings is None:
+        return None
+    if path == _OFF:
+        raise ConfigError("storage.clickhouse needs a folder to deliver from", "Set storage.path, and storage.retention to bound it.")
+    return Deliverer.start(plan_of(path, settings), journal)
 
 
 def _style(config: Config) -> Style:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from llmsec_analyzer.risk import rank
+from llmsec_analyzer.stored.session import QuerySession
+from llmsec_analyzer.stored.stores import Session
 from llmsec_tap.errors import StorageError
 from llmsec_tap.journal import Journal
 from llmsec_tap.model import Exchange
@@ -23,6 +25,12 @@ def record(store: Store, journal: Journal, event: str, **facts: Any) -> None:
         audit.append(store, [(event, facts)])
     except StorageError as fault:
         journal.warning("not_audited", f"not in the audit log: {fault}")
+
+
+def record_reading(session: Session, journal: Journal, event: str, **facts: Any) -> None:
+    """Add that somebody read content of a folder. A database server keeps a log of its own of who asked what."""
+    if isinstance(session, QuerySession):
+        record(session.store, journal, event, **facts)
 
 
 def statement(sql: str) -> str:

@@ -101,17 +101,30 @@ class Audit(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     ] = "high"
 
 
+class TTL(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    metadata_days: Annotated[float | None, key("whole rows; none: keep", above=0)] = None
+    content_days: Annotated[float | None, key("their texts, while counts and times stay; none: with the row", above=0)] = None
+    findings_days: Annotated[float | None, key("their findings; none: with the row", above=0)] = None
+
+
+_ONE_CONNECTION = "a host delivers over one connection: it writes one batch after the other"
+
+
 class ClickHouse(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     nodes: Annotated[tuple[Name, ...], key("`host:port`, the first that answers is used", env="LLMSEC_CLICKHOUSE_NODES", filled=True)]
     database: Annotated[str, key("database", filled=True)] = "llmsec_traces"
     username: Annotated[str, key("user", filled=True)] = "llmsec"
     password: Annotated[Secret | None, key("its password: `env:NAME` or `file:/path`")] = None
-    max_connections: Annotated[int, key("connections at once", at_least=1)] = 100
+    max_connections: Annotated[int, key("connections at once", at_least=1, instead=_ONE_CONNECTION)] = 100
     connection_timeout: Annotated[float, key("until a connection counts as failed", unit="duration", above=0)] = 30.0
     query_timeout: Annotated[float, key("until a statement counts as failed", unit="duration", above=0)] = 60.0
     batch_size: Annotated[int, key("rows a batch", at_least=1)] = 10_000
     flush_interval: Annotated[float, key("a batch is sent after so long", unit="duration", above=0)] = 5.0
     max_batch_delay: Annotated[float, key("a row waits so long at most", unit="duration", above=0)] = 10.0
+    cluster: Annotated[
+        str | None, key("name of the cluster on the server, for replicated and distributed tables; none: tables of one server", filled=True)
+    ] = None
+    ttl: Annotated[TTL, key("what the server deletes, and when; `llmsec-analyze db migrate` tells it")] = TTL()
 
 
 class Postgres(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -143,9 +156,7 @@ class Storage(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     flush_interval: Annotated[float, key("a record is on the disk after so long", unit="duration", above=0)] = 5.0
     retention: Annotated[Retention, key("what is deleted, and when")] = Retention()
     audit: Annotated[Audit, key("the store's audit log (docs/formats/store.md)")] = Audit()
-    clickhouse: Annotated[
-        ClickHouse | None, key("a ClickHouse cluster to copy records to", later="records go to the folder `storage.path` alone")
-    ] = None
+    clickhouse: Annotated[ClickHouse | None, key("a ClickHouse database that the folder's records are delivered to")] = None
     postgres: Annotated[
         Postgres | None, key("a database of tenants", later="tenants are not looked up, and no metadata leaves the store's folder")
     ] = None

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import msgspec
 
 from llmsec_analyzer.show.terminal import cut, json_visible, pad, visible, width
-from llmsec_analyzer.stored.session import QuerySession, Result
+from llmsec_analyzer.stored.stores import Result, Session
 from llmsec_tap.errors import ConfigError
 
 TABLE_ROWS = 200
@@ -97,7 +97,7 @@ def _csv_cell(value: Any) -> str:
     return str(value)
 
 
-def write_parquet(session: QuerySession, sql: str) -> None:
+def write_parquet(session: Session, sql: str) -> None:
     """The result as one Parquet file on standard output; refused on a terminal."""
     if sys.stdout.isatty():
         raise ConfigError("Parquet is binary and standard output is a terminal", "redirect it: > result.parquet")

@@ -9,24 +9,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmsec_analyzer.stored.session import QuerySession, Result
+from llmsec_analyzer.stored.dialect import Dialect
+from llmsec_analyzer.stored.stores import Result, Session
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.model import Exchange
 from llmsec_tap.storage.rows import exchange_of
 from llmsec_tap.storage.schema import EXCHANGE_COLUMNS
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_LIST_COLUMNS = """
-    exchange_id[:12] AS id,
-    strftime(started, '%Y-%m-%d %H:%M:%S') AS started,
-    round(duration_ms)::BIGINT AS ms,
+
+
+def _list_columns(sql: Dialect) -> str:
+    return f"""
+    substring(exchange_id, 1, 12) AS id,
+    {sql.time_text.format("started")} AS started,
+    {sql.whole.format("duration_ms")} AS ms,
     provider,
     model,
     status,
     coalesce(input_tokens, usage_estimated.input_tokens) AS "in",
     coalesce(output_tokens, usage_estimated.output_tokens) AS "out",
     CASE WHEN error_type IS NOT NULL THEN error_type WHEN completeness <> 'complete' THEN completeness ELSE '' END AS note,
-    left(input_text, 200) AS input
+    {sql.left.format("input_text", 200)} AS input
 """
 
 
@@ -43,14 +47,12 @@ class Filter:
     until_ns: int | None = None
     limit: int = 50
 
-    def where(self) -> tuple[str, list[Any]]:
+    def where(self, sql: Dialect) -> tuple[str, list[Any]]:
         conditions: list[str] = []
         parameters: list[Any] = []
         if self.model is not None:
-            conditions.append("(request_model GLOB ? OR response_model GLOB ?)")
-            # The square brackets of GLOB are not offered: some model names contain them.
-            pattern = re.sub(r"[\[\]]", lambda found: f"[{found[0]}]", self.model)
-            parameters += [pattern, pattern]
+            conditions.append(f"({sql.matches.format('request_model')} OR {sql.matches.format('response_model')})")
+            parameters += [sql.pattern(self.model)] * 2
         for column in ("provider", "api", "tenant", "status", "completeness"):
             value = getattr(self, column)
             if value is not None:
@@ -83,37 +85,36 @@ def parse_time(text: str, option: str, now_ns: int | None = None) -> int:
     return (since_epoch // dt.timedelta(microseconds=1)) * 1000
 
 
-def listed(session: QuerySession, wanted: Filter) -> Result:
+def listed(session: Session, wanted: Filter) -> Result:
     """A row for each exchange, newest first: what a list shows of it."""
-    where, parameters = wanted.where()
+    where, parameters = wanted.where(session.dialect)
     return session.select(
-        f"SELECT {_LIST_COLUMNS} FROM exchanges {where} ORDER BY started_ns DESC NULLS LAST, exchange_id LIMIT ?",  # noqa: S608 - values are parameters
+        f"SELECT {_list_columns(session.dialect)} FROM exchanges {where} ORDER BY started_ns DESC NULLS LAST, exchange_id LIMIT ?",  # noqa: S608 - values are parameters
         [*parameters, wanted.limit],
     )
 
 
-def records(session: QuerySession, wanted: Filter) -> Iterator[Exchange]:
+def records(session: Session, wanted: Filter) -> Iterator[Exchange]:
     """Whole records, newest first."""
-    where, parameters = wanted.where()
+    where, parameters = wanted.where(session.dialect)
     return _records(session, f"{where} ORDER BY started_ns DESC NULLS LAST, exchange_id LIMIT ?", [*parameters, wanted.limit])
 
 
-def of_anomalies(session: QuerySession, names: Sequence[str] | None) -> Iterator[Exchange]:
+def of_anomalies(session: Session, names: Sequence[str] | None) -> Iterator[Exchange]:
     """Whole records with one of these anomalies, oldest first; all records where `names` is None."""
     if names is None:
         return _records(session, "ORDER BY started_ns, exchange_id", [])
-    return _records(
-        session, "WHERE list_has_any(list_transform(anomalies, lambda a: a.name), ?) ORDER BY started_ns, exchange_id", [list(names)]
-    )
+    return _records(session, f"WHERE {session.dialect.any_anomaly} ORDER BY started_ns, exchange_id", [list(names)])
 
 
-def find(session: QuerySession, prefix: str) -> Exchange:
+def find(session: Session, prefix: str) -> Exchange:
     """The one exchange whose id begins so. ConfigError where there is none or more than one."""
     prefix = prefix.strip()
     if not prefix:
         raise ConfigError("an empty id matches everything", "give at least its first characters")
     rows = session.select(
-        "SELECT exchange_id FROM exchanges WHERE starts_with(exchange_id, ?) ORDER BY exchange_id LIMIT 4", [prefix]
+        f"SELECT exchange_id FROM exchanges WHERE {session.dialect.starts_with.format('exchange_id')} ORDER BY exchange_id LIMIT 4",  # noqa: S608 - our own clauses
+        [prefix],
     ).rows()
     found = [row[0] for row in rows]
     if not found:
@@ -125,7 +126,7 @@ def find(session: QuerySession, prefix: str) -> Exchange:
     return next(_records(session, "WHERE exchange_id = ?", [wanted]))
 
 
-def _records(session: QuerySession, clauses: str, parameters: list[Any]) -> Iterator[Exchange]:
+def _records(session: Session, clauses: str, parameters: list[Any]) -> Iterator[Exchange]:
     names = ", ".join(f'"{name}"' for name, _ in EXCHANGE_COLUMNS)
     result = session.select(f"SELECT {names} FROM exchanges {clauses}", parameters)  # noqa: S608 - our own clauses
     for row in result.rows():

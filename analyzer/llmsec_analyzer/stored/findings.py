@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 
 from llmsec_analyzer.risk import SEVERITIES, rank
+from llmsec_analyzer.stored.dialect import Dialect
 from llmsec_analyzer.stored.exchanges import find
-from llmsec_analyzer.stored.session import QuerySession
+from llmsec_analyzer.stored.stores import Session
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.model import Exchange, Finding
 from llmsec_tap.storage.schema import FINDING
@@ -43,7 +44,7 @@ class FindingFilter:
     limit: int | None = 100
     suppressed: bool = False  # also those
 
-    def statement(self, *, with_facts: bool = False) -> tuple[str, list[Any]]:
+    def statement(self, sql: Dialect, *, with_facts: bool = False) -> tuple[str, list[Any]]:
         """Rows of COLUMNS, and of FACTS behind them."""
         conditions: list[str] = []
         values: list[Any] = []
@@ -56,13 +57,13 @@ class FindingFilter:
                 conditions.append(f"{column} = ?")
                 values.append(value)
         if self.rule is not None:
-            conditions.append("rule_id GLOB ?")
-            values.append(self.rule)
+            conditions.append(sql.matches.format("rule_id"))
+            values.append(sql.pattern(self.rule))
         if self.exchange is not None:
-            conditions.append("starts_with(exchange_id, ?)")
+            conditions.append(sql.starts_with.format("exchange_id"))
             values.append(self.exchange)
         if not self.suppressed:
-            conditions.append("(suppressed IS NULL OR suppressed.until < ?)")
+            conditions.append("(suppressed.until IS NULL OR suppressed.until < ?)")
             values.append(dt.datetime.now(dt.UTC).date().isoformat())
         if self.since_ns is not None:
             conditions.append("started >= ?")
@@ -72,16 +73,16 @@ class FindingFilter:
         columns = ", ".join(f'"{name}"' for name in COLUMNS)
         found = f"SELECT {columns} FROM findings{where}"  # noqa: S608 - names and numbers of ours
         if with_facts:
-            facts = ", ".join(f'{sql} AS "exchange_{name}"' for name, sql in FACTS.items())
+            facts = ", ".join(f'{fact} AS "exchange_{name}"' for name, fact in FACTS.items())
             found = f"SELECT f.*, {facts} FROM ({found}) f JOIN exchanges e ON e.exchange_id = f.exchange_id"  # noqa: S608 - the same
         return f"SELECT * FROM ({found}) ORDER BY CASE severity {order} END DESC, started DESC, finding_id", values  # noqa: S608 - the same
 
 
 def stored_findings(
-    session: QuerySession, wanted: FindingFilter, mark: Callable[[Finding, dict[str, Any]], Finding] | None = None
+    session: Session, wanted: FindingFilter, mark: Callable[[Finding, dict[str, Any]], Finding] | None = None
 ) -> Iterator[dict[str, Any]]:
     """Rows as dicts. `mark` says of each, with FACTS of its exchange, whether it is suppressed now; a stored mark holds until its last day."""
-    statement, values = wanted.statement(with_facts=mark is not None)
+    statement, values = wanted.statement(session.dialect, with_facts=mark is not None)
     today = dt.datetime.now(dt.UTC).date().isoformat()
     left = wanted.limit
     for values_of_row in session.select(statement, values).rows():
@@ -102,12 +103,13 @@ def finding_of(row: dict[str, Any]) -> Finding:
     return msgspec.convert({name: value for name, value in row.items() if value is not None and name != "started"}, Finding)
 
 
-def find_finding(session: QuerySession, prefix: str) -> tuple[Finding, Exchange]:
+def find_finding(session: Session, prefix: str) -> tuple[Finding, Exchange]:
     """The one finding whose id begins so, and its exchange. ConfigError where there is none or more than one."""
     prefix = prefix.strip()
     if not prefix:
         raise ConfigError("an empty id matches everything", "give at least its first characters")
-    statement = "SELECT finding_id, exchange_id FROM findings WHERE starts_with(finding_id, ?) ORDER BY finding_id, exchange_id LIMIT 4"
+    begins = session.dialect.starts_with.format("finding_id")
+    statement = f"SELECT finding_id, exchange_id FROM findings WHERE {begins} ORDER BY finding_id, exchange_id LIMIT 4"  # noqa: S608 - our own clauses
     rows = list(session.select(statement, [prefix]).rows())
     exact = [row for row in rows if row[0] == prefix]
     rows = exact or rows

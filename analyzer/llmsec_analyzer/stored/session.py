@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import duckdb
 
+from llmsec_analyzer.stored.dialect import DUCKDB, Dialect
 from llmsec_analyzer.stored.read_only import check_read_only
 from llmsec_analyzer.stored.sql_errors import sql_error
 from llmsec_tap.errors import ConfigError, StorageError
@@ -77,6 +78,8 @@ class Result:
 
 class QuerySession:
     """A locked connection to one store. Use as a context manager. `journal` hears of damaged parts, which are set aside."""
+
+    dialect: Dialect = DUCKDB
 
     def __init__(self, store: Store, journal: Journal = WARNINGS) -> None:
         self.store = store

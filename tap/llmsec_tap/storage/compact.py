@@ -39,6 +39,8 @@ GRACE_NS = 600_000_000_000
 MAX_MERGED_PARTS = 256
 MAX_MERGED_BYTES = 64_000_000
 REPLACES_KEY = "llmsec.replaces"
+# All parts whose rows a merged one holds, through every merge before: its originals may be long gone (clickhouse/cursor.py).
+HOLDS_KEY = "llmsec.holds"
 MERGED_SUFFIX = "-merged.parquet"
 _LOOK_S = 0.1
 
@@ -184,7 +186,8 @@ def _merge(folder: Path, group: list[Path]) -> int:
     target = folder / f"part-{seq_of(group[-1]):019d}-{secrets.token_hex(4)}{MERGED_SUFFIX}"
     try:
         with publishing(target) as descriptor:
-            merge.merge(group, {REPLACES_KEY: json.dumps([path.name for path in group])}, descriptor)
+            footer = {REPLACES_KEY: json.dumps([path.name for path in group]), HOLDS_KEY: json.dumps(sorted(_held(group)))}
+            merge.merge(group, footer, descriptor)
     except StorageError:
         sound = [path for path in group if is_readable(path)]
         if len(sound) == len(group):
@@ -194,3 +197,13 @@ def _merge(folder: Path, group: list[Path]) -> int:
                 set_aside(path, SILENT)  # whoever reads the store next is told of nothing new: its rows were lost before
         return _merge(folder, sound) if len(sound) > 1 else 0
     return len(group)
+
+
+def _held(group: list[Path]) -> set[str]:
+    from llmsec_tap.storage import merge  # noqa: PLC0415
+
+    held = {path.name for path in group}
+    for path in group:
+        if path.name.endswith(MERGED_SUFFIX):
+            held |= set(json.loads(merge.footer_value(path, HOLDS_KEY) or merge.footer_value(path, REPLACES_KEY) or "[]"))
+    return held

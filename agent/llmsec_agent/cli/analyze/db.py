@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from llmsec_agent.cli.analyze import db_migrate, db_verify
 from llmsec_agent.cli.analyze.query import StoreOption
 from llmsec_agent.cli.analyze.scan import ConfigOption
 from llmsec_tap.storage import DEFAULT_STORE
@@ -21,8 +22,12 @@ class AuditFormat(StrEnum):
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 
 
+for _module in (db_migrate, db_verify):
+    _module.register(group)
+
+
 def register(app: typer.Typer) -> None:
-    app.add_typer(group, name="db", help="Retention, deletion and the audit log of a store.")
+    app.add_typer(group, name="db", help="The care of a store: its tables, retention, deletion, the audit log, whether both ends agree.")
 
 
 @group.command()
@@ -154,39 +159,6 @@ def delete(
         typer.echo(f"{erased.rows} stored rows {did} deleted, {erased.stripped} {did} without texts, in {erased.parts} parts")
     if erased.damaged:
         said.warning("damaged_unsearched", f"{erased.damaged} damaged parts could not be searched; `db prune --damaged` deletes them")
-
-
-@group.command()
-def verify(
-    chain: Annotated[bool, typer.Option("--chain", help="Walk the hash chain of the audit log.")] = False,
-    expect: Annotated[
-        str | None, typer.Option("--expect", help="With --chain: a hash that was noted earlier, which must be in the log.", metavar="HASH")
-    ] = None,
-    store: StoreOption = DEFAULT_STORE,
-) -> None:
-    """Prove that the audit log is whole: every entry, and none taken out, moved or put in. Exits with 1 where it is not.
-
-    It prints the last hash. Note that elsewhere: --expect then finds a log that was cut at its end or written anew.
-
-    Example: llmsec-analyze db verify --chain
-    """
-    from llmsec_agent.cli.analyze.streams import results
-    from llmsec_agent.journals import journal
-    from llmsec_tap.errors import ConfigError
-    from llmsec_tap.storage import audit, open_store
-    from llmsec_tap.visible import visible
-
-    if not chain:
-        raise ConfigError("say what to verify", "give --chain")
-    walked = audit.verify(open_store(store, journal()), expect)
-    with results():
-        for fault in walked.faults:
-            typer.echo(visible(fault))
-        typer.echo(
-            f"{walked.entries} entries, {walked.first_seq} to {walked.last_seq}, {len(walked.faults)} faults; last hash {walked.head}"
-        )
-    if walked.faults:
-        raise typer.Exit(1)
 
 
 @group.command("audit")

@@ -65,12 +65,12 @@ def list_exchanges(
         return
     import dataclasses
 
-    from llmsec_agent.auditing import record
+    from llmsec_agent.auditing import record_reading
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.journals import journal
     from llmsec_analyzer.show.results import write_lines, write_table
     from llmsec_analyzer.stored import exchanges as listing
-    from llmsec_analyzer.stored.session import QuerySession
+    from llmsec_analyzer.stored.stores import open_session
     from llmsec_tap.model import to_json
 
     wanted = listing.Filter(
@@ -86,10 +86,10 @@ def list_exchanges(
         limit=limit,
     )
     log = journal()
-    with results(), QuerySession.open(store, log) as session:
+    with results(), open_session(store, log) as session:
         asked = {name: value for name, value in dataclasses.asdict(wanted).items() if value}
         event = "export" if output is ListFormat.JSON else "query"
-        record(session.store, log, event, command="exchanges", format=output.value, filter=asked)
+        record_reading(session, log, event, command="exchanges", format=output.value, filter=asked)
         if output is ListFormat.JSON:
             write_lines((to_json(exchange).decode() for exchange in listing.records(session, wanted)), sys.stdout)
         else:
@@ -100,7 +100,9 @@ def list_exchanges(
 def show(
     context: typer.Context,
     exchange_id: Annotated[str, typer.Argument(help="The id, or its beginning where that is unique.", metavar="ID")],
-    store: Annotated[str | None, typer.Option("--store", help="The store's folder.", metavar="FOLDER")] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", help="The store: a folder, or clickhouse://user@host/database.", metavar="STORE")
+    ] = None,
     output: Annotated[ShowFormat, typer.Option("--format", help="json: the whole record on one line.")] = ShowFormat.TEXT,
 ) -> None:
     """Print one conversation: who said what, tool calls, times, tokens, anomalies.
@@ -109,19 +111,19 @@ def show(
 
     Example: llmsec-analyze exchanges show 3fa9
     """
-    from llmsec_agent.auditing import record
+    from llmsec_agent.auditing import record_reading
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.journals import journal
     from llmsec_analyzer.show.conversation import render
     from llmsec_analyzer.show.results import write_lines
     from llmsec_analyzer.stored import exchanges as listing
-    from llmsec_analyzer.stored.session import QuerySession
+    from llmsec_analyzer.stored.stores import open_session
     from llmsec_tap.model import to_json
 
     log = journal()
-    with results(), QuerySession.open(store or context.obj, log) as session:
+    with results(), open_session(store or context.obj, log) as session:
         exchange = listing.find(session, exchange_id)
-        record(session.store, log, "query", command="exchanges show", exchange_id=exchange.exchange_id)
+        record_reading(session, log, "query", command="exchanges show", exchange_id=exchange.exchange_id)
     with results():
         if output is ShowFormat.JSON:
             write_lines([to_json(exchange).decode()], sys.stdout)

@@ -37,7 +37,9 @@ class By(StrEnum):
 group = typer.Typer(invoke_without_command=True, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 
 FindingArgument = Annotated[str, typer.Argument(help="The finding's id, or its beginning where that is unique.", metavar="ID")]
-OwnStoreOption = Annotated[str | None, typer.Option("--store", help="The store's folder.", metavar="FOLDER")]
+OwnStoreOption = Annotated[
+    str | None, typer.Option("--store", help="The store: a folder, or clickhouse://user@host/database.", metavar="STORE")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -92,7 +94,7 @@ def list_findings(
     from llmsec_analyzer.show.results import write_lines
     from llmsec_analyzer.stored import findings as stored
     from llmsec_analyzer.stored.exchanges import parse_time
-    from llmsec_analyzer.stored.session import QuerySession
+    from llmsec_analyzer.stored.stores import open_session
 
     table = output is FindingsFormat.TABLE
     wanted = stored.FindingFilter(
@@ -109,7 +111,7 @@ def list_findings(
     log = journal()
     entries = suppressions_of(with_suppressions(load_config(config, report).security, suppressions), log)
 
-    with results(), QuerySession.open(store, log) as session:
+    with results(), open_session(store, log) as session:
         mark = marking(entries)
         asked = {name: value for name, value in dataclasses.asdict(wanted).items() if value}
         record(session.store, log, "query" if table else "export", command="findings", format=output.value, filter=asked)
@@ -159,7 +161,7 @@ def explain(
     from llmsec_analyzer.show.explanation import explanation
     from llmsec_analyzer.show.results import write_lines
     from llmsec_analyzer.stored.findings import find_finding
-    from llmsec_analyzer.stored.session import QuerySession
+    from llmsec_analyzer.stored.stores import open_session
     from llmsec_tap.identity.credentials import fingerprinter
     from llmsec_tap.install_key import install_key
 
@@ -167,7 +169,7 @@ def explain(
     security = load_config(config, report).security
     rules = {rule.id: rule for rule in load_builtin()} | rule_set(security).by_id
     entries = suppressions_of(security, log)
-    with results(), QuerySession.open(store or context.obj, log) as session:
+    with results(), open_session(store or context.obj, log) as session:
         finding, exchange = find_finding(session, finding_id)
         record(session.store, log, "query", command="findings explain", finding_id=finding.finding_id, exchange_id=exchange.exchange_id)
     finding = marked(finding, exchange, entries)
@@ -213,7 +215,7 @@ def suppress(
     from llmsec_agent.suppressing import append, day_of, entry_of, written
     from llmsec_agent.text import report
     from llmsec_analyzer.stored.findings import find_finding
-    from llmsec_analyzer.stored.session import QuerySession
+    from llmsec_analyzer.stored.stores import open_session
     from llmsec_tap.errors import ConfigError
     from llmsec_tap.visible import visible
 
@@ -221,7 +223,7 @@ def suppress(
     files = load_config(config, report).security.suppressions
     if file is None and len(files) > 1:
         raise ConfigError("the configuration names several files of suppressions", f"choose one with --file: {', '.join(files)}")
-    with QuerySession.open(store or context.obj, journal()) as session:
+    with open_session(store or context.obj, journal()) as session:
         finding, exchange = find_finding(session, finding_id)
     entry = entry_of(finding, exchange, reason=reason, owner=owner, until=day, by=[choice.value for choice in by or ()])
     target = file or (Path(files[0]) if files else None)

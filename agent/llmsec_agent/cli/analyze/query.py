@@ -18,7 +18,9 @@ class Format(StrEnum):
     PARQUET = "parquet"
 
 
-StoreOption = Annotated[str, typer.Option("--store", envvar="LLMSEC_STORE", help="The store's folder.", metavar="FOLDER")]
+StoreOption = Annotated[
+    str, typer.Option("--store", envvar="LLMSEC_STORE", help="The store: a folder, or clickhouse://user@host/database.", metavar="STORE")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -37,23 +39,23 @@ def query(
     """Run one read-only SQL statement over the store.
 
     The views are exchanges, messages, tool_calls, anomalies and findings; `DESCRIBE exchanges` lists columns. The statement
-    can reach nothing but the store: no other file, no network, no extension.
+    can reach nothing but the store: no other file, no network, no extension. To a ClickHouse store the statement is ClickHouse's SQL,
+    over the same views; the server refuses whatever writes.
 
     Example: llmsec-analyze query "SELECT model, count(*), sum(output_tokens) FROM exchanges GROUP BY model"
     """
-    from llmsec_agent.auditing import record, statement
+    from llmsec_agent.auditing import record_reading, statement
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.journals import journal
     from llmsec_analyzer.show import results as outputs
-    from llmsec_analyzer.stored.session import QuerySession
+    from llmsec_analyzer.stored.stores import open_session
 
     if sql == "-":
         sql = sys.stdin.read()
     log = journal()
-    with results(), QuerySession.open(store, log) as session:
-        record(
-            session.store, log, "query" if output is Format.TABLE else "export", command="query", format=output.value, sql=statement(sql)
-        )
+    with results(), open_session(store, log) as session:
+        event = "query" if output is Format.TABLE else "export"
+        record_reading(session, log, event, command="query", format=output.value, sql=statement(sql))
         if output is Format.PARQUET:
             outputs.write_parquet(session, sql)
             return
