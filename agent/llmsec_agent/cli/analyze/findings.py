@@ -81,7 +81,7 @@ def list_findings(
     import dataclasses
     import json
 
-    from llmsec_agent.auditing import record
+    from llmsec_agent.auditing import record_reading
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.config import load_config
     from llmsec_agent.journals import journal
@@ -114,7 +114,7 @@ def list_findings(
     with results(), open_session(store, log) as session:
         mark = marking(entries)
         asked = {name: value for name, value in dataclasses.asdict(wanted).items() if value}
-        record(session.store, log, "query" if table else "export", command="findings", format=output.value, filter=asked)
+        record_reading(session, log, "query" if table else "export", command="findings", format=output.value, filter=asked)
 
         def watched() -> Iterator[dict[str, Any]]:
             nonlocal worst
@@ -150,7 +150,7 @@ def explain(
     """
     import msgspec
 
-    from llmsec_agent.auditing import record
+    from llmsec_agent.auditing import record_reading
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.config import load_config
     from llmsec_agent.journals import journal
@@ -171,7 +171,7 @@ def explain(
     entries = suppressions_of(security, log)
     with results(), open_session(store or context.obj, log) as session:
         finding, exchange = find_finding(session, finding_id)
-        record(session.store, log, "query", command="findings explain", finding_id=finding.finding_id, exchange_id=exchange.exchange_id)
+        record_reading(session, log, "query", command="findings explain", finding_id=finding.finding_id, exchange_id=exchange.exchange_id)
     finding = marked(finding, exchange, entries)
     with results():
         if output is ExplainFormat.JSON:
