@@ -18,7 +18,7 @@ from llmsec_analyzer.judge.exchange_parts import NOTED, Place, Report, TextPart,
 from llmsec_analyzer.judge.scanner import FOREIGN_ROLES, OPERATOR_ROLES, OWN_ROLES, Neighbours, Scanner, TextResult, make_finding, preview
 from llmsec_analyzer.judge.tool_policy import ToolPolicies
 from llmsec_analyzer.risk import rank, risk
-from llmsec_tap.model import Finding
+from llmsec_tap.model import Finding, Location
 
 # Conversations send their earlier turns again with every request; what was found in one is kept for so many texts.
 CACHE_TEXTS = 4096
@@ -27,6 +27,8 @@ _CACHED_FINDINGS = 100
 # What the slowest machine that we know of does: by them a text is told to fit a time limit before it is begun.
 _PATTERN_CHARS_PER_S = 4_000_000
 _VERDICTS = ("injection.model", "injection.context")
+# Turns of a user that are looked at together, where none is longer than so many characters.
+_TURNS, _TURN_CHARS = 4, 600
 _PARTS_OF_ANSWER = ("reasoning", "text", "refusal")  # in the order of a record
 
 
@@ -215,6 +217,8 @@ class ExchangeDetector:
                 gathered.add(self._sensitive_tool(exchange_id, part))
         if injected:
             gathered.add(self._followed(exchange_id, parts, injected))
+        if with_model and not suspected:
+            gathered.add(self._over_turns(exchange_id, parts, system))
         gathered.add(
             self._compared(
                 exchange_id, parts, prompt, streams if with_model else None, attacked=attacked, suspected=suspected, with_model=with_model
@@ -251,6 +255,23 @@ class ExchangeDetector:
         self._cache.move_to_end(key)
         findings = [_moved(finding, exchange_id, str(part.place), self.scanner) for finding in kept.findings]
         return TextResult(findings, kept.injection_score, kept.unscanned, kept.verdict)
+
+    def _over_turns(self, exchange_id: str, parts: Sequence[TextPart], system: str) -> list[Finding]:
+        """An attack that the last turns of a user make together, and none of them by itself. It counts only where it is grave."""
+        turns = [part for part in parts if part.place.group == "request.messages" and part.role == "user" and part.kind == "text"][-_TURNS:]
+        if len(turns) < 2 or any(len(part.text) > _TURN_CHARS for part in turns):
+            return []
+        last = turns[-1]
+        together = msgspec.structs.replace(last, text=" ".join(part.text for part in turns))
+        result = self._scan(exchange_id, together, None, system, with_model=True, lean=False)
+        grave = [found for found in result.findings if found.rule_id in _VERDICTS and rank(found.severity) >= rank("high")]
+        place = Location(part=str(last.place), start=0, end=len(last.text))
+        return [
+            msgspec.structs.replace(
+                found, location=place, explanation=f"{found.explanation} (the last {len(turns)} turns of the user together; none by itself)"
+            )
+            for found in grave
+        ]
 
     def _followed(self, exchange_id: str, parts: Sequence[TextPart], injected: Sequence[str]) -> list[Finding]:
         trusted = "\n".join(
