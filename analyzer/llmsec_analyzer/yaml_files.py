@@ -22,7 +22,7 @@ from llmsec_tap.errors import ConfigError
 MAX_FILE_BYTES = 4 << 20
 MAX_NODES = 500_000
 MAX_DEPTH = 100
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Fault = Callable[[str], ConfigError]
 Where = tuple[str | int, ...]  # a place in a file: ("backends", "openai", "endpoints", 0, "url")
 Lines = Callable[[Where], int | None]
@@ -47,11 +47,11 @@ def parse_yaml(text: str, where: str, fault: _Fault = ConfigError) -> tuple[Any,
     """As `read_yaml`, of a text; `where` names it in errors."""
     try:
         # One loader to look at, one to construct with: a tree of nodes is small before aliases are followed.
-        node = yaml.compose(text, Loader=_Loader)
+        node = yaml.compose(text, Loader=LOADER)
         if node is None:
             return None, None
         _measure(node, where, fault)
-        return yaml.load(text, Loader=_Loader), node  # noqa: S506 - one of the safe loaders
+        return yaml.load(text, Loader=LOADER), node  # noqa: S506 - one of the safe loaders
     except yaml.YAMLError as problem:
         mark = getattr(problem, "problem_mark", None)
         kind = _QUOTED.sub("…", str(getattr(problem, "problem", None) or "cannot be parsed")).splitlines()[0]

@@ -11,7 +11,7 @@ from llmsec_analyzer.judge.scanner import Scanner
 from llmsec_analyzer.prove.examples import check_rules
 from llmsec_analyzer.prove.form import check_form
 from llmsec_analyzer.prove.synthetic import expand
-from llmsec_analyzer.rules.load import BUILTIN, RuleError, load_file, load_paths
+from llmsec_analyzer.rules.load import BUILTIN, RuleError, load_builtin, load_file, load_paths
 from llmsec_analyzer.settings import DetectionSettings, InjectionSettings, ModelSettings, NamedPattern, PatternAction, PIISettings
 from llmsec_tap.errors import ConfigError
 
@@ -186,3 +186,8 @@ def test_what_lets_a_rule_be_passed_over_follows_from_its_pattern(builtin):
         tree = re._parser.parse(rule.pattern)
         assert rule.digits <= least_digits(tree), rule.id
         assert not rule.near_token or holds_a_run(tree), rule.id
+
+
+def test_what_ships_is_read_the_same_with_and_without_its_checks():
+    checked = [rule for file in sorted(BUILTIN.glob("*.yaml")) for rule in load_file(file, check_form)]
+    assert load_builtin() == checked
