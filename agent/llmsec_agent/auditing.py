@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from llmsec_analyzer.risk import rank
-from llmsec_analyzer.stored.session import QuerySession
-from llmsec_analyzer.stored.stores import Session
 from llmsec_tap.errors import StorageError
 from llmsec_tap.journal import Journal
 from llmsec_tap.model import Exchange
 from llmsec_tap.storage import audit
 from llmsec_tap.storage.store import Store
+
+if TYPE_CHECKING:
+    from llmsec_analyzer.stored.stores import Session
 
 _TEXTS: Final = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$.*?\$\1\$", re.DOTALL)
 _MAX_SQL: Final = 2000
@@ -29,6 +30,8 @@ def record(store: Store, journal: Journal, event: str, **facts: Any) -> None:
 
 def record_reading(session: Session, journal: Journal, event: str, **facts: Any) -> None:
     """Add that somebody read content of a folder. A database server keeps a log of its own of who asked what."""
+    from llmsec_analyzer.stored.session import QuerySession
+
     if isinstance(session, QuerySession):
         record(session.store, journal, event, **facts)
 

@@ -17,8 +17,8 @@ from llmsec_analyzer.injection.choose import Model, choose_model
 from llmsec_analyzer.injection.classifier import log_odds
 from llmsec_analyzer.injection.prepare import Preparer
 from llmsec_analyzer.judge.exchange_parts import text_parts
+from llmsec_analyzer.judge.roles import OWN_ROLES
 from llmsec_analyzer.judge.rule_set import rule_set
-from llmsec_analyzer.judge.scanner import OWN_ROLES
 from llmsec_analyzer.settings import DetectionSettings, ModelSettings, Platt
 from llmsec_analyzer.stored.exchanges import of_anomalies
 from llmsec_analyzer.stored.session import QuerySession

@@ -15,7 +15,8 @@ from llmsec_analyzer.engine.stream import StreamScanner, scan_whole
 from llmsec_analyzer.judge.answers import AnswerSoFar, followed, is_consent, is_of_prompt, is_refusal, leaked
 from llmsec_analyzer.judge.budget import FULL, WITHOUT_MODEL, Budget
 from llmsec_analyzer.judge.exchange_parts import NOTED, Place, Report, TextPart, operator_text
-from llmsec_analyzer.judge.scanner import FOREIGN_ROLES, OPERATOR_ROLES, OWN_ROLES, Neighbours, Scanner, TextResult, make_finding, preview
+from llmsec_analyzer.judge.roles import FOREIGN_ROLES, OPERATOR_ROLES, OWN_ROLES
+from llmsec_analyzer.judge.scanner import Neighbours, Scanner, TextResult, make_finding, preview
 from llmsec_analyzer.judge.tool_policy import ToolPolicies
 from llmsec_analyzer.risk import rank, risk
 from llmsec_tap.model import Finding, Location

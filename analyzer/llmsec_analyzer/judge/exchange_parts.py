@@ -9,7 +9,7 @@ from urllib.parse import unquote_plus
 import msgspec
 
 from llmsec_analyzer.engine.excess import Mask
-from llmsec_analyzer.judge.scanner import OPERATOR_ROLES
+from llmsec_analyzer.judge.roles import OPERATOR_ROLES
 from llmsec_analyzer.risk import security_score, types_of
 from llmsec_tap.anomalies import UNREAD
 from llmsec_tap.model import AnomalyCount, Exchange, Finding, Message

@@ -27,6 +27,7 @@ from llmsec_analyzer.injection.hidden import hidden_secrets
 from llmsec_analyzer.injection.model import Lines, Verdict
 from llmsec_analyzer.injection.prepare import MAX_CHARS, Preparer
 from llmsec_analyzer.judge.answers import JUDGED_FROM
+from llmsec_analyzer.judge.roles import FOREIGN_ROLES, OPERATOR_ROLES, OWN_ROLES
 from llmsec_analyzer.judge.rule_set import RuleSet, literals, rule_set
 from llmsec_analyzer.recognizers import names_and_addresses as places
 from llmsec_analyzer.recognizers.build import make_plan
@@ -36,12 +37,6 @@ from llmsec_analyzer.rules.schema import INDIRECT, OBFUSCATED, Rule, taxonomy_of
 from llmsec_analyzer.settings import DetectionSettings, Profile
 from llmsec_tap.model import Category, Finding, Location, Severity
 
-# Roles whose text is somebody else's: documents, tool results. An order in it is indirect injection.
-# Who speaks for the operator.
-OPERATOR_ROLES = frozenset(("system", "developer"))
-FOREIGN_ROLES = frozenset(("tool", "function", "document", "ipython", "tool_result"))
-# What the model itself says is not judged for injection.
-OWN_ROLES = frozenset(("assistant", "model", "ai", "tool_call"))
 _CONTEXT_SHOWN = 24
 _JAILBREAK_SIGNS = 2
 # Texts up to here may be too short to be judged; in scripts without spaces so many letters are more than two words.
