@@ -48,6 +48,7 @@ from llmsec_tap.journal import SILENT, Journal
 from llmsec_tap.memory import resident_bytes
 from llmsec_tap.storage.audit import whoami
 from llmsec_tap.storage.handover import enter, owner_of
+from llmsec_tap.storage.retention import Retention
 from llmsec_tap.storage.store import create_store
 from llmsec_tap.storage.taps import Beat
 from llmsec_tap.storage.writer import StoreWriter
@@ -122,15 +123,16 @@ def capture(
     log: AuditSink | None = None
     if settings.store is not None:
         opened = replace(create_store(".", journal, views=False), name=settings.store)
+        retention = settings.retention or Retention()
         compact_by = partial(_compact, warden) if sibling.is_first else _leave_to_first
         writer = StoreWriter(
             opened,
             number=sibling.number if sibling.count > 1 else None,
             flush_age_ns=int(settings.flush_s * 1e9),
-            max_store_bytes=settings.retention.max_bytes,
+            max_store_bytes=retention.max_bytes,
             compact_by=compact_by,
         )
-        store_sink = StoreSink(writer, settings.retention if sibling.is_first else None, actor)
+        store_sink = StoreSink(writer, retention if sibling.is_first else None, actor)
         sinks.append(store_sink)
         log = AuditSink(opened, settings.audit, actor)
         if settings.configuration and sibling.is_first:

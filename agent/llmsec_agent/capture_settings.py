@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from llmsec_tap import limits
-from llmsec_tap.storage.retention import Retention
 
 if TYPE_CHECKING:
     from llmsec_tap.identity.whose import WhoseSettings
+    from llmsec_tap.storage.retention import Retention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class CaptureSettings:
     memory_cap_bytes: int = limits.MEMORY_CAP_BYTES
     duration_s: float | None = None
     output: str = "none"
-    retention: Retention = field(default_factory=Retention)
+    retention: Retention | None = None  # none: nothing is deleted
     audit: str | None = None  # least severity of findings for the store's audit log
     configuration: dict[str, str] = field(default_factory=dict)  # what the audit log says of it
     flush_s: float = 5.0  # a record is on the disk after so long

@@ -145,7 +145,7 @@ def test_a_tokenizer_file_counts_for_any_model(run: Run, tmp_path: Path, state: 
     ("make", "said"),
     [
         (lambda path: None, "No such file"),
-        (lambda path: path.mkdir(), "is a folder"),
+        (lambda path: path.mkdir(), "no captures in this folder"),
         (lambda path: path.write_bytes(b""), "is empty"),
         (lambda path: path.write_bytes(b"GET / HTTP/1.1\r\n" * 50), "is not a capture file"),
         (lambda path: path.write_bytes(b"\xd4\xc3\xb2\xa1"), "cut inside the file header"),

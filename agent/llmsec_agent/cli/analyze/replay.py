@@ -9,7 +9,7 @@ import typer
 
 from llmsec_agent.cli.analyze.scan import ConfigOption, FailOnOption, SuppressionsOption
 from llmsec_agent.cli.formats import RunFormat
-from llmsec_tap.errors import ConfigError
+from llmsec_tap.errors import ConfigError, SourceError
 from llmsec_tap.storage import DEFAULT_STORE
 
 _CAPTURES: Final = (".pcap", ".pcapng", ".cap")
@@ -118,7 +118,7 @@ def replay(
 
 
 def captures(names: list[str]) -> tuple[str, ...]:
-    """The files, with the captures of a folder in the order of their names in its place. Raises ConfigError for a folder without one."""
+    """The files, with the captures of a folder in the order of their names in its place. Raises SourceError for a folder without one."""
     files: list[str] = []
     for name in names:
         folder = Path(name)
@@ -127,6 +127,6 @@ def captures(names: list[str]) -> tuple[str, ...]:
             continue
         found = sorted(str(path) for path in folder.iterdir() if path.name.removesuffix(".gz").endswith(_CAPTURES) and path.is_file())
         if not found:
-            raise ConfigError(f"{name}: no captures in this folder", f"their names end in {', '.join(_CAPTURES)}, perhaps with .gz")
+            raise SourceError(f"{name}: no captures in this folder", f"their names end in {', '.join(_CAPTURES)}, perhaps with .gz")
         files += found
     return tuple(files)
