@@ -21,9 +21,9 @@ PYTEST_ARGS ?=
 demo: .venv/.demo  ## replay a shipped capture of a real server, then ask SQL of it
 	@scripts/demo $(BIN)
 
-test: .venv/.dev  ## all tests; PYTEST_ARGS adds options. Those with real probes run alone: their timing is the host's
+test: .venv/.dev  ## all tests; PYTEST_ARGS adds options. Those with real probes run alone: their timing is the host's, and of the others many wait for a process
 	@scripts/system-packages tshark
-	$(BIN)/python -m pytest -ra -n auto --dist worksteal --ignore tests/kernel $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -ra -n $$(($$(nproc) + 1)) --dist worksteal --ignore tests/kernel $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -ra tests/kernel $(PYTEST_ARGS)
 
 check: .venv/.dev  ## formatting, lint, types and the layering of packages

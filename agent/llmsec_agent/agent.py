@@ -72,7 +72,7 @@ def _plan(loaded: Loaded, path: str | None, journal: StandardError, notify: Noti
             content=config.storage.content != "none",
             memory_cap_bytes=capture.memory_cap,
             retention=retention_of(config),
-            watch_keys=config.tenants.watch_keys,
+            watch_keys=loaded.sets("tenants") and config.tenants.watch_keys,
             bare_tenants=bare_tenants(config),
             audit=audited_severity(config),
             configuration={"state": "started", "file": str(loaded.file or ""), "sha256": digest_of(loaded)},

@@ -39,7 +39,7 @@ class CaptureSettings:
     survive: bool = False
     node: str = ""
     whose: WhoseSettings | None = None
-    watch_keys: bool = True  # say where a key is used by a new workload, or by several
+    watch_keys: bool = False  # say where a key is used by a new workload, or by several
     bare_tenants: frozenset[str] = frozenset()  # no texts of these are kept
     plain: bool = False
 
