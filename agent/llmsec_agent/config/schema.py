@@ -292,7 +292,9 @@ class Tenants(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
             "who is which tenant; the first that matches counts, then the header, then `default`, then a name made of the key's fingerprint"
         ),
     ] = ()
-    watch_keys: Annotated[bool, key("say where a key is used by a new workload, or by several; only where the file has this section")] = True
+    watch_keys: Annotated[bool, key("say where a key is used by a new workload, or by several; only where the file has this section")] = (
+        True
+    )
 
 
 _NO_CHOICE = "a tap chooses no upstream: it records which one served each exchange"

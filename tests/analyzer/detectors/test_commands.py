@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
@@ -165,3 +167,14 @@ def test_plugins_come_by_entry_point(monkeypatch):
     found = plugins.Plugins(on_fault=lambda name, fault: faults.append(name))
     assert list(found.detectors) == ["badge"]
     assert faults == ["plug-in gone"]
+
+
+@pytest.mark.parametrize("arguments", [("scan", "--format", "jsonl"), ("scan", "--format", "table")])
+def test_a_full_disk_behind_standard_output_is_one_line_and_exit_4(run, arguments):
+    with Path("/dev/full").open("w") as full:
+        done = run(*arguments, input="my card is 4111 1111 1111 1111\n", capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 4
+    assert [line for line in done.stderr.splitlines() if line.startswith("error:")] == [
+        "error: standard output cannot be written: No space left on device"
+    ]
+    assert "Traceback" not in done.stderr
