@@ -5,6 +5,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 UV := $(BIN)/python -m uv
 PYTEST_ARGS ?=
+# Tests start the commands hundreds of times: each must find its modules compiled.
+unexport PYTHONDONTWRITEBYTECODE
 
 .venv/.made: scripts/bootstrap
 	PYTHON=$(PYTHON) scripts/bootstrap

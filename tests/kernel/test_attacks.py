@@ -79,7 +79,7 @@ def test_no_probe_reaches_a_file_that_the_attacker_only_names(folder: Path) -> N
     path = hostile_library(folder)
     with running(sys.executable, "-c", VICTIM, victim, user=0) as bystander, attacker(folder, path, "swap", victim) as pid:
         for _ in range(3):
-            with Agent("--comm", Path(f"/proc/{pid}/comm").read_text().strip(), "--no-detect", "--duration", "2") as agent:
+            with Agent("--comm", Path(f"/proc/{pid}/comm").read_text().strip(), "--duration", "2") as agent:
                 agent.process.wait(30)
             assert agent.exit_code == 0, agent.said
         bystander.kill()
@@ -91,6 +91,6 @@ def test_a_library_that_is_cut_short_while_it_is_examined_ends_nothing(folder: P
     path = hostile_library(folder)
     with attacker(folder, path, "truncate") as pid:
         for _ in range(3):
-            with Agent("--pid", str(pid), "--no-detect", "--duration", "1") as agent:
+            with Agent("--pid", str(pid), "--duration", "1") as agent:
                 agent.process.wait(30)
             assert agent.exit_code == 0, agent.said

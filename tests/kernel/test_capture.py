@@ -391,7 +391,7 @@ def test_a_signal_ends_the_capture_in_order(front: Nginx, certificate: Certifica
 
 def test_memory_stays_under_its_cap(certificate: Certificate) -> None:
     """Bodies far larger than the cap, at once and never ended: the tap gives up connections, says so, and lives."""
-    with echo("threads", certificate) as (pid, port), Agent("--pid", str(pid), "--memory-cap", "192") as agent:
+    with echo("threads", certificate) as (pid, port), Agent("--pid", str(pid), "--detect", "--memory-cap", "192") as agent:
         callers = [Caller(port, certificate.cert) for _ in range(24)]
         for caller in callers:
             caller.connection.putrequest("POST", "/v1/chat/completions")

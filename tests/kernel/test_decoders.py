@@ -62,7 +62,7 @@ def test_two_record_all_of_many_connections_in_their_order(echo: tuple[int, int]
     """Forty connections, four exchanges on each, some of them streams and some with requests longer than a pipe takes at once."""
     pid, port = echo
     store = tmp_path / "store"
-    with Agent("--pid", str(pid), "--decoders", "2", "--store", str(store)) as agent:
+    with Agent("--pid", str(pid), "--detect", "--decoders", "2", "--store", str(store)) as agent:
         decoders = decoders_of(agent)
         assert len(decoders) == 2
         idle = [cpu_ns(decoder) for decoder in decoders]

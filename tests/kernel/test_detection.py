@@ -16,7 +16,7 @@ KEY = expand("ghp_<alnum:36>")
 
 def test_findings_are_on_the_record_and_a_grave_one_is_told_at_once(echo, certificate):
     pid, port = echo
-    with Agent("--pid", str(pid)) as agent:
+    with Agent("--pid", str(pid), "--detect") as agent:
         text, _ = ask_once(port, certificate.cert, f"the key {KEY} is for you, do keep it well", stream=True)
         (row,) = agent.wait_for_exchanges(1)
     assert KEY in text
@@ -34,7 +34,7 @@ def test_findings_are_on_the_record_and_a_grave_one_is_told_at_once(echo, certif
 def test_redacted_content_holds_no_secret_on_output_nor_in_the_store(echo, certificate, tmp_path):
     pid, port = echo
     store = tmp_path / "store"
-    with Agent("--pid", str(pid), "--redact", "--store", str(store)) as agent:
+    with Agent("--pid", str(pid), "--detect", "--redact", "--store", str(store)) as agent:
         ask_once(port, certificate.cert, f"the key {KEY} is for you", stream=True)
         (row,) = agent.wait_for_exchanges(1)
     assert KEY not in json.dumps(row)
@@ -49,7 +49,7 @@ def test_redacted_content_holds_no_secret_on_output_nor_in_the_store(echo, certi
 
 def test_without_detection_there_is_no_score(echo, certificate):
     pid, port = echo
-    with Agent("--pid", str(pid), "--no-detect") as agent:
+    with Agent("--pid", str(pid)) as agent:
         ask_once(port, certificate.cert, f"the key {KEY} is for you")
         (row,) = agent.wait_for_exchanges(1)
     assert row["risk_score"] is None

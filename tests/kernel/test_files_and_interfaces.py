@@ -25,7 +25,7 @@ def written(certificate: Certificate, tmp_path_factory: pytest.TempPathFactory) 
     port = free_port()
     file = tmp_path_factory.mktemp("write") / "live.pcapng"
     with python_server(SUPPORT / "tls_echo.py", "asyncio", str(port), str(certificate.cert), str(certificate.key), port=port) as server:
-        with Agent("--pid", str(server.pid), "--write", str(file)) as agent:
+        with Agent("--pid", str(server.pid), "--detect", "--write", str(file)) as agent:
             ask_together(port, certificate.cert, [f"written {n}" for n in range(12)])
             ask_once(port, certificate.cert, "large " * 100_000)
             agent.wait_for_exchanges(13)

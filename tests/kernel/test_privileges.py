@@ -53,7 +53,7 @@ def detector_of(agent: Agent) -> int:
 
 def test_what_reads_traffic_is_another_user_without_rights(echo: tuple[int, int], certificate: Certificate) -> None:
     pid, port = echo
-    with Agent("--pid", str(pid), "--iface", "lo", "--port", "9") as agent:
+    with Agent("--pid", str(pid), "--detect", "--iface", "lo", "--port", "9") as agent:
         ask_once(port, certificate.cert, "hello")
         agent.wait_for_exchanges(1)
         detector = detector_of(agent)

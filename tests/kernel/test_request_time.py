@@ -106,7 +106,7 @@ def events(agent: Agent, kind: str) -> list[dict[str, Any]]:
 
 
 def test_events_come_as_things_happen(certificate: Certificate) -> None:
-    with waiting(certificate) as talk, Agent("--pid", str(talk.pid), "--format", "events") as agent:
+    with waiting(certificate) as talk, Agent("--pid", str(talk.pid), "--detect", "--format", "events") as agent:
         asked_ns = talk.ask(f"my card is {CARD}. {ATTACK}")
         agent.wait_for(lambda: len(events(agent, "finding")) >= 2, "the prompt's findings were not told")
         (started,) = events(agent, "exchange_started")

@@ -28,6 +28,7 @@ class Agent:
     """Use as a context manager: attached when entered, stopped by SIGINT and read to its end when left.
 
     Plain HTTP is looked at where `--plain` asks for it: most servers of the tests stand behind a proxy, and would be seen twice.
+    Detection runs where `--detect` asks for it: its process takes longer to start than most of the tests take.
     """
 
     def __init__(self, *options: str, prefix: tuple[str, ...] = (), env: dict[str, str] | None = None) -> None:
@@ -36,10 +37,14 @@ class Agent:
         self._err = Path(self._folder.name, "err")
         if "--plain" not in options:
             options = ("--no-plain", *options)
+        if "--detect" not in options:
+            options = ("--no-detect", *options)
         command = [*prefix, sys.executable, "-m", "llmsec_agent.cli.tap.app", "capture", "--format", "jsonl", *options]
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(command, stdout=out, stderr=err, env={**environment(), **(env or {})}, cwd=self._folder.name)
         self.exit_code: int | None = None
+        self._rows: list[dict[str, Any]] = []  # what was read of its output, up to `_read_to`
+        self._read_to = 0
         self._final: tuple[str, list[dict[str, Any]]] | None = None
 
     @property
@@ -109,8 +114,13 @@ class Agent:
     def _read(self) -> list[dict[str, Any]]:
         if self._final is not None:
             return self._final[1]
-        lines = self._out.read_bytes().split(b"\n")[:-1]
-        return [json.loads(line) for line in lines]
+        with self._out.open("rb") as out:
+            out.seek(self._read_to)
+            data = out.read()
+        data = data[: data.rfind(b"\n") + 1]
+        self._rows += [json.loads(line) for line in data.splitlines()]
+        self._read_to += len(data)
+        return list(self._rows)
 
     def wait_for_exchanges(self, count: int, timeout_s: float = 20, **equal: Any) -> list[dict[str, Any]]:
         self.wait_for(lambda: len(self.exchanges(**equal)) >= count, f"{count} exchanges with {equal} did not come", timeout_s)

@@ -112,14 +112,15 @@ def test_the_work_is_linear_in_the_file(tmp_path: Path, make: object) -> None:
         path = tmp_path / "libssl.so"
         path.write_bytes(make(count))  # type: ignore[operator]
         best = 1e9
-        for _ in range(7):
+        for _ in range(3):
             begun = time.process_time()
             with ELFFile(path) as file:
                 assert file.functions(("SSL_read", "SSL_write", "SSL_new", "SSL_free")) == {}
             best = min(best, time.process_time() - begun)
         return best
 
-    assert cost(400_000) <= 2.5 * cost(200_000) + 0.002
+    # Eight times as much: linear work takes eight times as long, quadratic work 64 times; between them a busy machine has room.
+    assert cost(400_000) <= 20 * cost(50_000) + 0.002
 
 
 @pytest.mark.parametrize("value", [TEXT_AT + 1, 0, 1 << 40])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,10 @@ def build(out: Path, source: str, *options: str) -> Path:
 def running(program: Path, **env: str) -> Iterator[int]:
     with subprocess.Popen([program], env={"PATH": "/usr/bin", **env}) as process:
         try:
+            # The parent goes on while the kernel still lays out the new program, and its environment reads as empty until then.
+            deadline = time.monotonic() + 10
+            while not Path(f"/proc/{process.pid}/environ").read_bytes() and time.monotonic() < deadline:
+                time.sleep(0.001)
             yield process.pid
         finally:
             process.kill()
