@@ -23,6 +23,16 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
+def run(run: Run) -> Run:
+    """Detection has tests of its own; here its start would take most of the time."""
+
+    def start(command: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+        return run(command, *arguments, *(["--no-detect"] if command == "replay" else []), **options)
+
+    return start
+
+
+@pytest.fixture
 def state(tmp_path: Path) -> dict[str, str]:
     return {"XDG_STATE_HOME": str(tmp_path / "state")}
 
