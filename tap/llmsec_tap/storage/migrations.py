@@ -27,11 +27,7 @@ class Migration:
     apply: Callable[[Path], None]
 
 
-MIGRATIONS: tuple[Migration, ...] = (
-    Migration(1, "exchanges", _first),
-    Migration(2, "other_texts", _columns_only),
-    Migration(2, "deviations", _columns_only),
-)
+MIGRATIONS: tuple[Migration, ...] = (Migration(1, "exchanges", _first), Migration(2, "other_texts", _columns_only))
 
 
 def pending(applied: list[str]) -> list[Migration]:

@@ -195,7 +195,7 @@ def test_a_week_with_days_and_nights_gives_no_high_deviation_and_an_attack_after
 
     def minute(at_ns: int, times: float = 1.0) -> None:
         hour, day = at_ns // HOUR % 24, (at_ns - MONDAY) // (24 * HOUR) % 7
-        rate = (6 * math.exp(-(((hour - 13) / 4) ** 2)) + 0.4) * (0.3 if day >= 5 else 1.0)  # noqa: PLR2004
+        rate = (6 * math.exp(-(((hour - 13) / 4) ** 2)) + 0.4) * (0.3 if day >= 5 else 1.0)
         for number in range(_poisson(draw, rate)):
             tokens = int(draw.lognormvariate(6.5, 0.5) * times)
             exchange = call(
@@ -229,14 +229,14 @@ def test_a_cold_start_is_said_and_is_never_high():
     assert one.severity == "medium"
     assert "cold start" in one.explanation
     assert one.observations is not None
-    assert one.observations >= 10  # noqa: PLR2004
+    assert one.observations >= 10
 
 
 def test_the_gauge_says_what_conditions_of_alerts_ask_for():
     watcher = Watcher(WatchSettings(), PRICES)
     told([*steady(2), *burst(after(2), 60, 1, usage=Usage(input_tokens=90_000, output_tokens=9000))], watcher)
     assert watcher.gauge.cost_multiplier is not None
-    assert watcher.gauge.cost_multiplier > 5  # noqa: PLR2004
+    assert watcher.gauge.cost_multiplier > 5
     assert watcher.gauge.error_rate_5m == 0.0
     told([call(after(3), provider=None)], watcher)
     assert watcher.gauge.cost_multiplier is None
@@ -281,7 +281,7 @@ def test_a_link_in_the_states_place_is_not_followed(tmp_path):
 def test_subjects_are_bounded_and_the_longest_unseen_go():
     watcher = Watcher(WatchSettings(), PRICES, Subjects(most=50))
     told((call(MONDAY + n * S, n, api_key_fingerprint=f"k{n}", tenant=f"t{n}", client=f"10.0.{n}.1:1") for n in range(200)), watcher)
-    assert len(watcher.subjects) == 50  # noqa: PLR2004
+    assert len(watcher.subjects) == 50
     assert watcher.subjects.forgotten_total > 0
 
 
