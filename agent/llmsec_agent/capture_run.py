@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -29,6 +30,7 @@ from llmsec_agent.sinks.audit import AuditSink
 from llmsec_agent.sinks.store import StoreSink
 from llmsec_agent.stop import Stop
 from llmsec_agent.traffic import Traffic
+from llmsec_agent.watching import FILE_NAME, Watch
 from llmsec_analyzer.judge.budget import FULL, SECRETS_ONLY, WITHOUT_MODEL
 from llmsec_analyzer.settings import DetectionSettings
 from llmsec_analyzer.worker.statistics import summary as detected
@@ -157,6 +159,7 @@ def capture(
         origin=Origin("packet", settings.node),
         whose=settings.whose,
         key_use=KeyUse() if settings.watch_keys else None,
+        watch=_watch(settings, journal, sibling) if settings.watch is not None else None,
         bare_tenants=settings.bare_tenants,
         traffic=Traffic() if exposer is not None else None,
         start_detection=(lambda deliver, on_early: start_detection(deliver, on_early, key)) if start_detection is not None else None,
@@ -182,6 +185,13 @@ def capture(
     if fault is not None:
         raise fault
     return StorageError.exit_code if run.lost else 0
+
+
+def _watch(settings: CaptureSettings, journal: Journal, sibling: Sibling) -> Watch | None:
+    """In the store's folder, where this process is."""
+    assert settings.watch is not None
+    name = FILE_NAME if sibling.is_first else f"{sibling.number}-{FILE_NAME}"
+    return Watch(settings.watch, journal, Path(name) if settings.store is not None else None)
 
 
 class LiveSource:

@@ -114,11 +114,17 @@ def _decode(
     from llmsec_agent.config import whose_of
     from llmsec_agent.output import printer
     from llmsec_agent.start_detection import detection_starter
+    from llmsec_agent.watching import plan_watch
     from llmsec_analyzer.worker.child import RemoteDetectors
     from llmsec_tap.capture.warden.protocol import MAX_DETECTORS
 
     loaded = plan.load(report if sibling.is_first else lambda _line: None)
-    settings = replace(plan.settings, memory_cap_bytes=plan.settings.memory_cap_bytes // sibling.count, whose=whose_of(loaded))
+    settings = replace(
+        plan.settings,
+        memory_cap_bytes=plan.settings.memory_cap_bytes // sibling.count,
+        whose=whose_of(loaded),
+        watch=plan_watch(loaded.config),
+    )
     print_to = printer(settings.output, sibling.output_turn, with_header=sibling.is_first)
     if not warden.await_attached():
         return 0  # the warden says why

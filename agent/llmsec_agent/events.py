@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from llmsec_tap.counters import Snapshot
-from llmsec_tap.model import Exchange, Finding, Process
+from llmsec_tap.model import Deviation, Exchange, Finding, Process
 
 # What is lost before or after decoding; each says it on the record that it touched, where there is one.
 _LOSSES: Final = (
@@ -54,6 +54,14 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="e
     exchange: Exchange
 
 
+class Deviated(msgspec.Struct, frozen=True, kw_only=True):
+    """The exchange that ended showed it."""
+
+    ts_ns: int
+    exchange_id: str
+    deviation: Deviation
+
+
 class Lost(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="loss"):
     """`count` more of `what` (a counter of docs/metrics.md) since it was said last."""
 
@@ -63,13 +71,16 @@ class Lost(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="lo
     exchange_id: None = None
 
 
-Event = Started | Found | Ended | Lost
+Event = Started | Found | Ended | Deviated | Lost
 
 _encoder = msgspec.json.Encoder()
 
 
 def to_line(event: Event) -> bytes:
     """One line of JSON, without the newline."""
+    if isinstance(event, Deviated):
+        head: dict[str, Any] = {"event": "deviation", "ts_ns": event.ts_ns, "exchange_id": event.exchange_id}
+        return _encoder.encode(head | msgspec.structs.asdict(event.deviation))
     if not isinstance(event, Found):
         return _encoder.encode(event)
     finding = event.finding
@@ -120,6 +131,8 @@ class Feed:
             if finding.finding_id not in said and finding.suppressed is None:
                 known = finding if finding.exchange_id else msgspec.structs.replace(finding, exchange_id=exchange.exchange_id)
                 self._offer(Found(ts_ns=now_ns, finding=known))
+        for deviation in exchange.deviations:
+            self._offer(Deviated(ts_ns=now_ns, exchange_id=exchange.exchange_id, deviation=deviation))
         self._offer(Ended(ts_ns=now_ns, exchange_id=exchange.exchange_id, exchange=exchange))
 
     def look(self, counts: Snapshot) -> None:

@@ -67,6 +67,12 @@ CATALOGUE: Final[dict[str, Metric]] = {
     "llmsec_shed_connections_total": Metric("counter", "Quiet connections given up to stay under the memory cap."),
     "llmsec_memory_faults_total": Metric("counter", "Times an allocation failed: what was under way then was cut."),
     "llmsec_clock_stepped_seconds": Metric("gauge", "How far the wall clock was set since the start; records keep the time they had.", "greatest"),
+    # Deviations.
+    "llmsec_deviations_total": Metric("counter", "Deviations by kind (docs/deviations.md)."),
+    "llmsec_watched_subjects": Metric("gauge", "Tenants, keys, clients, upstreams, models and sessions that are known; 100,000 at most.", "greatest"),
+    "llmsec_forgotten_subjects_total": Metric("counter", "Subjects that were longest unseen and made room for new ones."),
+    "llmsec_unpriced_exchanges_total": Metric("counter", "Exchanges without a cost: the model has no price, or no tokens are known."),
+    "llmsec_watch_failures_total": Metric("counter", "Exchanges that were not looked at for deviations, by a fault of ours."),
     # Detection.
     "llmsec_findings_total": Metric("counter", "Findings by severity, without those that are suppressed."),
     "llmsec_suppressed_findings_total": Metric("counter", "Findings that the configuration suppresses."),

@@ -24,6 +24,7 @@ from llmsec_agent.replay import INTERRUPTED, FileSource, ReplaySettings, signals
 from llmsec_agent.run import Deliver, Detection, OnEarly, Run
 from llmsec_agent.shares import Shares
 from llmsec_agent.stop import Stop
+from llmsec_agent.watching import Watch
 from llmsec_analyzer.worker.statistics import summary as detected
 from llmsec_tap.counters import Sample, Snapshot
 from llmsec_tap.errors import SourceError, StorageError
@@ -132,8 +133,11 @@ def replay_in_parallel(
     with signals(stop) as interrupted:
         stop.on_request(lambda: _tell(processes, signal.SIGTERM))
         lanes = [Lane(sink, journal, stop, max_bytes=Shares.of(settings.memory_cap_bytes).lane, may_wait=True) for sink in sinks]
+        watch = Watch(settings.watch, journal) if settings.watch is not None else None
         try:
             for _, exchange in heapq.merge(*(process.items() for process in processes), key=lambda item: item[0]):
+                if watch is not None:
+                    watch.look(exchange)
                 for lane in lanes:
                     lane.offer(exchange)
         finally:

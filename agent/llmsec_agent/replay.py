@@ -20,6 +20,7 @@ from llmsec_agent.shares import Shares
 from llmsec_agent.sinks.audit import AuditSink
 from llmsec_agent.sinks.store import StoreSink
 from llmsec_agent.stop import Stop
+from llmsec_agent.watching import Watch, WatchPlan
 from llmsec_tap import limits
 from llmsec_tap.capture.files.pcap import CaptureReader
 from llmsec_tap.counters import Sample, Snapshot
@@ -56,6 +57,7 @@ class ReplaySettings:
     watch_keys: bool = False  # say where a key is used by a new workload, or by several
     bare_tenants: frozenset[str] = frozenset()  # no texts of these are kept
     audit: str | None = None  # least severity of findings for the store's audit log
+    watch: WatchPlan | None = None  # deviations
 
     @property
     def follows(self) -> bool:
@@ -89,6 +91,7 @@ def replay(
         content=settings.content,
         whose=settings.whose,
         key_use=KeyUse() if settings.watch_keys else None,
+        watch=Watch(settings.watch, journal) if settings.watch is not None else None,
         bare_tenants=settings.bare_tenants,
         estimator=TokenEstimator(settings.tokenizer),
         start_detection=(lambda deliver, on_early: start_detection(deliver, on_early, key)) if start_detection is not None else None,

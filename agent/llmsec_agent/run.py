@@ -18,6 +18,7 @@ from llmsec_agent.lane import Lane, Sink
 from llmsec_agent.shares import Shares
 from llmsec_agent.stop import Stop
 from llmsec_agent.traffic import Traffic
+from llmsec_agent.watching import Watch
 from llmsec_analyzer.settings import DetectionSettings
 from llmsec_tap.counters import Sample, Samples, Snapshot, by_label
 from llmsec_tap.dialects.draft import DeltaListener
@@ -99,19 +100,21 @@ class Run:
         origin: Origin = REPLAYED,
         whose: WhoseSettings | None = None,
         key_use: KeyUse | None = None,
+        watch: Watch | None = None,
         bare_tenants: frozenset[str] = frozenset(),
         share: Share | None = None,
         start_detection: Callable[[Deliver, OnEarly], Detection] | None = None,
     ) -> None:
         """`may_wait`: the source can (files), or cannot (live). `follows`: it may be live all the same, so nothing is kept for company.
 
-        `key_use` watches who uses which key. Of `bare_tenants` no texts are kept. `sinks` take each exchange in their order.
+        `key_use` watches who uses which key, `watch` what deviates. Of `bare_tenants` no texts are kept. `sinks` take each exchange in their order.
         """
         self._follows = follows
         self.journal = journal
         self.stop = stop
         self._content = content
         self._key_use = key_use
+        self._watch = watch
         self._bare_tenants = bare_tenants
         self.keeps_texts = True  # degradation leaves them out
         self.traffic = traffic
@@ -142,6 +145,8 @@ class Run:
             self._samples.append(self.detection.samples)
         if traffic is not None:
             self._samples.append(traffic.samples)
+        if watch is not None:
+            self._samples.append(watch.samples)
 
     def run(self, source: Source) -> None:
         """To the source's end. Raises what it raises; everything before that is delivered."""
@@ -156,6 +161,8 @@ class Run:
             if self.detection is not None:
                 self.detection.close()
             self.look_for_losses()
+            if self._watch is not None:
+                self._watch.save()
             for lane in self.lanes:
                 lane.close()
 
@@ -173,6 +180,8 @@ class Run:
         """Call it about twice a second: whoever takes events is told."""
         if self.events is not None:
             self.events.look(self.snapshot())
+        if self._watch is not None:
+            self._watch.tick()
 
     @property
     def lost(self) -> bool:
@@ -224,6 +233,8 @@ class Run:
 
     def _deliver(self, exchange: Exchange) -> None:
         self._completeness[exchange.completeness] += 1
+        if self._watch is not None:
+            self._watch.look(exchange)
         if self.traffic is not None:
             self.traffic.observe(exchange)
         if not self._content or exchange.tenant in self._bare_tenants:

@@ -137,10 +137,11 @@ class BudgetSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_f
 
 
 class AnomalySettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    enabled: Annotated[bool, key("look for unusual cost, rates and token use")] = True
+    enabled: Annotated[bool, key("look for deviations: unusual cost, rates, errors, latency, keys, clients")] = True
     cost_threshold_multiplier: Annotated[float, key("times the tenant's usual cost", above=0)] = 3.0
     request_rate_threshold: Annotated[int, key("requests a minute", at_least=1)] = 1000
     token_velocity_threshold: Annotated[int, key("tokens a minute", at_least=1)] = 50_000
+    prices: Annotated[str | None, key("a file of prices that count before ours, from the configuration's folder", filled=True)] = None
 
 
 class GlobalRate(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -167,13 +168,8 @@ class DetectionSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknow
     pii_detection: Annotated[PIISettings, key("personal data")] = PIISettings()
     secret_detection: Annotated[SecretSettings, key("credentials")] = SecretSettings()
     output: Annotated[OutputSettings, key("answers and tool calls")] = OutputSettings()
-    anomaly_detection: Annotated[
-        AnomalySettings,
-        key("unusual cost and use by tenant", later="cost, rates and token use are recorded on each exchange and not watched"),
-    ] = AnomalySettings()
-    rate_limiting: Annotated[
-        RateSettings, key("rates to report on; a tap never rejects", later="rates are not watched, and a tap never rejects a request")
-    ] = RateSettings()
+    anomaly_detection: Annotated[AnomalySettings, key("unusual cost and use (docs/deviations.md)")] = AnomalySettings()
+    rate_limiting: Annotated[RateSettings, key("rates to report on; a tap never rejects")] = RateSettings()
     request_time: Annotated[RequestTimeSettings, key("findings on a request before its answer")] = RequestTimeSettings()
     budget: Annotated[BudgetSettings, key("how much scanning may cost")] = BudgetSettings()
     rules: Annotated[

@@ -185,6 +185,21 @@ class Finding(msgspec.Struct, kw_only=True, frozen=True):
     suppressed: Suppressed | None = None  # it is kept, and adds to no score, alert or exit code
 
 
+class Deviation(msgspec.Struct, kw_only=True, frozen=True):
+    """Traffic that is not as it was, or beyond what was allowed, told with the exchange that showed it. The figures are what it rests on."""
+
+    kind: str
+    severity: Severity
+    scope: str  # what kind of thing the subject is: tenant, key, client, upstream, model, session, canary, global
+    subject: str
+    value: float
+    usual: float | None = None  # what the value is otherwise
+    line: float | None = None  # beyond it, it is a deviation
+    span_s: float | None = None  # the time that the value is of
+    observations: int | None = None  # how many values the usual one was learnt from
+    explanation: str = ""
+
+
 class Counts(msgspec.Struct, kw_only=True):
     requests: int | None = None
     tokens: int | None = None
@@ -207,8 +222,9 @@ class RateLimit(msgspec.Struct, kw_only=True):
 class Exchange(msgspec.Struct, kw_only=True):
     """One request and its answer. Times are capture time, epoch nanoseconds; texts are exactly as sent.
 
-    exchange/record.py makes it whole. Two hands add to it, in this order, before it is handed on: an estimator of tokens (`usage_estimated`,
-    and a rate where there was none) and detection's report (`risk_score`, `risk_reasons`, `findings`, anomalies of detection).
+    exchange/record.py makes it whole. Three hands add to it, in this order, before it is handed on: an estimator of tokens (`usage_estimated`,
+    and a rate where there was none), detection's report (`risk_score`, `risk_reasons`, `findings`, anomalies of detection), and the watcher
+    (`cost_usd`, `deviations`).
     `risk_score` is null where detection did not run or something could not be read; 0 says that it found nothing.
     """
 
@@ -271,6 +287,8 @@ class Exchange(msgspec.Struct, kw_only=True):
     security_score: int | None = None
     pii_types: list[str] = []
     secret_types: list[str] = []
+    cost_usd: float | None = None
+    deviations: list[Deviation] = []
 
     def without_content(self) -> Exchange:
         """The same record with every text left out (`--no-content`).
@@ -299,6 +317,7 @@ class Exchange(msgspec.Struct, kw_only=True):
             deployment=_word(self.deployment),
             finish_reasons=[_word(reason) for reason in self.finish_reasons],
             findings=[msgspec.structs.replace(finding, preview="") for finding in self.findings],
+            deviations=[_bare(deviation) for deviation in self.deviations],
             tool_calls=[ToolCall(id=_word(call.id), name=_word(call.name)) for call in self.tool_calls],
             request=Request(
                 parameters={
@@ -325,6 +344,16 @@ _PLAIN_PART = re.compile(r"[\w.~:@$!*(),+-]{1,64}", re.ASCII)
 def _word(value: str | None) -> str | None:
     """A name as an API has it. A sentence in its place is content."""
     return value if value is not None and _WORD.fullmatch(value) else None
+
+
+# Deviations whose subject or explanation quotes what a client named.
+_QUOTING = frozenset(("new_model", "new_tool", "agent_loop", "agent_loop_lasting"))
+
+
+def _bare(deviation: Deviation) -> Deviation:
+    subject = deviation.subject if deviation.scope in {"tenant", "key", "upstream"} else _word(deviation.subject) or ""
+    explanation = "" if deviation.kind in _QUOTING or deviation.scope == "model" else deviation.explanation
+    return msgspec.structs.replace(deviation, subject=subject, explanation=explanation)
 
 
 def _plain_path(path: str | None) -> str | None:

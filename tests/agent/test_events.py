@@ -31,10 +31,10 @@ def test_a_finding_is_told_once_and_before_its_exchange() -> None:
     feed.found(early)
     feed.ended(msgspec.structs.replace(exchange, findings=[early, late]))
     rows = lines(said)
-    assert [row["event"] for row in rows] == ["exchange_started", "finding", "finding", "exchange"]
+    assert [row["event"] for row in rows] == ["exchange_started", "finding", "finding", "deviation", "exchange"]
     assert [row["finding_id"] for row in rows[1:3]] == ["f1", "f2"]
     assert {row["exchange_id"] for row in rows} == {exchange.exchange_id}
-    assert rows[3]["exchange"]["findings"][1]["finding_id"] == "f2"
+    assert rows[4]["exchange"]["findings"][1]["finding_id"] == "f2"
     assert rows[1]["location"]["part"]
 
 

@@ -9,6 +9,7 @@ import msgspec
 from llmsec_tap.model import (
     AnomalyCount,
     Counts,
+    Deviation,
     EstimatedUsage,
     Exchange,
     Finding,
@@ -151,5 +152,20 @@ def full_exchange(number: int = 0, **changes: Any) -> Exchange:
         security_score=21,
         pii_types=["EMAIL"],
         secret_types=["github"],
+        cost_usd=0.0125,
+        deviations=[
+            Deviation(
+                kind="cost",
+                severity="medium",
+                scope="tenant",
+                subject="team-a",
+                value=1.5,
+                usual=0.25,
+                line=0.75,
+                span_s=300.0,
+                observations=40,
+                explanation="six times the usual",
+            )
+        ],
     )
     return msgspec.structs.replace(exchange, **changes)

@@ -205,8 +205,12 @@ def _from_folder(config: Config, folder: Path) -> Config:
     model = injection.model
     if model.path is not None:
         injection = msgspec.structs.replace(injection, model=msgspec.structs.replace(model, path=full(model.path)))
+    anomalies = security.anomaly_detection
+    if anomalies.prices is not None:
+        anomalies = msgspec.structs.replace(anomalies, prices=full(anomalies.prices))
     security = msgspec.structs.replace(
         security,
+        anomaly_detection=anomalies,
         rules=tuple(map(full, security.rules)),
         suppressions=tuple(map(full, security.suppressions)),
         prompt_injection=injection,

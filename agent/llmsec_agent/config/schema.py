@@ -272,7 +272,7 @@ class TenantRule(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     match: Annotated[TenantMatch, key("whose requests; the first rule that matches counts")] = TenantMatch()
     tenant: Annotated[str, key("name of the tenant", filled=True)]
     plan: Annotated[str | None, key("plan of the tenant, shown by `llmsec-analyze tenants`", filled=True)] = None
-    rate_limit: Annotated[RequestRate | None, key("rate to report on", later="rates are recorded and not watched")] = None
+    rate_limit: Annotated[RequestRate | None, key("rate to report on")] = None
     content: Annotated[Literal["full", "none"], key("texts of this tenant as `storage.content` says, or never")] = "full"
     alert_threshold: Annotated[
         Literal["info", "low", "medium", "high", "critical"] | None,
@@ -450,5 +450,5 @@ class Config(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     routing: Annotated[Routing, key("the original design's rules for requests", later="its matches name no tenants")] = Routing()
     backends: Annotated[
         dict[str, Backend],
-        key("upstreams by name", later="upstreams are told from the traffic; limits and deployments stated here are not compared with it"),
+        key("upstreams by name; what `rate_limiting` allows is compared with the traffic, the rest is not needed"),
     ] = {}

@@ -42,3 +42,12 @@ def stored_line(row: dict[str, Any]) -> str:
     mark = row["suppressed"]
     note = f"  suppressed until {mark['until']}: {cut(visible(mark['reason']), 48)}" if mark is not None else ""
     return f"{line}  {cut(visible(row['preview'] or ''), 72)}{note}".rstrip()
+
+
+def deviation_line(row: dict[str, Any]) -> str:
+    """One stored deviation: time, severity, kind, whose, why."""
+    started = row["started"]
+    when = f"{started:%Y-%m-%d %H:%M:%S}" if started is not None else ""
+    cells = ((when, 19), (row["severity"].upper(), 8), (row["kind"], 24), (f"{row['scope']} {row['subject']}", 40))
+    line = "  ".join(pad(cut(visible(str(cell)), width), width) for cell, width in cells)
+    return f"{line}  {visible(row['explanation'] or '')}".rstrip()

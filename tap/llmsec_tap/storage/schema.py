@@ -67,6 +67,18 @@ FINDING = struct(
     at_output_token=INT,
     suppressed=struct(reason=TEXT, owner=TEXT, until=TEXT),
 )
+DEVIATION = struct(
+    kind=TEXT,
+    severity=TEXT,
+    scope=TEXT,
+    subject=TEXT,
+    value=FLOAT,
+    usual=FLOAT,
+    line=FLOAT,
+    span_s=FLOAT,
+    observations=INT,
+    explanation=TEXT,
+)
 
 # In the order of model.Exchange.
 EXCHANGE_COLUMNS: tuple[tuple[str, ColumnType], ...] = (
@@ -129,6 +141,8 @@ EXCHANGE_COLUMNS: tuple[tuple[str, ColumnType], ...] = (
     ("security_score", INT),
     ("pii_types", ListOf(TEXT)),
     ("secret_types", ListOf(TEXT)),
+    ("cost_usd", FLOAT),
+    ("deviations", ListOf(DEVIATION)),
 )
 # row_key: 64 bits of a hash of exchange_id, so that finding repeated exchanges compares integers, not texts.
 ROW_COLUMNS: tuple[tuple[str, ColumnType], ...] = (*EXCHANGE_COLUMNS, ("row_key", INT))

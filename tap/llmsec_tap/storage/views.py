@@ -21,6 +21,7 @@ from llmsec_tap.storage.faults import storage_error
 from llmsec_tap.storage.publish import publishing, write_all
 from llmsec_tap.storage.schema import (
     ANOMALY,
+    DEVIATION,
     EXCHANGE_COLUMNS,
     FINDING,
     FLOAT,
@@ -117,6 +118,8 @@ _COMMENTS = {
     "security_score": "0 to 100: the gravest thing found, above 90 for a certain injection or a secret; null where risk_score is",
     "pii_types": "Kinds of personal data found, without those of severity info",
     "secret_types": "Kinds of secrets found, without those of severity info",
+    "cost_usd": "What it costs by list prices, US dollars; null where the model has no price or no tokens are known",
+    "deviations": "What was unusual about the traffic that it belongs to",
 }
 
 
@@ -179,6 +182,19 @@ _FINDING_COMMENTS = {
     "explanation": "Why this is a finding",
     "at_output_token": "For findings in a stream: how many deltas had been seen",
     "suppressed": "Why it counts no longer, who says so, and until which day; null for one that counts",
+}
+
+_DEVIATION_COMMENTS = {
+    "kind": "What deviates (docs/deviations.md)",
+    "severity": "info, low, medium, high or critical",
+    "scope": "What the subject is: tenant, key, client, upstream, model, session, canary or global",
+    "subject": "Whose traffic deviates",
+    "value": "What was seen, in the unit of its kind",
+    "usual": "What it is otherwise; null where it is not measured against that",
+    "line": "Beyond it, it is a deviation",
+    "span_s": "Seconds that the value is of",
+    "observations": "How many values the usual one was learnt from",
+    "explanation": "The same in words",
 }
 
 _TAP_COMMENTS = {
@@ -252,6 +268,12 @@ VIEWS: tuple[View, ...] = (
         "One row per finding of the detectors",
         (*_WHICH, *(_member(name, kind, _FINDING_COMMENTS[name]) for name, kind in FINDING.fields)),
         _unnested("findings"),
+    ),
+    View(
+        "deviations",
+        "One row per deviation: traffic that was not as it was, or beyond a limit",
+        (*_WHICH, *(_member(name, kind, _DEVIATION_COMMENTS[name]) for name, kind in DEVIATION.fields)),
+        _unnested("deviations"),
     ),
     View(TAPS, "One row per run of a tap that wrote to this store, replaced every 15 seconds while it lives", _tap_columns(), ""),
 )  # fmt: skip

@@ -73,6 +73,7 @@ def replay(
     from llmsec_agent.start_detection import detection_starter
     from llmsec_agent.suppressing import with_suppressions
     from llmsec_agent.text import report
+    from llmsec_agent.watching import plan_watch
 
     if not detect and (redact or fail_on):
         raise ConfigError("--redact and --fail-on need detection", "leave out --no-detect")
@@ -97,6 +98,7 @@ def replay(
         watch_keys=watches_keys,
         bare_tenants=bare_tenants(loaded.config),
         audit=audited_severity(loaded.config),
+        watch=plan_watch(loaded.config),
     )
     security = with_suppressions(loaded.config.security, suppressions)
     detection = detection_starter(
