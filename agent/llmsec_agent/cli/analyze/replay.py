@@ -12,6 +12,8 @@ from llmsec_agent.cli.formats import RunFormat
 from llmsec_tap.errors import ConfigError, SourceError
 from llmsec_tap.storage import DEFAULT_STORE
 
+# So long a replay waits for a database of tenants that does not answer, once.
+_TENANTS_S: Final = 2.0
 _CAPTURES: Final = (".pcap", ".pcapng", ".cap")
 
 
@@ -63,7 +65,7 @@ def replay(
 
     Example: llmsec-analyze replay capture.pcap --format jsonl
     """
-    from llmsec_agent.config import bare_tenants, load_all, whose_of
+    from llmsec_agent.config import load_all, whose_of
     from llmsec_agent.config.retention import audited_severity
     from llmsec_agent.journals import journal
     from llmsec_agent.output import printer
@@ -72,6 +74,9 @@ def replay(
     from llmsec_agent.shares import Shares, decoders
     from llmsec_agent.start_detection import detection_starter
     from llmsec_agent.suppressing import with_suppressions
+    from llmsec_agent.tenants.directory import RemoteDirectory
+    from llmsec_agent.tenants.policy import Policies, file_policies
+    from llmsec_agent.tenants.tiers import tier_plan
     from llmsec_agent.text import report
 
     if not detect and (redact or fail_on):
@@ -86,6 +91,13 @@ def replay(
         if watches_keys:
             raise ConfigError("tenants.watch_keys looks at all connections together", "set it to false, or leave out --jobs")
         decoders(jobs, memory_cap << 20, jobs)
+    tenants = tier_plan(loaded.config.storage.postgres, loaded.config.storage.redis)
+    directory = None
+    if tenants is not None:
+        from llmsec_agent.tenants.resolver import TenantHelper
+
+        directory = RemoteDirectory(TenantHelper.start(tenants, log, decoders=jobs).sockets, wait_s=_TENANTS_S)
+    policies = Policies(file_policies(loaded.config), directory)
     settings = ReplaySettings(
         files=names,
         ports=frozenset(port) if port else None,
@@ -95,7 +107,8 @@ def replay(
         memory_cap_bytes=memory_cap << 20,
         whose=whose_of(loaded),
         watch_keys=watches_keys,
-        bare_tenants=bare_tenants(loaded.config),
+        directory=directory,
+        policies=policies,
         audit=audited_severity(loaded.config),
     )
     security = with_suppressions(loaded.config.security, suppressions)
@@ -108,6 +121,7 @@ def replay(
         redact=redact,
         early_from="info" if output is RunFormat.EVENTS else "high",
         fail_on=fail_on.value if fail_on else None,
+        handling=policies.handling,
     )
     starts = detection if detect and security.enabled else None
     if jobs > 1:
