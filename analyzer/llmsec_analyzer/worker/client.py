@@ -173,6 +173,16 @@ class DetectionProcess:
                 self._give_up()
         self._in_order.hand_on()
 
+    def go_on(self, wait_s: float) -> bool:
+        """As `drain`, for so long at most: whether something is out still. For who feeds several processes."""
+        if not (self._workers and self._is_busy):
+            self._in_order.hand_on()
+            return False
+        self._pump(wait_s)
+        self._end_if_stuck()
+        self._start_again()
+        return bool(self._workers and self._is_busy)
+
     def hurry(self) -> None:
         """Somebody wants this to end: nothing waits longer than a few seconds from now on. May be called from a signal handler."""
         self._deadline = min(self._deadline, self._clock() + self._bounds.hurry_s)
