@@ -70,8 +70,8 @@ async def tiers(plan: TierPlan, fingerprints: list[str]) -> dict[str, dict[str, 
 def answers(plan: TierPlan, fingerprints: list[str]) -> tuple[dict[str, float], RemoteDirectory]:
     helper = TenantHelper.start(plan, SILENT)
     directory = RemoteDirectory(helper.sockets)
-    directory.whose("0" * 32)  # it connects
-    time.sleep(1.5)
+    while directory.whose("0" * 32).mark is not None:  # it starts and connects
+        select.select(helper.sockets, (), ())
     times = []
     for name in fingerprints:
         time.sleep(APART_S)
