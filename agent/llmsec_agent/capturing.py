@@ -127,13 +127,14 @@ def _decode(
     from llmsec_agent.tenants.policy import Policies, file_policies
     from llmsec_analyzer.worker.child import RemoteDetectors
     from llmsec_tap.capture.warden.protocol import MAX_DETECTORS
+    from llmsec_tap.journal import SILENT
 
     loaded = plan.load(report if sibling.is_first else lambda _line: None)
     settings = replace(plan.settings, memory_cap_bytes=plan.settings.memory_cap_bytes // sibling.count, whose=whose_of(loaded))
     print_to = printer(settings.output, sibling.output_turn, with_header=sibling.is_first)
     if not warden.await_attached():
         return 0  # the warden says why
-    directory = RemoteDirectory([tenants]) if tenants is not None else None
+    directory = RemoteDirectory([tenants], journal=journal if sibling.is_first else SILENT) if tenants is not None else None
     policies = Policies(file_policies(loaded.config), directory)
     detection = detection_starter(
         loaded.config.security,

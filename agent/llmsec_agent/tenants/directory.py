@@ -6,7 +6,6 @@ is asked for once at a time, and only so many questions are open.
 
 from __future__ import annotations
 
-import contextlib
 import select
 import socket
 import time
@@ -19,6 +18,7 @@ from llmsec_agent.tenants.policy import TenantContext
 from llmsec_tap import limits
 from llmsec_tap.counters import Sample
 from llmsec_tap.identity.tenants import Known
+from llmsec_tap.journal import SILENT, Journal
 
 # What is known is asked for again after so long, and goes on counting meanwhile.
 KNOWN_S: Final = 60.0
@@ -28,6 +28,8 @@ UNKNOWN_S: Final = 30.0
 _LATE_S: Final = 10.0
 # A question without an answer may be asked again after so long, one that nobody could answer after a second.
 _ANSWERED_S, _FAILED_S = 10.0, 1.0
+# The resolver's process is there after so long, on a machine that has much to do.
+_START_S: Final = 9.0
 _UNRESOLVED: Final = Known(None, "tenant_unresolved")
 _NOBODYS: Final = Known(None)
 
@@ -40,12 +42,22 @@ class _Entry(NamedTuple):
 class RemoteDirectory:
     """A `Directory` of the pipeline. `wait_s`: so long a source that can wait does, once, for a key that was never asked for."""
 
-    def __init__(self, sockets: Sequence[socket.socket], *, wait_s: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        sockets: Sequence[socket.socket],
+        *,
+        journal: Journal = SILENT,
+        wait_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`sockets`: one for each process that will decode; the first is used unless it chooses another (`sit`)."""
         self._sockets = sockets
         self._socket = sockets[0]
         for sock in sockets:
             sock.setblocking(False)
+        self._journal = journal
+        self._is_gone = False
+        self._started_at: float | None = None  # the resolver, as far as it has said so
         self._wait_s = wait_s
         self._clock = clock
         self._known: OrderedDict[str, _Entry] = OrderedDict()
@@ -101,8 +113,12 @@ class RemoteDirectory:
         return self._waited(fingerprint) if self._wait_s else _UNRESOLVED
 
     def _waited(self, fingerprint: str) -> Known:
-        ends = self._clock() + self._wait_s
-        while (left := ends - self._clock()) > 0 and self._is_out(fingerprint):
+        begun = self._clock()
+        while not self._is_gone and self._is_out(fingerprint):
+            ends = begun + _START_S if self._started_at is None else max(begun, self._started_at) + self._wait_s
+            left = ends - self._clock()
+            if left <= 0:
+                break
             select.select((self._socket,), (), (), left)
             self._read()
         entry = self._known.get(fingerprint)
@@ -127,17 +143,33 @@ class RemoteDirectory:
             return
         try:
             send_questions(self._socket, [fingerprint])
-        except OSError:  # full, or nobody is there any more
+        except OSError as fault:
             self._left_out += 1
+            if not isinstance(fault, BlockingIOError):
+                self._gone()
             return
         self._questions += 1
         self._asked[fingerprint] = now + _ANSWERED_S
 
     def _read(self) -> None:
-        with contextlib.suppress(OSError, EOFError):
+        try:
             while True:
-                for answer in receive_answers(self._socket):
+                answers = receive_answers(self._socket)
+                if self._started_at is None:
+                    self._started_at = self._clock()
+                for answer in answers:
                     self._take(answer)
+        except BlockingIOError:
+            return
+        except (OSError, EOFError):
+            self._gone()
+
+    def _gone(self) -> None:
+        self._wait_s = 0.0
+        if not self._is_gone:
+            self._is_gone = True
+            text = "the process that asks for tenants has ended: what is known of them goes on counting, until this one is started anew"
+            self._journal.warning("tenants_not_asked", text, tier="resolver")
 
     def _take(self, answer: Answer) -> None:
         now, fingerprint, context = self._clock(), answer.fingerprint, answer.context

@@ -40,6 +40,11 @@ def send_answers(sock: socket.socket, answers: list[Answer]) -> None:
         sock.send(_encode(answers[start : start + ANSWERS]))
 
 
+def send_hello(sock: socket.socket) -> None:
+    """The resolver has started."""
+    sock.send(_encode([]))
+
+
 def receive_questions(sock: socket.socket) -> list[str]:
     """Raises EOFError where the other end is gone."""
     return _questions.decode(_received(sock))

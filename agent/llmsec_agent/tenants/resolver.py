@@ -7,6 +7,7 @@ for meanwhile, and not more than so many a second: however many keys somebody ma
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -16,15 +17,20 @@ from typing import Final
 
 import msgspec
 
-from llmsec_agent.tenants.messages import Answer, pair, receive_questions, send_answers
-from llmsec_agent.tenants.tiers import TierPlan, Tiers
+from llmsec_agent.config.schema import Storage
+from llmsec_agent.tenants.directory import RemoteDirectory
+from llmsec_agent.tenants.messages import Answer, pair, receive_questions, send_answers, send_hello
+from llmsec_agent.tenants.tiers import TierPlan, Tiers, tier_plan
 from llmsec_agent.text import leave
 from llmsec_tap import privileges
+from llmsec_tap.errors import ConfigError
 from llmsec_tap.journal import Journal
 
 _BATCH: Final = 256
 # Between two statements to the database: twenty a second at most.
 _PACE_S: Final = 0.05
+# So long a command waits for a database that does not answer, once.
+_WAIT_S: Final = 2.0
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{32}")
 
 
@@ -72,6 +78,24 @@ def _run(plan: TierPlan, journal: Journal, ours: Sequence[socket.socket], theirs
     return 0
 
 
+def directory_of(storage: Storage, journal: Journal, *, seats: int = 1) -> RemoteDirectory | None:
+    """For a command that can wait, with a seat for each process that decodes; None where no database is named. Call it while there are no threads.
+
+    Where it cannot be asked, the journal says why, and each record that nobody was asked (`tenant_unresolved`).
+    """
+    try:
+        plan = tier_plan(storage.postgres, storage.redis)
+    except ConfigError as fault:
+        journal.warning("tenants_not_asked", f"tenants are not looked up: {fault}", tier="resolver")
+        pairs = [pair() for _ in range(seats)]
+        for _, theirs in pairs:
+            theirs.close()
+        return RemoteDirectory([ours for ours, _ in pairs])
+    if plan is None:
+        return None
+    return RemoteDirectory(TenantHelper.start(plan, journal, decoders=seats).sockets, journal=journal, wait_s=_WAIT_S)
+
+
 class Resolver:
     def __init__(self, tiers: Tiers, sockets: Sequence[socket.socket]) -> None:
         self._tiers = tiers
@@ -85,6 +109,8 @@ class Resolver:
         for sock in self._sockets:
             sock.setblocking(False)
             loop.add_reader(sock, self._read, sock)
+            with contextlib.suppress(OSError):  # gone already, which reading finds, too
+                send_hello(sock)
         try:
             while self._sockets:
                 await self._news.wait()

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -60,11 +61,9 @@ def tier_plan(postgres: Postgres | None, redis: Redis | None) -> TierPlan | None
 
 
 def check_libraries() -> None:
-    try:
-        import psycopg  # noqa: F401
-        import redis.asyncio  # noqa: F401
-    except ImportError:
-        raise ConfigError("tenants from PostgreSQL need the libraries psycopg and redis", _EXTRA) from None
+    """Without loading them: the process that asks does."""
+    if find_spec("psycopg") is None or find_spec("redis") is None:
+        raise ConfigError("tenants from PostgreSQL need the libraries psycopg and redis", _EXTRA)
 
 
 class _Pause:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,9 +12,10 @@ import pytest
 
 from llmsec_agent.tenants import directory
 from llmsec_agent.tenants.directory import KNOWN_S, UNKNOWN_S, RemoteDirectory
-from llmsec_agent.tenants.messages import Answer, pair, receive_questions, send_answers
+from llmsec_agent.tenants.messages import Answer, pair, receive_questions, send_answers, send_hello
 from llmsec_agent.tenants.policy import TenantContext
 from llmsec_tap import limits
+from llmsec_tap.journal import Event, Journal
 
 PENDING = (None, "tenant_unresolved")
 
@@ -143,11 +146,21 @@ def test_known_keys_are_bounded_too(resolver: Resolver, monkeypatch: pytest.Monk
     assert resolver.counts()["llmsec_tenant_keys", (("kind", "known"),)] == 5
 
 
-def test_a_resolver_that_is_gone_costs_nothing_but_the_name(resolver: Resolver) -> None:
-    resolver.sock.close()
-    assert resolver.directory.whose("a") == PENDING
-    resolver.directory.expect("b")
-    assert resolver.counts()["llmsec_tenant_questions_left_out_total", ()] == 2
+def test_a_resolver_that_is_gone_costs_nothing_but_the_name_and_is_said_once(pairs: Any) -> None:
+    said: list[Event] = []
+    left = RemoteDirectory([pairs[0][0]], journal=Journal(said.append), wait_s=60)
+    pairs[0][1].close()
+    assert left.whose("a") == PENDING
+    left.expect("b")
+    assert left.whose("a") == PENDING
+    assert [event.name for event in said] == ["tenants_not_asked"]
+
+
+def test_a_resolver_that_ends_while_it_is_waited_for_is_not_waited_for(pairs: Any) -> None:
+    left = RemoteDirectory([pairs[0][0]], wait_s=60)
+    left.expect("a")
+    pairs[0][1].close()
+    assert left.whose("a") == PENDING
 
 
 def test_a_resolver_that_does_not_read_is_not_waited_for(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +171,8 @@ def test_a_resolver_that_does_not_read_is_not_waited_for(resolver: Resolver, mon
 
 
 def test_a_replay_waits_once_for_a_resolver_that_does_not_answer(pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, _ = pairs[0]
+    ours, theirs = pairs[0]
+    send_hello(theirs)
     waits: list[float] = []
     real = directory.select.select
     monkeypatch.setattr(directory.select, "select", lambda *a: waits.append(a[3]) or real(*a[:3], 0.01))
@@ -168,6 +182,21 @@ def test_a_replay_waits_once_for_a_resolver_that_does_not_answer(pairs: Any, mon
     waits.clear()
     assert patient.whose("b") == PENDING
     assert not waits
+
+
+def test_a_replay_waits_longer_for_a_resolver_that_has_not_started(pairs: Any) -> None:
+    ours, theirs = pairs[0]
+
+    def start() -> None:
+        time.sleep(0.3)
+        send_hello(theirs)
+        time.sleep(0.1)
+        send_answers(theirs, [Answer("a", TenantContext(tenant="acme"))])
+
+    starting = threading.Thread(target=start)
+    starting.start()
+    assert RemoteDirectory([ours], wait_s=0.25).whose("a") == ("acme", None)
+    starting.join()
 
 
 def test_a_replay_takes_the_answer_that_it_waits_for(pairs: Any) -> None:

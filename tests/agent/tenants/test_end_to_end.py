@@ -144,3 +144,13 @@ def test_the_printed_tables_are_the_ones_that_are_read(postgres: PostgresServer,
     printed = command("tenants", "schema").stdout
     postgres.run(printed)
     assert "CREATE TABLE IF NOT EXISTS api_keys" in printed
+
+
+def test_a_database_whose_password_is_not_there_is_a_warning_to_a_replay_and_on_its_records(
+    capture: Any, command: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text(f"storage: {{postgres: {{host: h, password: 'file:{tmp_path}/none'}}}}")
+    done = command("replay", capture(), "--format", "jsonl", "--store", "none", "--no-detect", "--config", tmp_path / "c.yaml")
+    assert done.returncode == 0
+    assert "tenants are not looked up" in done.stderr
+    assert [names(json.loads(line)) for line in done.stdout.splitlines()] == [["tenant_unresolved"]] * 3

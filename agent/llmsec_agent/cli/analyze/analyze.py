@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,8 +13,6 @@ from llmsec_tap.storage import DEFAULT_STORE
 if TYPE_CHECKING:
     from llmsec_analyzer.settings import Handling
     from llmsec_tap.model import Exchange
-
-_TENANTS_S: Final = 2.0
 
 
 def register(app: typer.Typer) -> None:
@@ -42,21 +40,15 @@ def analyze(
     from llmsec_agent.config.retention import audited_severity
     from llmsec_agent.journals import journal
     from llmsec_agent.suppressing import with_suppressions
-    from llmsec_agent.tenants.directory import RemoteDirectory
     from llmsec_agent.tenants.policy import Policies, file_policies
-    from llmsec_agent.tenants.tiers import tier_plan
+    from llmsec_agent.tenants.resolver import directory_of
     from llmsec_agent.text import report
     from llmsec_tap.install_key import install_key
 
     log = journal()
     loaded = load_config(config, report)
     security = with_suppressions(loaded.security, suppressions)
-    tenants = tier_plan(loaded.storage.postgres, loaded.storage.redis)
-    directory = None
-    if tenants is not None:
-        from llmsec_agent.tenants.resolver import TenantHelper
-
-        directory = RemoteDirectory(TenantHelper.start(tenants, log).sockets, wait_s=_TENANTS_S)
+    directory = directory_of(loaded.storage, log)
     policies = Policies(file_policies(loaded), directory)
 
     def handling(exchange: Exchange) -> Handling:

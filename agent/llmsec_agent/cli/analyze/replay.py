@@ -12,8 +12,6 @@ from llmsec_agent.cli.formats import RunFormat
 from llmsec_tap.errors import ConfigError, SourceError
 from llmsec_tap.storage import DEFAULT_STORE
 
-# So long a replay waits for a database of tenants that does not answer, once.
-_TENANTS_S: Final = 2.0
 _CAPTURES: Final = (".pcap", ".pcapng", ".cap")
 
 
@@ -74,9 +72,8 @@ def replay(
     from llmsec_agent.shares import Shares, decoders
     from llmsec_agent.start_detection import detection_starter
     from llmsec_agent.suppressing import with_suppressions
-    from llmsec_agent.tenants.directory import RemoteDirectory
     from llmsec_agent.tenants.policy import Policies, file_policies
-    from llmsec_agent.tenants.tiers import tier_plan
+    from llmsec_agent.tenants.resolver import directory_of
     from llmsec_agent.text import report
 
     if not detect and (redact or fail_on):
@@ -91,12 +88,7 @@ def replay(
         if watches_keys:
             raise ConfigError("tenants.watch_keys looks at all connections together", "set it to false, or leave out --jobs")
         decoders(jobs, memory_cap << 20, jobs)
-    tenants = tier_plan(loaded.config.storage.postgres, loaded.config.storage.redis)
-    directory = None
-    if tenants is not None:
-        from llmsec_agent.tenants.resolver import TenantHelper
-
-        directory = RemoteDirectory(TenantHelper.start(tenants, log, decoders=jobs).sockets, wait_s=_TENANTS_S)
+    directory = directory_of(loaded.config.storage, log, seats=jobs)
     policies = Policies(file_policies(loaded.config), directory)
     settings = ReplaySettings(
         files=names,
