@@ -7,7 +7,8 @@ so that a run that was killed is gone on with. What is examined twice is stored 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, Self
@@ -20,15 +21,17 @@ from llmsec_agent.replay import INTERRUPTED, signals
 from llmsec_agent.stop import Stop
 from llmsec_analyzer.judge.rule_set import rule_set
 from llmsec_analyzer.settings import BudgetSettings, DetectionSettings, Handling
-from llmsec_analyzer.stored.exchanges import BEGINNING, Position, at_positions, positions
+from llmsec_analyzer.stored.exchanges import BEGINNING, Position, at_positions, positions, still_there
 from llmsec_analyzer.stored.stores import open_session
 from llmsec_analyzer.worker.client import DetectionProcess
 from llmsec_tap import __version__
+from llmsec_tap.errors import StorageError
 from llmsec_tap.journal import Journal
 from llmsec_tap.model import Exchange
-from llmsec_tap.storage import audit
+from llmsec_tap.storage import audit, compact
 from llmsec_tap.storage.clickhouse.address import is_clickhouse, parse
 from llmsec_tap.storage.clickhouse.writer import DatabaseWriter
+from llmsec_tap.storage.erase import WAIT_S
 from llmsec_tap.storage.store import Store, open_store
 from llmsec_tap.storage.writer import StoreWriter
 
@@ -36,7 +39,7 @@ from llmsec_tap.storage.writer import StoreWriter
 LEFT_OUT: Final = ("detection_skipped", "detection_secrets_only", "detection_without_model", "detection_fault", "detection_set_aside")
 _OF_DETECTION: Final = frozenset((*LEFT_OUT, "detection_incomplete", "findings_limit"))
 # Their texts were left out when they were stored, so there is nothing to look at.
-_WITHOUT_TEXTS: Final = frozenset(("content_withheld", "content_degraded", "content_expired"))
+_WITHOUT_TEXTS: Final = ("content_withheld", "content_degraded", "content_expired")
 # Nobody has looked at it: what the store has of it is better.
 _NOT_EXAMINED: Final = frozenset(("detection_skipped", "detection_set_aside", "content_withheld"))
 # Read, judged and stored together. Whole records may be large, places are small.
@@ -61,6 +64,9 @@ class Counts:
 class _Target(Protocol):
     """Where what has changed goes."""
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Nobody deletes from it meanwhile, as far as it can say."""
+
     def write(self, exchanges: list[Exchange]) -> None: ...
 
     def __enter__(self) -> Self: ...
@@ -71,6 +77,7 @@ class _Target(Protocol):
 class _Folder:
     def __init__(self, store: Store) -> None:
         self._writer = StoreWriter(store)
+        self._store = store
 
     def __enter__(self) -> Self:
         return self
@@ -78,10 +85,24 @@ class _Folder:
     def __exit__(self, *_: object) -> None:
         self._writer.close()
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with compact.alone(self._store, WAIT_S) as is_alone:
+            if not is_alone:
+                raise StorageError(f"{self._store.shown} is being compacted or pruned by another process", "try again when that has ended")
+            yield
+
     def write(self, exchanges: list[Exchange]) -> None:
         for exchange in exchanges:
             self._writer.add(exchange)
         self._writer.flush()
+
+
+class _Database(DatabaseWriter):
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """A server has no such lock: what is deleted in the moment between the look and the write comes back."""
+        yield
 
 
 def analyze(
@@ -110,7 +131,7 @@ def analyze(
         counts.resumed = after != BEGINNING
         detection = _Detection(settings, key, journal, jobs, handling)
         try:
-            with DatabaseWriter(parse(store)) if folder is None else _Folder(folder) as target:
+            with _Database(parse(store)) if folder is None else _Folder(folder) as target:
                 after = _walk(store, journal, _Walk(after, place, target, detection, stop, counts, folder, audited), everything=everything)
         finally:
             detection.close()
@@ -143,9 +164,13 @@ def _walk(store: str, journal: Journal, walk: _Walk, *, everything: bool) -> Pos
     def note() -> None:
         """The findings first: a kill between the two has them in the log twice, and never in the store alone."""
         nonlocal noted_at
-        if walk.folder is not None and records:
-            audit.append(walk.folder, records)
-        walk.target.write(changed)
+        with walk.target.alone():
+            there = still_there(session, changed, _WITHOUT_TEXTS)  # not what was deleted, or lost its texts, since it was read
+            kept = [entry for entry in records if entry[1]["exchange_id"] in there]
+            if walk.folder is not None and kept:
+                audit.append(walk.folder, kept)
+            walk.target.write([exchange for exchange in changed if exchange.exchange_id in there])
+        counts.changed += len(there)
         walk.place.write(walk.after)
         changed.clear()
         records.clear()
@@ -166,7 +191,6 @@ def _walk(store: str, journal: Journal, walk: _Walk, *, everything: bool) -> Pos
                     if _is_unexamined(fresh):
                         counts.not_examined += 1
                     elif fresh != old:
-                        counts.changed += 1
                         changed.append(fresh)
                         if walk.audited is not None:
                             known = {finding.finding_id for finding in old.findings}

@@ -13,15 +13,19 @@ from typing import Any
 
 import pytest
 
+from llmsec_agent import analyze as analyzing
 from llmsec_agent.analysis_place import alone
+from llmsec_analyzer.settings import DetectionSettings
 from llmsec_analyzer.stored.session import QuerySession
 from llmsec_analyzer.stored.stores import open_session
+from llmsec_tap.journal import SILENT
 from llmsec_tap.model import AnomalyCount, Exchange, Message, Part, Request, Response
 from llmsec_tap.storage import StoreWriter, audit
 from llmsec_tap.storage.clickhouse.address import parse
 from llmsec_tap.storage.clickhouse.client import connect
 from llmsec_tap.storage.clickhouse.migrations import migrate
 from llmsec_tap.storage.clickhouse.tables import Layout
+from llmsec_tap.storage.erase import Subject, erase
 from llmsec_tap.storage.store import open_store
 from support.clickhouse_front import copy_folder
 from support.exchanges import full_exchange
@@ -141,6 +145,26 @@ def test_two_at_a_time_is_refused_in_one_line(store: Path, run: Callable[..., An
         done = run("analyze", "--store", store)
     assert (done.returncode, len(done.stderr.splitlines())) == (4, 1)
     assert "another analysis of this store is running" in done.stderr
+
+
+def test_what_is_deleted_or_loses_its_texts_meanwhile_does_not_come_back(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_store(store)
+    with QuerySession.open(store) as session:
+        ids = [row[0] for row in session.select("SELECT exchange_id FROM exchanges ORDER BY started_ns").rows()]
+    real = analyzing._Detection.examine
+
+    def examine(self: Any, exchanges: Any) -> Any:
+        erase(opened, Subject("exchange_id", frozenset(ids[:1])), SILENT)
+        erase(opened, Subject("exchange_id", frozenset(ids[1:2])), SILENT, content_only=True)
+        return real(self, exchanges)
+
+    monkeypatch.setattr(analyzing._Detection, "examine", examine)
+    counts, code = analyzing.analyze(str(store), DetectionSettings(plugins=False), b"k" * 32, SILENT, everything=True)
+    assert (counts.examined, counts.changed, code) == (3, 1, 0)
+    with QuerySession.open(store) as session:
+        left = list(session.select("SELECT exchange_id, input_text IS NULL FROM exchanges ORDER BY started_ns").rows())
+    assert [row[0] for row in left] == ids[1:]
+    assert left[0][1]
 
 
 def test_an_interrupted_run_stores_what_it_has(tmp_path: Path, run: Callable[..., Any]) -> None:

@@ -134,6 +134,17 @@ def at_positions(session: Session, wanted: Sequence[Position]) -> Iterator[Excha
     return _records(session, clauses, [wanted[0].started_ns, wanted[-1].started_ns, [position.exchange_id for position in wanted]])
 
 
+def still_there(session: Session, exchanges: Sequence[Exchange], without: Sequence[str]) -> set[str]:
+    """Ids of those of them that the store has, and has without any of these anomalies."""
+    if not exchanges:
+        return set()
+    starts = [exchange.started_ns or 0 for exchange in exchanges]
+    sql = session.dialect
+    conditions = f"coalesce(started_ns, 0) BETWEEN ? AND ? AND {sql.among.format('exchange_id')} AND NOT {sql.any_anomaly}"
+    parameters = [min(starts), max(starts), [exchange.exchange_id for exchange in exchanges], list(without)]
+    return {row[0] for row in session.select(f"SELECT exchange_id FROM exchanges WHERE {conditions}", parameters).rows()}  # noqa: S608 - our own clauses
+
+
 def find(session: Session, prefix: str) -> Exchange:
     """The one exchange whose id begins so. ConfigError where there is none or more than one."""
     prefix = prefix.strip()
