@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import os
 import re
 import signal
@@ -29,6 +30,9 @@ from llmsec_tap.journal import Journal
 _BATCH: Final = 256
 # Between two statements to the database: twenty a second at most.
 _PACE_S: Final = 0.05
+# What is loaded at the first use: names of hosts are looked up in a thread of asyncio's.
+_LATE: Final = ("concurrent.futures.thread", "ssl", "stringprep")
+_LATE_OF_REDIS: Final = ("redis.asyncio.cluster", "redis.asyncio.sentinel")
 # So long a command waits for a database that does not answer, once.
 _WAIT_S: Final = 2.0
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{32}")
@@ -65,9 +69,9 @@ def _run(plan: TierPlan, journal: Journal, ours: Sequence[socket.socket], theirs
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     # What is imported later may lie where the user cannot read; and in root's home folder libpq must not look for certificates.
+    for name in (*_LATE, *(_LATE_OF_REDIS if plan.redis is not None else ())):
+        importlib.import_module(name)
     import psycopg
-    import redis.asyncio.cluster
-    import redis.asyncio.sentinel  # noqa: F401
 
     psycopg.pq.version()
     privileges.load_encodings()

@@ -262,8 +262,9 @@ def test_a_missing_library_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path
 def helped(tmp_path: Path, postgres: PostgresServer) -> Callable[..., TenantHelper]:
     """`(decoders)`: a resolver in a process of its own, as the agent starts it."""
 
-    def start(decoders: int = 1) -> TenantHelper:
-        made = plan(tmp_path, postgres.config())
+    def start(decoders: int = 1, *others: str) -> TenantHelper:
+        # Behind the filter, names are looked up, too.
+        made = plan(tmp_path, *(part.replace("127.0.0.1", "localhost") for part in (postgres.config(), *others)))
         return TenantHelper.start(made, Journal(lambda _event: None), decoders=decoders)
 
     return start
@@ -296,6 +297,19 @@ def test_the_process_that_asks_has_no_rights_answers_each_and_ends_with_the_last
     assert second.whose(A) == ("acme", None)
     assert second.whose(B) == (None, None)
     helper.sockets[1].close()
+    assert ended(helper.pid)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_with_its_rights_given_up_it_reaches_redis_too(
+    helped: Callable[..., TenantHelper], postgres: PostgresServer, redis: RedisServer
+) -> None:
+    postgres.enter(A, "acme")
+    helper = helped(1, redis.config())
+    assert RemoteDirectory(helper.sockets, wait_s=20).whose(A) == ("acme", None)
+    with redis.client() as client:
+        assert client.keys() == [b"tenant:" + A.encode()]
+    helper.sockets[0].close()
     assert ended(helper.pid)
 
 
