@@ -9,7 +9,7 @@ from typing import Final
 from llmsec_agent.attach import read_offsets
 from llmsec_agent.capture_settings import CaptureSettings, looks_at_plain, node_name
 from llmsec_agent.capturing import CapturePlan, capture_with
-from llmsec_agent.config import Config, Loaded, bare_tenants, load_all
+from llmsec_agent.config import Config, Loaded, load_all
 from llmsec_agent.config.retention import audited_severity, retention_of
 from llmsec_agent.config.show import digest_of
 from llmsec_agent.deliver import Deliverer, plan_of
@@ -19,6 +19,7 @@ from llmsec_agent.journals import journal as new_journal
 from llmsec_agent.notify import Notify
 from llmsec_agent.reload import Reload
 from llmsec_agent.shares import decoders
+from llmsec_agent.tenants.tiers import tier_plan
 from llmsec_agent.text import report
 from llmsec_tap import privileges
 from llmsec_tap.capture.probes.selection import Selection
@@ -73,7 +74,6 @@ def _plan(loaded: Loaded, path: str | None, journal: StandardError, notify: Noti
             memory_cap_bytes=capture.memory_cap,
             retention=retention_of(config),
             watch_keys=loaded.sets("tenants") and config.tenants.watch_keys,
-            bare_tenants=bare_tenants(config),
             audit=audited_severity(config),
             configuration={"state": "started", "file": str(loaded.file or ""), "sha256": digest_of(loaded)},
             flush_s=config.storage.flush_interval,
@@ -81,6 +81,7 @@ def _plan(loaded: Loaded, path: str | None, journal: StandardError, notify: Noti
             plain=looks_at_plain(capture.plain, interfaces=capture.interfaces),
             node=node_name(capture.node),
         ),
+        tenants=tier_plan(config.storage.postgres, config.storage.redis),
         decoders=decoders(capture.decoders, capture.memory_cap, len(os.sched_getaffinity(0))),
         plain=capture.plain,
         detect=True,

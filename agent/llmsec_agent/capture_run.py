@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     import socket
 
     from llmsec_agent.siblings import Sibling
+    from llmsec_agent.tenants.directory import RemoteDirectory
+    from llmsec_agent.tenants.policy import Policies
     from llmsec_tap.capture.files.pcapng import PcapngWriter
     from llmsec_tap.capture.packets.afpacket import PacketSource
     from llmsec_tap.capture.warden.client import WardenClient
@@ -94,6 +96,8 @@ def capture(
     print_to: MakePrinter | None,
     start_detection: StartDetection | None,
     exposer: socket.socket | None = None,
+    directory: RemoteDirectory | None = None,
+    policies: Policies | None = None,
 ) -> int:
     """Run in a decoder's process until the warden says stop; the exit code, as docs/cli.md has them. Raises SourceError.
 
@@ -160,7 +164,8 @@ def capture(
         whose=settings.whose,
         key_use=KeyUse() if settings.watch_keys else None,
         watch=_watch(settings, journal, sibling) if settings.watch is not None else None,
-        bare_tenants=settings.bare_tenants,
+        directory=directory,
+        policies=policies,
         traffic=Traffic() if exposer is not None else None,
         start_detection=(lambda deliver, on_early: start_detection(deliver, on_early, key)) if start_detection is not None else None,
     )

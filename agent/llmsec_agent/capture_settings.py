@@ -41,7 +41,6 @@ class CaptureSettings:
     node: str = ""
     whose: WhoseSettings | None = None
     watch_keys: bool = False  # say where a key is used by a new workload, or by several
-    bare_tenants: frozenset[str] = frozenset()  # no texts of these are kept
     plain: bool = False
     watch: WatchPlan | None = None  # deviations
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from llmsec_agent.config import Loaded
     from llmsec_agent.exposer import Exposer
+    from llmsec_agent.tenants.tiers import TierPlan
     from llmsec_tap.journal import Journal
 
 _DETECTOR = (sys.executable, "-P", "-m", "llmsec_analyzer.worker")
@@ -50,6 +51,7 @@ class CapturePlan:
     redact: bool
     load: Callable[[Callable[[str], None]], Loaded]
     decoders: int = 1
+    tenants: TierPlan | None = None  # a database that knows whose keys are
     plain: bool | Literal["auto"] = "auto"  # plain HTTP of the processes
     reload: Callable[[Warden], Callable[[], None]] | None = None  # what SIGHUP asks for
     on_alive: Callable[[], None] = lambda: None
@@ -64,13 +66,18 @@ def capture_with(plan: CapturePlan, journal: Journal, exposer: Exposer | None = 
             "capture.labels: this is not a pod with a service account, so nothing tells which processes belong to which pod",
             "Run it as docs/capture.md says for Kubernetes, or choose by containers, comms or all.",
         )
+    resolver = None
+    if plan.tenants is not None:
+        from llmsec_agent.tenants.resolver import TenantHelper
+
+        resolver = TenantHelper.start(plan.tenants, journal, decoders=plan.decoders)
     siblings = Siblings(plan.decoders)
     chosen = pods.chosen if pods is not None else None
     warden = Warden(journal, _DETECTOR, decoders=plan.decoders, on_alive=plan.on_alive, chosen=chosen)
     if plan.reload is not None:
         warden.on_hangup = plan.reload(warden)
     channel = warden.fork()
-    for helper in (pods, exposer):
+    for helper in (pods, exposer, resolver):
         if helper is not None:
             helper.keep(None if channel is None else channel.number)
     if channel is not None:
@@ -78,7 +85,8 @@ def capture_with(plan: CapturePlan, journal: Journal, exposer: Exposer | None = 
         pods_socket = pods.sockets[number] if pods is not None else None
         exposer_socket = exposer.sockets[number] if exposer is not None else None
         client = WardenClient(channel.client_socket, channel.stop_pipe)
-        leave(lambda: _decode(plan, journal, client, siblings.sibling(number), pods_socket, exposer_socket))
+        tenants_socket = resolver.sockets[number] if resolver is not None else None
+        leave(lambda: _decode(plan, journal, client, siblings.sibling(number), pods_socket, exposer_socket, tenants_socket))
     siblings.close()
     helper_pid = pods.pid if pods is not None else 0
     listener_pid = exposer.pid if exposer is not None else 0
@@ -109,14 +117,18 @@ def _decode(
     sibling: Sibling,
     pods: socket.socket | None,
     exposer: socket.socket | None,
+    tenants: socket.socket | None,
 ) -> int:
     from llmsec_agent.capture_run import capture
     from llmsec_agent.config import whose_of
     from llmsec_agent.output import printer
     from llmsec_agent.start_detection import detection_starter
+    from llmsec_agent.tenants.directory import RemoteDirectory
+    from llmsec_agent.tenants.policy import Policies, file_policies
     from llmsec_agent.watching import plan_watch
     from llmsec_analyzer.worker.child import RemoteDetectors
     from llmsec_tap.capture.warden.protocol import MAX_DETECTORS
+    from llmsec_tap.journal import SILENT
 
     loaded = plan.load(report if sibling.is_first else lambda _line: None)
     settings = replace(
@@ -128,6 +140,8 @@ def _decode(
     print_to = printer(settings.output, sibling.output_turn, with_header=sibling.is_first)
     if not warden.await_attached():
         return 0  # the warden says why
+    directory = RemoteDirectory([tenants], journal=journal if sibling.is_first else SILENT) if tenants is not None else None
+    policies = Policies(file_policies(loaded.config), directory)
     detection = detection_starter(
         loaded.config.security,
         journal,
@@ -136,6 +150,7 @@ def _decode(
         is_built_in=not loaded.sets("security"),
         redact=plan.redact,
         early_from="info" if settings.output == "events" else "high",
+        handling=policies.handling,
         remote=RemoteDetectors(warden.start_detector, warden.kill_detector, MAX_DETECTORS),
     )
     return capture(
@@ -147,4 +162,6 @@ def _decode(
         print_to=print_to,
         start_detection=detection if plan.detect and loaded.config.security.enabled else None,
         exposer=exposer,
+        directory=directory,
+        policies=policies,
     )

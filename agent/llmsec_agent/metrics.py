@@ -104,6 +104,12 @@ CATALOGUE: Final[dict[str, Metric]] = {
     "llmsec_store_pruned_bytes_total": Metric("counter", "Bytes deleted by retention."),
     "llmsec_audit_findings_total": Metric("counter", "Findings written to the store's audit log."),
     "llmsec_store_failed_compactions_total": Metric("counter", "Times the small files of a store could not be merged."),
+    "llmsec_tenant_lookups_total": Metric(
+        "counter", "Keys looked up in the database of tenants, by what was known: known, unknown, stale, unresolved."
+    ),
+    "llmsec_tenant_questions_total": Metric("counter", "Questions sent to the process that asks the database."),
+    "llmsec_tenant_questions_left_out_total": Metric("counter", "Questions not sent: too many were open, or it was gone."),
+    "llmsec_tenant_keys": Metric("gauge", "Keys that are remembered, known and unknown ones."),
     "llmsec_store_waiting_bytes": Metric("gauge", "Bytes that wait for the next file."),
     # The tap itself.
     "llmsec_up": Metric("gauge", "1 while the decoders answer.", "least"),

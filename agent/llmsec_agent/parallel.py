@@ -130,6 +130,8 @@ def replay_in_parallel(
     for number in range(jobs):
         process = _fork(own, journal, key, number, jobs, start_detection, processes)
         processes.append(process)
+    if settings.directory is not None:
+        settings.directory.sit(None)
     with signals(stop) as interrupted:
         stop.on_request(lambda: _tell(processes, signal.SIGTERM))
         lanes = [Lane(sink, journal, stop, max_bytes=Shares.of(settings.memory_cap_bytes).lane, may_wait=True) for sink in sinks]
@@ -206,6 +208,8 @@ def _work(
     settings: ReplaySettings, journal: Journal, key: bytes, share: Share, descriptor: int, start_detection: StartDetection | None
 ) -> None:
     stop = Stop()
+    if settings.directory is not None:
+        settings.directory.sit(share.number)
     orders: deque[Order] = deque()
     run = Run(
         journal,
@@ -218,7 +222,8 @@ def _work(
         ports=settings.ports,
         content=settings.content,
         whose=settings.whose,
-        bare_tenants=settings.bare_tenants,
+        directory=settings.directory,
+        policies=settings.policies,
         estimator=TokenEstimator(settings.tokenizer),
         share=share._replace(on_order=orders.append),
         start_detection=(lambda deliver, on_early: start_detection(deliver, on_early, key)) if start_detection is not None else None,

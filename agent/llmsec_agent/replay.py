@@ -37,6 +37,9 @@ from llmsec_tap.tokens import TokenEstimator
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from llmsec_agent.tenants.directory import RemoteDirectory
+    from llmsec_agent.tenants.policy import Policies
+
 # Above this share of the memory cap all that is under way is handed on as far as it came.
 _SHED_AT = 0.85
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -55,7 +58,8 @@ class ReplaySettings:
     memory_cap_bytes: int = limits.MEMORY_CAP_BYTES
     whose: WhoseSettings | None = None
     watch_keys: bool = False  # say where a key is used by a new workload, or by several
-    bare_tenants: frozenset[str] = frozenset()  # no texts of these are kept
+    directory: RemoteDirectory | None = None  # of the tenants of keys; with a seat for each process of a replay in parallel
+    policies: Policies | None = None  # what holds for tenants
     audit: str | None = None  # least severity of findings for the store's audit log
     watch: WatchPlan | None = None  # deviations
 
@@ -92,7 +96,8 @@ def replay(
         whose=settings.whose,
         key_use=KeyUse() if settings.watch_keys else None,
         watch=Watch(settings.watch, journal) if settings.watch is not None else None,
-        bare_tenants=settings.bare_tenants,
+        directory=settings.directory,
+        policies=settings.policies,
         estimator=TokenEstimator(settings.tokenizer),
         start_detection=(lambda deliver, on_early: start_detection(deliver, on_early, key)) if start_detection is not None else None,
     )

@@ -17,6 +17,8 @@ from llmsec_agent.key_use import KeyUse
 from llmsec_agent.lane import Lane, Sink
 from llmsec_agent.shares import Shares
 from llmsec_agent.stop import Stop
+from llmsec_agent.tenants.directory import RemoteDirectory
+from llmsec_agent.tenants.policy import Policies
 from llmsec_agent.traffic import Traffic
 from llmsec_agent.watching import Watch
 from llmsec_analyzer.settings import DetectionSettings
@@ -101,13 +103,15 @@ class Run:
         whose: WhoseSettings | None = None,
         key_use: KeyUse | None = None,
         watch: Watch | None = None,
-        bare_tenants: frozenset[str] = frozenset(),
+        directory: RemoteDirectory | None = None,
+        policies: Policies | None = None,
         share: Share | None = None,
         start_detection: Callable[[Deliver, OnEarly], Detection] | None = None,
     ) -> None:
         """`may_wait`: the source can (files), or cannot (live). `follows`: it may be live all the same, so nothing is kept for company.
 
-        `key_use` watches who uses which key, `watch` what deviates. Of `bare_tenants` no texts are kept. `sinks` take each exchange in their order.
+        `key_use` watches who uses which key, `watch` what deviates. `directory` knows whose keys are, `policies` what holds for a tenant.
+        `sinks` take each exchange in their order.
         """
         self._follows = follows
         self.journal = journal
@@ -115,7 +119,7 @@ class Run:
         self._content = content
         self._key_use = key_use
         self._watch = watch
-        self._bare_tenants = bare_tenants
+        self._policies = policies or Policies()
         self.keeps_texts = True  # degradation leaves them out
         self.traffic = traffic
         self._defects: Counter[str] = Counter()
@@ -138,6 +142,7 @@ class Run:
             memory_cap_bytes=memory_cap_bytes,
             origin=origin,
             whose=whose,
+            directory=directory,
             share=share,
         )
         self._samples: list[Samples] = [self.samples, self.pipeline.samples, *(lane.samples for lane in self.lanes)]
@@ -147,6 +152,8 @@ class Run:
             self._samples.append(traffic.samples)
         if watch is not None:
             self._samples.append(watch.samples)
+        if directory is not None:
+            self._samples.append(directory.samples)
 
     def run(self, source: Source) -> None:
         """To the source's end. Raises what it raises; everything before that is delivered."""
@@ -237,7 +244,7 @@ class Run:
             self._watch.look(exchange)
         if self.traffic is not None:
             self.traffic.observe(exchange)
-        if not self._content or exchange.tenant in self._bare_tenants:
+        if not self._content or self._is_bare(exchange):
             exchange = exchange.without_content()
         elif not self.keeps_texts and exchange.provider is not None:
             exchange = exchange.without_content()
@@ -246,6 +253,11 @@ class Run:
             lane.offer(exchange)
         if self.events is not None:
             self.events.ended(exchange)
+
+    def _is_bare(self, exchange: Exchange) -> bool:
+        """Its tenant's texts are not kept, or are to be masked and nobody looks at them."""
+        content = self._policies.of(exchange).content
+        return content == "none" or (content == "redacted" and self.detection is None)
 
     def _defect(self, decoder: str) -> None:
         """A decoder of ours failed: report it once, with where; never with what it read."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from llmsec_analyzer.settings import DetectionSettings
+from llmsec_analyzer.settings import DetectionSettings, Handling
 from llmsec_analyzer.worker.child import ChildDetector, RemoteDetectors, StartDetector
 from llmsec_analyzer.worker.client import DetectionProcess
 from llmsec_analyzer.worker.running import Bounds
@@ -23,6 +23,7 @@ def detection_starter(
     fail_on: Severity | None = None,
     remote: RemoteDetectors | None = None,
     early_from: Severity = "high",
+    handling: Callable[[Exchange], Handling] = lambda _exchange: Handling(),
 ) -> Callable[[Callable[[Exchange], None], Callable[[Finding], None], bytes], DetectionProcess]:
     """What starts detection, given where exchanges and early findings go from there, and the key of fingerprints. Raises ConfigError for a rule or model that is wrong.
 
@@ -43,6 +44,7 @@ def detection_starter(
             on_early=on_early,
             early_from=early_from,
             start=start,
+            handling=handling,
             bounds=Bounds(queue_bytes=queue_bytes),
         )
         if not is_built_in:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
@@ -134,6 +134,20 @@ class BudgetSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_f
     share: Annotated[
         float | None, key("part of one core's time that scanning may take before it degrades; none: no limit", above=0, at_most=1)
     ] = None
+
+
+class Sensitivity(msgspec.Struct, kw_only=True, frozen=True):
+    """What one tenant's exchanges are judged by; None: as all are."""
+
+    profile: Profile | None = None
+    confidence_threshold: float | None = None
+
+
+class Handling(NamedTuple):
+    """What is different for one exchange. `redact`: all that is secret or personal is masked in it."""
+
+    sensitivity: Sensitivity | None = None
+    redact: bool = False
 
 
 class AnomalySettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

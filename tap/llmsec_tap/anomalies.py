@@ -35,7 +35,7 @@ AnomalyName = Literal[
     "detection_fault", "detection_incomplete", "findings_limit", "detection_without_model", "detection_skipped", "detection_set_aside",
     "detection_secrets_only", "content_withheld", "content_degraded", "content_expired",
     # keys
-    "key_new_workload", "key_shared",
+    "key_new_workload", "key_shared", "tenant_unresolved", "tenant_stale",
 ]  # fmt: skip
 """The type of a name, so that the type checker proves each one where it is reported."""
 
@@ -134,6 +134,8 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     # keys
     "key_new_workload": "The client's key was used by a workload that it was not seen with before, in this run.",
     "key_shared": "Several workloads used the client's key within an hour; said once an hour for each key.",
+    "tenant_unresolved": "The database of tenants had not said whose the client's key is when the exchange ended; `tenant` says what was known.",
+    "tenant_stale": "The database of tenants is away: whose the client's key is was said some time ago.",
 }
 
 # With one of these, something of the exchange was not read: it is never `complete`, and has no risk score.

@@ -39,6 +39,14 @@ MAX_DATAGRAM_BYTES = 65_535
 MAX_PCAPNG_BLOCK_BYTES = 16 * MIB
 MAX_PCAPNG_INTERFACES = 4096
 
+# --- tenants -----------------------------------------------------------------------------------------------------------
+# Keys of the database of tenants that a decoder remembers, at some 400 bytes each; the least recently used goes.
+MAX_TENANT_KEYS = 16_384
+# Keys that the database does not know. They are kept apart: whoever makes up keys drives out no key that is known.
+MAX_UNKNOWN_KEYS = 16_384
+# Questions without an answer. Whoever makes up keys faster than they are answered has none asked beyond this.
+MAX_ASKED_KEYS = 1_024
+
 # --- TCP ---------------------------------------------------------------------------------------------------------------
 # A node with 50,000 live client connections is extreme; idle ones expire first, then the least recently used is closed.
 MAX_CONNECTIONS = 100_000

@@ -12,6 +12,7 @@ from llmsec_tap.anomalies import AnomalyName
 from llmsec_tap.counters import Sample, by_label
 from llmsec_tap.exchange.assembly import REPLAYED, Context, ExchangeAssembly, ListenerFactory, Origin
 from llmsec_tap.identity.credentials import Fingerprinter
+from llmsec_tap.identity.tenants import Directory
 from llmsec_tap.identity.whose import WhoseSettings
 from llmsec_tap.model import Exchange
 from llmsec_tap.wire.connection import Connection
@@ -99,6 +100,7 @@ class Pipeline:
         estimate: Callable[[Exchange], None] | None = None,
         shield: bool = True,
         whose: WhoseSettings | None = None,
+        directory: Directory | None = None,
         origin: Origin = REPLAYED,
         memory_cap_bytes: int = limits.MEMORY_CAP_BYTES,
         share: Share | None = None,
@@ -107,7 +109,7 @@ class Pipeline:
 
         `on_request` is given what a record could say of an exchange, when the last byte of its request is in.
         `estimate` adds token counts to a record whose server stated none, before it is handed on (`tokens.TokenEstimator.estimate`).
-        `origin` is said on every record. `whose` says how tenants and end users are named. `on_defect` is told the name of a decoder, or `tokens`, inside the except block; `shield=False` lets such faults through (tests).
+        `origin` is said on every record. `whose` says how tenants and end users are named, `directory` whose keys are. `on_defect` is told the name of a decoder, or `tokens`, inside the except block; `shield=False` lets such faults through (tests).
         """
         self.account = Account(memory_cap_bytes * limits.ACCOUNT_BYTES // limits.MEMORY_CAP_BYTES)
         self._on_exchange = on_exchange
@@ -122,6 +124,7 @@ class Pipeline:
             on_request=on_request,
             shield=shield,
             whose=whose,
+            directory=directory,
             origin=origin,
         )
         self.anomalies: Counter[str] = Counter()

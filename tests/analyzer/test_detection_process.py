@@ -15,8 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from llmsec_agent.config import load_config
 from llmsec_agent.start_detection import detection_starter
+from llmsec_analyzer.judge.exchange import ExchangeDetector
 from llmsec_analyzer.judge.scanner import Scanner
-from llmsec_analyzer.settings import DetectionSettings, PatternAction, PIISettings
+from llmsec_analyzer.settings import DetectionSettings, Handling, PatternAction, PIISettings, Sensitivity
+from llmsec_analyzer.worker.__main__ import Worker
 from llmsec_analyzer.worker.child import COMMAND, ChildDetector
 from llmsec_analyzer.worker.client import DetectionProcess
 from llmsec_analyzer.worker.fair import FairQueue, Waiting
@@ -75,6 +77,7 @@ class Run:
         redact: bool = False,
         fail_on: Any = None,
         command: Any = COMMAND,
+        handling: Any = lambda _exchange: Handling(),
         **bounds: Any,
     ) -> None:
         self.detectors: list[ChildDetector] = []
@@ -90,6 +93,7 @@ class Run:
             redact=redact,
             fail_on=fail_on,
             start=self.start,
+            handling=handling,
             bounds=Bounds(**bounds),
         )
         self.order: list[str] = []
@@ -506,3 +510,26 @@ def test_what_was_not_scanned_and_should_be_masked_goes_on_without_its_texts():
         assert "content_withheld" in [anomaly.name for anomaly in run.delivered[0].anomalies]
     plain = Run().replay(capture(1)).close()
     assert plain.delivered[0].output_text
+
+
+def test_what_holds_for_one_exchange_holds_for_no_other():
+    handling = {"10.1.0.1:40001": Handling(redact=True), "10.1.0.1:40002": Handling(Sensitivity(confidence_threshold=0.0))}
+    run = Run(handling=lambda exchange: handling.get(exchange.client, Handling())).replay(capture(4)).close()
+    texts = [exchange.output_text for exchange in run.delivered]
+    assert texts == [f"card {CARD} noted and so on", "card [CREDIT_CARD] noted and so on", *[f"card {CARD} noted and so on"] * 2]
+    assert ["@example.org" in (exchange.input_text or "") for exchange in run.delivered] == [True, False, True, True]
+
+
+def test_what_should_be_masked_for_a_tenant_and_was_not_scanned_goes_on_without_its_texts():
+    run = Run(handling=lambda exchange: Handling(redact=exchange.client.endswith("1")), command=("/nowhere/python",))
+    run.replay(capture(2)).close()
+    assert [exchange.output_text is None for exchange in run.delivered] == [False, True]
+
+
+def test_very_many_sensitivities_are_bounded():
+    worker = Worker(os.open(os.devnull, os.O_WRONLY))
+    worker._detector = ExchangeDetector(Scanner(DetectionSettings(plugins=False), str))
+    for number in range(200):
+        worker._judging_by(Sensitivity(confidence_threshold=number / 200))
+    assert len(worker._by_sensitivity) == 64
+    os.close(worker._replies)

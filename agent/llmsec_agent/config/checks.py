@@ -101,6 +101,8 @@ def notes_on(config: Config, given: Found) -> Iterator[tuple[Where, str]]:
         secret = _at(config, where)
         if isinstance(secret, Secret) and (warning := secret.warning()):
             yield where, warning
+    if config.storage.redis is not None and config.storage.postgres is None:
+        yield ("storage", "redis"), "without storage.postgres there is nothing to cache"
     email = config.alerting.channels.email
     if email is not None and not email.to:
         yield ("alerting", "channels", "email"), "without `to`, a list of recipients, no mail can be sent"

@@ -81,11 +81,6 @@ def _rule(given: schema.TenantRule) -> TenantRule:
     )
 
 
-def bare_tenants(config: Config) -> frozenset[str]:
-    """Those of which no texts are kept."""
-    return frozenset(rule.tenant for rule in config.tenants.rules if rule.content == "none")
-
-
 def load_config(path: str | None, report: Callable[[str], None] | None = None) -> Config:
     """The configuration that counts for a command whose option `--config` says `path`. Raises ConfigError (FileError has all faults).
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from llmsec_agent.config.secret import Secret
-from llmsec_analyzer.settings import DetectionSettings
+from llmsec_analyzer.settings import DetectionSettings, Profile
 from llmsec_analyzer.typed_files import key
 from llmsec_tap import limits
 
@@ -127,23 +127,38 @@ class ClickHouse(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     ttl: Annotated[TTL, key("what the server deletes, and when; `llmsec-analyze db migrate` tells it")] = TTL()
 
 
+_ONE_QUESTION = "one process asks for all keys at once, over one connection"
+
+
 class Postgres(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    host: Annotated[str, key("host", filled=True)] = "postgres-primary"
+    host: Annotated[
+        str, key("host; of several, with commas between them, the first that answers: a primary, then its replicas", filled=True)
+    ] = "postgres-primary"
     port: Annotated[int, key("port", at_least=1, at_most=65_535)] = 5432
     database: Annotated[str, key("database", filled=True)] = "llmsec_metadata"
     username: Annotated[str, key("user", filled=True)] = "llmsec"
     password: Annotated[Secret | None, key("its password: `env:NAME` or `file:/path`")] = None
-    max_connections: Annotated[int, key("connections at once", at_least=1)] = 50
-    min_connections: Annotated[int, key("connections kept open", at_least=0)] = 10
+    max_connections: Annotated[int, key("connections at once", at_least=1, instead=_ONE_QUESTION)] = 50
+    min_connections: Annotated[int, key("connections kept open", at_least=0, instead=_ONE_QUESTION)] = 10
     connection_timeout: Annotated[float, key("until a connection counts as failed", unit="duration", above=0)] = 30.0
 
 
 class Redis(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     mode: Annotated[Literal["standalone", "sentinel", "cluster"], key("how its nodes belong together")] = "standalone"
     nodes: Annotated[tuple[Name, ...], key("`host:port`", filled=True)] = ("localhost:6379",)
+    master: Annotated[str, key("of sentinel: how it calls the primary", filled=True)] = "mymaster"
+    tls: Annotated[bool, key("connect over TLS")] = False
     password: Annotated[Secret | None, key("its password: `env:NAME` or `file:/path`")] = None
     default_ttl: Annotated[float, key("until an entry expires", unit="duration", above=0)] = 300.0
-    max_memory_usage: Annotated[int, key("memory that the cache may take", unit="size", at_least=limits.MIB)] = 2_000_000_000
+    max_memory_usage: Annotated[
+        int,
+        key(
+            "memory that the cache may take",
+            unit="size",
+            at_least=limits.MIB,
+            instead="the server bounds its own memory (maxmemory); entries here are some 200 bytes a key and expire after `default_ttl`",
+        ),
+    ] = 2_000_000_000
 
 
 class Storage(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -157,10 +172,8 @@ class Storage(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     retention: Annotated[Retention, key("what is deleted, and when")] = Retention()
     audit: Annotated[Audit, key("the store's audit log (docs/formats/store.md)")] = Audit()
     clickhouse: Annotated[ClickHouse | None, key("a ClickHouse database that the folder's records are delivered to")] = None
-    postgres: Annotated[
-        Postgres | None, key("a database of tenants", later="tenants are not looked up, and no metadata leaves the store's folder")
-    ] = None
-    redis: Annotated[Redis | None, key("a cache of tenants", later="there is no lookup that would need a cache")] = None
+    postgres: Annotated[Postgres | None, key("a database of tenants and their keys (docs/tenants.md)")] = None
+    redis: Annotated[Redis | None, key("a cache before it that hosts share")] = None
 
 
 # --- server and observability -----------------------------------------------------------------------------------------------
@@ -273,7 +286,17 @@ class TenantRule(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     tenant: Annotated[str, key("name of the tenant", filled=True)]
     plan: Annotated[str | None, key("plan of the tenant, shown by `llmsec-analyze tenants`", filled=True)] = None
     rate_limit: Annotated[RequestRate | None, key("rate to report on")] = None
-    content: Annotated[Literal["full", "none"], key("texts of this tenant as `storage.content` says, or never")] = "full"
+    content: Annotated[
+        Literal["full", "redacted", "none"] | None,
+        key(
+            "texts of this tenant: as `storage.content` says, with secrets and personal data masked, or never; the strictest of its rules counts"
+        ),
+    ] = None
+    profile: Annotated[Profile | None, key("how much is found in its exchanges; none: `security.profile`")] = None
+    confidence_threshold: Annotated[
+        float | None,
+        key("score from which its texts count as injection; none: as for all", at_least=0, at_most=1),
+    ] = None
     alert_threshold: Annotated[
         Literal["info", "low", "medium", "high", "critical"] | None,
         key("least severity that alerts for this tenant", later="no alerts are sent"),
@@ -289,9 +312,13 @@ class Tenants(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     rules: Annotated[
         tuple[TenantRule, ...],
         key(
-            "who is which tenant; the first that matches counts, then the header, then `default`, then a name made of the key's fingerprint"
+            "who is which tenant; the first that matches counts, then `storage.postgres`, the header, `default`, and a name made of the key's fingerprint"
         ),
     ] = ()
+    unresolved_content: Annotated[
+        Literal["full", "redacted", "none"],
+        key("texts of exchanges whose tenant `storage.postgres` had not told in time (tenant_unresolved)"),
+    ] = "full"
     watch_keys: Annotated[bool, key("say where a key is used by a new workload, or by several; only where the file has this section")] = (
         True
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from llmsec_analyzer.judge.roles import FOREIGN_ROLES, OPERATOR_ROLES, OWN_ROLES
 from llmsec_analyzer.judge.scanner import Neighbours, Scanner, TextResult, make_finding, preview
 from llmsec_analyzer.judge.tool_policy import ToolPolicies
 from llmsec_analyzer.risk import rank, risk
+from llmsec_analyzer.settings import Sensitivity
 from llmsec_tap.model import Finding, Location
 
 # Conversations send their earlier turns again with every request; what was found in one is kept for so many texts.
@@ -116,6 +118,14 @@ class ExchangeDetector:
         self._clock = clock
         self._cache: OrderedDict[bytes, TextResult] = OrderedDict()
         self._tools = ToolPolicies(scanner.settings.output.sensitive_tools)
+        self.variant = ""  # of what is kept for a text
+
+    def judging_by(self, sensitivity: Sensitivity) -> ExchangeDetector:
+        """With the same rules, model, budget and memory."""
+        other = copy.copy(self)
+        other.scanner = self.scanner.judging_by(sensitivity)
+        other.variant = f"{sensitivity.profile} {sensitivity.confidence_threshold}"
+        return other
 
     def streams(self, exchange_id: str = "", early_from: int = 0) -> AnswerStreams:
         return AnswerStreams(self, exchange_id, early_from=early_from, lean=self.budget.lean)
@@ -240,7 +250,7 @@ class ExchangeDetector:
         if not judge or not part.is_request or part.kind == "tool_definition":
             system = ""  # what the operator says itself, and what the model says, is judged for what it is
         key = blake2b(
-            f"{role}\0{judge}{lean}\0{len(system)}\0{system}{part.text}".encode("utf-8", "surrogatepass"), digest_size=16
+            f"{self.variant}\0{role}\0{judge}{lean}\0{len(system)}\0{system}{part.text}".encode("utf-8", "surrogatepass"), digest_size=16
         ).digest()
         kept = self._cache.get(key)
         if kept is None:

@@ -7,6 +7,7 @@ what a tool returns or a document holds is indirect.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 from bisect import bisect_right
@@ -24,7 +25,7 @@ from llmsec_analyzer.injection.choose import Model, choose_model
 from llmsec_analyzer.injection.context import Statement
 from llmsec_analyzer.injection.context_model import ContextModel, PairVerdict
 from llmsec_analyzer.injection.hidden import hidden_secrets
-from llmsec_analyzer.injection.model import Lines, Verdict
+from llmsec_analyzer.injection.model import InjectionModel, Lines, Verdict
 from llmsec_analyzer.injection.prepare import MAX_CHARS, Preparer
 from llmsec_analyzer.judge.answers import JUDGED_FROM
 from llmsec_analyzer.judge.roles import FOREIGN_ROLES, OPERATOR_ROLES, OWN_ROLES
@@ -34,7 +35,7 @@ from llmsec_analyzer.recognizers.build import make_plan
 from llmsec_analyzer.recognizers.plugins import Plugins
 from llmsec_analyzer.recognizers.whole_text import WholeTextPatterns
 from llmsec_analyzer.rules.schema import INDIRECT, OBFUSCATED, Rule, taxonomy_of
-from llmsec_analyzer.settings import DetectionSettings, Profile
+from llmsec_analyzer.settings import DetectionSettings, Profile, Sensitivity
 from llmsec_tap.model import Category, Finding, Location, Severity
 
 _CONTEXT_SHOWN = 24
@@ -104,6 +105,21 @@ class Scanner:
             self.context = ContextModel() if chosen.ours and settings.prompt_injection.context else None
         ours = places.detectors(settings.pii_detection, self.rules.by_id)
         self.plugins = Plugins(enabled=settings.plugins and settings.enabled, on_fault=self.count_fault, ours=ours)
+
+    def judging_by(self, sensitivity: Sensitivity) -> Scanner:
+        """The same rules and model, with what their scores mean for somebody else. Faults count in both."""
+        other = copy.copy(self)
+        profile, threshold = sensitivity.profile, sensitivity.confidence_threshold
+        if profile is not None:
+            other.settings = msgspec.structs.replace(self.settings, profile=profile)
+            # A threshold of the file holds for every profile; a classifier of one's own has no others.
+            is_fixed = self.settings.prompt_injection.model.confidence_threshold is not None
+            if isinstance(self.model, InjectionModel):
+                lines = self.model.lines(profile)
+                other.lines = lines._replace(threshold=self.threshold) if is_fixed else lines
+        if threshold is not None:
+            other.lines = other.lines._replace(threshold=threshold)
+        return other
 
     @property
     def threshold(self) -> float:

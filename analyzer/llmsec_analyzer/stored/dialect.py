@@ -19,6 +19,7 @@ class Dialect:
     whole: str
     left: str
     any_anomaly: str
+    among: str
 
 
 def _glob(text: str) -> str:
@@ -38,6 +39,7 @@ DUCKDB: Final = Dialect(
     whole="round({})::BIGINT",
     left="left({}, {})",
     any_anomaly="list_has_any(list_transform(anomalies, lambda a: a.name), ?)",
+    among="list_contains(?, {})",
 )
 CLICKHOUSE: Final = Dialect(
     matches="{} LIKE ?",
@@ -47,4 +49,5 @@ CLICKHOUSE: Final = Dialect(
     whole="CAST(round({}) AS Nullable(Int64))",
     left="leftUTF8({}, {})",
     any_anomaly="hasAny(arrayMap(a -> a.name, anomalies), ?)",
+    among="has(?, {})",
 )

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from llmsec_analyzer.stored.dialect import Dialect
 from llmsec_analyzer.stored.stores import Result, Session
@@ -105,6 +105,44 @@ def of_anomalies(session: Session, names: Sequence[str] | None) -> Iterator[Exch
     if names is None:
         return _records(session, "ORDER BY started_ns, exchange_id", [])
     return _records(session, f"WHERE {session.dialect.any_anomaly} ORDER BY started_ns, exchange_id", [list(names)])
+
+
+class Position(NamedTuple):
+    """Where an exchange stands in a walk over all of a store: by its start (0 where none is known), then its id."""
+
+    started_ns: int
+    exchange_id: str
+
+
+BEGINNING: Final = Position(-1, "")
+
+
+def positions(session: Session, after: Position, names: Sequence[str] | None, limit: int) -> list[Position]:
+    """Of the next exchanges with a language model behind `after`, in their order; `names` as of `of_anomalies`."""
+    conditions, parameters = ["provider IS NOT NULL", "(coalesce(started_ns, 0), exchange_id) > (?, ?)"], [*after]
+    if names is not None:
+        conditions.append(session.dialect.any_anomaly)
+        parameters.append(list(names))
+    sql = f"SELECT coalesce(started_ns, 0), exchange_id FROM exchanges WHERE {' AND '.join(conditions)} ORDER BY 1, 2 LIMIT ?"  # noqa: S608 - our own clauses
+    return [Position(int(started), exchange_id) for started, exchange_id in session.select(sql, [*parameters, limit]).rows()]
+
+
+def at_positions(session: Session, wanted: Sequence[Position]) -> Iterator[Exchange]:
+    """The whole records of these, in their order. One that was deleted meanwhile is left out."""
+    among = session.dialect.among.format("exchange_id")
+    clauses = f"WHERE coalesce(started_ns, 0) BETWEEN ? AND ? AND {among} ORDER BY coalesce(started_ns, 0), exchange_id"
+    return _records(session, clauses, [wanted[0].started_ns, wanted[-1].started_ns, [position.exchange_id for position in wanted]])
+
+
+def still_there(session: Session, exchanges: Sequence[Exchange], without: Sequence[str]) -> set[str]:
+    """Ids of those of them that the store has, and has without any of these anomalies."""
+    if not exchanges:
+        return set()
+    starts = [exchange.started_ns or 0 for exchange in exchanges]
+    sql = session.dialect
+    conditions = f"coalesce(started_ns, 0) BETWEEN ? AND ? AND {sql.among.format('exchange_id')} AND NOT {sql.any_anomaly}"
+    parameters = [min(starts), max(starts), [exchange.exchange_id for exchange in exchanges], list(without)]
+    return {row[0] for row in session.select(f"SELECT exchange_id FROM exchanges WHERE {conditions}", parameters).rows()}  # noqa: S608 - our own clauses
 
 
 def find(session: Session, prefix: str) -> Exchange:

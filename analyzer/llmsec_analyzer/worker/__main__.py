@@ -14,6 +14,7 @@ from llmsec_analyzer.judge.facts import Facts
 from llmsec_analyzer.judge.scanner import Scanner
 from llmsec_analyzer.judge.suppressions import Suppressions, load_suppressions
 from llmsec_analyzer.risk import rank
+from llmsec_analyzer.settings import Sensitivity
 from llmsec_analyzer.worker.protocol import (
     Begin,
     DetectorFault,
@@ -42,6 +43,8 @@ _TOTALS_S = 5.0
 # Requests whose answer is out, and of which something is known by which findings in the answer may be suppressed.
 _MAX_OPEN = 4096
 _MAX_NOTES = 20
+# Tenants that are judged by other lines than the rest share these by what they are.
+_MAX_SENSITIVITIES = 64
 # Below the decoder: where both want a core, decoding goes first, and what cannot be scanned in time is marked.
 _NICENESS = 5
 
@@ -53,6 +56,8 @@ class Worker:
         self._redact = False
         self._suppressions = Suppressions()
         self._facts: OrderedDict[str, Facts] = OrderedDict()  # by exchange, of requests whose answer is out
+        self._open: OrderedDict[str, Sensitivity] = OrderedDict()  # the same, where it is not the usual one
+        self._by_sensitivity: OrderedDict[Sensitivity, ExchangeDetector] = OrderedDict()
         self._early_from = 0
         self._streams: dict[int, AnswerStreams] = {}
         self._delays_ns = array("q")
@@ -64,23 +69,24 @@ class Worker:
         if isinstance(message, Increments):
             self._feed(message)
         elif isinstance(message, Examine):
-            assert self._detector is not None
+            detector = self._judging_by(message.sensitivity)
             if message.is_request:
-                report = self._detector.examine_request(message.exchange_id, message.parts, pressure=message.pressure)
+                report = detector.examine_request(message.exchange_id, message.parts, pressure=message.pressure)
                 self._keep_facts(message)
             else:
                 streams = self._streams.pop(message.stream, None)
-                report = self._detector.examine(
+                report = detector.examine(
                     message.exchange_id, message.parts, streams, pressure=message.pressure, unread=message.unread, noted=message.noted
                 )
                 self._facts.pop(message.exchange_id, None)
+                self._open.pop(message.exchange_id, None)
             self._suppressions.apply(report, message.facts, message.parts)
-            if not self._redact:
+            if not (self._redact or message.masks):
                 report.masks = [mask.of(report.redacting) for mask in report.masks] if report.redacting else []
             self._reply(Examined(message.number, report))
         elif isinstance(message, Begin):
-            assert self._detector is not None
-            self._streams[message.stream] = self._detector.streams(message.exchange_id, self._early_from)
+            detector = self._judging_by(self._open.get(message.exchange_id))
+            self._streams[message.stream] = detector.streams(message.exchange_id, self._early_from)
         elif isinstance(message, Forget):
             self._streams.pop(message.stream, None)
         else:
@@ -100,7 +106,22 @@ class Worker:
             totals.delay_ms_p99 = delays[len(delays) * 99 // 100] / 1e6
         self._reply(totals)
 
+    def _judging_by(self, sensitivity: Sensitivity | None) -> ExchangeDetector:
+        assert self._detector is not None
+        if sensitivity is None:
+            return self._detector
+        found = self._by_sensitivity.get(sensitivity)
+        if found is None:
+            found = self._by_sensitivity[sensitivity] = self._detector.judging_by(sensitivity)
+            if len(self._by_sensitivity) > _MAX_SENSITIVITIES:
+                self._by_sensitivity.popitem(last=False)
+        return found
+
     def _keep_facts(self, message: Examine) -> None:
+        if message.sensitivity is not None:
+            self._open[message.exchange_id] = message.sensitivity
+            if len(self._open) > _MAX_OPEN:
+                self._open.popitem(last=False)
         if message.facts is not None:
             self._facts[message.exchange_id] = message.facts
             if len(self._facts) > _MAX_OPEN:

@@ -17,7 +17,7 @@ from typing import Final
 from llmsec_analyzer.judge.exchange_parts import Report, noted, text_parts, unread
 from llmsec_analyzer.judge.facts import facts_of
 from llmsec_analyzer.risk import rank
-from llmsec_analyzer.settings import DetectionSettings
+from llmsec_analyzer.settings import DetectionSettings, Handling
 from llmsec_analyzer.worker.batches import AnswerListener, Batches
 from llmsec_analyzer.worker.child import ChildDetector, StartDetector
 from llmsec_analyzer.worker.fair import COST_BYTES, FairQueue, Waiting
@@ -59,9 +59,13 @@ class DetectionProcess:
         early_from: Severity = _GRAVE,
         start: StartDetector = ChildDetector,
         bounds: Bounds | None = None,
+        handling: Callable[[Exchange], Handling] = lambda _exchange: Handling(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_early` is given what is found before its exchange has ended: of requests all, of answers what is at least `early_from`."""
+        """`on_early` is given what is found before its exchange has ended: of requests all, of answers what is at least `early_from`.
+
+        `handling` says what is different for an exchange, by its tenant.
+        """
         self._bounds = bounds = bounds or Bounds()
         self._start = Start(settings, key, redact, early_from)
         self._start_detector = start
@@ -80,6 +84,7 @@ class DetectionProcess:
         self._statistics = Statistics()
         self._told: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._on_early = on_early
+        self._handling = handling
         self._supervisor = Supervisor(bounds.restarts, bounds.back_off_s)
         self._quarantine = Quarantine(key)
         self._worker: Running | None = None
@@ -110,7 +115,9 @@ class DetectionProcess:
         if self._worker is None or not self._start.settings.request_time.enabled:
             return
         self._numbers += 1
-        entry = Waiting(self._numbers, exchange, 0, self._clock(), is_request=True, parts=list(text_parts(exchange)))
+        sensitivity, _ = self._handling(exchange)
+        parts = list(text_parts(exchange))
+        entry = Waiting(self._numbers, exchange, 0, self._clock(), is_request=True, parts=parts, sensitivity=sensitivity)
         if entry.parts:
             self._requests += 1
             self._queue_up(entry)
@@ -119,7 +126,9 @@ class DetectionProcess:
         """Take an exchange; it is delivered, now or later, after all that came before it."""
         self._numbers += 1
         stream = self._batches.stream_of(exchange.exchange_id)
-        entry = Waiting(self._numbers, exchange, 0, self._clock(), stream=stream, masks=self._in_order.masks)
+        sensitivity, redact = self._handling(exchange)
+        masks = self._in_order.masks or redact
+        entry = Waiting(self._numbers, exchange, 0, self._clock(), stream=stream, masks=masks, sensitivity=sensitivity, redact=redact)
         self._in_order.add(entry)
         self._start_again()
         if exchange.provider is None:
@@ -163,6 +172,16 @@ class DetectionProcess:
             if self._clock() > min(ends, self._deadline):
                 self._give_up()
         self._in_order.hand_on()
+
+    def go_on(self, wait_s: float) -> bool:
+        """As `drain`, for so long at most: whether something is out still. For who feeds several processes."""
+        if not (self._workers and self._is_busy):
+            self._in_order.hand_on()
+            return False
+        self._pump(wait_s)
+        self._end_if_stuck()
+        self._start_again()
+        return bool(self._workers and self._is_busy)
 
     def hurry(self) -> None:
         """Somebody wants this to end: nothing waits longer than a few seconds from now on. May be called from a signal handler."""
@@ -269,6 +288,8 @@ class DetectionProcess:
             entry.is_request,
             facts,
             [] if entry.is_request else noted(exchange),
+            entry.sensitivity,
+            entry.redact,
         )
         is_urgent = entry.is_request and worker.ready is not None
         size = worker.pipe.send(message, urgent=is_urgent)

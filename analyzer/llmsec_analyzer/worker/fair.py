@@ -15,6 +15,7 @@ from itertools import chain
 import msgspec
 
 from llmsec_analyzer.judge.exchange_parts import Report, TextPart
+from llmsec_analyzer.settings import Sensitivity
 from llmsec_tap.model import Exchange
 
 # Above these shares of the queue the process is asked to leave out more and more (budget.py).
@@ -40,6 +41,8 @@ class Waiting(msgspec.Struct):
     parts: list[TextPart] = []
     stream: int = 0
     masks: bool = False
+    sensitivity: Sensitivity | None = None  # of its tenant
+    redact: bool = False  # all that is secret or personal in it is masked, whatever holds for others
     is_request: bool = False  # its answer is still out, and nobody waits for the exchange
 
     @property

@@ -59,6 +59,7 @@ class InOrder:
             self.failed = self.failed or (self._fail_on is not None and rank(finding.severity) >= rank(self._fail_on))
         if (self.masks or entry.masks) and not _UNSCANNED.isdisjoint(report.marks):
             return withheld(exchange)
-        if self._redact or report.redacting:
-            return redacted(exchange, report.masks, everything=self._redact, rules=report.redacting)
+        redact = self._redact or entry.redact
+        if redact or report.redacting:
+            return redacted(exchange, report.masks, everything=redact, rules=report.redacting)
         return exchange

@@ -10,7 +10,7 @@ import msgspec
 
 from llmsec_analyzer.judge.exchange_parts import Report, TextPart
 from llmsec_analyzer.judge.facts import Facts
-from llmsec_analyzer.settings import DetectionSettings
+from llmsec_analyzer.settings import DetectionSettings, Sensitivity
 from llmsec_tap.model import Finding, Severity
 
 _LENGTH_BYTES = 4
@@ -49,7 +49,8 @@ class Examine(msgspec.Struct, tag="examine", array_like=True):
     """A whole exchange, or its request. `stream` is the one its answer came by, 0 where none did; `pressure` the step that the queue asks for.
 
     `unread`: anomalies by which something of it was not read. `is_request`: its answer is still out, so this has time limits.
-    `facts`: where the settings ask for them (suppressions). `noted`: facts of the record that are findings.
+    `facts`: where the settings ask for them (suppressions). `noted`: facts of the record that are findings. `sensitivity`: of its tenant.
+    `masks`: the report says where everything is that is masked.
     """
 
     number: int
@@ -61,6 +62,8 @@ class Examine(msgspec.Struct, tag="examine", array_like=True):
     is_request: bool = False
     facts: Facts | None = None
     noted: list[str] = []
+    sensitivity: Sensitivity | None = None
+    masks: bool = False
 
 
 class Forget(msgspec.Struct, tag="forget", array_like=True):

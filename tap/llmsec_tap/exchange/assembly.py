@@ -31,6 +31,7 @@ from llmsec_tap.exchange.response_reading import late_framing, read_loose_answer
 from llmsec_tap.exchange.timing import characters_per_token
 from llmsec_tap.identity.credentials import Fingerprinter, credential_of
 from llmsec_tap.identity.non_inference import auxiliary, holds_texts
+from llmsec_tap.identity.tenants import Directory, Known
 from llmsec_tap.identity.who import identify
 from llmsec_tap.identity.whose import Whose, WhoseSettings, resolved_tenant, whose_request, with_response
 from llmsec_tap.model import CaptureKind, Completeness, Exchange, Framing, OtherText
@@ -60,7 +61,18 @@ REPLAYED: Final = Origin()
 class Context:
     """What all exchanges of a run share."""
 
-    __slots__ = ("emitting", "fingerprint", "listener_factory", "on_defect", "on_exchange", "on_request", "origin", "shield", "whose")
+    __slots__ = (
+        "directory",
+        "emitting",
+        "fingerprint",
+        "listener_factory",
+        "on_defect",
+        "on_exchange",
+        "on_request",
+        "origin",
+        "shield",
+        "whose",
+    )
 
     def __init__(
         self,
@@ -72,10 +84,12 @@ class Context:
         on_request: Callable[[Exchange], None] | None = None,
         shield: bool = True,
         whose: WhoseSettings | None = None,
+        directory: Directory | None = None,
         origin: Origin = REPLAYED,
     ) -> None:
         """`on_request` is given what a record could say, once for each request to a language model, when its last byte is in."""
         self.whose = whose or WhoseSettings()
+        self.directory = directory
         self.origin = origin
         self.emitting: Flow | None = None  # whose exchange is handed on at this moment
         self.on_exchange = on_exchange
@@ -181,6 +195,15 @@ class ExchangeAssembly:
         self._whose = self._guarded(lambda: whose_request(view, self.context.fingerprint, self.context.whose)) or self._whose
         view.body = scalars(view.body)
         self.draft.request_cost(view.body)
+        directory = self.context.directory
+        if directory is not None and self._dialect is not None:
+            self._guarded(lambda: self._expect(directory, view))
+
+    def _expect(self, directory: Directory, view: RequestView) -> None:
+        """Asked for now, it is mostly known when the answer has ended."""
+        credential = credential_of(view)
+        if credential:
+            directory.expect(self.context.fingerprint(credential))
 
     def _read_request(self, view: RequestView, raw: bytes, undecoded: bytes, others: bytes) -> None:
         """`undecoded` and `others` are bytes beside the body: what could not be read of it, and copies that differed."""
@@ -465,6 +488,9 @@ class ExchangeAssembly:
     def _facts(self, provider: str | None, api: str | None, operation: str | None, *, ended_ns: int, completeness: Completeness) -> Facts:
         view = self._view
         credential = credential_of(view) if view is not None else None
+        tenant = self._guarded(lambda: self._tenant(credential, is_llm=provider is not None)) or Known(None)
+        if tenant.mark is not None and self._done:
+            self.anomaly(tenant.mark)
         return Facts(
             exchange_id=self.exchange_id,
             client=self.client,
@@ -482,7 +508,7 @@ class ExchangeAssembly:
             api=api,
             operation=operation,
             credential=credential,
-            tenant=self._guarded(lambda: self._tenant(credential)),
+            tenant=tenant.tenant,
             completeness=completeness,
             whose=self._whose,
             proxied=self.flow.proxied,
@@ -490,9 +516,11 @@ class ExchangeAssembly:
             node=self.context.origin.node,
         )
 
-    def _tenant(self, credential: str | None) -> str | None:
+    def _tenant(self, credential: str | None, *, is_llm: bool) -> Known:
+        """Credentials of other traffic are nobody's business: no directory is asked for them."""
         model, context = self.draft.request_model or self.draft.response_model, self.context
-        return resolved_tenant(self._whose, self._view, credential, self.flow.process, model, context.fingerprint, context.whose)
+        directory = context.directory if is_llm else None
+        return resolved_tenant(self._whose, self._view, credential, self.flow.process, model, context.fingerprint, context.whose, directory)
 
     def _completeness(self, *, is_llm: bool) -> Completeness:
         request, response = self.request, self.response

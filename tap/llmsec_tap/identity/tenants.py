@@ -10,10 +10,11 @@ import re
 from collections.abc import Mapping
 from fnmatch import translate
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
+from llmsec_tap.anomalies import AnomalyName
 from llmsec_tap.model import Process
 
 PSEUDONYM: Final = "key-"
@@ -38,6 +39,22 @@ class TenantRule(msgspec.Struct, frozen=True, kw_only=True):
     path: str | None = None
     model: str | None = None
     header_tenant: str | None = None
+
+
+class Known(NamedTuple):
+    """What a directory says of a key at this moment: whose it is, and what is to be said of the answer on the record."""
+
+    tenant: str | None
+    mark: AnomalyName | None = None
+
+
+class Directory(Protocol):
+    """Whose keys are, where that is kept outside the configuration. Nothing here may wait for a network: what is not known is asked for meanwhile."""
+
+    def expect(self, fingerprint: str) -> None:
+        """An exchange with this key has begun."""
+
+    def whose(self, fingerprint: str) -> Known: ...
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True, gc=False):

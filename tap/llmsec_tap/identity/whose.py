@@ -18,7 +18,7 @@ import msgspec
 from llmsec_tap.dialects.base import RequestView, dict_of, list_of
 from llmsec_tap.identity.credentials import Fingerprinter
 from llmsec_tap.identity.secret_shapes import is_secret_name, is_token, mask_vendor_forms
-from llmsec_tap.identity.tenants import Evidence, TenantRule, pseudonym, tenant_of
+from llmsec_tap.identity.tenants import Directory, Evidence, Known, TenantRule, pseudonym, tenant_of
 from llmsec_tap.model import Counts, Process, RateLimit, Resets
 
 JSON = Any
@@ -119,10 +119,14 @@ def resolved_tenant(
     model: str | None,
     fingerprint: Fingerprinter,
     settings: WhoseSettings,
-) -> str | None:
-    """The tenant: by the first rule that holds, else as the header says, else the default, else, where there are rules, a name for the key."""
-    if not settings.rules:
-        return whose.tenant or settings.tenant
+    directory: Directory | None = None,
+) -> Known:
+    """The tenant: by the first rule that holds, else the directory's, else as the header says, else the default, else a name for the key.
+
+    That name is given where there are rules or a directory.
+    """
+    if not settings.rules and directory is None:
+        return Known(whose.tenant or settings.tenant)
     seen = Evidence(
         credential=credential,
         fingerprint=fingerprint(credential) if credential else None,
@@ -133,8 +137,12 @@ def resolved_tenant(
         model=model,
         header_tenant=whose.tenant,
     )
-    found = tenant_of(settings.rules, seen) or whose.tenant or settings.tenant
-    return found or (pseudonym(seen.fingerprint) if seen.fingerprint is not None else None)
+    found = tenant_of(settings.rules, seen)
+    if found is not None:
+        return Known(found)
+    kept = directory.whose(seen.fingerprint) if directory is not None and seen.fingerprint is not None else Known(None)
+    found = kept.tenant or whose.tenant or settings.tenant
+    return Known(found or (pseudonym(seen.fingerprint) if seen.fingerprint is not None else None), kept.mark)
 
 
 def with_response(whose: Whose, headers: Mapping[str, str], ts_ns: int, fingerprint: Fingerprinter) -> Whose:

@@ -59,9 +59,13 @@ def test_the_original_file_loads_as_it_is_and_every_path_only_key_gets_a_note():
     ):  # fmt: skip
         assert noted[key].startswith("a tap "), key
     for key in (
-        "routing", "alerting", "storage.postgres", "storage.redis", "observability.tracing",
+        "routing", "alerting", "observability.tracing",
     ):  # fmt: skip
         assert noted[key].startswith("not in this version yet: "), key
+    # Tenants are asked for, over one connection.
+    assert not {"storage.postgres", "storage.redis"} & noted.keys()
+    assert noted["storage.postgres.max_connections"].startswith("one process asks")
+    assert "maxmemory" in noted["storage.redis.max_memory_usage"]
     config = loaded.config
     assert config.security.prompt_injection.model.confidence_threshold == 0.8
     assert config.observability.metrics.port == 9090

@@ -63,7 +63,7 @@ def replay(
 
     Example: llmsec-analyze replay capture.pcap --format jsonl
     """
-    from llmsec_agent.config import bare_tenants, load_all, whose_of
+    from llmsec_agent.config import load_all, whose_of
     from llmsec_agent.config.retention import audited_severity
     from llmsec_agent.journals import journal
     from llmsec_agent.output import printer
@@ -72,6 +72,8 @@ def replay(
     from llmsec_agent.shares import Shares, decoders
     from llmsec_agent.start_detection import detection_starter
     from llmsec_agent.suppressing import with_suppressions
+    from llmsec_agent.tenants.policy import Policies, file_policies
+    from llmsec_agent.tenants.resolver import directory_of
     from llmsec_agent.text import report
     from llmsec_agent.watching import plan_watch
 
@@ -87,6 +89,8 @@ def replay(
         if watches_keys:
             raise ConfigError("tenants.watch_keys looks at all connections together", "set it to false, or leave out --jobs")
         decoders(jobs, memory_cap << 20, jobs)
+    directory = directory_of(loaded.config.storage, log, seats=jobs)
+    policies = Policies(file_policies(loaded.config), directory)
     settings = ReplaySettings(
         files=names,
         ports=frozenset(port) if port else None,
@@ -96,7 +100,8 @@ def replay(
         memory_cap_bytes=memory_cap << 20,
         whose=whose_of(loaded),
         watch_keys=watches_keys,
-        bare_tenants=bare_tenants(loaded.config),
+        directory=directory,
+        policies=policies,
         audit=audited_severity(loaded.config),
         watch=plan_watch(loaded.config),
     )
@@ -110,6 +115,7 @@ def replay(
         redact=redact,
         early_from="info" if output is RunFormat.EVENTS else "high",
         fail_on=fail_on.value if fail_on else None,
+        handling=policies.handling,
     )
     starts = detection if detect and security.enabled else None
     if jobs > 1:

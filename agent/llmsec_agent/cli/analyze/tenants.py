@@ -30,6 +30,13 @@ def fingerprint() -> None:
     Example: llmsec-analyze tenants fingerprint < key.txt
     """
     from llmsec_agent.cli.analyze.streams import results
+
+    with results():
+        typer.echo(_fingerprint("fingerprint"))
+
+
+def _fingerprint(command: str) -> str:
+    """Of the key on standard input. Raises ConfigError where there is none."""
     from llmsec_agent.journals import journal
     from llmsec_tap.errors import ConfigError
     from llmsec_tap.identity.credentials import fingerprinter
@@ -38,9 +45,70 @@ def fingerprint() -> None:
     given = sys.stdin.buffer.read(_MAX_KEY + 1)
     key = given.decode("latin-1").strip()  # as header values are read
     if not key or len(given) > _MAX_KEY or "\n" in key:
-        raise ConfigError("standard input has no key: it must be one line", "for example `llmsec-analyze tenants fingerprint < key.txt`")
+        raise ConfigError("standard input has no key: it must be one line", f"for example `llmsec-analyze tenants {command} < key.txt`")
+    return fingerprinter(install_key(journal()))(key)
+
+
+@group.command()
+def schema() -> None:
+    """Print the tables of tenants and their keys that `storage.postgres` reads, as SQL.
+
+    Example: llmsec-analyze tenants schema | psql llmsec_metadata
+    """
+    from importlib.resources import files
+
+    from llmsec_agent.cli.analyze.streams import results
+
     with results():
-        typer.echo(fingerprinter(install_key(journal()))(key))
+        typer.echo((files("llmsec_agent") / "tenants" / "schema.sql").read_text(encoding="utf-8"), nl=False)
+
+
+@group.command()
+def lookup(config: ConfigOption = None) -> None:
+    """Ask Redis and PostgreSQL whose the key on standard input is, and say what each of them knows.
+
+    Only the key's fingerprint goes there. Exit 1: no tenant has it, or nobody could be asked.
+
+    Example: llmsec-analyze tenants lookup < key.txt
+    """
+    import asyncio
+
+    import msgspec
+
+    from llmsec_agent.cli.analyze.streams import results
+    from llmsec_agent.config import load_config
+    from llmsec_agent.journals import journal
+    from llmsec_agent.tenants.tiers import Tiers, tier_plan
+    from llmsec_agent.text import report
+    from llmsec_tap.errors import ConfigError
+    from llmsec_tap.visible import visible
+
+    storage = load_config(config, report).storage
+    plan = tier_plan(storage.postgres, storage.redis)
+    if plan is None:
+        raise ConfigError("the configuration names no database of tenants", "set storage.postgres")
+    fingerprint = _fingerprint("lookup")
+
+    async def ask() -> tuple[bool, list[str]]:
+        tiers = Tiers(plan, journal())
+        try:
+            cached = await tiers.cached([fingerprint])
+            stored = await tiers.stored([fingerprint])
+        finally:
+            await tiers.close()
+        lines = [f"fingerprint: {fingerprint}"]
+        for name, found in ("Redis", cached if plan.redis is not None else None), ("PostgreSQL", stored):
+            if found is not None:
+                context = found.get(fingerprint)
+                lines.append(f"{name}: {msgspec.json.encode(context).decode() if context is not None else 'no tenant has this key'}")
+        return fingerprint in {**cached, **(stored or {})}, lines
+
+    found, lines = asyncio.run(ask())
+    with results():
+        for line in lines:
+            typer.echo(visible(line))
+    if not found:
+        raise typer.Exit(1)
 
 
 @group.command("list")
@@ -102,7 +170,10 @@ def show(
         if rule.tenant == tenant:
             match = {name: value for name, value in msgspec.to_builtins(rule.match).items() if value}
             asks = ", ".join(f"{name}={value}" for name, value in match.items()) or "everything"
-            lines.append(f"rule {number + 1}: {asks}; content {rule.content}" + (f"; plan {rule.plan}" if rule.plan else ""))
+            holds = {name: getattr(rule, name) for name in ("content", "profile", "confidence_threshold", "alert_threshold", "plan")}
+            lines.append(
+                "; ".join([f"rule {number + 1}: {asks}", *(f"{name} {value}" for name, value in holds.items() if value is not None)])
+            )
     kept = loaded.storage.retention.tenants.get(tenant)
     if kept is not None:
         days = {name: value["days"] for name, value in msgspec.to_builtins(kept).items() if value["days"] is not None}
