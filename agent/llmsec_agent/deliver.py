@@ -66,6 +66,7 @@ def deliver(plan: DeliveryPlan, journal: Journal, *, once: bool = False, goes_on
         journal,
         limits=found.limits,
         batching=Batching(settings.batch_size, min(settings.flush_interval, settings.max_batch_delay)),
+        max_bytes=settings.max_buffer_size,
     )
     went_well = True
     try:

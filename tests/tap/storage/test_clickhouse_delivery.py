@@ -15,11 +15,11 @@ from llmsec_tap.storage import StoreWriter, open_store
 from llmsec_tap.storage.clickhouse import delivery as delivery_module
 from llmsec_tap.storage.clickhouse.address import parse
 from llmsec_tap.storage.clickhouse.client import connect
-from llmsec_tap.storage.clickhouse.cursor import DELETED, Cursor
 from llmsec_tap.storage.clickhouse.delivery import Batching, Delivery
 from llmsec_tap.storage.clickhouse.migrations import migrate
 from llmsec_tap.storage.clickhouse.tables import Layout
 from llmsec_tap.storage.compact import compact
+from llmsec_tap.storage.cursor import DELETED, Cursor, Lost
 from llmsec_tap.storage.taps import Beat, write_beat
 
 
@@ -140,7 +140,6 @@ def test_of_a_merge_of_sent_and_waiting_parts_nothing_is_missing(root, write, ta
 
 def test_a_merge_of_merges_that_happened_meanwhile_is_no_loss(root, write, target, deliver):
     write(1, 2)
-    Cursor(open_store(root), str(target.address)).look()
     cursor = Cursor(open_store(root), str(target.address))
     cursor.look()
     cursor.save()  # they are known to wait
@@ -164,7 +163,7 @@ def test_what_is_deleted_before_it_was_sent_is_counted_and_named(root, write, ta
     (root / "exchanges" / first).unlink()
     deliver()
     state = Cursor(open_store(root), str(target.address)).state
-    assert (state.rows_lost, state.lost, state.rows_delivered) == (1, {first: DELETED}, 1)
+    assert (state.rows_lost, state.lost, state.rows_delivered) == (1, {first: Lost(1, DELETED)}, 1)
     assert [event.name for event in deliver.said if event.name == "part_not_delivered"] == ["part_not_delivered"]
 
 
@@ -229,7 +228,7 @@ def test_a_damaged_part_costs_itself_alone(root, write, target, deliver, footer,
     deliver()
     assert target.ids() == ids(1, 3)
     state = Cursor(open_store(root), str(target.address)).state
-    assert state.lost == {f"{part.parent.name}/{part.name}": "damaged"}
+    assert state.lost == {f"{part.parent.name}/{part.name}": Lost(rows_lost, "damaged")}
     assert state.rows_lost == rows_lost
 
 

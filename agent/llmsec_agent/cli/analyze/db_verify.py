@@ -43,9 +43,9 @@ def verify(
     from llmsec_tap.errors import StorageError
     from llmsec_tap.storage import open_store
     from llmsec_tap.storage.clickhouse.client import READ_ONLY, connect
-    from llmsec_tap.storage.clickhouse.cursor import Cursor
     from llmsec_tap.storage.clickhouse.migrations import check_version
     from llmsec_tap.storage.clickhouse.verify import compare
+    from llmsec_tap.storage.cursor import Cursor
     from llmsec_tap.storage.rows import row_key
 
     storage = load_config(config, report).storage
