@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from llmsec_agent.delivery_metrics import DeliveryMetrics
 from llmsec_tap.counters import Sample
 from llmsec_tap.errors import StorageError
 from llmsec_tap.model import Exchange
@@ -36,6 +37,7 @@ class StoreSink:
         self._retention = retention if retention is not None and retention.is_bounded else None
         self._next_prune = self._next_classes = 0.0
         self._pruned = Pruned()
+        self._delivery = DeliveryMetrics(writer.store) if retention is not None else None
         if retention is not None:
             write_policy(writer.store, retention)
 
@@ -64,6 +66,9 @@ class StoreSink:
             if self._retention.takes_from_rows and time.monotonic() >= self._next_classes:
                 self._next_classes = time.monotonic() + _CLASSES_EVERY_S
                 self._writer.compact()
+        if self._delivery is not None:
+            with self._writer.backlog.look():
+                pass  # what waits is known, with its rows, also while nobody delivers
         self._log()
 
     def _log(self) -> None:
@@ -93,5 +98,7 @@ class StoreSink:
         pruned = self._pruned + self._writer.pruned
         yield Sample("llmsec_store_pruned_parts_total", pruned.parts)
         yield Sample("llmsec_store_pruned_bytes_total", pruned.bytes)
+        if self._delivery is not None:
+            yield from self._delivery.samples()
         yield Sample("llmsec_store_undelivered_parts_total", pruned.dropped)
         yield Sample("llmsec_store_undelivered_rows_total", pruned.dropped_rows)

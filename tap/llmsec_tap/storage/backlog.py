@@ -37,17 +37,14 @@ class Waiting:
         name = _name(path)
         return any(name in cursor.state.waiting for cursor in self.cursors)
 
-    def is_in_doubt(self, path: Path) -> bool:
-        """Whether a server may have it, and nobody knows: declared lost, it might be counted at both ends."""
-        name = _name(path)
-        return any(name in cursor.state.sending for cursor in self.cursors)
-
     def drop(self, path: Path, why: str) -> int:
         """Delete a part and declare it lost to each database that has not had it; the most rows that one of them lacks.
 
         A kill in the middle leaves a part that waited and is gone, which the next look declares lost with the same rows.
         """
         name = _name(path)
+        for cursor in self.cursors:
+            cursor.doubt(name)
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
         return max((cursor.lose(name, why) for cursor in self.cursors if name in cursor.state.waiting), default=0)
@@ -64,6 +61,10 @@ class Backlog:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._cursors: dict[str, Cursor] = {}
+
+    def states(self) -> list[State]:
+        """What each cursor says now, as far as it can be read. It waits for no lock."""
+        return list(self._states())
 
     @property
     def max_bytes(self) -> int | None:

@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ MAX_NAMED: Final = 1000
 PATTERN: Final = "delivery-*.json"
 DELETED: Final = "deleted before it was delivered"
 DAMAGED: Final = "damaged"
+# Row keys of parts that are lost in doubt, about a hundred thousand; beyond it such a part counts as lost, and may be there as well.
+MAX_DOUBTFUL_BYTES: Final = 800_000
 # A merge adds one to the stored_seq of a row (compact.py): the rest of it says which part a writer had put the row into.
 _MERGES_BITS: Final = 8
 
@@ -48,7 +51,8 @@ class State(msgspec.Struct, kw_only=True):
     """Parts are named `day=…/part-….parquet`. `waiting`: with the rows that no delivered part held. `lost`: parts that will not be delivered,
     the newest so many; `rows_lost` and `parts_lost` count all, `parts_told` those that the journal has heard of.
 
-    `sending`: parts of inserts that the server has not acknowledged, so that nobody knows whether it has them. `max_bytes`: cap of what waits.
+    `rows_deleted`: deleted on purpose before they were delivered. `max_bytes`: cap of what waits. `sending`: parts of inserts that the server has
+    not acknowledged, so that nobody knows whether it has them; `doubtful`: of such parts that are lost, the row keys to ask it for.
     """
 
     target: str
@@ -56,8 +60,10 @@ class State(msgspec.Struct, kw_only=True):
     delivered: set[str] = set()
     waiting: dict[str, int] = {}
     sending: set[str] = set()
+    doubtful: dict[str, bytes] = {}
     rows_delivered: int = 0
     rows_lost: int = 0
+    rows_deleted: int = 0
     parts_lost: int = 0
     parts_told: int = 0
     lost: dict[str, Lost] = {}
@@ -178,7 +184,9 @@ class Cursor:
             is_damaged = (self.store.exchanges / f"{name}{DAMAGED_SUFFIX}").exists()
             self.lose(name, DAMAGED if is_damaged else DELETED)
         for name in unreadable:
-            if name not in state.delivered and name not in held and name not in state.lost:
+            # One of another user's is no damaged one.
+            is_ours = os.access(self.store.exchanges / name, os.R_OK)
+            if is_ours and name not in state.delivered and name not in held and name not in state.lost:
                 self.lose(name, DAMAGED)  # of a part that was never read nobody knows how many rows it had
         known = {*present, *unreadable, *held}
         if not (state.delivered <= known and state.sending <= known):
@@ -216,26 +224,57 @@ class Cursor:
             self._unsaved[name] = rows
             self._is_changed = True
 
-    def lose(self, name: str, why: str) -> int:
-        """It will not be delivered: counted, and named. Its rows."""
+    def lose(self, name: str, why: str, rows: int | None = None) -> int:
+        """It will not be delivered, or `rows` of it will not: counted, and named. How many rows."""
         state = self.state
-        rows = state.waiting.pop(name, 0)
+        waited = state.waiting.pop(name, 0)
+        rows = waited if rows is None else rows
         state.lost.pop(name, None)
         state.lost[name] = Lost(rows, why)
         state.rows_lost += rows
         state.parts_lost += 1
         state.sending -= {name}
         while len(state.lost) > MAX_NAMED:
-            del state.lost[next(iter(state.lost))]
+            oldest = next(iter(state.lost))
+            del state.lost[oldest]
+            state.doubtful.pop(oldest, None)
         self._is_changed = True
         return rows
 
+    def doubt(self, name: str) -> None:
+        """It is about to be lost: where an insert of it was not acknowledged, note its rows, so that the server can be asked which of them it has."""
+        state = self.state
+        if name not in state.sending or name not in self._seen:
+            return
+        part = self._seen[name]
+        keys = self._column(name, "row_key", frozenset(part.holds & (state.delivered | state.lost.keys())))
+        if sum(map(len, state.doubtful.values())) + 8 * len(keys) <= MAX_DOUBTFUL_BYTES:
+            state.doubtful[name] = array("q", keys).tobytes()
+            self._is_changed = True
+
+    def settle(self, name: str, found: int) -> None:
+        """The database has so many rows of a part that was declared lost in doubt."""
+        state = self.state
+        state.doubtful.pop(name, None)
+        lost = state.lost.get(name)
+        if lost is not None and found:
+            state.lost[name] = Lost(max(0, lost.rows - found), lost.why)
+            state.rows_lost -= min(found, lost.rows)
+            state.rows_delivered += found
+            if found >= lost.rows:
+                del state.lost[name]
+                state.parts_lost -= 1
+                state.parts_told = min(state.parts_told, state.parts_lost)
+        self._is_changed = True
+
     def forget(self, name: str) -> None:
         """Its rows were deleted on purpose, by whoever may: it neither waits nor is lost."""
-        if self.state.waiting.pop(name, None) is not None:
-            self._is_changed = True
-        elif name in self.state.lost and self.state.lost[name].why == DELETED:
+        if name in self.state.lost and self.state.lost[name].why == DELETED:  # somebody looked in between
+            self.state.waiting[name] = self.state.lost[name].rows
             self._find(name)
+        if name in self.state.waiting:
+            self.state.rows_deleted += self.state.waiting.pop(name)
+            self._is_changed = True
 
     def tell(self) -> dict[str, Lost]:
         """What was lost since this was last asked, by name, as far as names are remembered."""
@@ -250,6 +289,7 @@ class Cursor:
     def _find(self, name: str) -> None:
         """What was thought lost is there after all."""
         lost = self.state.lost.pop(name, None)
+        self.state.doubtful.pop(name, None)
         if lost is not None:
             self.state.rows_lost -= lost.rows
             self.state.parts_lost -= 1
@@ -270,8 +310,10 @@ class Cursor:
         if part.holds & state.sending:
             self.send([name])
         others = part.holds & (state.delivered | state.lost.keys())
-        rows = self._rows_without(name, part, others) if others else part.rows
+        rows = self._rows_without(name, part, frozenset(others)) if others else part.rows
         if state.waiting.get(name) != rows:
+            if not others:
+                state.rows_deleted += max(0, state.waiting.get(name, 0) - rows)  # the part was written anew without them
             state.waiting[name] = rows
             self._is_changed = True
 
@@ -309,17 +351,20 @@ class Cursor:
 
     def _rows_without(self, name: str, part: _Part, others: frozenset[str]) -> int:
         """Rows of a merged part that came from none of `others`."""
+        if name not in self._counted or self._counted[name][:2] != (part, others):
+            self._counted[name] = part, others, len(self._column(name, "stored_seq", others))
+        return self._counted[name][2]
+
+    def _column(self, name: str, column: str, others: frozenset[str]) -> list[int]:
+        """A column of a part, without the rows that came from `others`; empty where it cannot be read."""
         import pyarrow as pa  # noqa: PLC0415
         import pyarrow.parquet as pq  # noqa: PLC0415
 
-        if name in self._counted and self._counted[name][:2] == (part, others):
-            return self._counted[name][2]
         came_with = {seq_of(Path(other)) >> _MERGES_BITS for other in others}
         try:
             with pq.ParquetFile(self.store.exchanges / name, memory_map=False) as file:
-                seqs = file.read(columns=["stored_seq"], use_threads=False).column(0).to_pylist()
+                table = file.read(columns=list({column, "stored_seq"}), use_threads=False)
         except (OSError, ValueError, pa.ArrowException):
-            return part.rows
-        rows = sum(seq >> _MERGES_BITS not in came_with for seq in seqs if seq is not None)
-        self._counted[name] = part, others, rows
-        return rows
+            return []
+        rows = zip(table.column("stored_seq").to_pylist(), table.column(column).to_pylist(), strict=True)
+        return [value for seq, value in rows if seq is not None and value is not None and seq >> _MERGES_BITS not in came_with]

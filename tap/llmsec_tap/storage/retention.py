@@ -166,8 +166,6 @@ def make_room(store: Store, size: int, max_bytes: int | None, backlog: Backlog) 
     pruned = Pruned()
     with backlog.look() as waiting:
         waits = [part for part in parts if part[2] in waiting]
-        # An insert that was cut may have reached the server: such parts go last, so that what is declared lost is lost.
-        waits.sort(key=lambda part: waiting.is_in_doubt(part[2]))
         for _, bytes_, path in parts:
             if max_bytes is None or total <= max_bytes:
                 break

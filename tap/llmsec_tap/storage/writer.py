@@ -210,10 +210,7 @@ class StoreWriter:
         except StorageError:
             self._give_up()
             raise
-        if self._compaction is None and any(
-            len(os.listdir(self.store.exchanges / day)) >= MIN_PARTS  # noqa: PTH208 - counted, not walked
-            for day in self._days_written
-        ):
+        if self._compaction is None and any(_entries(self.store.exchanges / day) >= MIN_PARTS for day in self._days_written):
             self._compaction = self._compact_by(self.store, time.time_ns())
         if self._compaction is not None:
             # It goes on by itself, and may be killed, so a long one does not hold up the end of a command.
@@ -270,6 +267,13 @@ class StoreWriter:
         seq = (time.time_ns() & ~0x3FFFFF) | own << 8
         self._last_seq = seq if seq > self._last_seq else self._last_seq + 0x100
         return self._last_seq
+
+
+def _entries(folder: Path) -> int:
+    try:
+        return len(os.listdir(folder))  # noqa: PTH208 - counted, not walked
+    except OSError:
+        return 0  # retention had all of it
 
 
 def day_folder(started_ns: int | None) -> str:

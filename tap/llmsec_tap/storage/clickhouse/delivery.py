@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +19,7 @@ from llmsec_tap.storage.clickhouse.address import Address
 from llmsec_tap.storage.clickhouse.client import DEFAULT_LIMITS, Limits, code_of, connect, server_error
 from llmsec_tap.storage.clickhouse.migrations import check_version
 from llmsec_tap.storage.clickhouse.tables import EXCHANGE_TABLE, TAP_TABLE, Layout
+from llmsec_tap.storage.clickhouse.verify import CHUNK, present
 from llmsec_tap.storage.cursor import DAMAGED, Cursor
 from llmsec_tap.storage.damage import TAP_FILES
 from llmsec_tap.storage.store import Store
@@ -35,6 +37,8 @@ PAUSE_S: Final = 30.0
 TRIES: Final = 3
 # Arrow's memory of one insert; a row beyond it goes alone.
 BATCH_BYTES: Final = 32_000_000
+# Refusals of one part after which the rest of it is not tried.
+MAX_REFUSALS: Final = 40
 # Rows that are decoded at once on the way into a batch.
 _READ_ROWS: Final = 500
 _SETTINGS: Final = {
@@ -60,6 +64,15 @@ class _RowsRefusedError(Exception):
     pass
 
 
+@dataclass
+class _Refusal:
+    """Of one part: rows that the server cannot read, how often it said so, and what."""
+
+    rows: int = 0
+    times: int = 0
+    why: str = ""
+
+
 class Delivery:
     """One folder to one database. `step` is called again and again, by one thread."""
 
@@ -80,7 +93,7 @@ class Delivery:
             import pybreaker  # noqa: PLC0415
         except ImportError:
             raise ConfigError("delivery to ClickHouse needs its libraries", "pip install 'llmsec-trace[clickhouse]'") from None
-        self._store = store
+        self.store = store
         self._address = address
         self._journal = journal
         self._limits = limits
@@ -92,7 +105,8 @@ class Delivery:
         self._client: Client | None = None
         self._waiting_since: float | None = None
         self._taps: dict[str, int] = {}
-        self._fault = ""
+        self.fault = ""  # why the last step failed, where it did
+        self.failures = 0
         self._is_full = False  # the folder takes no cursor
 
     def close(self) -> None:
@@ -104,6 +118,8 @@ class Delivery:
         """Send what is due; `at_once`: all that waits. False where it failed, which the journal has heard of."""
         try:
             waiting = self._look()
+            if self.cursor.state.doubtful:
+                self._unless_left_alone(self._settle)
             if not waiting:
                 self._waiting_since = None
             elif self._waiting_since is None:
@@ -114,11 +130,12 @@ class Delivery:
                 self._waiting_since = None
             self._send_taps()
         except LLMSecError as fault:
+            self.failures += 1
             self._say(fault)
             return False
-        if self._fault:
+        if self.fault:
             self._journal.info("delivery_resumed", f"{self._address} takes rows again")
-            self._fault = ""
+            self.fault = ""
         return True
 
     def _look(self) -> dict[str, int]:
@@ -149,10 +166,10 @@ class Delivery:
 
     def _say(self, fault: LLMSecError) -> None:
         """Once for each reason, not once for each try."""
-        if str(fault) != self._fault:
-            self._fault = str(fault)
+        if str(fault) != self.fault:
+            self.fault = str(fault)
             rows = sum(self.cursor.state.waiting.values())
-            self._journal.warning("delivery_failed", f"{fault}; {rows} rows wait in {self._store.shown}", rows=rows)
+            self._journal.warning("delivery_failed", f"{fault}; {rows} rows wait in {self.store.shown}", rows=rows)
 
     # --- batches --------------------------------------------------------------------------------------------------------------
 
@@ -176,7 +193,7 @@ class Delivery:
                         batch, rows, size, whole = [], 0, 0, {}
             except (OSError, ValueError, pa.ArrowException):
                 # Removed since it was listed, or damaged: the next look says which. What was read of it does no harm.
-                if (self._store.exchanges / name).exists():
+                if (self.store.exchanges / name).exists():
                     self._lose(name, DAMAGED)
                 continue
             except _RowsRefusedError:
@@ -194,44 +211,56 @@ class Delivery:
         with self._noting() as cursor:
             cursor.deliver(parts)
 
-    def _lose(self, name: str, why: str) -> None:
+    def _lose(self, name: str, why: str, rows: int | None = None) -> None:
         with self._noting() as cursor:
-            cursor.lose(name, why)
+            cursor.lose(name, why, rows)
 
     def _pieces(self, name: str) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa  # noqa: PLC0415
         import pyarrow.parquet as pq  # type: ignore[import-untyped] # noqa: PLC0415
 
-        with pq.ParquetFile(self._store.exchanges / name, memory_map=False) as file:
+        with pq.ParquetFile(self.store.exchanges / name, memory_map=False) as file:
             for piece in file.iter_batches(batch_size=_READ_ROWS):
                 yield pa.RecordBatch.from_arrays(piece.columns, schema=piece.schema.remove_metadata())
 
     def _insert(self, batch: list[pa.RecordBatch], parts: list[str]) -> None:
-        """Acknowledged when it returns. Rows that the server cannot read cost their own part: each is tried alone, then."""
+        """Acknowledged when it returns. Rows that the server cannot read cost only themselves: each part is tried alone, then."""
         try:
             self._insert_parquet(EXCHANGE_TABLE, _parquet(batch), parts)
-        except _RowsRefusedError as fault:
-            if len(parts) > 1:
-                for name in parts:
-                    self._alone(name)
-            else:
-                self._lose(parts[0], f"the server refuses its rows: {fault}")
+        except _RowsRefusedError:
+            for name in parts:
+                self._alone(name)
             raise
 
     def _alone(self, name: str) -> None:
-        rows = 0
-        try:
-            for piece in self._pieces(name):
-                self._insert_parquet(EXCHANGE_TABLE, _parquet([piece]), [name])
-                rows += piece.num_rows
-        except _RowsRefusedError as fault:
-            self._lose(name, f"the server refuses its rows: {fault}")
+        rows, refusal = 0, _Refusal()
+        for piece in self._pieces(name):
+            self._halve(piece, name, refusal)
+            rows += piece.num_rows
+        if refusal.rows:
+            self._lose(name, f"the server refuses its rows: {refusal.why}", refusal.rows)
         else:
             self._done({name: rows})
 
+    def _halve(self, piece: pa.RecordBatch, name: str, refusal: _Refusal) -> None:
+        """Find the rows that are refused, and send the others; a server that refuses all is not asked about each."""
+        if refusal.times >= MAX_REFUSALS:
+            refusal.rows += piece.num_rows
+            return
+        try:
+            self._insert_parquet(EXCHANGE_TABLE, _parquet([piece]), [name])
+        except _RowsRefusedError as fault:
+            refusal.times, refusal.why = refusal.times + 1, str(fault)
+            if piece.num_rows == 1:
+                refusal.rows += 1
+                return
+            middle = piece.num_rows // 2
+            self._halve(piece.slice(0, middle), name, refusal)
+            self._halve(piece.slice(middle), name, refusal)
+
     def _send_taps(self) -> None:
         """Runs of taps, those that changed."""
-        for path in self._store.exchanges.glob(f"taps/{TAP_FILES}"):
+        for path in self.store.exchanges.glob(f"taps/{TAP_FILES}"):
             try:
                 changed, data = path.stat().st_mtime_ns, path.read_bytes()
             except OSError:
@@ -244,16 +273,29 @@ class Delivery:
 
     def _insert_parquet(self, table: str, data: bytes, parts: list[str]) -> None:
         """Raises StorageError or ConfigError where it is to be tried later, _RowsRefusedError where that would not help."""
-        import pybreaker  # noqa: PLC0415
         import stamina  # noqa: PLC0415
 
         stamina.instrumentation.set_on_retry_hooks([])
+        for attempt in stamina.retry_context(on=_is_retryable, attempts=ATTEMPTS, wait_initial=FIRST_WAIT_S, wait_max=LONGEST_WAIT_S):
+            with attempt:
+                self._unless_left_alone(lambda: self._insert_once(table, data, parts))
+
+    def _unless_left_alone(self, call: Callable[[], None]) -> None:
+        import pybreaker  # noqa: PLC0415
+
         try:
-            for attempt in stamina.retry_context(on=_is_retryable, attempts=ATTEMPTS, wait_initial=FIRST_WAIT_S, wait_max=LONGEST_WAIT_S):
-                with attempt:
-                    self._breaker.call(self._insert_once, table, data, parts)
+            self._breaker.call(call)
         except pybreaker.CircuitBreakerError:
-            raise StorageError(f"{self._address}: {FAILURES} failures, so it is left alone for a while", retryable=True) from None
+            raise StorageError(f"{self._address}: {FAILURES} failures, so it is left alone for a while") from None
+
+    def _settle(self) -> None:
+        """Ask for the rows of parts that were lost while nobody knew whether an insert had reached the server."""
+        client, layout = self._connected(), Layout(self._address.database)
+        for name, packed in list(self.cursor.state.doubtful.items()):
+            keys = array("q", packed)
+            found = sum(len(present(keys[begin : begin + CHUNK], client, layout)) for begin in range(0, len(keys), CHUNK))
+            with self._noting() as cursor:
+                cursor.settle(name, found)
 
     def _insert_once(self, table: str, data: bytes, parts: list[str]) -> None:
         try:
