@@ -24,14 +24,20 @@ class Running:
     """`config` is what the file said at first; `write` changes it."""
 
     def __init__(
-        self, folder: Path, capture: dict[str, Any], prefix: tuple[str, ...], env: dict[str, str], observability: dict[str, Any]
+        self,
+        folder: Path,
+        capture: dict[str, Any],
+        prefix: tuple[str, ...],
+        env: dict[str, str],
+        observability: dict[str, Any],
+        storage: dict[str, Any],
     ) -> None:
         self.health, self.metrics = free_port(), free_port()
         self.file = folder / "config.yaml"
         self.store = folder / "store"
         self.config: dict[str, Any] = {
             "capture": {"memory_cap": "512MiB", **capture},
-            "storage": {"path": str(self.store)},
+            "storage": {"path": str(self.store), **storage},
             "server": {"bind_address": f"127.0.0.1:{self.health}"},
             "observability": {"metrics": {"port": self.metrics}, **observability},
         }
@@ -96,10 +102,11 @@ def agent(
     prefix: tuple[str, ...] = (),
     env: dict[str, str] | None = None,
     chosen: dict[str, Any] | None = None,
+    storage: dict[str, Any] | None = None,
     **observability: Any,
 ) -> Iterator[Running]:
-    """`chosen`: what else the section `capture` says."""
-    running = Running(folder, {"pids": list(pids), "plain": False, **(chosen or {})}, prefix, env or {}, observability)
+    """`chosen` and `storage`: what else these sections say, the first of `capture`."""
+    running = Running(folder, {"pids": list(pids), "plain": False, **(chosen or {})}, prefix, env or {}, observability, storage or {})
     try:
         yield running
     finally:

@@ -265,13 +265,16 @@ def test_runs_of_taps_are_delivered_as_they_are_now(root, write, target, deliver
     assert target.rows("SELECT heartbeat_ns, exchanges FROM taps") == [(20, 7)]
 
 
-def test_two_databases_have_a_cursor_each(root, write, clickhouse):
+def test_two_databases_have_a_cursor_each_and_the_second_names_the_first(root, write, clickhouse):
     write(1)
-    for target in (Target(clickhouse), Target(clickhouse)):
-        delivery = Delivery(open_store(root), target.address, Journal(lambda _: None))
+    said = []
+    first, second = Target(clickhouse), Target(clickhouse)
+    for target in (first, second):
+        delivery = Delivery(open_store(root), target.address, Journal(said.append))
         delivery.step(at_once=True)
         delivery.close()
         assert target.ids() == ids(1)
+    assert [event.facts["target"] for event in said if event.name == "another_database"] == [str(first.address)]
 
 
 def test_a_damaged_cursor_says_what_to_do(root, write, target):

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llmsec_tap.errors import ConfigError, LLMSecError, StorageError
 from llmsec_tap.journal import Journal
+from llmsec_tap.storage.backlog import Backlog
 from llmsec_tap.storage.clickhouse.address import Address
 from llmsec_tap.storage.clickhouse.client import DEFAULT_LIMITS, Limits, code_of, connect, server_error
 from llmsec_tap.storage.clickhouse.migrations import check_version
 from llmsec_tap.storage.clickhouse.tables import EXCHANGE_TABLE, TAP_TABLE, Layout
 from llmsec_tap.storage.clickhouse.verify import CHUNK, present
-from llmsec_tap.storage.cursor import DAMAGED, Cursor
+from llmsec_tap.storage.cursor import DAMAGED, Cursor, path_of
 from llmsec_tap.storage.damage import TAP_FILES
 from llmsec_tap.storage.store import Store
 
@@ -108,6 +109,11 @@ class Delivery:
         self.fault = ""  # why the last step failed, where it did
         self.failures = 0
         self._is_full = False  # the folder takes no cursor
+        for state in Backlog(store).states():
+            if state.target != self.cursor.target:
+                path = path_of(store, state.target)
+                text = f"{store.shown} also waits for {state.target}: delete {path.name} there if nothing is delivered to it any more"
+                journal.warning("another_database", text, target=state.target, file=path.name)
 
     def close(self) -> None:
         if self._client is not None:
