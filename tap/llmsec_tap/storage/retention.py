@@ -15,7 +15,7 @@ import contextlib
 import datetime as dt
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -27,6 +27,9 @@ from llmsec_tap.storage.damage import DAMAGED_SUFFIX
 from llmsec_tap.storage.faults import storage_error
 from llmsec_tap.storage.publish import publishing, write_all
 from llmsec_tap.storage.store import Store
+
+if TYPE_CHECKING:
+    from llmsec_tap.storage.rewrite import Decide
 
 POLICY_NAME: Final = "retention.json"
 _NS_PER_DAY = 86_400_000_000_000
@@ -201,10 +204,11 @@ def _prune_days(store: Store, now_ns: int, days: float, backlog: Backlog) -> Pru
     return Pruned(count, size)
 
 
-def _prune_rows(store: Store, now_ns: int, keep: Retention, journal: Journal, backlog: Backlog) -> Pruned:
-    from llmsec_tap.storage.rewrite import Action, Decide, RowFacts, Taken, is_bare, take  # noqa: PLC0415
+def decide_at(keep: Retention, age_days: float) -> Decide | None:
+    """What the classes of `keep` take from rows of a day that was over so long ago; None: nothing."""
+    from llmsec_tap.storage.rewrite import Action, RowFacts  # noqa: PLC0415
 
-    def due(classes: Keep, age_days: float) -> Action:
+    def due(classes: Keep) -> Action:
         action = Action.NOTHING
         for days, what in ((classes.content, Action.CONTENT), (classes.findings, Action.FINDINGS), (classes.metadata, Action.ROW)):
             if days is not None and age_days >= days:
@@ -213,6 +217,31 @@ def _prune_rows(store: Store, now_ns: int, keep: Retention, journal: Journal, ba
             # Only rows with findings stay; `decide` knows which those are.
             action |= Action.CONTENT
         return action
+
+    usual = due(keep.keep)
+    by_tenant = {name: due(classes) for name, classes in keep.tenants.items()}
+    if not usual and not any(by_tenant.values()):
+        return None
+
+    def decide(row: RowFacts) -> Action:
+        classes = keep.tenants.get(row.tenant, keep.keep) if row.tenant is not None else keep.keep
+        action = by_tenant.get(row.tenant, usual) if row.tenant is not None else usual
+        if Action.ROW in action:
+            outlives = row.has_findings and classes.findings is not None and Action.FINDINGS not in action
+            if not outlives:
+                return Action.ROW
+            action &= ~Action.ROW
+        if row.is_bare:
+            action &= ~Action.CONTENT
+        if not row.has_findings:
+            action &= ~Action.FINDINGS
+        return action
+
+    return decide
+
+
+def _prune_rows(store: Store, now_ns: int, keep: Retention, journal: Journal, backlog: Backlog) -> Pruned:
+    from llmsec_tap.storage.rewrite import Action, RowFacts, Taken, is_bare, take  # noqa: PLC0415
 
     def undelivered(decide: Decide) -> Decide:
         """The texts of a row go when they are due, the row itself after it was delivered."""
@@ -225,38 +254,16 @@ def _prune_rows(store: Store, now_ns: int, keep: Retention, journal: Journal, ba
 
         return decide_later
 
-    def decide_at(age_days: float) -> Decide:
-        usual = due(keep.keep, age_days)
-        by_tenant = {name: due(classes, age_days) for name, classes in keep.tenants.items()}
-
-        def decide(row: RowFacts) -> Action:
-            classes = keep.tenants.get(row.tenant, keep.keep) if row.tenant is not None else keep.keep
-            action = by_tenant.get(row.tenant, usual) if row.tenant is not None else usual
-            if Action.ROW in action:
-                outlives = row.has_findings and classes.findings is not None and Action.FINDINGS not in action
-                if not outlives:
-                    return Action.ROW
-                action &= ~Action.ROW
-            if row.is_bare:
-                action &= ~Action.CONTENT
-            if not row.has_findings:
-                action &= ~Action.FINDINGS
-            return action
-
-        return decide
-
     taken = Taken()
-    ages = {folder: (now_ns - _ends_ns(folder.name)) / _NS_PER_DAY for folder in _days(store.exchanges)}
-    over = {
-        folder: sorted(path for path in folder.glob("part-*.parquet") if not path.is_symlink())
-        for folder, age_days in ages.items()
-        if any(due(classes, age_days) for classes in (keep.keep, *keep.tenants.values()))
-    }
+    over: list[tuple[Path, Decide, list[Path]]] = []
+    for folder in _days(store.exchanges):
+        decide = decide_at(keep, (now_ns - _ends_ns(folder.name)) / _NS_PER_DAY)
+        if decide is not None:
+            over.append((folder, decide, sorted(path for path in folder.glob("part-*.parquet") if not path.is_symlink())))
     # What was listed before and does not wait now was delivered; writing parts anew is too slow to hold up who delivers.
     with backlog.look() as waiting:
         pass
-    for folder, paths in over.items():
-        decide = decide_at(ages[folder])
+    for folder, decide, paths in over:
         for path in paths:
             taken += take(path, undelivered(decide) if path in waiting else decide, journal)
         with contextlib.suppress(OSError):
