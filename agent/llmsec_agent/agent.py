@@ -92,7 +92,7 @@ def _plan(
         load=lambda _report: loaded,
         on_alive=notify.alive,
         reload=lambda warden: Reload(
-            loaded, lambda: load_all(path), _style, journal, lambda config: warden.update(selection_of(config)), redeliver, warden.tell
+            loaded, lambda: load_all(path), _style, journal, lambda config: warden.update(selection_of(config)), warden.tell, redeliver
         ),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,19 +14,21 @@ from llmsec_tap.storage.clickhouse.client import READ_ONLY, connect
 from llmsec_tap.storage.clickhouse.migrations import check_version
 from llmsec_tap.storage.clickhouse.verify import RUN_COLUMNS, Account, Compared, TapRun, account, compare
 from llmsec_tap.storage.cursor import Cursor, State
+from llmsec_tap.storage.deliverer import Status, read_status
 from llmsec_tap.storage.rows import row_key
 from llmsec_tap.storage.store import Store
 
 
 @dataclass(frozen=True)
 class BothEnds:
-    """`total`: of all that the folder holds. `account`: of what its taps saw; None where no tap ever wrote to it."""
+    """`total`: of all that the folder holds. `deliverer`: how the process is that delivers, where one ever did. `account`: of what its taps saw; None where no tap ever wrote to it."""
 
     folder: str
     database: str
     total: Compared
     state: State
     account: Account | None
+    deliverer: Status | None
 
     def lines(self) -> Iterator[str]:
         state = self.state
@@ -34,6 +37,10 @@ class BothEnds:
             f"{sum(state.waiting.values())} rows wait in {len(state.waiting)} parts; "
             f"{state.rows_lost} rows of {state.parts_lost} parts are declared lost"
         )
+        if self.deliverer is not None:
+            age_s = (time.time_ns() - self.deliverer.alive_ns) / 1e9
+            said = f": {self.deliverer.fault}" if self.deliverer.fault else ""
+            yield f"delivering process {self.deliverer.pid}, last alive {age_s:.0f} s ago, {self.deliverer.failures} failures{said}"
         for name, lost in state.lost.items():
             yield f"declared lost: {name}: {lost.rows} rows, {lost.why}"
         if state.parts_lost > len(state.lost):
@@ -74,4 +81,4 @@ def look_at(store: Store, wanted: Database, journal: Journal) -> BothEnds:
         books = account(runs, captured, state, store, client, wanted.layout)
     finally:
         client.close()
-    return BothEnds(str(store.shown), str(wanted.address), total, state, books)
+    return BothEnds(str(store.shown), str(wanted.address), total, state, books, read_status(store, str(wanted.address)))

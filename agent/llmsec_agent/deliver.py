@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +28,7 @@ from llmsec_agent.config.schema import ClickHouse
 from llmsec_agent.fleet import database_of
 from llmsec_agent.text import leave
 from llmsec_tap import privileges
-from llmsec_tap.errors import LLMSecError, StorageError
+from llmsec_tap.errors import ConfigError, LLMSecError, StorageError
 from llmsec_tap.journal import Journal
 from llmsec_tap.storage.handover import owner_of
 from llmsec_tap.storage.store import INFO_NAME, open_store
@@ -44,6 +45,7 @@ _CHANGE_S: Final = 10.0
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0
 _END: Final = b"end"
+_LIBRARIES: Final = ("clickhouse_connect", "pybreaker", "stamina")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,9 @@ class DeliveryPlan:
 
 
 def plan_of(store: str, settings: ClickHouse) -> DeliveryPlan:
-    """Raises ConfigError where an address is wrong or the password cannot be read."""
+    """Raises ConfigError where an address is wrong, the password cannot be read, or a library is missing."""
+    if not all(map(find_spec, _LIBRARIES)):
+        raise ConfigError("delivery to ClickHouse needs its libraries", "pip install 'llmsec-trace[clickhouse]'")
     password = database_of(settings, None).address.password
     return DeliveryPlan(store, replace_struct(settings, password=None), password=password)
 
@@ -100,8 +104,11 @@ def deliver(
     went_well = True
     try:
         while not once and goes_on() and not stop.is_set():
+            begun = time.monotonic()
             went_well = delivery.step()
-            stop.wait(_EVERY_S if went_well else _AFTER_FAILURE_S)
+            # A folder of very many parts is looked at less often, which costs a twentieth of a core at most.
+            took = time.monotonic() - begun
+            stop.wait(min(max(_EVERY_S, 20 * took), _AFTER_FAILURE_S) if went_well else _AFTER_FAILURE_S)
         # A server that is away would hold up the end, and the next run sends what is left.
         went_well = went_well and delivery.step(at_once=True)
         return 0 if went_well and not delivery.cursor.state.waiting else StorageError.exit_code

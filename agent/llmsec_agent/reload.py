@@ -51,8 +51,8 @@ class Reload:
         style_of: Callable[[Config], Style],
         journal: StandardError,
         update: Callable[[Config], list[str]],
-        redeliver: Callable[[Config], list[str]],
         tell: Callable[[bytes], None],
+        redeliver: Callable[[Config], list[str]] = lambda _config: [],
     ) -> None:
         """`update` applies another selection, and gives a sentence for each thing in it that needs a restart; `redeliver` likewise for where records go."""
         self._update = update

@@ -28,6 +28,7 @@ from llmsec_tap.storage.cursor import Cursor
 from llmsec_tap.storage.erase import Subject, erase
 from llmsec_tap.storage.retention import Retention, prune
 from llmsec_tap.storage.taps import Beat
+from support.clickhouse_front import running
 from support.exchanges import full_exchange
 
 NODE = "host-1"
@@ -42,7 +43,11 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def url(clickhouse):
-    url = clickhouse.new_url()
+    return made(clickhouse)
+
+
+def made(server):
+    url = server.new_url()
     client, _ = connect(parse(url), database=False)
     migrate(client, Layout(parse(url).database))
     client.close()
@@ -153,6 +158,35 @@ def test_while_a_server_fails_the_oldest_beyond_the_cap_are_declared_lost_and_th
     assert books.database == 31 - books.lost
     assert len(found.state.lost) == books.lost  # each by its name
     found.check()
+
+
+def test_a_server_that_was_killed_and_is_away_for_long_gets_what_the_cap_left(root, tmp_path):
+    pytest.importorskip("chdb")
+    tap = Tap(root)
+    tap.see(0)
+    cap = part_bytes(tap) * 6
+    with running(tmp_path / "engine") as server:
+        url = made(server)
+        deliveries = Deliveries(root, url, max_bytes=cap)
+        assert deliveries.step()
+    for number in range(1, 41):
+        tap.see(number)
+        if number % 8 == 0:
+            assert not deliveries.step()
+    with running(tmp_path / "engine", port=server.port):
+        deliveries.finish()
+        tap.end()
+        Deliveries(root, url, max_bytes=cap).finish()
+        found = ends(root, url)
+        books = found.account
+        assert books is not None
+        assert (books.seen, books.waiting, books.missing) == (41, 0, 0)
+        assert 30 < books.lost < 40
+        assert books.database == 41 - books.lost
+        newest = {f"{number:08x}{'ab' * 12}" for number in range(37, 41)}
+        client, _ = connect(parse(url))
+        assert newest <= {row[0] for row in client.query("SELECT exchange_id FROM exchanges").result_rows}
+        client.close()
 
 
 def test_the_folder_never_exceeds_its_caps_by_more_than_one_part_and_what_was_delivered_goes_first(root, url):
@@ -357,3 +391,18 @@ def test_a_full_disk_of_the_folder_stops_no_delivery_and_what_found_no_room_was_
     assert books is not None
     assert books.not_stored > 0
     assert (books.seen, books.lost, books.waiting, books.missing) == (books.database + books.not_stored, 0, 0, 0)
+
+
+def test_a_full_disk_keeps_nobody_from_making_room_and_what_goes_then_is_declared_too(small_disk, url):
+    root = small_disk / "store"
+    tap = Tap(root)
+    tap.see(*range(10))
+    Deliveries(root, url).delivery._look()
+    tap.see(*range(10, 15))  # nobody has looked at these yet
+    with contextlib.suppress(OSError), (small_disk / "ballast").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(512))
+    pruned = prune(open_store(root), time.time_ns(), Retention(max_bytes=tap.sizes[6]))
+    assert pruned.dropped > 0
+    state = Cursor(open_store(root), str(parse(url))).state
+    assert (state.rows_lost, len(state.waiting)) == (pruned.dropped_rows, 15 - pruned.dropped)

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from llmsec_agent import deliver
+from llmsec_agent.config import load_config
 from llmsec_agent.delivery_metrics import DeliveryMetrics
 from llmsec_tap.counters import Snapshot
+from llmsec_tap.errors import ConfigError
 from llmsec_tap.storage import StoreWriter, open_store
 from llmsec_tap.storage.clickhouse.address import parse
 from llmsec_tap.storage.clickhouse.client import connect
@@ -235,3 +238,11 @@ def test_verify_compares_both_ends(tmp_path, config, database):
     lost = run("analyze", "db", "verify")
     assert lost.returncode == 4
     assert full_exchange(2).exchange_id in lost.stderr
+
+
+def test_a_missing_library_is_one_line_before_anything_is_started(config, monkeypatch):
+    monkeypatch.setattr(deliver, "_LIBRARIES", ("clickhouse_connect", "no_such_library"))
+    storage = load_config(str(config), print).storage
+    with pytest.raises(ConfigError, match="needs its libraries") as raised:
+        deliver.plan_of(storage.path, storage.clickhouse)
+    assert "[clickhouse]" in raised.value.hint

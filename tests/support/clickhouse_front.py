@@ -1,6 +1,6 @@
 """The real ClickHouse engine (chdb) behind ClickHouse's HTTP interface, for the client library and for failures made on purpose.
 
-`python clickhouse_front.py FOLDER` prints its port. A process of its own: the engine takes memory and threads that a test should not have.
+`python clickhouse_front.py FOLDER PORT` prints its port. A process of its own: the engine takes memory and threads that a test should not have.
 POST /llmsec-test/fail sets what happens to the next inserts: `{"how": …, "times": N}`, with one of ANSWERS, or `cut` (nothing is stored and no
 answer comes), `half` (the connection ends while the rows come), `after` (the rows are stored and the answer is lost), `slow`, `none`.
 """
@@ -44,7 +44,7 @@ ANSWERS: dict[str, tuple[int, bytes, str | None]] = {
 }
 
 
-def serve(folder: str) -> None:
+def serve(folder: str, port: int) -> None:
     import chdb
 
     root = chdb.connect(folder)
@@ -168,7 +168,7 @@ def serve(folder: str) -> None:
                 return
             self.answer(200, body, X_ClickHouse_Format=form, X_ClickHouse_Timezone="UTC")
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     print(server.server_address[1], flush=True)
     server.serve_forever()
 
@@ -216,9 +216,12 @@ class Front(Server):
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[Front]:
+def running(folder: Path, port: int = 0) -> Iterator[Front]:
+    """It is killed at the end. `port`: where one that was killed before was."""
     folder.mkdir(parents=True, exist_ok=True)
-    process = subprocess.Popen([sys.executable, __file__, str(folder / "db")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(folder / "db"), str(port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     assert process.stdout is not None
     try:
         yield Front(int(process.stdout.readline()))
@@ -241,4 +244,4 @@ def copy_folder(root: Path, url: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], int(sys.argv[2]))

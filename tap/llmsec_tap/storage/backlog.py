@@ -82,12 +82,11 @@ class Backlog:
             cursors = tuple(self._cursors.values())
             for cursor in cursors:
                 cursor.look()
-                cursor.save()  # what is dropped next was known to wait, with its rows
+            _save(cursors)  # what is dropped next was known to wait, with its rows
             try:
                 yield Waiting(self._store, cursors)
             finally:
-                for cursor in cursors:
-                    cursor.save()
+                _save(cursors)
 
     def _states(self) -> Iterator[State]:
         found: dict[str, Cursor] = {}
@@ -106,6 +105,13 @@ class Backlog:
         self._cursors = found
         for cursor in found.values():
             yield cursor.state
+
+
+def _save(cursors: tuple[Cursor, ...]) -> None:
+    """A full disk must not keep anybody from making room on it; what could not be written is, with the next look."""
+    for cursor in cursors:
+        with contextlib.suppress(StorageError):
+            cursor.save()
 
 
 def _name(path: Path) -> str:

@@ -16,7 +16,7 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -188,7 +188,12 @@ class Cursor:
             is_ours = os.access(self.store.exchanges / name, os.R_OK)
             if is_ours and name not in state.delivered and name not in held and name not in state.lost:
                 self.lose(name, DAMAGED)  # of a part that was never read nobody knows how many rows it had
-        known = {*present, *unreadable, *held}
+        undelivered = (part.holds for name, part in present.items() if name not in state.delivered)
+        known = frozenset[str]({*present, *unreadable}).union(*undelivered)
+        # What a delivered part is made of is read again where another merge takes it: a folder of months has a name for every five seconds.
+        for name in state.delivered & present.keys():
+            if present[name].holds:
+                present[name] = replace(present[name], holds=frozenset())
         if not (state.delivered <= known and state.sending <= known):
             state.delivered &= known
             state.sending &= known
@@ -246,8 +251,7 @@ class Cursor:
         state = self.state
         if name not in state.sending or name not in self._seen:
             return
-        part = self._seen[name]
-        keys = self._column(name, "row_key", frozenset(part.holds & (state.delivered | state.lost.keys())))
+        keys = self._column(name, "row_key", self._elsewhere(self._seen[name]))
         if sum(map(len, state.doubtful.values())) + 8 * len(keys) <= MAX_DOUBTFUL_BYTES:
             state.doubtful[name] = array("q", keys).tobytes()
             self._is_changed = True
@@ -303,19 +307,29 @@ class Cursor:
         for other in part.holds & state.lost.keys():
             if state.lost[other].why == DELETED:
                 self._find(other)
-        if part.holds and part.holds <= state.delivered:
+        others = self._elsewhere(part)
+        if part.holds and part.holds <= others - state.lost.keys():
             state.delivered.add(name)
             self._is_changed = True
             return
         if part.holds & state.sending:
             self.send([name])
-        others = part.holds & (state.delivered | state.lost.keys())
-        rows = self._rows_without(name, part, frozenset(others)) if others else part.rows
+        rows = self._rows_without(name, part, others) if others else part.rows
         if state.waiting.get(name) != rows:
             if not others:
                 state.rows_deleted += max(0, state.waiting.get(name, 0) - rows)  # the part was written anew without them
             state.waiting[name] = rows
             self._is_changed = True
+
+    def _elsewhere(self, part: _Part) -> frozenset[str]:
+        """Of the parts that one was merged from, those whose rows the database has, or that are declared lost."""
+        state = self.state
+        found = set(part.holds & (state.delivered | state.lost.keys()))
+        for name in [name for name in found if name.endswith(MERGED_SUFFIX) and name in state.delivered]:
+            merged = _read(self.store.exchanges / name)
+            if merged is not None:
+                found |= merged.holds & part.holds
+        return frozenset(found)
 
     def _list(self) -> tuple[dict[str, _Part], list[str]]:
         """What is there, and what of it cannot be read."""
@@ -332,22 +346,12 @@ class Cursor:
 
     def _part(self, path: Path, name: str) -> _Part | None:
         """None for one that cannot be read."""
-        import pyarrow as pa  # type: ignore[import-untyped] # noqa: PLC0415
-        import pyarrow.parquet as pq  # type: ignore[import-untyped] # noqa: PLC0415
-
         try:
-            changed = path.stat().st_mtime_ns
-            if name in self._seen and self._seen[name].changed_ns == changed:
+            if name in self._seen and self._seen[name].changed_ns == path.stat().st_mtime_ns:
                 return self._seen[name]
-            if not is_framed(path):
-                return None
-            found = pq.read_metadata(path)
-            said = found.metadata or {}
-            merged = path.name.endswith(MERGED_SUFFIX)
-            holds = json.loads(said.get(HOLDS_KEY.encode()) or said.get(REPLACES_KEY.encode()) or b"[]") if merged else []
-        except (OSError, ValueError, pa.ArrowException):
+        except OSError:
             return None
-        return _Part(changed, found.num_rows, frozenset(f"{path.parent.name}/{held}" for held in holds if isinstance(held, str)))
+        return _read(path)
 
     def _rows_without(self, name: str, part: _Part, others: frozenset[str]) -> int:
         """Rows of a merged part that came from none of `others`."""
@@ -357,8 +361,8 @@ class Cursor:
 
     def _column(self, name: str, column: str, others: frozenset[str]) -> list[int]:
         """A column of a part, without the rows that came from `others`; empty where it cannot be read."""
-        import pyarrow as pa  # noqa: PLC0415
-        import pyarrow.parquet as pq  # noqa: PLC0415
+        import pyarrow as pa  # type: ignore[import-untyped] # noqa: PLC0415
+        import pyarrow.parquet as pq  # type: ignore[import-untyped] # noqa: PLC0415
 
         came_with = {seq_of(Path(other)) >> _MERGES_BITS for other in others}
         try:
@@ -368,3 +372,21 @@ class Cursor:
             return []
         rows = zip(table.column("stored_seq").to_pylist(), table.column(column).to_pylist(), strict=True)
         return [value for seq, value in rows if seq is not None and value is not None and seq >> _MERGES_BITS not in came_with]
+
+
+def _read(path: Path) -> _Part | None:
+    """A part's footer; None where it cannot be read."""
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    try:
+        changed = path.stat().st_mtime_ns
+        if not is_framed(path):
+            return None
+        found = pq.read_metadata(path)
+        said = found.metadata or {}
+        merged = path.name.endswith(MERGED_SUFFIX)
+        holds = json.loads(said.get(HOLDS_KEY.encode()) or said.get(REPLACES_KEY.encode()) or b"[]") if merged else []
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+    return _Part(changed, found.num_rows, frozenset(f"{path.parent.name}/{held}" for held in holds if isinstance(held, str)))

@@ -155,6 +155,18 @@ def test_a_merge_of_merges_that_happened_meanwhile_is_no_loss(root, write, targe
     assert not cursor.state.waiting
 
 
+def test_the_cursor_of_a_delivered_folder_stays_small_and_merges_of_merges_are_not_sent_again(root, write, target, deliver):
+    for begin in range(0, 60, 20):
+        write(*range(begin, begin + 20))
+        deliver()
+        merge(root)
+        deliver()
+    state = Cursor(open_store(root), str(target.address)).state
+    present = {f"{path.parent.name}/{path.name}" for path in root.glob("exchanges/day=*/part-*.parquet")}
+    assert state.delivered == present
+    assert (target.sent(), len(target.ids())) == (60, 60)
+
+
 def test_what_is_deleted_before_it_was_sent_is_counted_and_named(root, write, target, deliver):
     write(1, 2)
     cursor = Cursor(open_store(root), str(target.address))
