@@ -33,6 +33,7 @@ from support.exchanges import full_exchange
 
 NODE = "host-1"
 DAY_NS = 86_400_000_000_000
+QUICK = Limits(5.0, 2.0)  # less than the three seconds of a slow server
 
 
 @pytest.fixture(autouse=True)
@@ -97,9 +98,9 @@ class Tap:
 
 
 class Deliveries:
-    def __init__(self, root, url, **options):
+    def __init__(self, root, url, limits=QUICK, **options):
         self.said = []
-        self.delivery = Delivery(open_store(root), parse(url), Journal(self.said.append), limits=Limits(2.0, 1.0), pause_s=0.01, **options)
+        self.delivery = Delivery(open_store(root), parse(url), Journal(self.said.append), limits=limits, pause_s=0.01, **options)
 
     def step(self):
         return self.delivery.step(at_once=True)
@@ -330,6 +331,21 @@ def test_rows_that_a_server_cannot_read_cost_themselves_only(root, url, monkeypa
     assert books is not None
     assert (books.seen, books.database, books.lost, books.waiting, books.missing) == (11, 10, 1, 0, 0)
     assert [lost.why for lost in found.state.lost.values()] == ["the server refuses its rows: error 26"]
+
+
+def test_a_folder_of_many_exchanges_is_compared_in_several_questions(root, url):
+    tap = Tap(root)
+    for number in range(4_500):
+        tap.seen += 1
+        tap.sink._writer.put(tap.sink.encode(full_exchange(number, node=NODE))[0])
+    tap.end()
+    before = ends(root, url)
+    assert (before.total.folder, before.total.database, len(before.total.missing)) == (4_500, 0, 20)
+    Deliveries(root, url, limits=Limits()).finish()
+    found = ends(root, url)
+    found.check()
+    assert found.account is not None
+    assert (found.total.database, found.account.missing) == (4_500, 0)
 
 
 def test_what_is_dropped_is_in_the_audit_log_the_journal_and_the_metrics(root, url):
