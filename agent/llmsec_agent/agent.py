@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from typing import Final
 
 from llmsec_agent.attach import read_offsets
@@ -39,7 +40,8 @@ def run_agent(path: str | None) -> int:
     privileges.unprivileged_user()  # a wrong name ends the command before anything is attached
     journal = new_journal(_style(config))
     notify = Notify()
-    plan = _plan(loaded, path, journal, notify)
+    deliverer: Deliverer | None = None
+    plan = _plan(loaded, path, journal, notify, lambda changed: _redeliver(deliverer, changed))
     deliverer = _deliverer(config, journal)
     exposer = _exposer(config, plan.decoders)
     try:
@@ -53,7 +55,9 @@ def run_agent(path: str | None) -> int:
             exposer.end()
 
 
-def _plan(loaded: Loaded, path: str | None, journal: StandardError, notify: Notify) -> CapturePlan:
+def _plan(
+    loaded: Loaded, path: str | None, journal: StandardError, notify: Notify, redeliver: Callable[[Config], list[str]]
+) -> CapturePlan:
     config = loaded.config
     capture = config.capture
     selection = selection_of(config)
@@ -89,7 +93,7 @@ def _plan(loaded: Loaded, path: str | None, journal: StandardError, notify: Noti
         load=lambda _report: loaded,
         on_alive=notify.alive,
         reload=lambda warden: Reload(
-            loaded, lambda: load_all(path), _style, journal, lambda config: warden.update(selection_of(config)), warden.tell
+            loaded, lambda: load_all(path), _style, journal, lambda config: warden.update(selection_of(config)), warden.tell, redeliver
         ),
     )
 
@@ -114,6 +118,14 @@ def _deliverer(config: Config, journal: StandardError) -> Deliverer | None:
     if path == _OFF:
         raise ConfigError("storage.clickhouse needs a folder to deliver from", "Set storage.path, and storage.retention to bound it.")
     return Deliverer.start(plan_of(path, settings), journal)
+
+
+def _redeliver(deliverer: Deliverer | None, config: Config) -> list[str]:
+    """Go over to what the file says now of the database; what needs more than that. Raises ConfigError, with nothing changed."""
+    settings = config.storage.clickhouse
+    if deliverer is None or settings is None:
+        return [] if deliverer is None and settings is None else ["needs a restart: storage.clickhouse"]
+    return list(deliverer.change(plan_of(config.storage.path, settings)))
 
 
 def _style(config: Config) -> Style:

@@ -29,7 +29,7 @@ def record(store: Store, journal: Journal, event: str, **facts: Any) -> None:
 
 
 def record_reading(session: Session, journal: Journal, event: str, **facts: Any) -> None:
-    """Add that somebody read content of a folder. A database server keeps a log of its own of who asked what."""
+    """Add that somebody read content of a folder, or decided over it. A database server keeps a log of its own of who asked what."""
     from llmsec_analyzer.stored.session import QuerySession
 
     if isinstance(session, QuerySession):

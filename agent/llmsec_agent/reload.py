@@ -12,13 +12,23 @@ from typing import Any, Final
 import msgspec
 
 from llmsec_agent.config import Config, Loaded
+from llmsec_agent.config.secret import Secret
 from llmsec_agent.config.show import digest_of
 from llmsec_agent.journals import StandardError, Style
 from llmsec_analyzer.settings import DetectionSettings
 from llmsec_tap.errors import LLMSecError
 
+_DATABASE: Final = "storage.clickhouse."
 # What takes effect while the agent runs; everything else is named, and waits for a restart.
-_APPLIED: Final = ("observability.logging.", "security.", "capture.pids.", "capture.comms.", "capture.containers.", "capture.all.")
+_APPLIED: Final = (
+    "observability.logging.",
+    "security.",
+    "capture.pids.",
+    "capture.comms.",
+    "capture.containers.",
+    "capture.all.",
+    _DATABASE,
+)
 
 
 class News(msgspec.Struct):
@@ -42,9 +52,11 @@ class Reload:
         journal: StandardError,
         update: Callable[[Config], list[str]],
         tell: Callable[[bytes], None],
+        redeliver: Callable[[Config], list[str]] = lambda _config: [],
     ) -> None:
-        """`update` applies another selection, and gives a sentence for each thing in it that needs a restart."""
+        """`update` applies another selection, and gives a sentence for each thing in it that needs a restart; `redeliver` likewise for where records go."""
         self._update = update
+        self._redeliver = redeliver
         self._config = loaded.config
         self._read = read
         self._style_of = style_of
@@ -55,6 +67,7 @@ class Reload:
         try:
             loaded = self._read()
             config = loaded.config
+            sentences = self._redeliver(config)  # first: it reads a password, and nothing has changed where it cannot
         except LLMSecError as fault:
             self._journal.error("config_refused", f"{fault}; the configuration before it stays in force")
             self._tell(msgspec.msgpack.encode(News(is_accepted=False, style=self._journal.style)))
@@ -62,14 +75,15 @@ class Reload:
         changed = list(differences(self._config, config))
         before, self._config = self._config, config
         self._journal.style = self._style_of(config)
-        waiting = [name for name in changed if not f"{name}.".startswith(_APPLIED)]
-        applied = [name for name in changed if name not in waiting]
+        # As a whole it comes or goes, with the process that delivers.
+        waiting = [name for name in changed if not f"{name}.".startswith(_APPLIED) and f"{name}." != _DATABASE]
+        applied = [name for name in changed if name not in waiting and f"{name}." != _DATABASE]
         self._journal.info(
             "config_reloaded",
             "configuration read again: " + (f"changed {', '.join(applied)}" if applied else "nothing to change while it runs"),
             changed=applied,
         )
-        sentences = self._update(config) if config.capture != before.capture else []
+        sentences += self._update(config) if config.capture != before.capture else []
         if waiting or sentences:
             text = "; ".join([*([f"needs a restart: {', '.join(waiting)}"] if waiting else []), *sentences])
             self._journal.warning("restart_needed", text, keys=waiting)
@@ -87,5 +101,8 @@ def differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
     if isinstance(before, msgspec.Struct) and type(before) is type(after):
         for name in before.__struct_fields__:
             yield from differences(getattr(before, name), getattr(after, name), f"{path}.{name}" if path else name)
+    elif isinstance(before, Secret) and isinstance(after, Secret):
+        if before.reference != after.reference:
+            yield path
     elif before != after:
         yield path

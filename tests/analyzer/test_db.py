@@ -98,6 +98,8 @@ def test_who_reads_content_is_in_the_log_and_what_they_looked_for_is_not(run: An
     run("exchanges", "show", "0000", "--store", store)
     run("findings", "--store", store, "--format", "sarif")
     run("findings", "explain", "0f", "--store", store)
+    run("rules", "test", "--without", "email", "--store", store)
+    run("calibrate", "--store", store)
     entries = audit_of(run, store)
     assert [(entry["event"], entry["facts"]["command"]) for entry in entries] == [
         ("query", "query"),
@@ -106,6 +108,8 @@ def test_who_reads_content_is_in_the_log_and_what_they_looked_for_is_not(run: An
         ("query", "exchanges show"),
         ("export", "findings"),
         ("query", "findings explain"),
+        ("query", "rules test"),
+        ("query", "calibrate"),
     ]
     assert "hunter2" not in str(entries)
     assert entries[2]["facts"]["filter"]["tenant"] == "acme"

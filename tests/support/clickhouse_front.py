@@ -1,8 +1,8 @@
 """The real ClickHouse engine (chdb) behind ClickHouse's HTTP interface, for the client library and for failures made on purpose.
 
-`python clickhouse_front.py FOLDER` prints its port. A process of its own: the engine takes memory and threads that a test should not have.
-POST /llmsec-test/fail sets what happens to the next inserts: `{"how": "refuse" | "garbage" | "cut" | "after" | "slow" | "none", "times": N}`.
-`after`: the rows are stored and the answer is lost.
+`python clickhouse_front.py FOLDER PORT` prints its port. A process of its own: the engine takes memory and threads that a test should not have.
+POST /llmsec-test/fail sets what happens to the next inserts: `{"how": …, "times": N}`, with one of ANSWERS, or `cut` (nothing is stored and no
+answer comes), `half` (the connection ends while the rows come), `after` (the rows are stored and the answer is lost), `slow`, `none`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,20 @@ _TRANSPORT = {
     *("cancel_http_readonly_queries_on_client_close", "async_insert", "wait_for_async_insert", "http_response_buffer_size"),
 }
 PASSWORD = "correct horse"
+# How a server says no: status, body and ClickHouse's number of the error, where it says one.
+ANSWERS: dict[str, tuple[int, bytes, str | None]] = {
+    "refuse": (500, b"Code: 252. DB::Exception: Too many parts (300). (TOO_MANY_PARTS)", "252"),
+    "full": (500, b"Code: 243. DB::Exception: Cannot reserve 1.00 MiB, not enough space. (NOT_ENOUGH_SPACE)", "243"),
+    "read-only": (500, b"Code: 164. DB::Exception: llmsec: Cannot execute query in readonly mode. (READONLY)", "164"),
+    "no right": (403, b"Code: 497. DB::Exception: llmsec: Not enough privileges. (ACCESS_DENIED)", "497"),
+    "wrong password": (403, b"Code: 516. DB::Exception: llmsec: Authentication failed. (AUTHENTICATION_FAILED)", "516"),
+    "unauthorized": (401, b"Unauthorized", None),
+    "internal": (500, b"Internal Server Error", None),
+    "garbage": (502, b"<html>Bad gateway</html>", None),
+}
 
 
-def serve(folder: str) -> None:
+def serve(folder: str, port: int) -> None:
     import chdb
 
     root = chdb.connect(folder)
@@ -60,6 +71,11 @@ def serve(folder: str) -> None:
             self.answer(200, b"Ok.\n")
 
         def do_POST(self) -> None:
+            if failing["how"] == "half" and failing["times"] > 0 and "INSERT" in self.path.upper():
+                failing["times"] -= 1
+                self.rfile.read(100)
+                self.close_connection = True
+                return
             if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
                 body = b"".join(self.chunks())
             else:
@@ -88,10 +104,9 @@ def serve(folder: str) -> None:
             if is_insert and failing["times"] > 0:
                 failing["times"] -= 1
                 how = failing["how"]
-            if how == "refuse":
-                self.answer(500, b"Code: 252. DB::Exception: Too many parts (300). (TOO_MANY_PARTS)", X_ClickHouse_Exception_Code="252")
-            elif how == "garbage":
-                self.answer(502, b"<html>Bad gateway</html>", Content_Type="text/html")
+            if how in ANSWERS:
+                status, said, code = ANSWERS[how]
+                self.answer(status, said, **({"X_ClickHouse_Exception_Code": code} if code else {}))
             elif how == "cut":
                 self.close_connection = True
             else:
@@ -153,7 +168,7 @@ def serve(folder: str) -> None:
                 return
             self.answer(200, body, X_ClickHouse_Format=form, X_ClickHouse_Timezone="UTC")
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     print(server.server_address[1], flush=True)
     server.serve_forever()
 
@@ -201,9 +216,12 @@ class Front(Server):
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[Front]:
+def running(folder: Path, port: int = 0) -> Iterator[Front]:
+    """It is killed at the end. `port`: where one that was killed before was."""
     folder.mkdir(parents=True, exist_ok=True)
-    process = subprocess.Popen([sys.executable, __file__, str(folder / "db")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(folder / "db"), str(port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     assert process.stdout is not None
     try:
         yield Front(int(process.stdout.readline()))
@@ -226,4 +244,4 @@ def copy_folder(root: Path, url: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], int(sys.argv[2]))

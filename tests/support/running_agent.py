@@ -105,7 +105,7 @@ def agent(
     storage: dict[str, Any] | None = None,
     **observability: Any,
 ) -> Iterator[Running]:
-    """`chosen` and `storage`: what else these sections say."""
+    """`chosen` and `storage`: what else these sections say, the first of `capture`."""
     running = Running(folder, {"pids": list(pids), "plain": False, **(chosen or {})}, prefix, env or {}, observability, storage or {})
     try:
         yield running

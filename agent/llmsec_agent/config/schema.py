@@ -121,6 +121,14 @@ class ClickHouse(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     batch_size: Annotated[int, key("rows a batch", at_least=1)] = 10_000
     flush_interval: Annotated[float, key("a batch is sent after so long", unit="duration", above=0)] = 5.0
     max_batch_delay: Annotated[float, key("a row waits so long at most", unit="duration", above=0)] = 10.0
+    max_buffer_size: Annotated[
+        int | None,
+        key(
+            "what may wait in the folder while the database is away; beyond it the oldest parts are declared lost; none: as `retention.bytes` has it",
+            unit="size",
+            at_least=limits.MIB,
+        ),
+    ] = None
     cluster: Annotated[
         str | None, key("name of the cluster on the server, for replicated and distributed tables; none: tables of one server", filled=True)
     ] = None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 
+from llmsec_agent.delivery_metrics import DeliveryMetrics
 from llmsec_tap.counters import Sample
+from llmsec_tap.errors import StorageError
 from llmsec_tap.model import Exchange
 from llmsec_tap.storage import audit
 from llmsec_tap.storage.retention import Pruned, Retention, prune, write_policy
@@ -34,6 +37,7 @@ class StoreSink:
         self._retention = retention if retention is not None and retention.is_bounded else None
         self._next_prune = self._next_classes = 0.0
         self._pruned = Pruned()
+        self._delivery = DeliveryMetrics(writer.store) if retention is not None else None
         if retention is not None:
             write_policy(writer.store, retention)
 
@@ -48,40 +52,53 @@ class StoreSink:
 
     def tick(self) -> None:
         self._writer.tick(time.monotonic_ns())
-        if self._retention is not None and time.monotonic() >= self._next_prune:
+        if time.monotonic() >= self._next_prune:
             self._next_prune = time.monotonic() + _PRUNE_EVERY_S
-            by_day = Retention(days=self._retention.days, max_bytes=self._retention.max_bytes)
-            self._pruned += prune(self._writer.store, time.time_ns(), by_day)
-            self._log()
-            if self._retention.takes_from_rows and time.monotonic() >= self._next_classes:
-                self._next_classes = time.monotonic() + _CLASSES_EVERY_S
-                self._writer.compact()
+            self._prune()
         if self.look is not None and time.monotonic() >= self._next_beat:
             self._next_beat = time.monotonic() + BEAT_S
             write_beat(self._writer.store, self.look())
+
+    def _prune(self) -> None:
+        if self._retention is not None:
+            by_day = Retention(days=self._retention.days, max_bytes=self._retention.max_bytes)
+            self._pruned += prune(self._writer.store, time.time_ns(), by_day, backlog=self._writer.backlog)
+            if self._retention.takes_from_rows and time.monotonic() >= self._next_classes:
+                self._next_classes = time.monotonic() + _CLASSES_EVERY_S
+                self._writer.compact()
+        if self._delivery is not None:
+            with self._writer.backlog.look():
+                pass  # what waits is known, with its rows, also while nobody delivers
+        self._log()
 
     def _log(self) -> None:
         """What the bounds of the store have deleted since the last entry."""
         pruned = self._pruned + self._writer.pruned
         if pruned != self._logged and self._actor is not None:
-            facts = {
-                "state": "done",
-                "by": "retention",
-                "parts": pruned.parts - self._logged.parts,
-                "bytes": pruned.bytes - self._logged.bytes,
-            }
+            facts = {"state": "done", "by": "retention", **msgspec.to_builtins(pruned.since(self._logged))}
             audit.append(self._writer.store, [("deletion", facts)], self._actor)
             self._logged = pruned
 
     def close(self) -> None:
-        if self._retention is not None:
-            self._log()
-        self._writer.close()
+        try:
+            self._writer.close()
+        except StorageError:
+            with contextlib.suppress(StorageError):
+                self._end()  # a small file may still fit: it says what could not be stored
+            raise
+        self._end()
+
+    def _end(self) -> None:
         if self.look is not None:
             write_beat(self._writer.store, msgspec.structs.replace(self.look(), stopped_ns=time.time_ns()))
+        self._log()
 
     def samples(self) -> Iterable[Sample]:
         yield from self._writer.samples()
         pruned = self._pruned + self._writer.pruned
         yield Sample("llmsec_store_pruned_parts_total", pruned.parts)
         yield Sample("llmsec_store_pruned_bytes_total", pruned.bytes)
+        if self._delivery is not None:
+            yield from self._delivery.samples()
+        yield Sample("llmsec_store_undelivered_parts_total", pruned.dropped)
+        yield Sample("llmsec_store_undelivered_rows_total", pruned.dropped_rows)

@@ -14,6 +14,7 @@ from llmsec_tap.journal import WARNINGS, Journal
 from llmsec_tap.storage.clickhouse.address import Node, parse
 from llmsec_tap.storage.clickhouse.client import READ_ONLY, connect, statement_error, translated
 from llmsec_tap.storage.clickhouse.migrations import check_version
+from llmsec_tap.storage.clickhouse.rows import null_if_empty
 from llmsec_tap.storage.clickhouse.tables import Layout
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class ClickHouseResult:
     def rows(self) -> Iterator[tuple[Any, ...]]:
         for block in self.blocks:
             for row in block:
-                yield tuple(map(_null_if_empty, row))
+                yield tuple(map(null_if_empty, row))
 
 
 class ClickHouseSession:
@@ -118,16 +119,6 @@ def _typed(value: Any) -> tuple[str, Any]:
     if isinstance(value, list):
         return "Array(String)", value
     return "String", value
-
-
-def _null_if_empty(value: Any) -> Any:
-    """A struct without any value is an absent one: ClickHouse has no null for it. Inside lists each stands as it is."""
-    if isinstance(value, dict):
-        inner = {name: _null_if_empty(item) for name, item in value.items()}
-        return None if all(item is None or item == [] for item in inner.values()) else inner
-    if isinstance(value, list):
-        return [{name: _null_if_empty(item) for name, item in entry.items()} if isinstance(entry, dict) else entry for entry in value]
-    return value
 
 
 def _plain_type(name: str) -> str:

@@ -26,7 +26,7 @@ import msgspec
 
 from llmsec_tap.errors import StorageError
 from llmsec_tap.storage.faults import storage_error
-from llmsec_tap.storage.publish import write_all
+from llmsec_tap.storage.publish import give, write_all
 from llmsec_tap.storage.store import Store
 
 FOLDER: Final = "audit"
@@ -169,19 +169,11 @@ def _locked(store: Store) -> Iterator[Path]:
     folder.mkdir(mode=0o700, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        _give(descriptor, store.root)
+        give(descriptor, store.root)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield folder
     finally:
         os.close(descriptor)
-
-
-def _give(descriptor: int, root: Path) -> None:
-    """What root writes belongs to the owner of the store, who appends next."""
-    if os.geteuid() == 0:
-        owner = root.stat()
-        if os.fstat(descriptor).st_uid != owner.st_uid:
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def _append(folder: Path, records: Sequence[tuple[str, dict[str, Any]]], actor: dict[str, Any]) -> str:
@@ -213,7 +205,7 @@ def _append(folder: Path, records: Sequence[tuple[str, dict[str, Any]]], actor: 
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         before = os.fstat(descriptor).st_size
-        _give(descriptor, folder.parent)
+        give(descriptor, folder.parent)
         try:
             write_all(descriptor, b"".join(lines))
             os.fsync(descriptor)

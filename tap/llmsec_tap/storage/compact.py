@@ -39,7 +39,7 @@ GRACE_NS = 600_000_000_000
 MAX_MERGED_PARTS = 256
 MAX_MERGED_BYTES = 64_000_000
 REPLACES_KEY = "llmsec.replaces"
-# All parts whose rows a merged one holds, through every merge before: its originals may be long gone (clickhouse/cursor.py).
+# All parts whose rows a merged one holds, through every merge before: its originals may be long gone (cursor.py).
 HOLDS_KEY = "llmsec.holds"
 MERGED_SUFFIX = "-merged.parquet"
 _LOOK_S = 0.1

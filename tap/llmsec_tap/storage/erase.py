@@ -10,6 +10,7 @@ import msgspec
 
 from llmsec_tap.errors import StorageError
 from llmsec_tap.journal import Journal
+from llmsec_tap.storage.backlog import Backlog
 from llmsec_tap.storage.compact import alone
 from llmsec_tap.storage.damage import DAMAGED_SUFFIX, parts
 from llmsec_tap.storage.store import Store
@@ -53,9 +54,13 @@ def erase(
             raise StorageError(
                 f"{store.shown} is being compacted or pruned by another process", "Try again when that has ended.", retryable=True
             )
+        backlog = Backlog(store)
         for path in parts(store.exchanges):
             if path.parent.name.startswith("day=") and not path.is_symlink():
                 taken += take(path, decide, journal, really=really)
+                if really and not path.exists():
+                    with backlog.look() as waiting:
+                        waiting.forget(path)  # not lost on its way to a database: deleted, as the receipt says
                 with contextlib.suppress(OSError):
                     path.parent.rmdir()
         damaged = len(damaged_parts(store))

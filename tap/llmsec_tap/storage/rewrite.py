@@ -27,7 +27,7 @@ from llmsec_tap.storage.rows import encode_row, exchange_of
 BARE_KEY = "llmsec.bare"
 _EXPIRED = "content_expired"
 # With one of these a row has no texts any more.
-_BARE = frozenset((_EXPIRED, "content_withheld", "content_degraded"))
+BARE_ANOMALIES = frozenset((_EXPIRED, "content_withheld", "content_degraded"))
 # So many rows are decoded at once; one may hold megabytes of text.
 _BATCH_ROWS = 64
 _GROUP_BYTES = 8_000_000
@@ -121,7 +121,7 @@ def _facts(path: Path) -> Iterator[RowFacts]:
             findings = columns["findings"].value_lengths().to_pylist() if "findings" in columns else [0] * len(batch)
             names = columns["anomalies"].to_pylist() if "anomalies" in columns else [[]] * len(batch)
             for number, exchange_id in enumerate(columns["exchange_id"].to_pylist()):
-                bare = any(item["name"] in _BARE for item in names[number] or ())
+                bare = any(item["name"] in BARE_ANOMALIES for item in names[number] or ())
                 yield RowFacts(exchange_id or "", texts["tenant"][number], texts["end_user"][number], bool(findings[number]), bare)
 
 

@@ -22,6 +22,7 @@ from llmsec_tap.counters import Sample
 from llmsec_tap.errors import StorageError
 from llmsec_tap.journal import WARNINGS, Journal
 from llmsec_tap.model import Exchange
+from llmsec_tap.storage.backlog import Backlog
 from llmsec_tap.storage.compact import MIN_PARTS, compact_apart
 from llmsec_tap.storage.faults import storage_error
 from llmsec_tap.storage.publish import publishing, write_all
@@ -87,7 +88,7 @@ class StoreWriter:
         max_store_bytes: int | None = None,
         compact_by: Callable[[Store, int], subprocess.Popen[bytes] | None] = compact_apart,
     ) -> None:
-        """`max_store_bytes`: before a part is published, the oldest ones go until it fits. `compact_by` has parts merged aside; it gives the process that does it, if that is a child of this one.
+        """`max_store_bytes`: before a part is published, the oldest ones go until it fits, and into the cap of what waits to be delivered. `compact_by` has parts merged aside; it gives the process that does it, if that is a child of this one.
 
         `number`, below 16: of several writers that write at the same moments, this one.
         """
@@ -95,7 +96,8 @@ class StoreWriter:
         self._compact_by = compact_by
         self._number = number
         self._max_store_bytes = max_store_bytes
-        self.pruned = Pruned()  # for `max_store_bytes`
+        self.backlog = Backlog(store)
+        self.pruned = Pruned()  # to make room
         self.stats = WriterStats()
         self._flush_rows = flush_rows
         self._flush_bytes = flush_bytes
@@ -208,10 +210,7 @@ class StoreWriter:
         except StorageError:
             self._give_up()
             raise
-        if self._compaction is None and any(
-            len(os.listdir(self.store.exchanges / day)) >= MIN_PARTS  # noqa: PTH208 - counted, not walked
-            for day in self._days_written
-        ):
+        if self._compaction is None and any(_entries(self.store.exchanges / day) >= MIN_PARTS for day in self._days_written):
             self._compaction = self._compact_by(self.store, time.time_ns())
         if self._compaction is not None:
             # It goes on by itself, and may be killed, so a long one does not hold up the end of a command.
@@ -239,9 +238,8 @@ class StoreWriter:
                 folder.mkdir(mode=0o700, exist_ok=True)
                 if folder.is_symlink():
                     raise NotADirectoryError(errno.ENOTDIR, "a link stands in the place of a day's folder")
-                if self._max_store_bytes is not None:
-                    self.pruned += make_room(self.store, written, self._max_store_bytes)
-                    folder.mkdir(mode=0o700, exist_ok=True)  # its only part may have been the oldest
+                self.pruned += make_room(self.store, written, self._max_store_bytes, self.backlog)
+                folder.mkdir(mode=0o700, exist_ok=True)  # its only part may have been the oldest
                 with publishing(target) as descriptor:
                     write_all(descriptor, data)
             except OSError as fault:
@@ -269,6 +267,13 @@ class StoreWriter:
         seq = (time.time_ns() & ~0x3FFFFF) | own << 8
         self._last_seq = seq if seq > self._last_seq else self._last_seq + 0x100
         return self._last_seq
+
+
+def _entries(folder: Path) -> int:
+    try:
+        return len(os.listdir(folder))  # noqa: PTH208 - counted, not walked
+    except OSError:
+        return 0  # retention had all of it
 
 
 def day_folder(started_ns: int | None) -> str:

@@ -15,11 +15,11 @@ from llmsec_tap.storage import StoreWriter, open_store
 from llmsec_tap.storage.clickhouse import delivery as delivery_module
 from llmsec_tap.storage.clickhouse.address import parse
 from llmsec_tap.storage.clickhouse.client import connect
-from llmsec_tap.storage.clickhouse.cursor import DELETED, Cursor
 from llmsec_tap.storage.clickhouse.delivery import Batching, Delivery
 from llmsec_tap.storage.clickhouse.migrations import migrate
 from llmsec_tap.storage.clickhouse.tables import Layout
 from llmsec_tap.storage.compact import compact
+from llmsec_tap.storage.cursor import DELETED, Cursor, Lost
 from llmsec_tap.storage.taps import Beat, write_beat
 
 
@@ -140,7 +140,6 @@ def test_of_a_merge_of_sent_and_waiting_parts_nothing_is_missing(root, write, ta
 
 def test_a_merge_of_merges_that_happened_meanwhile_is_no_loss(root, write, target, deliver):
     write(1, 2)
-    Cursor(open_store(root), str(target.address)).look()
     cursor = Cursor(open_store(root), str(target.address))
     cursor.look()
     cursor.save()  # they are known to wait
@@ -156,6 +155,18 @@ def test_a_merge_of_merges_that_happened_meanwhile_is_no_loss(root, write, targe
     assert not cursor.state.waiting
 
 
+def test_the_cursor_of_a_delivered_folder_stays_small_and_merges_of_merges_are_not_sent_again(root, write, target, deliver):
+    for begin in range(0, 60, 20):
+        write(*range(begin, begin + 20))
+        deliver()
+        merge(root)
+        deliver()
+    state = Cursor(open_store(root), str(target.address)).state
+    present = {f"{path.parent.name}/{path.name}" for path in root.glob("exchanges/day=*/part-*.parquet")}
+    assert state.delivered == present
+    assert (target.sent(), len(target.ids())) == (60, 60)
+
+
 def test_what_is_deleted_before_it_was_sent_is_counted_and_named(root, write, target, deliver):
     write(1, 2)
     cursor = Cursor(open_store(root), str(target.address))
@@ -164,7 +175,7 @@ def test_what_is_deleted_before_it_was_sent_is_counted_and_named(root, write, ta
     (root / "exchanges" / first).unlink()
     deliver()
     state = Cursor(open_store(root), str(target.address)).state
-    assert (state.rows_lost, state.lost, state.rows_delivered) == (1, {first: DELETED}, 1)
+    assert (state.rows_lost, state.lost, state.rows_delivered) == (1, {first: Lost(1, DELETED)}, 1)
     assert [event.name for event in deliver.said if event.name == "part_not_delivered"] == ["part_not_delivered"]
 
 
@@ -229,7 +240,7 @@ def test_a_damaged_part_costs_itself_alone(root, write, target, deliver, footer,
     deliver()
     assert target.ids() == ids(1, 3)
     state = Cursor(open_store(root), str(target.address)).state
-    assert state.lost == {f"{part.parent.name}/{part.name}": "damaged"}
+    assert state.lost == {f"{part.parent.name}/{part.name}": Lost(rows_lost, "damaged")}
     assert state.rows_lost == rows_lost
 
 
@@ -266,13 +277,16 @@ def test_runs_of_taps_are_delivered_as_they_are_now(root, write, target, deliver
     assert target.rows("SELECT heartbeat_ns, exchanges FROM taps") == [(20, 7)]
 
 
-def test_two_databases_have_a_cursor_each(root, write, clickhouse):
+def test_two_databases_have_a_cursor_each_and_the_second_names_the_first(root, write, clickhouse):
     write(1)
-    for target in (Target(clickhouse), Target(clickhouse)):
-        delivery = Delivery(open_store(root), target.address, Journal(lambda _: None))
+    said = []
+    first, second = Target(clickhouse), Target(clickhouse)
+    for target in (first, second):
+        delivery = Delivery(open_store(root), target.address, Journal(said.append))
         delivery.step(at_once=True)
         delivery.close()
         assert target.ids() == ids(1)
+    assert [event.facts["target"] for event in said if event.name == "another_database"] == [str(first.address)]
 
 
 def test_a_damaged_cursor_says_what_to_do(root, write, target):

@@ -51,6 +51,7 @@ def calibrate(
     import msgspec
 
     from llmsec_agent import calibrate as calibrating
+    from llmsec_agent.auditing import record_reading
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.config import load_config
     from llmsec_agent.journals import journal
@@ -65,8 +66,10 @@ def calibrate(
         chosen = msgspec.structs.replace(chosen, path=str(Path(model).absolute()))
         security = msgspec.structs.replace(security, prompt_injection=msgspec.structs.replace(security.prompt_injection, model=chosen))
     labelled = calibrating.read_labels(labels) if labels is not None else []
-    with QuerySession.open(store, journal()) as session:
+    log = journal()
+    with QuerySession.open(store, log) as session:
         made = calibrating.calibrate(session, security, target, labelled, limit)
+        record_reading(session, log, "query", command="calibrate", format=output.value)
     for note in made.notes:
         report(f"note: {note}")
     with results():

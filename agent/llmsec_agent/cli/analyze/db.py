@@ -30,6 +30,12 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="db", help="The care of a store: its tables, retention, deletion, the audit log, whether both ends agree.")
 
 
+ReceiptsOption = Annotated[
+    str | None,
+    typer.Option("--audit", help="Of a database: the folder whose audit log keeps the receipt. Default: storage.path.", metavar="FOLDER"),
+]
+
+
 @group.command()
 def prune(
     store: StoreOption = DEFAULT_STORE,
@@ -42,11 +48,13 @@ def prune(
     ] = None,
     findings_days: Annotated[float | None, typer.Option("--findings-days", min=0, help="Delete findings that are older.")] = None,
     damaged: Annotated[bool, typer.Option("--damaged", help="Delete the parts that were set aside as damaged.")] = False,
+    receipts: ReceiptsOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Delete what a store need not keep: by these options, or else by the configuration, or else by the policy of its last capture.
 
-    Days are whole days (UTC): one goes when all of it is older. Prints what went, which is in the audit log, too.
+    Days are whole days (UTC): one goes when all of it is older. Prints what went, which is in the audit log, too. Of a database whole days go
+    as partitions, also for --bytes, and only these options say what: what it deletes by itself is storage.clickhouse.ttl.
 
     Example: llmsec-analyze db prune --content-days 7 --days 90 --bytes 50GiB
     """
@@ -63,6 +71,7 @@ def prune(
     from llmsec_analyzer.units import parse_size
     from llmsec_tap.errors import ConfigError
     from llmsec_tap.storage import audit, create_store, open_store
+    from llmsec_tap.storage.clickhouse.address import is_clickhouse
     from llmsec_tap.storage.erase import WAIT_S, damaged_parts
     from llmsec_tap.storage.retention import Keep, Retention, read_policy
     from llmsec_tap.storage.retention import prune as run
@@ -73,6 +82,17 @@ def prune(
     except ValueError as fault:
         raise ConfigError(f"--bytes: {fault}", "for example 20GiB") from None
     keep = Retention(days=days, max_bytes=max_bytes, keep=Keep(content=content_days, findings=findings_days))
+    if is_clickhouse(store):
+        from llmsec_agent.cli.analyze import db_clickhouse
+
+        if damaged or not keep.is_bounded:
+            raise ConfigError("of a database --days, --bytes, --content-days and --findings-days say what to delete", "give one of them")
+        went = db_clickhouse.prune(store, keep, load_all(config, report), receipts, log)
+        with results():
+            typer.echo(
+                f"deleted {went.parts} days and {went.rows} exchanges, stripped {went.stripped} exchanges; {went.bytes:,} bytes in days"
+            )
+        return
     opened = create_store(open_store(store, log).root, log)
     if not keep.is_bounded and not damaged:
         loaded = load_all(config, report)
@@ -110,23 +130,29 @@ def delete(
     ] = None,
     content: Annotated[bool, typer.Option("--content", help="Delete only the texts; counts, names and times stay.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and change nothing.")] = False,
+    receipts: ReceiptsOption = None,
+    config: ConfigOption = None,
 ) -> None:
-    """Delete the records of one tenant, end user or exchange from every part of a store. The audit log keeps the receipt.
+    """Delete the records of one tenant, end user or exchange from every part of a store, or from a database. The audit log keeps the receipt.
 
-    Only this store is changed. What a running capture has not stored yet comes later: run it again then. Parts that were set aside as damaged
+    Only this store is changed: delete from the folders of the hosts and from the database that they deliver to. What a running capture has not stored yet comes later: run it again then. Parts that were set aside as damaged
     cannot be searched; `db prune --damaged` deletes them.
 
     Example: llmsec-analyze db delete --end-user jo@example.org
     """
     from llmsec_agent.auditing import record
+    from llmsec_agent.cli.analyze import db_clickhouse
     from llmsec_agent.cli.analyze.streams import results
+    from llmsec_agent.config import load_all
     from llmsec_agent.journals import journal
+    from llmsec_agent.text import report
     from llmsec_analyzer.stored import exchanges as listing
-    from llmsec_analyzer.stored.session import QuerySession
+    from llmsec_analyzer.stored.stores import open_session
     from llmsec_tap.errors import ConfigError
     from llmsec_tap.identity.credentials import fingerprinter
     from llmsec_tap.install_key import install_key
     from llmsec_tap.storage import audit, create_store, open_store
+    from llmsec_tap.storage.clickhouse.address import is_clickhouse
     from llmsec_tap.storage.erase import Subject, erase
 
     if sum(value is not None for value in (tenant, end_user, exchange)) != 1:
@@ -134,7 +160,8 @@ def delete(
     if "" in (tenant, end_user, exchange):
         raise ConfigError("an empty name is nobody's", "give a name or an id")
     said = journal()
-    root = open_store(store, said).root
+    in_database = is_clickhouse(store)
+    root = None if in_database else open_store(store, said).root
     named: str
     if tenant is not None:
         subject, named = Subject("tenant", frozenset((tenant,))), tenant
@@ -143,9 +170,15 @@ def delete(
         named = fingerprinter(install_key(said))(end_user)
         subject = Subject("end_user", frozenset((end_user, named)))
     else:
-        with QuerySession.open(store, said) as session:
+        with open_session(store, said) as session:
             named = listing.find(session, exchange or "").exchange_id
         subject = Subject("exchange_id", frozenset((named,)))
+    did = "would be" if dry_run else "are"
+    if root is None:
+        gone = db_clickhouse.erase(store, subject, named, load_all(config, report), receipts, said, content=content, really=not dry_run)
+        with results():
+            typer.echo(f"{gone.rows} stored rows {did} deleted, {gone.stripped} {did} without texts")
+        return
     opened = create_store(root, said)
     facts = {"by": subject.kind, "subject": named, "content_only": content}
     if not dry_run:
@@ -154,7 +187,6 @@ def delete(
     if not dry_run:
         counts = {"rows": erased.rows, "stripped": erased.stripped, "parts": erased.parts, "damaged": erased.damaged}
         record(opened, said, "deletion", state="done", **facts, **counts)
-    did = "would be" if dry_run else "are"
     with results():
         typer.echo(f"{erased.rows} stored rows {did} deleted, {erased.stripped} {did} without texts, in {erased.parts} parts")
     if erased.damaged:

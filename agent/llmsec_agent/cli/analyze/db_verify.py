@@ -24,9 +24,10 @@ def verify(
     ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Compare a folder with the database that it is delivered to: what the folder holds is there, or waits, or is lost and named.
+    """Compare a folder with the database that it is delivered to: what the folder holds is there, or waits, or is declared lost and named.
 
-    Exit 4 where an exchange of the folder is not in the database. With --chain: prove that the folder's audit log is whole, every entry, and
+    What the folder's taps said they saw (the view taps) is the other side: it is in the database, or waits, or was declared lost, deleted or
+    not stored, or it is missing. Exit 4 where an exchange of the folder is not in the database, and where one is missing of taps that have ended. With --chain: prove that the folder's audit log is whole, every entry, and
     none taken out, moved or put in; exit 1 where it is not. It prints the last hash. Note that elsewhere: --expect then finds a log that was
     cut at its end or written anew.
 
@@ -35,45 +36,19 @@ def verify(
     if chain:
         _verify_chain(store, expect, config)
         return
+    from llmsec_agent.both_ends import look_at
     from llmsec_agent.config import load_config
     from llmsec_agent.fleet import database_of
     from llmsec_agent.journals import journal
     from llmsec_agent.text import report
-    from llmsec_analyzer.stored.session import QuerySession
-    from llmsec_tap.errors import StorageError
     from llmsec_tap.storage import open_store
-    from llmsec_tap.storage.clickhouse.client import READ_ONLY, connect
-    from llmsec_tap.storage.clickhouse.cursor import Cursor
-    from llmsec_tap.storage.clickhouse.migrations import check_version
-    from llmsec_tap.storage.clickhouse.verify import compare
-    from llmsec_tap.storage.rows import row_key
 
     storage = load_config(config, report).storage
-    wanted = database_of(storage.clickhouse, to)
     log = journal()
-    opened = open_store(store or storage.path, log)
-    state = Cursor(opened, str(wanted.address)).state
-    client, _ = connect(wanted.address, wanted.limits, READ_ONLY)
-    try:
-        check_version(client, wanted.layout)
-        with QuerySession(opened, log) as session:
-            ids = (row[0] for row in session.select("SELECT exchange_id FROM exchanges").rows())
-            compared = compare(((found, row_key(found)) for found in ids), client, wanted.layout)
-    finally:
-        client.close()
-    waiting = sum(state.waiting.values())
-    report(
-        f"{opened.shown}: {compared.folder} exchanges, of which {compared.database} are in {wanted.address}; "
-        f"{waiting} rows wait in {len(state.waiting)} parts; {state.rows_lost} rows lost in {len(state.lost)} parts"
-    )
-    for name, why in state.lost.items():
-        report(f"lost: {name}: {why}")
-    if not compared.is_whole:
-        some = ", ".join(compared.missing)
-        raise StorageError(
-            f"{compared.folder - compared.database} exchanges of the folder are not in the database: {some}",
-            "llmsec-tap deliver --once sends what waits",
-        )
+    ends = look_at(open_store(store or storage.path, log), database_of(storage.clickhouse, to), log)
+    for line in ends.lines():
+        report(line)
+    ends.check()
 
 
 def _verify_chain(store: str | None, expect: str | None, config: str | None) -> None:

@@ -209,6 +209,7 @@ def suppress(
 
     Example: llmsec-analyze findings suppress 5f1c --reason "test card of the sandbox" --owner payments --until 90d
     """
+    from llmsec_agent.auditing import record_reading
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.config import load_config
     from llmsec_agent.journals import journal
@@ -219,19 +220,22 @@ def suppress(
     from llmsec_tap.errors import ConfigError
     from llmsec_tap.visible import visible
 
+    log = journal()
     day = day_of(until)
     files = load_config(config, report).security.suppressions
     if file is None and len(files) > 1:
         raise ConfigError("the configuration names several files of suppressions", f"choose one with --file: {', '.join(files)}")
-    with open_session(store or context.obj, journal()) as session:
+    with open_session(store or context.obj, log) as session:
         finding, exchange = find_finding(session, finding_id)
-    entry = entry_of(finding, exchange, reason=reason, owner=owner, until=day, by=[choice.value for choice in by or ()])
-    target = file or (Path(files[0]) if files else None)
-    with results():
-        if target is None:
-            typer.echo("suppressions:\n" + visible(written(entry), keep_lines=True), nl=False)
-            return
-        append(target, entry)
+        entry = entry_of(finding, exchange, reason=reason, owner=owner, until=day, by=[choice.value for choice in by or ()])
+        target = file or (Path(files[0]) if files else None)
+        with results():
+            if target is None:
+                typer.echo("suppressions:\n" + visible(written(entry), keep_lines=True), nl=False)
+                return
+            append(target, entry)
+        facts = {"file": str(target), "rule_id": finding.rule_id, "finding_id": finding.finding_id, "owner": owner, "until": day}
+        record_reading(session, log, "configuration", state="suppression added", **facts)
     report(f"added to {target}: {finding.rule_id} ({finding.type}) counts no longer until {day}")
     if str(target) not in files:
         report("note: the configuration does not name this file: security.suppressions")

@@ -127,6 +127,7 @@ def try_rules(
     """
     import msgspec
 
+    from llmsec_agent.auditing import record_reading
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.compare_rules import compare, totals
     from llmsec_agent.config import load_config
@@ -147,6 +148,7 @@ def try_rules(
     security = with_suppressions(load_config(config, report).security, suppressions)
     with QuerySession.open(store, log) as session:
         made = compare(session, security, paths or (), without or (), fingerprinter(install_key(log)), suppressions_of(security, log))
+        record_reading(session, log, "query", command="rules test", format=output.value)
     counts = totals(made)
     with results():
         if output is RulesFormat.JSON:
