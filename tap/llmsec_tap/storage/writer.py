@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -45,7 +46,7 @@ COMPACT_EVERY_PARTS = 128
 CLOSE_WAIT_S = 10.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class WriterStats:
     """`stored` rows are safely on the disk. `repaired` of them had a value that its column cannot hold, now null."""
 
@@ -142,11 +143,11 @@ class StoreWriter:
         if earlier is not None:
             self._rows -= 1
             self._bytes -= len(earlier)
-            self.stats = replace(self.stats, added=self.stats.added - 1)
+            self.stats.added -= 1
         rows[row.exchange_id] = row.line
         self._rows += 1
         self._bytes += len(row.line)
-        self.stats = replace(self.stats, added=self.stats.added + 1)
+        self.stats.added += 1
 
     @property
     def _is_full(self) -> bool:
@@ -278,9 +279,12 @@ def _entries(folder: Path) -> int:
 
 def day_folder(started_ns: int | None) -> str:
     """The folder for an exchange that began then (UTC)."""
-    if started_ns is None:
-        return NO_DAY
+    return _day_folder(started_ns // NS_PER_DAY) if started_ns is not None else NO_DAY
+
+
+@lru_cache(64)
+def _day_folder(day: int) -> str:
     try:
-        return time.strftime("day=%Y-%m-%d", time.gmtime(started_ns // NS_PER_DAY * 86_400))
+        return time.strftime("day=%Y-%m-%d", time.gmtime(day * 86_400))
     except (OverflowError, ValueError, OSError):
         return NO_DAY
