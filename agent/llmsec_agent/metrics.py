@@ -102,7 +102,7 @@ CATALOGUE: Final[dict[str, Metric]] = {
     "llmsec_store_written_bytes_total": Metric("counter", "Bytes written."),
     "llmsec_store_pruned_parts_total": Metric("counter", "Files deleted by retention."),
     "llmsec_store_pruned_bytes_total": Metric("counter", "Bytes deleted by retention."),
-    "llmsec_store_undelivered_parts_total": Metric("counter", "Of the files deleted, those that had not been delivered: declared lost."),
+    "llmsec_store_undelivered_parts_total": Metric("counter", "Of the files deleted, those that had not been delivered by then."),
     "llmsec_store_undelivered_rows_total": Metric("counter", "Exchanges in them that the database has from no other file."),
     "llmsec_audit_findings_total": Metric("counter", "Findings written to the store's audit log."),
     "llmsec_store_failed_compactions_total": Metric("counter", "Times the small files of a store could not be merged."),
