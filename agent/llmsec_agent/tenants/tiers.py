@@ -229,8 +229,11 @@ class Tiers:
         """Its connections may be in the middle of something; the next question makes new ones."""
         client, self._redis = self._redis, None
         if client is not None:
-            with contextlib.suppress(Exception):  # it is given up whatever it says
-                await asyncio.wait_for(client.aclose(), _REDIS_S)
+            # Those to the sentinels are not closed with it.
+            watching = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
+            for each in (client, *(watching.sentinels if watching is not None else ())):
+                with contextlib.suppress(Exception):  # it is given up whatever it says
+                    await asyncio.wait_for(each.aclose(), _REDIS_S)
 
     async def _asked(self, ask: Callable[[Any], Any]) -> Any:
         if self._redis is None:
