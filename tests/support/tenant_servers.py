@@ -109,7 +109,11 @@ class RedisServer:
     def start(self) -> None:
         arguments = [self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)]
         self._process = subprocess.Popen([*arguments, *self._arguments], stdout=subprocess.DEVNULL)
-        _await(self._process, lambda: self.client().ping())
+        _await(self._process, self._ping)
+
+    def _ping(self) -> None:
+        with self.client() as client:
+            client.ping()
 
     def client(self):
         import redis

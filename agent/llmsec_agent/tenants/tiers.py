@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -123,8 +124,7 @@ class Tiers:
 
     async def close(self) -> None:
         await self._disconnect()
-        if self._redis is not None:
-            await self._redis.aclose()
+        await self._leave_redis()
 
     # --- PostgreSQL -----------------------------------------------------------------------------------------------------------
 
@@ -220,9 +220,20 @@ class Tiers:
             answer = await asyncio.wait_for(self._asked(ask), 3 * _REDIS_S)
         except (redis.exceptions.RedisError, OSError, TimeoutError, UnicodeError, ValueError) as fault:
             self._redis_pause.failed(_reason(fault))
+            await self._leave_redis()
             return None
         self._redis_pause.worked()
         return answer
+
+    async def _leave_redis(self) -> None:
+        """Its connections may be in the middle of something; the next question makes new ones."""
+        client, self._redis = self._redis, None
+        if client is not None:
+            # Those to the sentinels are not closed with it.
+            watching = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
+            for each in (client, *(watching.sentinels if watching is not None else ())):
+                with contextlib.suppress(Exception):  # it is given up whatever it says
+                    await asyncio.wait_for(each.aclose(), _REDIS_S)
 
     async def _asked(self, ask: Callable[[Any], Any]) -> Any:
         if self._redis is None:
