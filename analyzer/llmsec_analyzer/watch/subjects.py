@@ -11,7 +11,7 @@ from typing import Final, Literal, TypeVar
 
 import msgspec
 
-from llmsec_analyzer.watch.windows import Baseline, Share, Sliding
+from llmsec_analyzer.watch.windows import Baseline, Tally
 
 MAX_SUBJECTS: Final = 100_000
 _MOST_KNOWN: Final = 24
@@ -24,16 +24,15 @@ class Subject(msgspec.Struct, tag=True):
 
 
 class Tenant(Subject):
-    requests: Sliding = msgspec.field(default_factory=Sliding)
-    tokens: Sliding = msgspec.field(default_factory=Sliding)
+    rates: Tally = msgspec.field(default_factory=Tally)  # requests, tokens
     bucket: float | None = None  # requests that it may still make at once
     filled_ns: int = 0
-    errors: Share = msgspec.field(default_factory=Share)
-    refusals: Share = msgspec.field(default_factory=Share)
-    injections: Share = msgspec.field(default_factory=Share)
+    errors: Tally = msgspec.field(default_factory=Tally)  # requests, those that failed
+    answers: Tally = msgspec.field(default_factory=Tally)  # requests, answers that refuse, requests taken for attacks
     usual_refusals: Baseline = msgspec.field(default_factory=Baseline)
     usual_injections: Baseline = msgspec.field(default_factory=Baseline)
-    shares_of: int = 0  # the span that the two were last learnt from
+    shares: list[float] = []  # of refusals and injections, as they were last; and the span that they are of
+    shares_of: int = 0
     cost: float = 0.0  # of the span `cost_of`
     cost_of: int = 0
     priced: int = 0  # exchanges with a price, all told, and their cost
@@ -53,22 +52,18 @@ class Key(Subject):
 class Client(Subject):
     """An end user, or who asks where none is named."""
 
-    asked: Sliding = msgspec.field(default_factory=Sliding)
-    probing: Sliding = msgspec.field(default_factory=Sliding)  # of those, with what an extraction asks for
-    fresh: Sliding = msgspec.field(default_factory=Sliding)  # of those, with a prompt that was not asked lately
+    asked: Tally = msgspec.field(default_factory=Tally)  # requests, those with what an extraction asks for, those with a new prompt
     lately: list[int] = []  # hashes of its last prompts
-    scrapes: Sliding = msgspec.field(default_factory=Sliding)
+    scrapes: Tally = msgspec.field(default_factory=Tally)
 
 
 class Upstream(Subject):
-    errors: Share = msgspec.field(default_factory=Share)
-    limited: Sliding = msgspec.field(default_factory=Sliding)
+    answers: Tally = msgspec.field(default_factory=Tally)  # all, failures, those that turned a request away
     failed: int = 0  # in a row
     state: Literal["healthy", "degraded", "unhealthy"] = "healthy"
     reason: str = ""
     since_ns: int = 0
-    requests: Sliding = msgspec.field(default_factory=Sliding)
-    tokens: Sliding = msgspec.field(default_factory=Sliding)
+    rates: Tally = msgspec.field(default_factory=Tally)  # requests, tokens
 
 
 class Model(Subject):

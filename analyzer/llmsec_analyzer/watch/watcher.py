@@ -9,6 +9,7 @@ import ipaddress
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final, get_args
 
@@ -191,8 +192,7 @@ class _Look:
 
     def _rates(self, tenant: Tenant, name: str) -> None:
         now_ns, limits = self._now_ns, self._settings.anomalies
-        requests = tenant.requests.add(now_ns, MINUTE_NS)
-        tokens = tenant.tokens.add(now_ns, MINUTE_NS, self._tokens)
+        requests, tokens = tenant.rates.add(now_ns, MINUTE_NS, 1, self._tokens)
         own = (self._settings.tenant_requests_per_minute or {}).get(name)
         if requests > limits.request_rate_threshold:
             self._tell(
@@ -218,19 +218,16 @@ class _Look:
             )  # fmt: skip
 
     def _errors(self, tenant: Tenant, name: str) -> float | None:
-        tenant.errors.add(self._now_ns, ERRORS_SPAN_NS, has=self._is_error)
-        share = tenant.errors.value(self._now_ns, ERRORS_SPAN_NS, _LEAST_ERRORS_OF)
-        if share is not None and share > _ERROR_SHARE:
-            count = tenant.errors.of.total(self._now_ns, ERRORS_SPAN_NS)
-            failed = share * count
-            if failed >= _LEAST_ERRORS:
-                # Beyond what chance makes of a share that is just at the line.
-                is_sure = failed > _ERROR_SHARE * count + 2 * (count * _ERROR_SHARE * (1 - _ERROR_SHARE)) ** 0.5
-                self._tell(
-                    tenant, "error_rate", "high" if is_sure else "medium", "tenant", name,
-                    f"{share:.0%} of about {count:.0f} requests of five minutes failed",
-                    value=share, line=_ERROR_SHARE, span_ns=ERRORS_SPAN_NS,
-                )  # fmt: skip
+        count, failed = tenant.errors.add(self._now_ns, ERRORS_SPAN_NS, 1, self._is_error)
+        share = failed / count if count >= _LEAST_ERRORS_OF else None
+        if share is not None and share > _ERROR_SHARE and failed >= _LEAST_ERRORS:
+            # Beyond what chance makes of a share that is just at the line.
+            is_sure = failed > _ERROR_SHARE * count + 2 * (count * _ERROR_SHARE * (1 - _ERROR_SHARE)) ** 0.5
+            self._tell(
+                tenant, "error_rate", "high" if is_sure else "medium", "tenant", name,
+                f"{share:.0%} of about {count:.0f} requests of five minutes failed",
+                value=share, line=_ERROR_SHARE, span_ns=ERRORS_SPAN_NS,
+            )  # fmt: skip
         return share
 
     def _cost(self, tenant: Tenant, name: str) -> float | None:
@@ -263,33 +260,38 @@ class _Look:
 
     def _answers(self, tenant: Tenant, name: str) -> None:
         """The share of answers that refuse, and of requests that were taken for attacks."""
-        exchange, now_ns = self._exchange, self._now_ns
+        now_ns = self._now_ns
+        does_refuse, is_attack = refuses(self._exchange), attacks(self._exchange)
+        count, refused, attacked = tenant.answers.add(now_ns, SHARES_SPAN_NS, 1, does_refuse, is_attack)
+        if count < _LEAST_SHARE_OF:
+            return
         span = now_ns // SHARES_SPAN_NS
-        rows = (
-            ("refusal_rate", "answers refuse", tenant.refusals, tenant.usual_refusals, refuses(exchange), "medium"),
-            ("injection_rate", "requests were taken for attacks", tenant.injections, tenant.usual_injections, attacks(exchange), "high"),
-        )
         if span != tenant.shares_of:
-            for _, _, share, usual, _, _ in rows:
-                value = share.value(now_ns, SHARES_SPAN_NS, _LEAST_SHARE_OF)
-                if value is not None:
-                    usual.add(value, now_ns)
+            if len(tenant.shares) == 2:
+                tenant.usual_refusals.add(tenant.shares[0], now_ns)
+                tenant.usual_injections.add(tenant.shares[1], now_ns)
             tenant.shares_of = span
-        for kind, what, share, usual, has, severity in rows:
-            share.add(now_ns, SHARES_SPAN_NS, has=has)
-            value = share.value(now_ns, SHARES_SPAN_NS, _LEAST_SHARE_OF)
-            if value is None or value <= _ERROR_SHARE or not has:
-                continue
-            count = share.of.total(now_ns, SHARES_SPAN_NS)
-            known = usual.usual(now_ns, least=4, unit=1 / count)
-            base, line = (known.value, known.line) if known is not None else (0.0, 0.5)
-            if value > max(line, 3 * base):
-                is_cold = known is None or known.is_cold
-                self._tell(
-                    tenant, kind, "medium" if is_cold else severity, "tenant", name,  # type: ignore[arg-type]
-                    f"{value:.0%} of {what} in a quarter of an hour, usually {base:.0%}{_cold(is_cold)}",
-                    value=value, usual=base, line=line, span_ns=SHARES_SPAN_NS, observations=usual.observations,
-                )  # fmt: skip
+        tenant.shares = [refused / count, attacked / count]
+        if does_refuse:
+            self._share(tenant, name, "refusal_rate", "medium", "answers refuse", refused, count, tenant.usual_refusals)
+        if is_attack:
+            self._share(tenant, name, "injection_rate", "high", "requests were taken for attacks", attacked, count, tenant.usual_injections)
+
+    def _share(
+        self, tenant: Tenant, name: str, kind: str, severity: Severity, what: str, had: float, count: float, usual: Baseline
+    ) -> None:
+        value = had / count
+        if value <= _ERROR_SHARE:
+            return
+        known = usual.usual(self._now_ns, least=4, unit=1 / count)
+        base, line = (known.value, known.line) if known is not None else (0.0, 0.5)
+        if value > max(line, 3 * base):
+            is_cold = known is None or known.is_cold
+            self._tell(
+                tenant, kind, "medium" if is_cold else severity, "tenant", name,
+                f"{value:.0%} of {what} in a quarter of an hour, usually {base:.0%}{_cold(is_cold)}",
+                value=value, usual=base, line=line, span_ns=SHARES_SPAN_NS, observations=usual.observations,
+            )  # fmt: skip
 
     # --- all callers ----------------------------------------------------------------------------------------------------
 
@@ -311,9 +313,9 @@ class _Look:
         upstream = self._subjects.of(Upstream, name)
         failure = failure_of(exchange)
         upstream.failed = upstream.failed + 1 if failure else 0
-        upstream.errors.add(now_ns, ERRORS_SPAN_NS, has=bool(failure) or exchange.status == 500)
-        limited = upstream.limited.add(now_ns, ERRORS_SPAN_NS, float(exchange.status == 429))
-        share = upstream.errors.value(now_ns, ERRORS_SPAN_NS, _LEAST_ERRORS_OF)
+        is_limited = exchange.status == 429
+        count, failures, limited = upstream.answers.add(now_ns, ERRORS_SPAN_NS, 1, bool(failure) or exchange.status == 500, is_limited)
+        share = failures / count if count >= _LEAST_ERRORS_OF else None
         was = upstream.state
         figure, line = float(upstream.failed), float(_FAILURES)
         if upstream.failed >= _FAILURES:
@@ -340,10 +342,8 @@ class _Look:
         exchange, now_ns = self._exchange, self._now_ns
         own = (self._settings.upstream_limits or {}).get(exchange.provider or "")
         if own is not None:
-            rows = (
-                ("requests", upstream.requests.add(now_ns, MINUTE_NS), own.requests_per_minute),
-                ("tokens", upstream.tokens.add(now_ns, MINUTE_NS, self._tokens), own.tokens_per_minute),
-            )
+            requests, tokens = upstream.rates.add(now_ns, MINUTE_NS, 1, self._tokens)
+            rows = (("requests", requests, own.requests_per_minute), ("tokens", tokens, own.tokens_per_minute))
             for what, value, most in rows:
                 if most is not None and value > most:
                     self._tell(
@@ -428,9 +428,8 @@ class _Look:
         name = exchange.end_user or exchange.api_key_fingerprint or (exchange.forwarded_client or exchange.client).rpartition(":")[0]
         client = self._subjects.of(Client, name)
         text = exchange.input_text or ""
-        asked = client.asked.add(now_ns, CLIENT_SPAN_NS)
-        probing = client.probing.add(now_ns, CLIENT_SPAN_NS, float(probes(exchange)))
-        fresh = client.fresh.add(now_ns, CLIENT_SPAN_NS, float(bool(text) and is_new(client.lately, hash_of(f"{len(text)} {text[-512:]}"))))
+        is_fresh = bool(text) and is_new(client.lately, hash_of(f"{len(text)} {text[-512:]}"))
+        asked, probing, fresh = client.asked.add(now_ns, CLIENT_SPAN_NS, 1, probes(exchange), is_fresh)
         if asked >= _EXTRACTION_ASKED and probing >= _EXTRACTION_SHARE * asked and fresh >= _EXTRACTION_SHARE * asked:
             self._tell(
                 client, "model_extraction", "high", "client", name,
@@ -442,7 +441,7 @@ class _Look:
             finding.category == "system_prompt_leak" and finding.severity in _GRAVE and finding.suppressed is None
             for finding in exchange.findings
         ):
-            scrapes = client.scrapes.add(now_ns, CLIENT_SPAN_NS)
+            (scrapes,) = client.scrapes.add(now_ns, CLIENT_SPAN_NS, 1)
             if scrapes >= _SCRAPES:
                 self._tell(
                     client, "system_prompt_scraping", "high", "client", name,
@@ -553,10 +552,15 @@ def probes(exchange: Exchange) -> bool:
 def network_of(address: str) -> str | None:
     """The /16 of a public IPv4 address and the /32 of a public IPv6 one: about a provider in a country."""
     host = address.rpartition(":")[0] if address.count(":") == 1 or address.startswith("[") else address
+    return _network(host.strip("[]")) if len(host) <= 64 else None  # noqa: PLR2004 - an address is shorter
+
+
+@lru_cache(8192)
+def _network(host: str) -> str | None:
     try:
-        found = ipaddress.ip_address(host.strip("[]"))
+        found = ipaddress.ip_address(host)
     except ValueError:
         return None
     if not found.is_global:
         return None
-    return str(ipaddress.ip_network((found, 16 if found.version == 4 else 32), strict=False))
+    return str(ipaddress.ip_network((found, 16 if found.version == 4 else 32), strict=False))  # noqa: PLR2004

@@ -22,45 +22,29 @@ _LEAST_COMPARED = 10
 _BEYOND = 6.0
 
 
-class Sliding(msgspec.Struct):
-    """A sum over the last span, about: what fell into this span, and of the one before the share that still counts."""
+class Tally(msgspec.Struct):
+    """Some sums over the last span, about: what fell into this span, and of the one before the share that still counts."""
 
     number: int = 0
-    now: float = 0.0
-    before: float = 0.0
+    now: list[float] = []
+    before: list[float] = []
 
-    def move(self, now_ns: int, span_ns: int) -> None:
-        number = now_ns // span_ns
-        if number == self.number or number == self.number - 1:  # a little late counts as now
-            return
-        self.before = self.now if number == self.number + 1 else 0.0
-        self.now = 0.0
-        self.number = number
-
-    def add(self, now_ns: int, span_ns: int, value: float = 1.0) -> float:
-        """The sum with this value in it."""
-        self.move(now_ns, span_ns)
-        self.now += value
-        return self.total(now_ns, span_ns)
-
-    def total(self, now_ns: int, span_ns: int) -> float:
-        self.move(now_ns, span_ns)
-        return self.now + self.before * (1 - now_ns % span_ns / span_ns)
-
-
-class Share(msgspec.Struct):
-    """How many of the exchanges of about a span had something; a span with too few says nothing."""
-
-    of: Sliding = msgspec.field(default_factory=Sliding)
-    had: Sliding = msgspec.field(default_factory=Sliding)
-
-    def add(self, now_ns: int, span_ns: int, *, has: bool) -> None:
-        self.of.add(now_ns, span_ns)
-        self.had.add(now_ns, span_ns, float(has))
-
-    def value(self, now_ns: int, span_ns: int, at_least: float) -> float | None:
-        count = self.of.total(now_ns, span_ns)
-        return self.had.total(now_ns, span_ns) / count if count >= at_least else None
+    def add(self, now_ns: int, span_ns: int, *values: float) -> list[float]:
+        """The sums with these values in them."""
+        number, passed_ns = divmod(now_ns, span_ns)
+        now, last = self.now, self.number
+        # A little late counts as now.
+        if (number != last and number != last - 1) or len(now) != len(values):
+            nothing = [0.0] * len(values)
+            self.before = now if number == last + 1 and len(now) == len(values) else nothing
+            self.now = now = nothing.copy()
+            self.number = number
+        left = 1 - passed_ns / span_ns
+        sums = []
+        for at, before in enumerate(self.before):
+            now[at] += values[at]
+            sums.append(now[at] + before * left)
+        return sums
 
 
 class Usual(msgspec.Struct):
