@@ -552,7 +552,7 @@ def probes(exchange: Exchange) -> bool:
 def network_of(address: str) -> str | None:
     """The /16 of a public IPv4 address and the /32 of a public IPv6 one: about a provider in a country."""
     host = address.rpartition(":")[0] if address.count(":") == 1 or address.startswith("[") else address
-    return _network(host.strip("[]")) if len(host) <= 64 else None  # noqa: PLR2004 - an address is shorter
+    return _network(host.strip("[]")) if len(host) <= 64 else None
 
 
 @lru_cache(8192)
@@ -563,4 +563,4 @@ def _network(host: str) -> str | None:
         return None
     if not found.is_global:
         return None
-    return str(ipaddress.ip_network((found, 16 if found.version == 4 else 32), strict=False))  # noqa: PLR2004
+    return str(ipaddress.ip_network((found, 16 if found.version == 4 else 32), strict=False))

@@ -211,7 +211,10 @@ def test_a_cluster(tmp_path: Path, postgres: PostgresServer, told: Told) -> None
     postgres.enter(A, "acme")
     postgres.enter(B, "other")
     # Its bus listens at its port plus 10,000 otherwise, which may be beyond the last one.
-    with redis_server(tmp_path / "redis", "--cluster-enabled", "yes", "--cluster-port", str(free_port())) as server, server.client() as client:
+    with (
+        redis_server(tmp_path / "redis", "--cluster-enabled", "yes", "--cluster-port", str(free_port())) as server,
+        server.client() as client,
+    ):
         client.execute_command("CLUSTER ADDSLOTSRANGE", "0", "16383")
         deadline = time.monotonic() + 20
         while b"cluster_state:ok" not in client.execute_command("CLUSTER INFO") and time.monotonic() < deadline:
