@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from llmsec_agent import summary
+from llmsec_agent.alerts_lane import Alerts, AlertsSink
 from llmsec_agent.capture_settings import CaptureSettings
 from llmsec_agent.degradation import CPUShare, Degradation, Level
 from llmsec_agent.exposer import State, answer_state
@@ -23,6 +24,7 @@ from llmsec_agent.journals import StandardError
 from llmsec_agent.key_use import KeyUse
 from llmsec_agent.lane import Sink
 from llmsec_agent.metrics import together
+from llmsec_agent.outbox import Outbox
 from llmsec_agent.reload import News
 from llmsec_agent.run import Deliver, Detection, OnEarly, Run
 from llmsec_agent.shares import Shares
@@ -98,10 +100,11 @@ def capture(
     exposer: socket.socket | None = None,
     directory: RemoteDirectory | None = None,
     policies: Policies | None = None,
+    poke: socket.socket | None = None,
 ) -> int:
     """Run in a decoder's process until the warden says stop; the exit code, as docs/cli.md has them. Raises SourceError.
 
-    `settings` are of this decoder alone, where there are several. The first of them looks after the store and says the summary of all.
+    `poke` wakes the process that sends alerts. `settings` are of this decoder alone, where there are several. The first of them looks after the store and says the summary of all.
     """
     begun = time.monotonic()
     stop = Stop()
@@ -127,6 +130,7 @@ def capture(
     sinks: list[Sink] = []
     store_sink: StoreSink | None = None
     log: AuditSink | None = None
+    opened: Store | None = None
     if settings.store is not None:
         opened = replace(create_store(".", journal, views=False), name=settings.store)
         retention = settings.retention or Retention()
@@ -164,6 +168,7 @@ def capture(
         whose=settings.whose,
         key_use=KeyUse() if settings.watch_keys else None,
         watch=_watch(settings, journal, sibling) if settings.watch is not None else None,
+        alerts=_alerts(settings, journal, policies, opened, actor, poke),
         directory=directory,
         policies=policies,
         traffic=Traffic() if exposer is not None else None,
@@ -197,6 +202,31 @@ def _watch(settings: CaptureSettings, journal: Journal, sibling: Sibling) -> Wat
     assert settings.watch is not None
     name = FILE_NAME if sibling.is_first else f"{sibling.number}-{FILE_NAME}"
     return Watch(settings.watch, journal, Path(name) if settings.store is not None else None)
+
+
+def _alerts(
+    settings: CaptureSettings,
+    journal: Journal,
+    policies: Policies | None,
+    store: Store | None,
+    actor: dict[str, Any],
+    poke: socket.socket | None,
+) -> Alerts | None:
+    """Without a store they are decided, counted and told as events."""
+    if settings.alerts is None:
+        return None
+    if store is None:
+        return Alerts(settings.alerts, journal, policies=policies, clock=time.time_ns)
+    outbox = Outbox(store.root, Path(store.name))
+    return Alerts(
+        settings.alerts,
+        journal,
+        policies=policies,
+        sink=AlertsSink(store, journal, actor, outbox, poke),
+        root=store.root,
+        outbox=outbox,
+        clock=time.time_ns,
+    )
 
 
 class LiveSource:

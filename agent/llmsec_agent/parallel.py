@@ -20,11 +20,13 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 from llmsec_agent.lane import Lane, ReaderGoneError, Sink
 from llmsec_agent.metrics import together
-from llmsec_agent.replay import INTERRUPTED, FileSource, ReplaySettings, signals, sinks_of, summarise
+from llmsec_agent.replay import INTERRUPTED, FileSource, ReplaySettings, alerts_of, signals, sinks_of, summarise
 from llmsec_agent.run import Deliver, Detection, OnEarly, Run
 from llmsec_agent.shares import Shares
 from llmsec_agent.stop import Stop
 from llmsec_agent.watching import Watch
+from llmsec_analyzer.alerts.alert import Alert
+from llmsec_analyzer.watch.watcher import Gauge
 from llmsec_analyzer.worker.statistics import summary as detected
 from llmsec_tap.counters import Sample, Snapshot
 from llmsec_tap.errors import SourceError, StorageError
@@ -136,14 +138,30 @@ def replay_in_parallel(
         stop.on_request(lambda: _tell(processes, signal.SIGTERM))
         lanes = [Lane(sink, journal, stop, max_bytes=Shares.of(settings.memory_cap_bytes).lane, may_wait=True) for sink in sinks]
         watch = Watch(settings.watch, journal) if settings.watch is not None else None
+        decided = alerts_of(settings, journal)
+        if decided is not None and decided.sink is not None:
+            told = Lane(decided.sink, journal, stop, max_bytes=Shares.of(settings.memory_cap_bytes).lane, may_wait=True)
+        else:
+            told = None
+
+        def tell(alerts: Iterable[Alert]) -> None:
+            for alert in alerts:
+                if told is not None:
+                    told.offer(alert)
+
         try:
             for _, exchange in heapq.merge(*(process.items() for process in processes), key=lambda item: item[0]):
                 if watch is not None:
                     watch.look(exchange)
+                if decided is not None:
+                    gauge = watch.gauge if watch is not None else Gauge()
+                    tell(decided.look(exchange, cost_multiplier=gauge.cost_multiplier, error_rate_5m=gauge.error_rate_5m))
                 for lane in lanes:
                     lane.offer(exchange)
         finally:
-            for lane in lanes:
+            if decided is not None:
+                tell(decided.close())
+            for lane in [*lanes, *([told] if told is not None else [])]:
                 lane.close()
             _tell(processes, signal.SIGTERM)
             for process in processes:

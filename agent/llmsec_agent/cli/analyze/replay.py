@@ -45,6 +45,10 @@ def replay(
     fail_on: FailOnOption = None,
     redact: Annotated[bool, typer.Option("--redact", help="Mask secrets and personal data in what is printed and stored.")] = False,
     suppressions: SuppressionsOption = None,
+    alert: Annotated[
+        bool,
+        typer.Option("--alert", help="Have alerts of the configuration's rules sent; without, they are decided and stored only."),
+    ] = False,
     config: ConfigOption = None,
     jobs: Annotated[
         int,
@@ -63,6 +67,7 @@ def replay(
 
     Example: llmsec-analyze replay capture.pcap --format jsonl
     """
+    from llmsec_agent.alerts_lane import plan_alerts
     from llmsec_agent.config import load_all, whose_of
     from llmsec_agent.config.retention import audited_severity
     from llmsec_agent.journals import journal
@@ -79,6 +84,8 @@ def replay(
 
     if not detect and (redact or fail_on):
         raise ConfigError("--redact and --fail-on need detection", "leave out --no-detect")
+    if alert and store == "none":
+        raise ConfigError("--alert sends from the store's folder", "leave out --store none")
     log = journal()
     loaded = load_all(config, report)
     names = captures(files)
@@ -104,6 +111,8 @@ def replay(
         policies=policies,
         audit=audited_severity(loaded.config),
         watch=plan_watch(loaded.config),
+        alerts=plan_alerts(loaded.config),
+        sends_alerts=alert,
     )
     security = with_suppressions(loaded.config.security, suppressions)
     detection = detection_starter(
