@@ -6,8 +6,6 @@ alert, never an exchange.
 
 from __future__ import annotations
 
-import contextlib
-import socket
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -73,17 +71,17 @@ def plan_alerts(config: Config) -> AlertPlan | None:
     if not rules:
         return None
     routes = tuple((wildcards([tenant])[0], tuple(channels)) for tenant, channels in alerting.tenant_channels.items())
-    return AlertPlan(tuple(rules), routes, alerting.previews and config.storage.content != "none")
+    return AlertPlan(tuple(rules), routes, alerting.content and config.storage.content != "none")
 
 
 class AlertsSink:
-    """To the outbox and the audit log of a store. `outbox` None: only decided, not sent. `poke` wakes who sends."""
+    """To the outbox and the audit log of a store. `outbox` None: only decided, not sent. `poke` wakes who sends, at once and without fail."""
 
     name = "alerts"
     takes_events = False
 
     def __init__(
-        self, store: Store, journal: Journal, actor: dict[str, Any], outbox: Outbox | None, poke: socket.socket | None = None
+        self, store: Store, journal: Journal, actor: dict[str, Any], outbox: Outbox | None, poke: Callable[[], None] | None = None
     ) -> None:
         self._store = store
         self._journal = journal
@@ -100,8 +98,7 @@ class AlertsSink:
         if self._outbox is not None:
             self._outbox.append([line for line, _ in items])
             if self._poke is not None:
-                with contextlib.suppress(OSError):  # it is not there, or was poked before and has not looked yet
-                    self._poke.send(b"!", socket.MSG_DONTWAIT)
+                self._poke()
         self._audit([alert for _, alert in items])
         return len(items)
 

@@ -100,7 +100,7 @@ def capture(
     exposer: socket.socket | None = None,
     directory: RemoteDirectory | None = None,
     policies: Policies | None = None,
-    poke: socket.socket | None = None,
+    poke: Callable[[], None] | None = None,
 ) -> int:
     """Run in a decoder's process until the warden says stop; the exit code, as docs/cli.md has them. Raises SourceError.
 
@@ -210,7 +210,7 @@ def _alerts(
     policies: Policies | None,
     store: Store | None,
     actor: dict[str, Any],
-    poke: socket.socket | None,
+    poke: Callable[[], None] | None,
 ) -> Alerts | None:
     """Without a store they are decided, counted and told as events."""
     if settings.alerts is None:

@@ -56,7 +56,7 @@ class CapturePlan:
     reload: Callable[[Warden], Callable[[], None]] | None = None  # what SIGHUP asks for
     on_alive: Callable[[], None] = lambda: None
     alerts: bool = False  # the configuration's rules are tried
-    poke: socket.socket | None = None  # wakes who sends alerts
+    poke: Callable[[], None] | None = None  # wakes who sends alerts
 
 
 def capture_with(plan: CapturePlan, journal: Journal, exposer: Exposer | None = None) -> int:

@@ -476,7 +476,7 @@ class Alerting(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
         dict[str, tuple[Name, ...]],
         key("channels for alerts of these tenants (* and ? are wildcards) in place of the rule's; the first counts"),
     ] = {}
-    previews: Annotated[bool, key("redacted previews of findings go with an alert, unless `storage.content` is none")] = False
+    content: Annotated[bool, key("alerts carry redacted previews of what was found; else no text of an exchange")] = False
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------------

@@ -103,16 +103,14 @@ def parse_silences(text: str, name: str) -> list[Silence]:
 
 def written(entries: Sequence[Silence]) -> str:
     """The file of these."""
-    quoted = msgspec.json.Encoder()
+    return "silences:\n" + "".join(map(item, entries)) if entries else "silences: []\n"
 
-    def line(name: str, value: str) -> str:
-        return f"{name}: {quoted.encode(value).decode()}"  # JSON's quotation marks are YAML's, and its escapes too
 
-    text = "silences:\n"
-    for entry in entries:
-        given = [line(name, value) for name, value in msgspec.structs.asdict(entry).items() if value]
-        text += f"  - {given[0]}\n" + "".join(f"    {more}\n" for more in given[1:])
-    return text if entries else "silences: []\n"
+def item(entry: Silence) -> str:
+    """One, as lines of the file."""
+    quoted = msgspec.json.Encoder()  # JSON's quotation marks are YAML's, and its escapes too
+    given = [f"{name}: {quoted.encode(value).decode()}" for name, value in msgspec.structs.asdict(entry).items() if value]
+    return f"  - {given[0]}\n" + "".join(f"    {more}\n" for more in given[1:])
 
 
 def _as_text(value: Any) -> Any:
