@@ -232,8 +232,9 @@ class Alerts:
     def _look_at_files(self) -> None:
         if self._outbox is not None:
             try:
+                now_ns = self._clock() if self._clock is not None else 0
                 for alert in self._outbox.read_new():
-                    self._decider.adopt(alert)
+                    self._decider.adopt(alert, now_ns)
                 self._has_outbox_failed = False
             except OSError as fault:
                 if not self._has_outbox_failed:

@@ -89,7 +89,9 @@ class Retention(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields
     content: Annotated[ClassBounds, key("texts; counts, names and times stay. `bytes`: of the parts that have texts")] = ClassBounds()
     metadata: Annotated[ClassDays, key("whole records; one with findings stays without its texts until those may go")] = ClassDays()
     findings: Annotated[ClassDays, key("findings; scores stay")] = ClassDays()
-    alerts: Annotated[ClassDays, key("what was sent to whom", later="no alerts are kept")] = ClassDays()
+    alerts: Annotated[
+        ClassDays, key("what was sent to whom", later="an alert goes with its exchanges, and what is to be sent is bounded by size")
+    ] = ClassDays()
     audit: Annotated[ClassBounds, key("the audit log, whole files of it; what is left still proves itself")] = ClassBounds()
     tenants: Annotated[dict[str, TenantRetention], key("by tenant, instead of content, metadata and findings above")] = {}
 

@@ -46,6 +46,7 @@ class _Open:
     due_ns: int
     last_ns: int
     count: int = 1
+    said: int = 1  # the count that was told last
     is_told: bool = True
     upstream: str | None = None
 
@@ -166,19 +167,24 @@ class Decider:
                     self._end(line, window, window.last_ns, told)
         return told
 
-    def adopt(self, alert: Alert) -> None:
-        """Another process, or an earlier run, has told this: it is not told again."""
+    def adopt(self, alert: Alert, now_ns: int) -> None:
+        """Another process, an earlier run, or this one has told this: it is not told again."""
         line = self._by_name.get(alert.rule)
         if line is None or alert.is_test or alert.dedup_key == f"{alert.rule}/{_REST}":
             return
-        if alert.state == "resolved":
-            line.open.pop(alert.dedup_key, None)
-            return
         known = line.open.get(alert.dedup_key)
         if known is not None and known.alert.alert_id == alert.alert_id:
+            if alert.state == "resolved":
+                del line.open[alert.dedup_key]
+            else:
+                known.count, known.said = max(known.count, alert.count), max(known.said, alert.count)
             return
-        due_ns = (alert.at_ns if line.rule.is_of_state else alert.opened_ns) + line.rule.window_ns
-        self._add(line, _Open(_bare(alert), alert.opened_ns, due_ns, alert.at_ns, alert.count, upstream=_failing(alert.deviations)))
+        upstream, rule = _failing(alert.deviations), line.rule
+        due_ns = (alert.at_ns if rule.is_of_state else alert.opened_ns) + rule.window_ns
+        is_over = due_ns <= now_ns and upstream is None and not rule.is_of_state
+        if alert.state == "resolved" or is_over or (known is not None and known.opened_ns >= alert.opened_ns):
+            return
+        self._add(line, _Open(_bare(alert), alert.opened_ns, due_ns, alert.at_ns, alert.count, alert.count, upstream=upstream))
 
     def samples(self) -> Iterable[Sample]:
         for (rule, priority), count in self._told.items():
@@ -255,7 +261,7 @@ class Decider:
             return
         if line.rule.is_of_state:
             self._resolve(line, window, now_ns, told)
-        elif window.count > 1 and line.told < line.rule.per_minute:
+        elif window.count > window.said and line.told < line.rule.per_minute:
             line.told += 1
             summary = f"{window.alert.summary} (and {window.count - 1:,} more since)"
             told.append(msgspec.structs.replace(window.alert, count=window.count, at_ns=max(now_ns, window.last_ns), summary=summary))

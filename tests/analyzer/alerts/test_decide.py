@@ -200,11 +200,38 @@ def test_a_prompt_alerts_while_its_answer_is_out_and_not_again_at_its_end():
 def test_what_another_decoder_or_an_earlier_run_told_is_not_told_again():
     first, second = Decider([rule("pii_detected")]), Decider([rule("pii_detected")])
     (told,) = first.look(email(1), START)
-    second.adopt(told)
+    second.adopt(told, START)
     seen = email(2)
     assert second.look(seen, START + MINUTE) == []
     assert seen.alerts[0].alert_id == told.alert_id
     assert len(second.look(email(3), START + 11 * MINUTE)) == 2  # how many there were, and the next
+
+
+def test_reading_its_own_words_again_tells_nothing_more():
+    decider = Decider([rule("pii_detected"), rule("high_error_rate")])
+    now, written = START, []
+    for step in range(4):  # a finding and a failure every hour, and what was written is read after each second
+        now = START + step * 60 * MINUTE
+        for number in range(3):
+            told = decider.look(email(number), now + number, error_rate_5m=0.5)
+            written += told
+            for alert in told:
+                decider.adopt(alert, now + S)
+        for minute in range(1, 50):
+            told = decider.advance(now + minute * MINUTE)
+            written += told
+            for alert in told:
+                decider.adopt(alert, now + minute * MINUTE + S)
+    assert [shape(written).count(each) for each in (("pii_detected", "firing", 1), ("pii_detected", "firing", 3))] == [4, 4]
+    assert [shape(written).count(("high_error_rate", state, count)) for state, count in (("firing", 1), ("resolved", 3))] == [4, 4]
+    assert len(written) == 16
+
+
+def test_a_state_that_was_told_before_a_restart_is_ended_after_it():
+    (told,) = Decider([rule("high_error_rate")]).look(exchange(1), START, error_rate_5m=0.5)
+    later = Decider([rule("high_error_rate")])
+    later.adopt(told, START + 99 * MINUTE)
+    assert [alert.state for alert in later.advance(START + 99 * MINUTE)] == ["resolved"]
 
 
 def test_windows_are_bounded(monkeypatch):
