@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from llmsec_agent.config.schema import Config
+from llmsec_agent.config.schema import AlertRule, Config
 from llmsec_agent.outbox import FOLDER, Outbox, line_of
 from llmsec_agent.tenants.policy import Policies
 from llmsec_analyzer.alerts.alert import Alert
@@ -44,13 +44,38 @@ class AlertPlan:
     routes: tuple[tuple[Any, tuple[str, ...]], ...] = ()  # patterns of tenants, and their channels
     previews: bool = False
 
+    @property
+    def may_be_early(self) -> bool:
+        return any(rule.is_early for rule in self.rules)
+
     def route(self, tenant: str | None) -> tuple[str, ...] | None:
         return next((channels for pattern, channels in self.routes if pattern.fullmatch(tenant or "")), None)
 
 
-def plan_alerts(config: Config) -> AlertPlan | None:
-    """None where nothing alerts. The conditions were checked with the rest of the file."""
+class AlertSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the configuration, without secrets: it goes to the decoder when the file was read again."""
+
+    rules: tuple[AlertRule, ...] = ()
+    tenant_channels: dict[str, tuple[str, ...]] = {}
+    channels: tuple[str, ...] = ()  # all that are given
+    has_thresholds: bool = False
+    content: bool = False
+
+
+def alert_settings(config: Config) -> AlertSettings:
     alerting = config.alerting
+    known = alerting.channels
+    return AlertSettings(
+        rules=alerting.rules,
+        tenant_channels={tenant: tuple(channels) for tenant, channels in alerting.tenant_channels.items()},
+        channels=tuple(name for name in known.__struct_fields__ if getattr(known, name)),
+        has_thresholds=config.storage.postgres is not None or any(rule.alert_threshold is not None for rule in config.tenants.rules),
+        content=alerting.content and config.storage.content != "none",
+    )
+
+
+def plan_alerts(settings: AlertSettings) -> AlertPlan:
+    """The conditions were checked with the rest of the file."""
     rules = [
         Rule(
             name=given.name,
@@ -63,15 +88,12 @@ def plan_alerts(config: Config) -> AlertPlan | None:
             per_minute=given.max_per_minute,
             for_tenants=wildcards(given.for_tenants),
         )
-        for given in alerting.rules
+        for given in settings.rules
     ]
-    if config.storage.postgres is not None or any(rule.alert_threshold is not None for rule in config.tenants.rules):
-        known = alerting.channels
-        rules.append(threshold_rule([name for name in known.__struct_fields__ if getattr(known, name)]))
-    if not rules:
-        return None
-    routes = tuple((wildcards([tenant])[0], tuple(channels)) for tenant, channels in alerting.tenant_channels.items())
-    return AlertPlan(tuple(rules), routes, alerting.content and config.storage.content != "none")
+    if settings.has_thresholds:
+        rules.append(threshold_rule(settings.channels))
+    routes = tuple((wildcards([tenant])[0], channels) for tenant, channels in settings.tenant_channels.items())
+    return AlertPlan(tuple(rules), routes, settings.content)
 
 
 class AlertsSink:
@@ -149,7 +171,7 @@ class Alerts:
         self._decider = Decider(
             plan.rules, threshold=lambda exchange: policies.of(exchange).alert_threshold, route=plan.route, previews=plan.previews
         )
-        self._may_be_early = any(rule.is_early for rule in plan.rules)
+        self._may_be_early = plan.may_be_early
         self._journal = journal
         self._root = root
         self._outbox = outbox
@@ -160,6 +182,10 @@ class Alerts:
         self._faults = 0
         self.sink = sink
         self._look_at_files()
+
+    def reload(self, plan: AlertPlan) -> None:
+        self._decider.reload(plan.rules, route=plan.route, previews=plan.previews)
+        self._may_be_early = plan.may_be_early
 
     def request(self, exchange: Exchange) -> None:
         """It is whole, and its answer is out."""

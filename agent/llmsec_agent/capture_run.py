@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from llmsec_agent import summary
-from llmsec_agent.alerts_lane import Alerts, AlertsSink
+from llmsec_agent.alerts_lane import Alerts, AlertSettings, AlertsSink, plan_alerts
 from llmsec_agent.capture_settings import CaptureSettings
 from llmsec_agent.degradation import CPUShare, Degradation, Level
 from llmsec_agent.exposer import State, answer_state
@@ -261,6 +261,7 @@ class LiveSource:
         self.log: AuditSink | None = None  # is told of each reload
         self._is_accepted = True
         self._security: DetectionSettings | None = None  # to go over to, with the next tick
+        self._alerting: AlertSettings | None = None  # likewise
         self._reloads: Counter[str] = Counter()
 
     @property
@@ -328,6 +329,8 @@ class LiveSource:
                 run.journal.warning("not_audited", f"not in the audit log: {fault}")
         if news.security is not None:
             self._security = news.security
+        if news.alerts is not None:
+            self._alerting = news.alerts
 
     def _degrade(self) -> None:
         run = self._run
@@ -391,6 +394,9 @@ class LiveSource:
         security, self._security = self._security, None
         if security is not None and self._run.detection is not None:
             self._run.detection.reload(security)
+        alerting, self._alerting = self._alerting, None
+        if alerting is not None and self._run.alerts is not None:
+            self._run.alerts.reload(plan_alerts(alerting))
         self._run.look_for_losses()
         if self._recording is not None:
             self._recording.flush()
@@ -476,6 +482,7 @@ def _summarise(run: Run, sibling: Sibling, settings: CaptureSettings, recording:
     lines += summary.oddities(counts)
     if run.detection is not None:
         lines += detected(counts, is_live=True)
+    lines += summary.alerts(counts)
     lines += summary.sinks(counts, settings.store)
     if recording is not None:
         lines.append(f"wrote {recording.packets:,} packets to {settings.write}" + (f", then: {recording.fault}" if recording.fault else ""))

@@ -121,7 +121,7 @@ def _decode(
     exposer: socket.socket | None,
     tenants: socket.socket | None,
 ) -> int:
-    from llmsec_agent.alerts_lane import plan_alerts
+    from llmsec_agent.alerts_lane import alert_settings, plan_alerts
     from llmsec_agent.capture_run import capture
     from llmsec_agent.config import whose_of
     from llmsec_agent.output import printer
@@ -139,7 +139,7 @@ def _decode(
         memory_cap_bytes=plan.settings.memory_cap_bytes // sibling.count,
         whose=whose_of(loaded),
         watch=plan_watch(loaded.config),
-        alerts=plan_alerts(loaded.config) if plan.alerts else None,
+        alerts=plan_alerts(alert_settings(loaded.config)) if plan.alerts else None,
     )
     print_to = printer(settings.output, sibling.output_turn, with_header=sibling.is_first)
     if not warden.await_attached():

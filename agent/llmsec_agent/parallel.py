@@ -144,6 +144,8 @@ def replay_in_parallel(
         else:
             told = None
 
+        all_lanes = [*lanes, *([told] if told is not None else [])]
+
         def tell(alerts: Iterable[Alert]) -> None:
             for alert in alerts:
                 if told is not None:
@@ -161,7 +163,7 @@ def replay_in_parallel(
         finally:
             if decided is not None:
                 tell(decided.close())
-            for lane in [*lanes, *([told] if told is not None else [])]:
+            for lane in all_lanes:
                 lane.close()
             _tell(processes, signal.SIGTERM)
             for process in processes:
@@ -169,7 +171,8 @@ def replay_in_parallel(
             if callers_store is not None:
                 give_to_caller(callers_store)
         ends = [process.end for process in processes if process.end is not None]
-        counts = Snapshot([lambda: together([end.samples for end in ends]), *(lane.samples for lane in lanes)])
+        known = [*(lane.samples for lane in all_lanes), *([decided.samples] if decided is not None else [])]
+        counts = Snapshot([lambda: together([end.samples for end in ends]), *known])
         lines = detected(counts, is_live=False) if start_detection is not None else []
         summarise(journal, counts, settings, lines, time.monotonic() - begun, interrupted=bool(interrupted))
     if len(ends) < jobs:
@@ -177,7 +180,7 @@ def replay_in_parallel(
             "process_died", f"{jobs - len(ends)} of {jobs} processes ended before they had read all: their connections are missing"
         )
         return SourceError.exit_code
-    if any(lane.lost for lane in lanes) or any(end.lost for end in ends):
+    if any(lane.lost for lane in all_lanes) or any(end.lost for end in ends):
         return StorageError.exit_code
     if any(end.source_failed for end in ends):
         return SourceError.exit_code

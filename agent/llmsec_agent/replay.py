@@ -229,6 +229,7 @@ def summarise(
     first = f"{counts.get('llmsec_packets_total'):,} packets, {connections:,} connections, {summary.what_was_decoded(counts)}"
     lines = [f"{first}, {summary.gaps(counts)}, {elapsed_s:.1f} s, {peak:.0f} MB at most", *summary.oddities(counts)]
     lines += [*detected]
+    lines += summary.alerts(counts)
     lines += summary.sinks(counts, settings.store)
     if interrupted:
         lines.append("interrupted: what was read until then is complete")

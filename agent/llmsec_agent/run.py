@@ -126,7 +126,7 @@ class Run:
         self._content = content
         self._key_use = key_use
         self._watch = watch
-        self._alerts = alerts
+        self.alerts = alerts
         self._policies = policies or Policies()
         self.keeps_texts = True  # degradation leaves them out
         self.traffic = traffic
@@ -184,8 +184,8 @@ class Run:
             self.look_for_losses()
             if self._watch is not None:
                 self._watch.save()
-            if self._alerts is not None:
-                self._tell(self._alerts.close())
+            if self.alerts is not None:
+                self._tell(self.alerts.close())
             for lane in self.lanes:
                 lane.close()
 
@@ -205,8 +205,8 @@ class Run:
             self.events.look(self.snapshot())
         if self._watch is not None:
             self._watch.tick()
-        if self._alerts is not None:
-            self._tell(self._alerts.tick())
+        if self.alerts is not None:
+            self._tell(self.alerts.tick())
 
     @property
     def lost(self) -> bool:
@@ -243,8 +243,8 @@ class Run:
     def _request(self, exchange: Exchange) -> None:
         if self.events is not None:
             self.events.started(exchange)
-        if self._alerts is not None:
-            self._alerts.request(exchange)
+        if self.alerts is not None:
+            self.alerts.request(exchange)
         if self.detection is not None:
             self.detection.ask(exchange)
             if self._follows:
@@ -253,8 +253,8 @@ class Run:
     def _early(self, finding: Finding) -> None:
         if self.events is not None:
             self.events.found(finding)
-        if self._alerts is not None:
-            self._tell(self._alerts.early(finding))
+        if self.alerts is not None:
+            self._tell(self.alerts.early(finding))
 
     def _tell(self, alerts: Iterable[Alert]) -> None:
         for alert in alerts:
@@ -289,10 +289,10 @@ class Run:
 
     def _alerted(self, exchange: Exchange) -> list[Alert]:
         """What somebody is told of it, which is on its way before the exchange is."""
-        if self._alerts is None:
+        if self.alerts is None:
             return []
         gauge = self._watch.gauge if self._watch is not None else Gauge()
-        alerts = self._alerts.look(exchange, cost_multiplier=gauge.cost_multiplier, error_rate_5m=gauge.error_rate_5m)
+        alerts = self.alerts.look(exchange, cost_multiplier=gauge.cost_multiplier, error_rate_5m=gauge.error_rate_5m)
         for alert in alerts:
             self._send(alert)
         return alerts

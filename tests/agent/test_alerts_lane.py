@@ -6,7 +6,7 @@ import time
 
 import msgspec
 
-from llmsec_agent.alerts_lane import Alerts, AlertsSink, plan_alerts
+from llmsec_agent.alerts_lane import Alerts, AlertsSink, alert_settings, plan_alerts
 from llmsec_agent.config.schema import Config
 from llmsec_agent.lane import Lane
 from llmsec_agent.outbox import Outbox
@@ -26,9 +26,8 @@ ALERTING = {
 
 def plan():
     found = Checker(lambda _where: None).struct({"alerting": ALERTING}, Config)
-    made = plan_alerts(found)
-    assert made is not None
-    return made
+    assert found is not None
+    return plan_alerts(alert_settings(found))
 
 
 def exchange(number: int = 0, **changes) -> Exchange:

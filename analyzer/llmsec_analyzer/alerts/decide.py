@@ -54,13 +54,13 @@ class _Open:
 class _Line:
     """A rule and what it has told. `open` is in the order in which windows are due."""
 
-    def __init__(self, rule: Rule) -> None:
+    def __init__(self, rule: Rule, before: _Line | None = None) -> None:
         self.rule = rule
-        self.open: OrderedDict[str, _Open] = OrderedDict()
-        self.minute = 0
-        self.told = 0
-        self.left_out = 0
-        self.last_left_out: Alert | None = None
+        self.open: OrderedDict[str, _Open] = before.open if before is not None else OrderedDict()
+        self.minute: int = before.minute if before is not None else 0
+        self.told: int = before.told if before is not None else 0
+        self.left_out: int = before.left_out if before is not None else 0
+        self.last_left_out: Alert | None = before.last_left_out if before is not None else None
 
 
 class Decider:
@@ -77,17 +77,23 @@ class Decider:
         route: Route = lambda _tenant: None,
         previews: bool = False,
     ) -> None:
-        self._lines = [_Line(rule) for rule in rules]
-        self._by_name = {line.rule.name: line for line in self._lines}
-        self._most_open = max(100, MAX_OPEN // max(1, len(self._lines)))
+        self._by_name: dict[str, _Line] = {}
         self._threshold = threshold
-        self._route = route
-        self._previews = previews
+        self.reload(rules, route=route, previews=previews)
         self._early: OrderedDict[str, dict[str, AlertMark]] = OrderedDict()
         self.silences = Silences()
         self._told: Counter[tuple[str, str]] = Counter()
         self._resolved: Counter[str] = Counter()
         self._held: Counter[str] = Counter()
+
+    def reload(self, rules: Sequence[Rule], *, route: Route, previews: bool) -> None:
+        """Go by these rules. What one of the same name has told stays told; what a rule told that is gone is never said to be over."""
+        before = self._by_name
+        self._lines = [_Line(rule, before.get(rule.name)) for rule in rules]
+        self._by_name = {line.rule.name: line for line in self._lines}
+        self._most_open = max(100, MAX_OPEN // max(1, len(self._lines)))
+        self._route = route
+        self._previews = previews
 
     def look(
         self,
@@ -101,7 +107,7 @@ class Decider:
         """What is told of an exchange that has ended; `alerts` of it says which rules it met. `at_ns`: its time, epoch nanoseconds."""
         told = self.advance(at_ns)
         early = self._early.pop(exchange.exchange_id, {})
-        if exchange.provider is None:
+        if exchange.provider is None or not (self._lines or early):
             return told
         values = values_of(exchange, cost_multiplier=cost_multiplier, error_rate_5m=error_rate_5m)
         marks = list(early.values())

@@ -234,6 +234,16 @@ def test_a_state_that_was_told_before_a_restart_is_ended_after_it():
     assert [alert.state for alert in later.advance(START + 99 * MINUTE)] == ["resolved"]
 
 
+def test_other_rules_keep_what_those_of_their_name_told():
+    decider = Decider([rule("pii_detected"), rule("high_error_rate")])
+    decider.look(email(1), START, error_rate_5m=0.5)
+    decider.reload([rule("cost_anomaly"), rule("pii_detected")], route=lambda _: ("email",), previews=False)
+    seen = email(2)
+    told = decider.look(seen, START + S, cost_multiplier=9.0, error_rate_5m=0.5)
+    assert [(alert.rule, alert.channels) for alert in told] == [("cost_anomaly", ["email"])]
+    assert [(mark.rule, mark.state) for mark in seen.alerts] == [("cost_anomaly", "firing"), ("pii_detected", "grouped")]
+
+
 def test_windows_are_bounded(monkeypatch):
     monkeypatch.setattr("llmsec_analyzer.alerts.decide.MAX_OPEN", 100)
     decider = Decider([rule("pii_detected", per_minute=10**6)])

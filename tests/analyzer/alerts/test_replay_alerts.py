@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from llmsec_agent.alerts_lane import plan_alerts
+from llmsec_agent.alerts_lane import alert_settings, plan_alerts
 from llmsec_agent.config import read_config
 from llmsec_agent.outbox import Outbox
 from support.wire import START_NS, Talk, pcap
@@ -106,8 +106,7 @@ def test_a_rule_of_a_tenants_threshold_is_there_where_one_is_configured(tmp_path
     (tmp_path / "c.yaml").write_text(
         "tenants: {rules: [{tenant: acme, alert_threshold: high}]}\nalerting: {channels: {webhook: {url: 'http://h'}}}\n"
     )
-    plan = plan_alerts(read_config(str(tmp_path / "c.yaml")).config)
-    assert plan is not None
+    plan = plan_alerts(alert_settings(read_config(str(tmp_path / "c.yaml")).config))
     assert [(rule.name, rule.channels) for rule in plan.rules] == [("tenant_threshold", ("webhook",))]
     (tmp_path / "c.yaml").write_text("alerting: {channels: {webhook: {url: 'http://h'}}}\n")
-    assert plan_alerts(read_config(str(tmp_path / "c.yaml")).config) is None
+    assert plan_alerts(alert_settings(read_config(str(tmp_path / "c.yaml")).config)).rules == ()

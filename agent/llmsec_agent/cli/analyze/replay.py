@@ -67,7 +67,7 @@ def replay(
 
     Example: llmsec-analyze replay capture.pcap --format jsonl
     """
-    from llmsec_agent.alerts_lane import plan_alerts
+    from llmsec_agent.alerts_lane import alert_settings, plan_alerts
     from llmsec_agent.config import load_all, whose_of
     from llmsec_agent.config.retention import audited_severity
     from llmsec_agent.journals import journal
@@ -96,6 +96,7 @@ def replay(
         if watches_keys:
             raise ConfigError("tenants.watch_keys looks at all connections together", "set it to false, or leave out --jobs")
         decoders(jobs, memory_cap << 20, jobs)
+    told = plan_alerts(alert_settings(loaded.config))
     directory = directory_of(loaded.config.storage, log, seats=jobs)
     policies = Policies(file_policies(loaded.config), directory)
     settings = ReplaySettings(
@@ -111,7 +112,7 @@ def replay(
         policies=policies,
         audit=audited_severity(loaded.config),
         watch=plan_watch(loaded.config),
-        alerts=plan_alerts(loaded.config),
+        alerts=told if told.rules else None,
         sends_alerts=alert,
     )
     security = with_suppressions(loaded.config.security, suppressions)
