@@ -7,6 +7,7 @@ alert, never an exchange.
 from __future__ import annotations
 
 import sys
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ SILENCES_NAME: Final = f"{FOLDER}/silences.yaml"
 # Requests whose answers are out; beyond them a request's alert comes with its answer.
 _MAX_REQUESTS: Final = 8_192
 _MAX_FINDINGS: Final = 64
+_TRIM_EVERY_S: Final = 600.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class AlertPlan:
     rules: tuple[Rule, ...]
     routes: tuple[tuple[Any, tuple[str, ...]], ...] = ()  # patterns of tenants, and their channels
     previews: bool = False
+    keep_days: float | None = None  # what is to be sent, and what was
 
     @property
     def may_be_early(self) -> bool:
@@ -60,6 +63,7 @@ class AlertSettings(msgspec.Struct, frozen=True, kw_only=True):
     channels: tuple[str, ...] = ()  # all that are given
     has_thresholds: bool = False
     content: bool = False
+    keep_days: float | None = None
 
 
 def alert_settings(config: Config) -> AlertSettings:
@@ -71,6 +75,7 @@ def alert_settings(config: Config) -> AlertSettings:
         channels=tuple(name for name in known.__struct_fields__ if getattr(known, name)),
         has_thresholds=config.storage.postgres is not None or any(rule.alert_threshold is not None for rule in config.tenants.rules),
         content=alerting.content and config.storage.content != "none",
+        keep_days=config.storage.retention.alerts.days,
     )
 
 
@@ -93,7 +98,7 @@ def plan_alerts(settings: AlertSettings) -> AlertPlan:
     if settings.has_thresholds:
         rules.append(threshold_rule(settings.channels))
     routes = tuple((wildcards([tenant])[0], channels) for tenant, channels in settings.tenant_channels.items())
-    return AlertPlan(tuple(rules), routes, settings.content)
+    return AlertPlan(tuple(rules), routes, settings.content, settings.keep_days)
 
 
 class AlertsSink:
@@ -111,6 +116,7 @@ class AlertsSink:
         self._outbox = outbox
         self._poke = poke
         self._is_audited = True
+        self._trim_at = 0.0
 
     def encode(self, alert: Alert) -> tuple[tuple[bytes, Alert], int]:
         line = line_of(alert)
@@ -135,7 +141,9 @@ class AlertsSink:
             self._is_audited = False
 
     def tick(self) -> None:
-        """Nothing is held back."""
+        if self._outbox is not None and time.monotonic() >= self._trim_at:
+            self._trim_at = time.monotonic() + _TRIM_EVERY_S
+            self._outbox.trim()
 
     def close(self) -> None:
         """Nothing is held back."""

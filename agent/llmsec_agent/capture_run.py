@@ -217,7 +217,7 @@ def _alerts(
         return None
     if store is None:
         return Alerts(settings.alerts, journal, policies=policies, clock=time.time_ns)
-    outbox = Outbox(store.root, Path(store.name))
+    outbox = Outbox(store.root, Path(store.name), keep_days=settings.alerts.keep_days)
     return Alerts(
         settings.alerts,
         journal,

@@ -1,14 +1,16 @@
 """Alerts that were decided, for whoever sends them: alerts/outbox-<number>.jsonl in the store's folder, one Alert a line, only ever appended to.
 
 A line is written whole or not at all, under a lock, by decoders and commands; who sends reads on from where it was. A file is closed at
-FILE_BYTES, and the oldest beyond MAX_FILES go, sent or not: what is decided stands on the exchanges, too.
+FILE_BYTES, and the oldest beyond MAX_FILES go, sent or not: what is decided stands on the exchanges, too. Where it is kept for some days only
+(`storage.retention.alerts`), a file is also closed after an eighth of them.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -24,6 +26,7 @@ PATTERN: Final = "outbox-*.jsonl"
 SENT_PATTERN: Final = "sent-*.jsonl"
 FILE_BYTES: Final = 4_000_000
 MAX_FILES: Final = 16
+_DAY_S: Final = 86_400.0
 _MAX_LINE: Final = 256_000
 
 _encode = msgspec.json.Encoder().encode
@@ -35,14 +38,19 @@ def line_of(alert: Alert) -> bytes:
 
 
 class Outbox:
-    """`root`: the store's folder. `read_new` gives what was appended since the last call, by others as well, beginning with the newest files."""
+    """`root`: the store's folder. `keep_days`: how long it is kept; None for as long as there is room. `read_new` gives what was appended since the last call, by others as well, beginning with the newest files."""
 
-    def __init__(self, root: Path, shown: Path | None = None) -> None:
+    def __init__(
+        self, root: Path, shown: Path | None = None, *, keep_days: float | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
         self._root = root
         self._folder = root / FOLDER
         self._shown = (shown or root) / FOLDER
         self._name = ""
         self._offset = 0
+        self._keep_s = keep_days * _DAY_S if keep_days is not None else None
+        self._clock = clock
+        self._appending = "", 0.0  # to which file, and since when
         self.left_out = 0  # files that made room
 
     def append(self, lines: Sequence[bytes]) -> None:
@@ -63,6 +71,21 @@ class Outbox:
                     os.close(descriptor)
         except OSError as fault:
             raise storage_error("cannot write", self._shown, fault) from None
+
+    def trim(self) -> int:
+        """Delete what is older than it is kept, of what was sent as well; files. Raises StorageError."""
+        if self._keep_s is None or not self._folder.is_dir():
+            return 0
+        gone = 0
+        try:
+            with self._locked():
+                for path in self._folder.glob("*.jsonl"):
+                    if path.is_file() and not path.is_symlink() and self._clock() - path.stat().st_mtime > self._keep_s:
+                        path.unlink()
+                        gone += 1
+        except OSError as fault:
+            raise storage_error("cannot write", self._shown, fault) from None
+        return gone
 
     def read_new(self) -> Iterator[Alert]:
         """Lines that are no alerts are passed over. Raises OSError."""
@@ -85,8 +108,14 @@ class Outbox:
 
     def _current(self) -> Path:
         files = self._files()
-        if files and files[-1].stat().st_size < FILE_BYTES:
-            return files[-1]
+        now = self._clock()
+        if files:
+            name, since = self._appending
+            if files[-1].name != name:
+                self._appending = _, since = files[-1].name, now
+            is_old = self._keep_s is not None and now - since > self._keep_s / 8
+            if files[-1].stat().st_size < FILE_BYTES and not is_old:
+                return files[-1]
         number = int(files[-1].stem.rpartition("-")[2]) + 1 if files and files[-1].stem.rpartition("-")[2].isdecimal() else 1
         for path in files[: max(0, len(files) + 1 - MAX_FILES)]:
             path.unlink()

@@ -90,7 +90,7 @@ class Retention(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields
     metadata: Annotated[ClassDays, key("whole records; one with findings stays without its texts until those may go")] = ClassDays()
     findings: Annotated[ClassDays, key("findings; scores stay")] = ClassDays()
     alerts: Annotated[
-        ClassDays, key("what was sent to whom", later="an alert goes with its exchanges, and what is to be sent is bounded by size")
+        ClassDays, key("what is to be sent to whom, and what was, whole files of it; an alert on its exchanges goes with them")
     ] = ClassDays()
     audit: Annotated[ClassBounds, key("the audit log, whole files of it; what is left still proves itself")] = ClassBounds()
     tenants: Annotated[dict[str, TenantRetention], key("by tenant, instead of content, metadata and findings above")] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 
@@ -188,3 +189,22 @@ def test_the_outbox_is_bounded_whole_lines_only_and_its_owners(tmp_path, monkeyp
     assert kept == [f"{number:04d}" for number in range(60 - len(kept), 60)]
     assert list(box.read_new())[-1].alert_id == "0059"
     assert list(box.read_new()) == []
+
+
+def test_what_is_older_than_it_is_kept_goes_also_of_what_was_sent(tmp_path):
+    root, now = create_store(tmp_path / "s").root, [time.time()]
+    folder = root / "alerts"
+    box = Outbox(root, keep_days=8, clock=lambda: now[0])
+    for _ in range(4):
+        box.append([line_of(alert())])
+        now[0] += 1.5 * 86_400
+    assert len(list(folder.glob("outbox-*.jsonl"))) > 1  # closed after an eighth of the time
+    (folder / "sent-0.jsonl").write_text("{}")
+    now[0] = time.time()
+    for name in ("outbox-000001.jsonl", "sent-0.jsonl"):
+        os.utime(folder / name, (now[0] - 9 * 86_400,) * 2)
+    left = len(list(folder.iterdir())) - 2
+    assert Outbox(root).trim() == 0
+    assert box.trim() == 2
+    assert len(list(folder.iterdir())) == left
+    assert not (folder / "sent-0.jsonl").exists()
