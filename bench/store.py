@@ -247,8 +247,8 @@ def hold(minutes: float, per_second: int) -> dict[str, Any]:
         with delivering(config, folder / "log") as process:
             begun = time.monotonic()
             ends = begun + minutes * 60
-            # Away from 20 to 35 and from 55 to 70 hundredths of the time; the deliverer is killed at 45, reloads at 10 and 80.
-            plan = [(0.2, "away"), (0.35, "back"), (0.45, "kill"), (0.55, "away"), (0.7, "back"), (0.1, "reload"), (0.8, "reload")]
+            # Away from 20 to 35 and from 55 to 70 hundredths of the time; the deliverer is killed at 45.
+            plan = [(0.2, "away"), (0.35, "back"), (0.45, "kill"), (0.55, "away"), (0.7, "back")]
             plan = sorted((begun + share * minutes * 60, what) for share, what in plan)
             sent, minute = 0, begun
             source = made(1 << 62, lambda _: time.time_ns())
@@ -262,12 +262,10 @@ def hold(minutes: float, per_second: int) -> dict[str, Any]:
                     happened.append(f"{what} at {now - begun:.0f} s")
                     if what in ("away", "back"):
                         front.fail("refuse" if what == "away" else "none", 1 << 30 if what == "away" else 0)
-                    elif what == "kill":
+                    else:
                         process[0].kill()
                         process[0].wait()
                         process[0] = started(config, folder / "log")
-                    else:
-                        process[0].send_signal(signal.SIGHUP)
                 if now >= minute:
                     minute += 60
                     memory.append({"writer_mb": resident_mb(os.getpid()), "deliverer_mb": resident_mb(process[0].pid)})

@@ -3,7 +3,8 @@
     python bench/watch.py [SUBJECTS]
 
 Prints one JSON object: exchanges a second (one thread, CPU time), memory of the state, seconds and bytes to save it, deviations in a
-week of ten tenants with days, nights and weekends in which nothing happens, by severity.
+week of ten tenants with days, nights and weekends in which nothing happens, by severity; how many messages 10,000 findings of one minute
+become, and how fast rules of alerts are tried.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tap"), str(ROOT / "analyzer"), str(ROOT / "agent")]
 
+from llmsec_analyzer.alerts.decide import Decider  # noqa: E402
+from llmsec_analyzer.alerts.rules import Rule, compile_condition  # noqa: E402
 from llmsec_analyzer.watch import saved  # noqa: E402
 from llmsec_analyzer.watch.prices import Prices, price_list  # noqa: E402
 from llmsec_analyzer.watch.watcher import Watcher, WatchSettings  # noqa: E402
@@ -91,9 +94,40 @@ def week() -> dict[str, Any]:
     return {"exchanges": count, "high": sum(n for kind, n in told.items() if kind.endswith(("high", "critical"))), "told": dict(told)}
 
 
+DESIGN = ("security_score > 90", "pii_types.length > 0", "cost_multiplier > 5.0", "error_rate_5m > 0.1")
+
+
+def messages(tenants: int, *, of_state: bool = False) -> int:
+    """Of 10,000 exchanges with a finding (or failing) in one minute, and the windows after it."""
+    decider = Decider([Rule(text, compile_condition(text), text, "high", ("slack",)) for text in DESIGN])
+    told = 0
+    for number in range(10_000):
+        exchange = call(MONDAY + number * S * 60 // 10_000, number % tenants, 500, 200.0, fails=False)
+        exchange.security_score, exchange.pii_types = (0, []) if of_state else (35, ["EMAIL"])
+        told += len(decider.look(exchange, exchange.ended_ns or 0, error_rate_5m=0.9 if of_state else 0.0))
+    for minute in range(1, 30):
+        told += len(decider.advance(MONDAY + minute * 60 * S))
+    return told
+
+
+def alerts() -> dict[str, Any]:
+    decider = Decider([Rule(text, compile_condition(text), text, "high", ("slack",)) for text in DESIGN])
+    made = [call(MONDAY + number * S // 100, number % 100, 500, 200.0, fails=False) for number in range(30_000)]
+    for exchange in made:
+        exchange.security_score = 0
+    begun = time.process_time()
+    for exchange in made:
+        decider.look(exchange, exchange.ended_ns or 0, error_rate_5m=0.0, cost_multiplier=1.0)
+    seconds = time.process_time() - begun
+    return {
+        "messages_of_10000_findings": {f"{tenants} tenants": messages(tenants) for tenants in (1, 10, 1000)},
+        "messages_of_10000_failures_of_one_tenant": messages(1, of_state=True), "rules": len(DESIGN), "exchanges_per_s": round(len(made) / seconds),
+    }  # fmt: skip
+
+
 def main() -> None:
     subjects = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
-    print(json.dumps({"speed": speed(subjects), "week": week()}, indent=1))
+    print(json.dumps({"speed": speed(subjects), "week": week(), "alerts": alerts()}, indent=1))
 
 
 if __name__ == "__main__":

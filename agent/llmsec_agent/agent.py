@@ -92,6 +92,7 @@ def _plan(
         redact=config.storage.content == "redacted",
         load=lambda _report: loaded,
         on_alive=notify.alive,
+        alerts=True,
         reload=lambda warden: Reload(
             loaded, lambda: load_all(path), _style, journal, lambda config: warden.update(selection_of(config)), warden.tell, redeliver
         ),

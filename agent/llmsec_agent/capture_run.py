@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from llmsec_agent import summary
+from llmsec_agent.alerts_lane import Alerts, AlertSettings, AlertsSink, plan_alerts
 from llmsec_agent.capture_settings import CaptureSettings
 from llmsec_agent.degradation import CPUShare, Degradation, Level
 from llmsec_agent.exposer import State, answer_state
@@ -23,6 +24,7 @@ from llmsec_agent.journals import StandardError
 from llmsec_agent.key_use import KeyUse
 from llmsec_agent.lane import Sink
 from llmsec_agent.metrics import together
+from llmsec_agent.outbox import Outbox
 from llmsec_agent.reload import News
 from llmsec_agent.run import Deliver, Detection, OnEarly, Run
 from llmsec_agent.shares import Shares
@@ -98,10 +100,11 @@ def capture(
     exposer: socket.socket | None = None,
     directory: RemoteDirectory | None = None,
     policies: Policies | None = None,
+    poke: Callable[[], None] | None = None,
 ) -> int:
     """Run in a decoder's process until the warden says stop; the exit code, as docs/cli.md has them. Raises SourceError.
 
-    `settings` are of this decoder alone, where there are several. The first of them looks after the store and says the summary of all.
+    `poke` wakes the process that sends alerts. `settings` are of this decoder alone, where there are several. The first of them looks after the store and says the summary of all.
     """
     begun = time.monotonic()
     stop = Stop()
@@ -127,6 +130,7 @@ def capture(
     sinks: list[Sink] = []
     store_sink: StoreSink | None = None
     log: AuditSink | None = None
+    opened: Store | None = None
     if settings.store is not None:
         opened = replace(create_store(".", journal, views=False), name=settings.store)
         retention = settings.retention or Retention()
@@ -164,6 +168,7 @@ def capture(
         whose=settings.whose,
         key_use=KeyUse() if settings.watch_keys else None,
         watch=_watch(settings, journal, sibling) if settings.watch is not None else None,
+        alerts=_alerts(settings, journal, policies, opened, actor, poke),
         directory=directory,
         policies=policies,
         traffic=Traffic() if exposer is not None else None,
@@ -199,6 +204,31 @@ def _watch(settings: CaptureSettings, journal: Journal, sibling: Sibling) -> Wat
     return Watch(settings.watch, journal, Path(name) if settings.store is not None else None)
 
 
+def _alerts(
+    settings: CaptureSettings,
+    journal: Journal,
+    policies: Policies | None,
+    store: Store | None,
+    actor: dict[str, Any],
+    poke: Callable[[], None] | None,
+) -> Alerts | None:
+    """Without a store they are decided, counted and told as events."""
+    if settings.alerts is None:
+        return None
+    if store is None:
+        return Alerts(settings.alerts, journal, policies=policies, clock=time.time_ns)
+    outbox = Outbox(store.root, Path(store.name), keep_days=settings.alerts.keep_days)
+    return Alerts(
+        settings.alerts,
+        journal,
+        policies=policies,
+        sink=AlertsSink(store, journal, actor, outbox, poke),
+        root=store.root,
+        outbox=outbox,
+        clock=time.time_ns,
+    )
+
+
 class LiveSource:
     """TLS records and packets of one warden, decoded by the run's pipeline."""
 
@@ -231,6 +261,7 @@ class LiveSource:
         self.log: AuditSink | None = None  # is told of each reload
         self._is_accepted = True
         self._security: DetectionSettings | None = None  # to go over to, with the next tick
+        self._alerting: AlertSettings | None = None  # likewise
         self._reloads: Counter[str] = Counter()
 
     @property
@@ -298,6 +329,8 @@ class LiveSource:
                 run.journal.warning("not_audited", f"not in the audit log: {fault}")
         if news.security is not None:
             self._security = news.security
+        if news.alerts is not None:
+            self._alerting = news.alerts
 
     def _degrade(self) -> None:
         run = self._run
@@ -361,6 +394,9 @@ class LiveSource:
         security, self._security = self._security, None
         if security is not None and self._run.detection is not None:
             self._run.detection.reload(security)
+        alerting, self._alerting = self._alerting, None
+        if alerting is not None and self._run.alerts is not None:
+            self._run.alerts.reload(plan_alerts(alerting))
         self._run.look_for_losses()
         if self._recording is not None:
             self._recording.flush()
@@ -446,6 +482,7 @@ def _summarise(run: Run, sibling: Sibling, settings: CaptureSettings, recording:
     lines += summary.oddities(counts)
     if run.detection is not None:
         lines += detected(counts, is_live=True)
+    lines += summary.alerts(counts)
     lines += summary.sinks(counts, settings.store)
     if recording is not None:
         lines.append(f"wrote {recording.packets:,} packets to {settings.write}" + (f", then: {recording.fault}" if recording.fault else ""))

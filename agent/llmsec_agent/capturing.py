@@ -55,6 +55,8 @@ class CapturePlan:
     plain: bool | Literal["auto"] = "auto"  # plain HTTP of the processes
     reload: Callable[[Warden], Callable[[], None]] | None = None  # what SIGHUP asks for
     on_alive: Callable[[], None] = lambda: None
+    alerts: bool = False  # the configuration's rules are tried
+    poke: Callable[[], None] | None = None  # wakes who sends alerts
 
 
 def capture_with(plan: CapturePlan, journal: Journal, exposer: Exposer | None = None) -> int:
@@ -119,6 +121,7 @@ def _decode(
     exposer: socket.socket | None,
     tenants: socket.socket | None,
 ) -> int:
+    from llmsec_agent.alerts_lane import alert_settings, plan_alerts
     from llmsec_agent.capture_run import capture
     from llmsec_agent.config import whose_of
     from llmsec_agent.output import printer
@@ -136,6 +139,7 @@ def _decode(
         memory_cap_bytes=plan.settings.memory_cap_bytes // sibling.count,
         whose=whose_of(loaded),
         watch=plan_watch(loaded.config),
+        alerts=plan_alerts(alert_settings(loaded.config)) if plan.alerts else None,
     )
     print_to = printer(settings.output, sibling.output_turn, with_header=sibling.is_first)
     if not warden.await_attached():
@@ -164,4 +168,5 @@ def _decode(
         exposer=exposer,
         directory=directory,
         policies=policies,
+        poke=plan.poke,
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
 
+from llmsec_analyzer.alerts.alert import Alert
 from llmsec_tap.counters import Snapshot
 from llmsec_tap.model import Deviation, Exchange, Finding, Process
 
@@ -62,6 +63,13 @@ class Deviated(msgspec.Struct, frozen=True, kw_only=True):
     deviation: Deviation
 
 
+class Alerted(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody is told of it, as the configuration's rules say."""
+
+    ts_ns: int
+    alert: Alert
+
+
 class Lost(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="loss"):
     """`count` more of `what` (a counter of docs/metrics.md) since it was said last."""
 
@@ -71,7 +79,7 @@ class Lost(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="lo
     exchange_id: None = None
 
 
-Event = Started | Found | Ended | Deviated | Lost
+Event = Started | Found | Ended | Deviated | Alerted | Lost
 
 _encoder = msgspec.json.Encoder()
 
@@ -81,6 +89,8 @@ def to_line(event: Event) -> bytes:
     if isinstance(event, Deviated):
         head: dict[str, Any] = {"event": "deviation", "ts_ns": event.ts_ns, "exchange_id": event.exchange_id}
         return _encoder.encode(head | msgspec.structs.asdict(event.deviation))
+    if isinstance(event, Alerted):
+        return _encoder.encode({"event": "alert", "ts_ns": event.ts_ns} | msgspec.structs.asdict(event.alert))
     if not isinstance(event, Found):
         return _encoder.encode(event)
     finding = event.finding
@@ -123,8 +133,11 @@ class Feed:
             said.add(finding.finding_id)
             self._offer(Found(ts_ns=time.time_ns(), finding=finding if self._content else msgspec.structs.replace(finding, preview="")))
 
-    def ended(self, exchange: Exchange) -> None:
-        """As it goes to the other sinks."""
+    def alerted(self, alert: Alert) -> None:
+        self._offer(Alerted(ts_ns=time.time_ns(), alert=alert))
+
+    def ended(self, exchange: Exchange, alerts: Iterable[Alert] = ()) -> None:
+        """As it goes to the other sinks. `alerts`: what somebody is told now."""
         said = self._said.pop(exchange.exchange_id, set())
         now_ns = time.time_ns()
         for finding in exchange.findings:
@@ -133,6 +146,8 @@ class Feed:
                 self._offer(Found(ts_ns=now_ns, finding=known))
         for deviation in exchange.deviations:
             self._offer(Deviated(ts_ns=now_ns, exchange_id=exchange.exchange_id, deviation=deviation))
+        for alert in alerts:
+            self._offer(Alerted(ts_ns=now_ns, alert=alert))
         self._offer(Ended(ts_ns=now_ns, exchange_id=exchange.exchange_id, exchange=exchange))
 
     def look(self, counts: Snapshot) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 from llmsec_agent.events import Event
 from llmsec_agent.stop import Stop
+from llmsec_analyzer.alerts.alert import Alert
 from llmsec_tap.counters import Sample, by_label
 from llmsec_tap.errors import LLMSecError
 from llmsec_tap.journal import Journal
@@ -82,7 +83,7 @@ class Lane:
         self._thread = threading.Thread(target=self._run, name=f"llmsec-{sink.name}", daemon=True)
         self._thread.start()
 
-    def offer(self, item: Exchange | Event) -> bool:
+    def offer(self, item: Exchange | Event | Alert) -> bool:
         """False where it was dropped."""
         item, size = self.sink.encode(item)
         with self._changed:

@@ -73,6 +73,15 @@ CATALOGUE: Final[dict[str, Metric]] = {
     "llmsec_forgotten_subjects_total": Metric("counter", "Subjects that were longest unseen and made room for new ones."),
     "llmsec_unpriced_exchanges_total": Metric("counter", "Exchanges without a cost: the model has no price, or no tokens are known."),
     "llmsec_watch_failures_total": Metric("counter", "Exchanges that were not looked at for deviations, by a fault of ours."),
+    # Alerts.
+    "llmsec_alerts_total": Metric("counter", "Alerts that were told, by rule and priority (docs/alerts.md)."),
+    "llmsec_alerts_resolved_total": Metric("counter", "Alerts that were told to be over, by rule."),
+    "llmsec_alerts_held_total": Metric(
+        "counter", "Exchanges that met a rule and were not told alone: grouped, limited or silenced; forgotten: windows that made room."
+    ),
+    "llmsec_alert_windows": Metric("gauge", "Alerts whose window is open, or whose state lasts; 10,000 at most."),
+    "llmsec_alert_failures_total": Metric("counter", "Times that deciding about alerts failed, by a fault of ours."),
+    "llmsec_alert_outbox_files_left_out_total": Metric("counter", "Files of the outbox that made room, sent or not."),
     # Detection.
     "llmsec_findings_total": Metric("counter", "Findings by severity, without those that are suppressed."),
     "llmsec_suppressed_findings_total": Metric("counter", "Findings that the configuration suppresses."),

@@ -20,11 +20,13 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 from llmsec_agent.lane import Lane, ReaderGoneError, Sink
 from llmsec_agent.metrics import together
-from llmsec_agent.replay import INTERRUPTED, FileSource, ReplaySettings, signals, sinks_of, summarise
+from llmsec_agent.replay import INTERRUPTED, FileSource, ReplaySettings, alerts_of, signals, sinks_of, summarise
 from llmsec_agent.run import Deliver, Detection, OnEarly, Run
 from llmsec_agent.shares import Shares
 from llmsec_agent.stop import Stop
 from llmsec_agent.watching import Watch
+from llmsec_analyzer.alerts.alert import Alert
+from llmsec_analyzer.watch.watcher import Gauge
 from llmsec_analyzer.worker.statistics import summary as detected
 from llmsec_tap.counters import Sample, Snapshot
 from llmsec_tap.errors import SourceError, StorageError
@@ -136,14 +138,32 @@ def replay_in_parallel(
         stop.on_request(lambda: _tell(processes, signal.SIGTERM))
         lanes = [Lane(sink, journal, stop, max_bytes=Shares.of(settings.memory_cap_bytes).lane, may_wait=True) for sink in sinks]
         watch = Watch(settings.watch, journal) if settings.watch is not None else None
+        decided = alerts_of(settings, journal)
+        if decided is not None and decided.sink is not None:
+            told = Lane(decided.sink, journal, stop, max_bytes=Shares.of(settings.memory_cap_bytes).lane, may_wait=True)
+        else:
+            told = None
+
+        all_lanes = [*lanes, *([told] if told is not None else [])]
+
+        def tell(alerts: Iterable[Alert]) -> None:
+            for alert in alerts:
+                if told is not None:
+                    told.offer(alert)
+
         try:
             for _, exchange in heapq.merge(*(process.items() for process in processes), key=lambda item: item[0]):
                 if watch is not None:
                     watch.look(exchange)
+                if decided is not None:
+                    gauge = watch.gauge if watch is not None else Gauge()
+                    tell(decided.look(exchange, cost_multiplier=gauge.cost_multiplier, error_rate_5m=gauge.error_rate_5m))
                 for lane in lanes:
                     lane.offer(exchange)
         finally:
-            for lane in lanes:
+            if decided is not None:
+                tell(decided.close())
+            for lane in all_lanes:
                 lane.close()
             _tell(processes, signal.SIGTERM)
             for process in processes:
@@ -151,7 +171,8 @@ def replay_in_parallel(
             if callers_store is not None:
                 give_to_caller(callers_store)
         ends = [process.end for process in processes if process.end is not None]
-        counts = Snapshot([lambda: together([end.samples for end in ends]), *(lane.samples for lane in lanes)])
+        known = [*(lane.samples for lane in all_lanes), *([decided.samples] if decided is not None else [])]
+        counts = Snapshot([lambda: together([end.samples for end in ends]), *known])
         lines = detected(counts, is_live=False) if start_detection is not None else []
         summarise(journal, counts, settings, lines, time.monotonic() - begun, interrupted=bool(interrupted))
     if len(ends) < jobs:
@@ -159,7 +180,7 @@ def replay_in_parallel(
             "process_died", f"{jobs - len(ends)} of {jobs} processes ended before they had read all: their connections are missing"
         )
         return SourceError.exit_code
-    if any(lane.lost for lane in lanes) or any(end.lost for end in ends):
+    if any(lane.lost for lane in all_lanes) or any(end.lost for end in ends):
         return StorageError.exit_code
     if any(end.source_failed for end in ends):
         return SourceError.exit_code

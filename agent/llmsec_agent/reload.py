@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from llmsec_agent.alerts_lane import AlertSettings, alert_settings
 from llmsec_agent.config import Config, Loaded
 from llmsec_agent.config.secret import Secret
 from llmsec_agent.config.show import digest_of
@@ -19,6 +20,7 @@ from llmsec_analyzer.settings import DetectionSettings
 from llmsec_tap.errors import LLMSecError
 
 _DATABASE: Final = "storage.clickhouse."
+_ALERTS: Final = ("alerting.rules.", "alerting.tenant_channels.", "alerting.content.")
 # What takes effect while the agent runs; everything else is named, and waits for a restart.
 _APPLIED: Final = (
     "observability.logging.",
@@ -28,6 +30,7 @@ _APPLIED: Final = (
     "capture.containers.",
     "capture.all.",
     _DATABASE,
+    *_ALERTS,
 )
 
 
@@ -37,6 +40,7 @@ class News(msgspec.Struct):
     is_accepted: bool
     style: Style
     security: DetectionSettings | None = None  # where they changed
+    alerts: AlertSettings | None = None  # likewise
     changed: list[str] = []  # dotted keys
     digest: str = ""  # of the whole configuration
 
@@ -89,11 +93,12 @@ class Reload:
             self._journal.warning("restart_needed", text, keys=waiting)
         # Files of rules and suppressions may have changed under the same names.
         security = config.security if config.security != before.security or config.security.reads_files else None
-        self._tell(
-            msgspec.msgpack.encode(
-                News(is_accepted=True, style=self._journal.style, security=security, changed=changed, digest=digest_of(loaded))
-            )
+        # A rule may go to all channels, whichever these are.
+        alerts = alert_settings(config) if config.alerting != before.alerting else None
+        news = News(
+            is_accepted=True, style=self._journal.style, security=security, alerts=alerts, changed=changed, digest=digest_of(loaded)
         )
+        self._tell(msgspec.msgpack.encode(news))
 
 
 def differences(before: Any, after: Any, path: str = "") -> Iterator[str]:

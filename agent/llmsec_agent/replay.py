@@ -13,8 +13,10 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from llmsec_agent import summary
+from llmsec_agent.alerts_lane import Alerts, AlertsSink
 from llmsec_agent.key_use import KeyUse
 from llmsec_agent.lane import Sink
+from llmsec_agent.outbox import Outbox
 from llmsec_agent.run import Deliver, Detection, OnEarly, Run
 from llmsec_agent.shares import Shares
 from llmsec_agent.sinks.audit import AuditSink
@@ -31,12 +33,14 @@ from llmsec_tap.journal import Journal
 from llmsec_tap.memory import MemoryWatch, limit_address_space
 from llmsec_tap.storage.audit import whoami
 from llmsec_tap.storage.handover import give_to_caller, is_callers
+from llmsec_tap.storage.store import create_store
 from llmsec_tap.storage.writer import StoreWriter
 from llmsec_tap.tokens import TokenEstimator
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from llmsec_agent.alerts_lane import AlertPlan
     from llmsec_agent.tenants.directory import RemoteDirectory
     from llmsec_agent.tenants.policy import Policies
 
@@ -62,6 +66,8 @@ class ReplaySettings:
     policies: Policies | None = None  # what holds for tenants
     audit: str | None = None  # least severity of findings for the store's audit log
     watch: WatchPlan | None = None  # deviations
+    alerts: AlertPlan | None = None  # what somebody is told
+    sends_alerts: bool = False  # else it is decided and stored only
 
     @property
     def follows(self) -> bool:
@@ -96,6 +102,7 @@ def replay(
         whose=settings.whose,
         key_use=KeyUse() if settings.watch_keys else None,
         watch=Watch(settings.watch, journal) if settings.watch is not None else None,
+        alerts=alerts_of(settings, journal),
         directory=settings.directory,
         policies=settings.policies,
         estimator=TokenEstimator(settings.tokenizer),
@@ -137,6 +144,17 @@ def sinks_of(
     if print_to is not None:
         sinks.append(print_to(stop.request))
     return sinks
+
+
+def alerts_of(settings: ReplaySettings, journal: Journal) -> Alerts | None:
+    """By the capture's time. The store is there. Raises StorageError."""
+    if settings.alerts is None:
+        return None
+    if settings.store is None:
+        return Alerts(settings.alerts, journal, policies=settings.policies)
+    store = create_store(settings.store, journal, views=False)
+    outbox = Outbox(store.root) if settings.sends_alerts else None
+    return Alerts(settings.alerts, journal, policies=settings.policies, root=store.root, sink=AlertsSink(store, journal, whoami(), outbox))
 
 
 class FileSource:
@@ -211,6 +229,7 @@ def summarise(
     first = f"{counts.get('llmsec_packets_total'):,} packets, {connections:,} connections, {summary.what_was_decoded(counts)}"
     lines = [f"{first}, {summary.gaps(counts)}, {elapsed_s:.1f} s, {peak:.0f} MB at most", *summary.oddities(counts)]
     lines += [*detected]
+    lines += summary.alerts(counts)
     lines += summary.sinks(counts, settings.store)
     if interrupted:
         lines.append("interrupted: what was read until then is complete")

@@ -10,8 +10,9 @@ import gc
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
+from llmsec_agent.alerts_lane import Alerts
 from llmsec_agent.events import Event, Feed
 from llmsec_agent.key_use import KeyUse
 from llmsec_agent.lane import Lane, Sink
@@ -21,7 +22,9 @@ from llmsec_agent.tenants.directory import RemoteDirectory
 from llmsec_agent.tenants.policy import Policies
 from llmsec_agent.traffic import Traffic
 from llmsec_agent.watching import Watch
+from llmsec_analyzer.alerts.alert import Alert
 from llmsec_analyzer.settings import DetectionSettings
+from llmsec_analyzer.watch.watcher import Gauge
 from llmsec_tap.counters import Sample, Samples, Snapshot, by_label
 from llmsec_tap.dialects.draft import DeltaListener
 from llmsec_tap.errors import where
@@ -77,6 +80,9 @@ class Source(Protocol):
     def samples(self) -> Iterable[Sample]: ...
 
 
+# Alerts that wait for a slow disk.
+_ALERT_BYTES: Final = 4 << 20
+
 Deliver = Callable[[Exchange], None]
 OnEarly = Callable[[Finding], None]
 
@@ -103,6 +109,7 @@ class Run:
         whose: WhoseSettings | None = None,
         key_use: KeyUse | None = None,
         watch: Watch | None = None,
+        alerts: Alerts | None = None,
         directory: RemoteDirectory | None = None,
         policies: Policies | None = None,
         share: Share | None = None,
@@ -110,7 +117,7 @@ class Run:
     ) -> None:
         """`may_wait`: the source can (files), or cannot (live). `follows`: it may be live all the same, so nothing is kept for company.
 
-        `key_use` watches who uses which key, `watch` what deviates. `directory` knows whose keys are, `policies` what holds for a tenant.
+        `key_use` watches who uses which key, `watch` what deviates, `alerts` decides what somebody is told. `directory` knows whose keys are, `policies` what holds for a tenant.
         `sinks` take each exchange in their order.
         """
         self._follows = follows
@@ -119,6 +126,7 @@ class Run:
         self._content = content
         self._key_use = key_use
         self._watch = watch
+        self.alerts = alerts
         self._policies = policies or Policies()
         self.keeps_texts = True  # degradation leaves them out
         self.traffic = traffic
@@ -127,6 +135,10 @@ class Run:
         self.lanes = [Lane(sink, journal, stop, max_bytes=shares.lane, may_wait=may_wait) for sink in sinks]
         self._event_lanes = [lane for lane in self.lanes if lane.sink.takes_events]
         self._record_lanes = [lane for lane in self.lanes if not lane.sink.takes_events]
+        self._alert_lane: Lane | None = None
+        if alerts is not None and alerts.sink is not None:
+            self._alert_lane = Lane(alerts.sink, journal, stop, max_bytes=min(shares.lane, _ALERT_BYTES), may_wait=may_wait)
+            self.lanes.append(self._alert_lane)
         self.events = Feed(self._offer_event, content=content) if self._event_lanes else None
         self.detection = start_detection(self._deliver, self._early) if start_detection is not None else None
         if self.detection is not None:
@@ -152,6 +164,8 @@ class Run:
             self._samples.append(traffic.samples)
         if watch is not None:
             self._samples.append(watch.samples)
+        if alerts is not None:
+            self._samples.append(alerts.samples)
         if directory is not None:
             self._samples.append(directory.samples)
 
@@ -170,6 +184,8 @@ class Run:
             self.look_for_losses()
             if self._watch is not None:
                 self._watch.save()
+            if self.alerts is not None:
+                self._tell(self.alerts.close())
             for lane in self.lanes:
                 lane.close()
 
@@ -189,6 +205,8 @@ class Run:
             self.events.look(self.snapshot())
         if self._watch is not None:
             self._watch.tick()
+        if self.alerts is not None:
+            self._tell(self.alerts.tick())
 
     @property
     def lost(self) -> bool:
@@ -225,6 +243,8 @@ class Run:
     def _request(self, exchange: Exchange) -> None:
         if self.events is not None:
             self.events.started(exchange)
+        if self.alerts is not None:
+            self.alerts.request(exchange)
         if self.detection is not None:
             self.detection.ask(exchange)
             if self._follows:
@@ -233,6 +253,18 @@ class Run:
     def _early(self, finding: Finding) -> None:
         if self.events is not None:
             self.events.found(finding)
+        if self.alerts is not None:
+            self._tell(self.alerts.early(finding))
+
+    def _tell(self, alerts: Iterable[Alert]) -> None:
+        for alert in alerts:
+            self._send(alert)
+            if self.events is not None:
+                self.events.alerted(alert)
+
+    def _send(self, alert: Alert) -> None:
+        if self._alert_lane is not None:
+            self._alert_lane.offer(alert)
 
     def _offer_event(self, event: Event) -> None:
         for lane in self._event_lanes:
@@ -249,10 +281,21 @@ class Run:
         elif not self.keeps_texts and exchange.provider is not None:
             exchange = exchange.without_content()
             exchange.anomalies = [*exchange.anomalies, AnomalyCount(name="content_degraded", count=1)]
+        alerts = self._alerted(exchange)
         for lane in self._record_lanes:
             lane.offer(exchange)
         if self.events is not None:
-            self.events.ended(exchange)
+            self.events.ended(exchange, alerts)
+
+    def _alerted(self, exchange: Exchange) -> list[Alert]:
+        """What somebody is told of it, which is on its way before the exchange is."""
+        if self.alerts is None:
+            return []
+        gauge = self._watch.gauge if self._watch is not None else Gauge()
+        alerts = self.alerts.look(exchange, cost_multiplier=gauge.cost_multiplier, error_rate_5m=gauge.error_rate_5m)
+        for alert in alerts:
+            self._send(alert)
+        return alerts
 
     def _is_bare(self, exchange: Exchange) -> bool:
         """Its tenant's texts are not kept, or are to be masked and nobody looks at them."""

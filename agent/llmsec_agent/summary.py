@@ -26,6 +26,15 @@ def oddities(counts: Snapshot) -> list[str]:
     return lines
 
 
+def alerts(counts: Snapshot) -> list[str]:
+    """Nothing where no rule was met."""
+    told, held = counts.by("llmsec_alerts_total", "priority"), counts.by("llmsec_alerts_held_total", "reason")
+    if not told and not held:
+        return []
+    some = ", ".join(f"{name} {count:,}" for name, count in told.items()) or "none"
+    return [f"alerts: {some}" + (f" ({', '.join(f'{count:,} {name}' for name, count in held.items())})" if held else "")]
+
+
 def kernel(counts: Snapshot) -> list[str]:
     """What the kernel half and the queue behind it saw and left out."""
 

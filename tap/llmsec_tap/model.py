@@ -200,6 +200,22 @@ class Deviation(msgspec.Struct, kw_only=True, frozen=True):
     explanation: str = ""
 
 
+class AlertMark(msgspec.Struct, kw_only=True, frozen=True):
+    """A rule of the configuration that the exchange met, and what became of it.
+
+    state      firing: it was told. grouped: it is one more of an alert that was told. limited: its rule had told enough in this minute.
+               silenced: somebody silenced it. resolved: it ended what an alert was about
+    count      exchanges that the alert stood for then, with this one
+    """
+
+    alert_id: str
+    rule: str
+    priority: str
+    state: str
+    dedup_key: str
+    count: int
+
+
 class Counts(msgspec.Struct, kw_only=True):
     requests: int | None = None
     tokens: int | None = None
@@ -222,9 +238,9 @@ class RateLimit(msgspec.Struct, kw_only=True):
 class Exchange(msgspec.Struct, kw_only=True):
     """One request and its answer. Times are capture time, epoch nanoseconds; texts are exactly as sent.
 
-    exchange/record.py makes it whole. Three hands add to it, in this order, before it is handed on: an estimator of tokens (`usage_estimated`,
-    and a rate where there was none), detection's report (`risk_score`, `risk_reasons`, `findings`, anomalies of detection), and the watcher
-    (`cost_usd`, `deviations`).
+    exchange/record.py makes it whole. Four hands add to it, in this order, before it is handed on: an estimator of tokens (`usage_estimated`,
+    and a rate where there was none), detection's report (`risk_score`, `risk_reasons`, `findings`, anomalies of detection), the watcher
+    (`cost_usd`, `deviations`), and who decides about alerts (`alerts`).
     `risk_score` is null where detection did not run or something could not be read; 0 says that it found nothing.
     """
 
@@ -289,6 +305,7 @@ class Exchange(msgspec.Struct, kw_only=True):
     secret_types: list[str] = []
     cost_usd: float | None = None
     deviations: list[Deviation] = []
+    alerts: list[AlertMark] = []
 
     def without_content(self) -> Exchange:
         """The same record with every text left out (`--no-content`).
@@ -318,6 +335,7 @@ class Exchange(msgspec.Struct, kw_only=True):
             finish_reasons=[_word(reason) for reason in self.finish_reasons],
             findings=[msgspec.structs.replace(finding, preview="") for finding in self.findings],
             deviations=[_bare(deviation) for deviation in self.deviations],
+            alerts=[msgspec.structs.replace(mark, dedup_key=_bare_key(mark)) for mark in self.alerts],
             tool_calls=[ToolCall(id=_word(call.id), name=_word(call.name)) for call in self.tool_calls],
             request=Request(
                 parameters={
@@ -354,6 +372,13 @@ def _bare(deviation: Deviation) -> Deviation:
     subject = deviation.subject if deviation.scope in {"tenant", "key", "upstream"} else _word(deviation.subject) or ""
     explanation = "" if deviation.kind in _QUOTING or deviation.scope == "model" else deviation.explanation
     return msgspec.structs.replace(deviation, subject=subject, explanation=explanation)
+
+
+_KEY = re.compile(r"[\w.:/@+=,-]{1,512}", re.ASCII)
+
+
+def _bare_key(mark: AlertMark) -> str:
+    return mark.dedup_key if _KEY.fullmatch(mark.dedup_key) else f"{mark.rule}/"
 
 
 def _plain_path(path: str | None) -> str | None:

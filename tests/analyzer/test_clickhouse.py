@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from llmsec_analyzer.stored import alerts as found_alerts
+from llmsec_analyzer.stored import deviations as found_deviations
 from llmsec_analyzer.stored import exchanges as listing
 from llmsec_analyzer.stored import findings as found_findings
 from llmsec_analyzer.stored.stores import open_session
@@ -79,7 +81,7 @@ def test_an_overview_names_every_column(both):
     assert [row[0] for row in answers(url, QUERIES[1][-1])] == [row[0] for row in answers(folder, OVERVIEW)]
 
 
-@pytest.mark.parametrize("view", ["exchanges", "messages", "tool_calls", "anomalies", "findings", "taps"])
+@pytest.mark.parametrize("view", ["exchanges", "messages", "tool_calls", "anomalies", "findings", "deviations", "alerts", "taps"])
 def test_views_hold_the_same_rows(both, view):
     folder, url = both
     rows = answers(folder, f"SELECT * FROM {view}")
@@ -127,6 +129,20 @@ def test_lists_are_the_same(both, wanted):
             result = listing.listed(session, listing.Filter(**wanted))
             rows.append((result.names, list(result.rows())))
     assert rows[0] == rows[1]
+
+
+def test_alerts_and_deviations_are_the_same(both):
+    got = []
+    for store in both:
+        with open_session(store) as session:
+            wanted = found_alerts.AlertFilter(rule="cost_*", key="*team-a", priority="medium", since_ns=1)
+            alerts = list(found_alerts.stored_alerts(session, wanted))
+            deviations = list(found_deviations.stored_deviations(session, found_deviations.DeviationFilter(severity="low", kind="c*")))
+            got.append((alerts, deviations, found_alerts.find_alert(session, "a"), found_alerts.find_alert(session, "zz")))
+    assert got[0] == got[1]
+    assert [(row["alert_id"], row["state"], row["count"]) for row in got[0][0]] == [("a1", "firing", 1)]
+    assert len(got[0][2][1]) > 1
+    assert got[0][3] is None
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_a_statement_from_standard_input(run, store):
     [
         ("SELEC 1", 'syntax error at or near "selec" at line 1, column 1'),
         ("SELECT modle FROM exchanges", 'Referenced column "modle" not found in FROM clause! at line 1, column 8, near \'modle\' (Candidate bindings: "model"'),
-        ("SELECT 1\nFROM exchagnes", "at line 2, column 6, near 'exchagnes' (tables: exchanges, messages, tool_calls, anomalies, findings, deviations, taps)"),
+        ("SELECT 1\nFROM exchagnes", "at line 2, column 6, near 'exchagnes' (tables: exchanges, messages, tool_calls, anomalies, findings, deviations, alerts, taps)"),
         ("SELECT 1; SELECT 2", "2 statements given, not one (one SELECT"),
         ("COPY exchanges TO 'x'", "COPY is not a statement that only reads (one SELECT"),
         ("SELECT 'a\x1b[31m'::INT", "Could not convert string"),

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from llmsec_tap.model import (
+    AlertMark,
     AnomalyCount,
     Counts,
     Deviation,
@@ -165,6 +166,11 @@ def full_exchange(number: int = 0, **changes: Any) -> Exchange:
                 span_s=300.0,
                 observations=40,
                 explanation="six times the usual",
+            )
+        ],
+        alerts=[
+            AlertMark(
+                alert_id="a1", rule="cost_anomaly", priority="medium", state="firing", dedup_key="cost_anomaly/tenant=team-a", count=1
             )
         ],
     )

@@ -13,6 +13,7 @@ from llmsec_analyzer.typed_files import Problem, nearest
 from llmsec_analyzer.yaml_files import Where
 
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9_.-]*):([0-9]{1,5})")
+_RULE_NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _LATER = "not in this version yet: "
 
 Found = Sequence[tuple[Where, Where, Mapping[str, Any], str]]
@@ -81,6 +82,32 @@ def _alerts(config: Config) -> Iterator[Problem]:
     for number, name in enumerate(names):
         if name in names[:number]:
             yield Problem(("alerting", "rules", number, "name"), "another rule has this name")
+    for tenant, chosen in config.alerting.tenant_channels.items():
+        for at, name in enumerate(chosen):
+            if getattr(channels, name, None) is None:
+                yield Problem(("alerting", "tenant_channels", tenant, at), "is no channel of alerting.channels")
+    if config.alerting.rules:
+        yield from _conditions(config)
+
+
+def _conditions(config: Config) -> Iterator[Problem]:
+    # RE2 is loaded where there are conditions.
+    from llmsec_analyzer.alerts.rules import KEY_FIELDS, THRESHOLD_RULE, compile_condition
+    from llmsec_analyzer.expressions import ExpressionError
+
+    for number, rule in enumerate(config.alerting.rules):
+        where: Where = ("alerting", "rules", number)
+        try:
+            compile_condition(rule.condition)
+        except ExpressionError as fault:
+            yield Problem((*where, "condition"), str(fault), fault.hint)
+        for at, name in enumerate(rule.dedup or ()):
+            if name not in KEY_FIELDS:
+                yield Problem((*where, "dedup", at), "alerts cannot be told apart by this", nearest(name, KEY_FIELDS))
+        if rule.name == THRESHOLD_RULE:
+            yield Problem((*where, "name"), "is the name of the rule behind tenants.rules[].alert_threshold", "choose another")
+        elif _RULE_NAME.fullmatch(rule.name) is None:
+            yield Problem((*where, "name"), "must be of letters, digits, . _ - and at most 64 of them", "it is a label of a metric")
 
 
 # --- notes ------------------------------------------------------------------------------------------------------------------

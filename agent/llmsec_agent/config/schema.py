@@ -89,7 +89,9 @@ class Retention(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields
     content: Annotated[ClassBounds, key("texts; counts, names and times stay. `bytes`: of the parts that have texts")] = ClassBounds()
     metadata: Annotated[ClassDays, key("whole records; one with findings stays without its texts until those may go")] = ClassDays()
     findings: Annotated[ClassDays, key("findings; scores stay")] = ClassDays()
-    alerts: Annotated[ClassDays, key("what was sent to whom", later="no alerts are kept")] = ClassDays()
+    alerts: Annotated[
+        ClassDays, key("what is to be sent to whom, and what was, whole files of it; an alert on its exchanges goes with them")
+    ] = ClassDays()
     audit: Annotated[ClassBounds, key("the audit log, whole files of it; what is left still proves itself")] = ClassBounds()
     tenants: Annotated[dict[str, TenantRetention], key("by tenant, instead of content, metadata and findings above")] = {}
 
@@ -307,7 +309,7 @@ class TenantRule(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     ] = None
     alert_threshold: Annotated[
         Literal["info", "low", "medium", "high", "critical"] | None,
-        key("least severity that alerts for this tenant", later="no alerts are sent"),
+        key("least severity that alerts for this tenant, besides `alerting.rules`"),
     ] = None
 
 
@@ -455,16 +457,28 @@ class Channels(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
 
 class AlertRule(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, key("name of the rule", filled=True)]
-    condition: Annotated[
-        str, key("such as `security_score > 90`, over security_score, pii_types.length, cost_multiplier, error_rate_5m", filled=True)
-    ]
+    condition: Annotated[str, key("such as `security_score > 90`; docs/alerts.md has its language and fields", filled=True)]
     channels: Annotated[tuple[Literal["slack", "pagerduty", "email", "webhook"], ...], key("where it goes", filled=True)]
     priority: Annotated[Literal["low", "medium", "high", "critical"], key("how urgent it is")] = "medium"
+    dedup: Annotated[
+        tuple[Name, ...] | None,
+        key("fields whose values make two alerts of the rule one; none: `tenant`, or `server` where it is about an upstream's health"),
+    ] = None
+    window: Annotated[
+        float, key("what is the same is counted so long, and told once; a state is over after so long", unit="duration", above=0)
+    ] = 600.0
+    max_per_minute: Annotated[int, key("alerts at most; one more message says how many were left out", at_least=1)] = 10
+    for_tenants: Annotated[tuple[Name, ...], key("only exchanges of these tenants; * and ? are wildcards; empty: of all")] = ()
 
 
 class Alerting(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     channels: Annotated[Channels, key("where alerts can go")] = Channels()
     rules: Annotated[tuple[AlertRule, ...], key("what alerts")] = ()
+    tenant_channels: Annotated[
+        dict[str, tuple[Name, ...]],
+        key("channels for alerts of these tenants (* and ? are wildcards) in place of the rule's; the first counts"),
+    ] = {}
+    content: Annotated[bool, key("alerts carry redacted previews of what was found; else no text of an exchange")] = False
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------------
@@ -476,9 +490,7 @@ class Config(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     capture: Annotated[Capture, key("what `llmsec-tap agent` observes")] = Capture()
     storage: Annotated[Storage, key("where records are kept")] = Storage()
     security: Annotated[DetectionSettings, key("what is looked for in texts (docs/detection.md)")] = DetectionSettings()
-    alerting: Annotated[Alerting, key("who is told", later="no alerts are sent; `llmsec-analyze findings` shows what was found")] = (
-        Alerting()
-    )
+    alerting: Annotated[Alerting, key("who is told of what (docs/alerts.md)")] = Alerting()
     observability: Annotated[Observability, key("metrics, traces and logs of the agent itself")] = Observability()
     server: Annotated[Server, key("the agent's own listener")] = Server()
     tenants: Annotated[Tenants, key("who is which tenant")] = Tenants()

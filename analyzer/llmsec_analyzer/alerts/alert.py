@@ -56,3 +56,5 @@ class Alert(msgspec.Struct, kw_only=True, frozen=True):
     findings: list[AlertFinding] = []
     deviations: list[Deviation] = []
     channels: list[str] = []  # names under alerting.channels
+    opened_ns: int = 0  # capture time of the first exchange that it stands for
+    is_test: bool = False  # somebody tries a channel: nothing happened

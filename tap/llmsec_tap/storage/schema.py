@@ -79,6 +79,7 @@ DEVIATION = struct(
     observations=INT,
     explanation=TEXT,
 )
+ALERT = struct(alert_id=TEXT, rule=TEXT, priority=TEXT, state=TEXT, dedup_key=TEXT, count=INT)
 
 # In the order of model.Exchange.
 EXCHANGE_COLUMNS: tuple[tuple[str, ColumnType], ...] = (
@@ -143,6 +144,7 @@ EXCHANGE_COLUMNS: tuple[tuple[str, ColumnType], ...] = (
     ("secret_types", ListOf(TEXT)),
     ("cost_usd", FLOAT),
     ("deviations", ListOf(DEVIATION)),
+    ("alerts", ListOf(ALERT)),
 )
 # row_key: 64 bits of a hash of exchange_id, so that finding repeated exchanges compares integers, not texts.
 ROW_COLUMNS: tuple[tuple[str, ColumnType], ...] = (*EXCHANGE_COLUMNS, ("row_key", INT))

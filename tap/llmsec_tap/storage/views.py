@@ -20,6 +20,7 @@ from llmsec_tap.storage.damage import TAP_FILES
 from llmsec_tap.storage.faults import storage_error
 from llmsec_tap.storage.publish import publishing, write_all
 from llmsec_tap.storage.schema import (
+    ALERT,
     ANOMALY,
     DEVIATION,
     EXCHANGE_COLUMNS,
@@ -120,6 +121,7 @@ _COMMENTS = {
     "secret_types": "Kinds of secrets found, without those of severity info",
     "cost_usd": "What it costs by list prices, US dollars; null where the model has no price or no tokens are known",
     "deviations": "What was unusual about the traffic that it belongs to",
+    "alerts": "Rules of alerts that it met, and what became of each",
 }
 
 
@@ -195,6 +197,15 @@ _DEVIATION_COMMENTS = {
     "span_s": "Seconds that the value is of",
     "observations": "How many values the usual one was learnt from",
     "explanation": "The same in words",
+}
+
+_ALERT_COMMENTS = {
+    "alert_id": "Id of the alert: of its rule, its key and the window that it opened",
+    "rule": "Rule of the configuration (docs/alerts.md)",
+    "priority": "critical, high, medium or low",
+    "state": "firing: it was told; grouped: one more of an alert that was told; limited: its rule had told enough; silenced; resolved: it ended one",
+    "dedup_key": "What makes two alerts of the rule one",
+    "count": "Exchanges that the alert stood for then, with this one",
 }
 
 _TAP_COMMENTS = {
@@ -274,6 +285,12 @@ VIEWS: tuple[View, ...] = (
         "One row per deviation: traffic that was not as it was, or beyond a limit",
         (*_WHICH, *(_member(name, kind, _DEVIATION_COMMENTS[name]) for name, kind in DEVIATION.fields)),
         _unnested("deviations"),
+    ),
+    View(
+        "alerts",
+        "One row per rule of alerts that an exchange met",
+        (*_WHICH, *(_member(name, kind, _ALERT_COMMENTS[name]) for name, kind in ALERT.fields)),
+        _unnested("alerts"),
     ),
     View(TAPS, "One row per run of a tap that wrote to this store, replaced every 15 seconds while it lives", _tap_columns(), ""),
 )  # fmt: skip

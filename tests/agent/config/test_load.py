@@ -59,7 +59,7 @@ def test_the_original_file_loads_as_it_is_and_every_path_only_key_gets_a_note():
     ):  # fmt: skip
         assert noted[key].startswith("a tap "), key
     for key in (
-        "routing", "alerting", "observability.tracing",
+        "routing", "observability.tracing",
     ):  # fmt: skip
         assert noted[key].startswith("not in this version yet: "), key
     # Tenants are asked for, over one connection.
@@ -120,7 +120,13 @@ WRONG = [
     ("backends: {a: {type: openai}}", "backends.a: needs base_url or endpoints"),
     ("backends: {a: {type: opnai, base_url: x}}", "did you mean openai?"),
     ("backends: {vllm: {type: vllm, base_url: x}}\nrouting: {default_backend: vlm}", "routing.default_backend: there is no backend of this name (did you mean vllm?)"),
-    ("alerting: {rules: [{name: a, condition: x > 1, channels: [slack]}]}", "alerting.channels.slack is not given"),
+    ("alerting: {rules: [{name: a, condition: risk_score > 1, channels: [slack]}]}", "alerting.channels.slack is not given"),
+    ("alerting: {channels: {webhook: {url: 'http://h'}}, rules: [{name: a, condition: tenant > 1, channels: [webhook]}]}", "alerting.rules[0].condition: column 8: `>` cannot stand between text and a number"),
+    ("alerting: {channels: {webhook: {url: 'http://h'}}, rules: [{name: a, condition: risk_scor > 1, channels: [webhook]}]}", "column 1: there is no field `risk_scor` (did you mean risk_score?)"),
+    ("alerting: {channels: {webhook: {url: 'http://h'}}, rules: [{name: a b, condition: risk_score > 1, channels: [webhook]}]}", "alerting.rules[0].name: must be of letters"),
+    ("alerting: {channels: {webhook: {url: 'http://h'}}, rules: [{name: tenant_threshold, condition: risk_score > 1, channels: [webhook]}]}", "is the name of the rule behind"),
+    ("alerting: {channels: {webhook: {url: 'http://h'}}, rules: [{name: a, condition: risk_score > 1, channels: [webhook], dedup: [tenent]}]}", "alerting.rules[0].dedup[0]: alerts cannot be told apart by this (did you mean tenant?)"),
+    ("alerting: {tenant_channels: {acme: [slak]}}", "alerting.tenant_channels.acme[0]: is no channel of alerting.channels"),
     ("alerting: {channels: {slack: {webhook_url: 'https://hooks.slack.com/services/T0/B0/hunter2'}}}", "write env:NAME or file:/path"),
     ("observability: {metrics: {port: 8080}}", "must not be the port of server.bind_address"),
     ("observability: {metrics: {port: 1, prometheus: {port: 2}}}", "are one key"),

@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from llmsec_agent.cli.analyze import analyze, calibrate, config, db, deviations, exchanges, findings, query, replay, rules, scan, tenants
+from llmsec_agent.cli.analyze import (
+    alerts,
+    analyze,
+    calibrate,
+    config,
+    db,
+    deviations,
+    exchanges,
+    findings,
+    query,
+    replay,
+    rules,
+    scan,
+    tenants,
+)
 from llmsec_agent.text import report_fault
 from llmsec_tap import __version__
 from llmsec_tap.errors import LLMSecError
@@ -22,7 +36,7 @@ app = typer.Typer(
 )
 
 # Each module of commands adds its own.
-for _module in (replay, scan, analyze, exchanges, findings, deviations, query, rules, calibrate, config, db, tenants):
+for _module in (replay, scan, analyze, exchanges, findings, deviations, alerts, query, rules, calibrate, config, db, tenants):
     _module.register(app)
 
 

@@ -45,6 +45,10 @@ def replay(
     fail_on: FailOnOption = None,
     redact: Annotated[bool, typer.Option("--redact", help="Mask secrets and personal data in what is printed and stored.")] = False,
     suppressions: SuppressionsOption = None,
+    alert: Annotated[
+        bool,
+        typer.Option("--alert", help="Have alerts of the configuration's rules sent; without, they are decided and stored only."),
+    ] = False,
     config: ConfigOption = None,
     jobs: Annotated[
         int,
@@ -63,6 +67,7 @@ def replay(
 
     Example: llmsec-analyze replay capture.pcap --format jsonl
     """
+    from llmsec_agent.alerts_lane import alert_settings, plan_alerts
     from llmsec_agent.config import load_all, whose_of
     from llmsec_agent.config.retention import audited_severity
     from llmsec_agent.journals import journal
@@ -79,6 +84,8 @@ def replay(
 
     if not detect and (redact or fail_on):
         raise ConfigError("--redact and --fail-on need detection", "leave out --no-detect")
+    if alert and store == "none":
+        raise ConfigError("--alert sends from the store's folder", "leave out --store none")
     log = journal()
     loaded = load_all(config, report)
     names = captures(files)
@@ -89,6 +96,7 @@ def replay(
         if watches_keys:
             raise ConfigError("tenants.watch_keys looks at all connections together", "set it to false, or leave out --jobs")
         decoders(jobs, memory_cap << 20, jobs)
+    told = plan_alerts(alert_settings(loaded.config))
     directory = directory_of(loaded.config.storage, log, seats=jobs)
     policies = Policies(file_policies(loaded.config), directory)
     settings = ReplaySettings(
@@ -104,6 +112,8 @@ def replay(
         policies=policies,
         audit=audited_severity(loaded.config),
         watch=plan_watch(loaded.config),
+        alerts=told if told.rules else None,
+        sends_alerts=alert,
     )
     security = with_suppressions(loaded.config.security, suppressions)
     detection = detection_starter(
