@@ -20,6 +20,8 @@ from llmsec_agent.journals import journal as new_journal
 from llmsec_agent.notify import Notify
 from llmsec_agent.reload import Reload
 from llmsec_agent.shares import decoders
+from llmsec_agent.telemetry.plan import telemetry_plan
+from llmsec_agent.telemetry.process import TelemetrySender
 from llmsec_agent.tenants.tiers import tier_plan
 from llmsec_agent.text import report
 from llmsec_tap import privileges
@@ -41,8 +43,10 @@ def run_agent(path: str | None) -> int:
     journal = new_journal(_style(config))
     notify = Notify()
     deliverer: Deliverer | None = None
-    plan = _plan(loaded, path, journal, notify, lambda changed: _redeliver(deliverer, changed))
+    telemetry: TelemetrySender | None = None
+    plan = _plan(loaded, path, journal, notify, lambda changed: [*_redeliver(deliverer, changed), *_retell(telemetry, changed)])
     deliverer = _deliverer(config, journal)
+    telemetry = _telemetry(config, journal)
     exposer = _exposer(config, plan.decoders)
     try:
         return capture_with(plan, journal, exposer)
@@ -50,6 +54,8 @@ def run_agent(path: str | None) -> int:
         notify.stopping()
         if deliverer is not None:
             deliverer.end()
+        if telemetry is not None:
+            telemetry.end()
         if exposer is not None:
             exposer.keep(None)
             exposer.end()
@@ -126,6 +132,28 @@ def _redeliver(deliverer: Deliverer | None, config: Config) -> list[str]:
     if deliverer is None or settings is None:
         return [] if deliverer is None and settings is None else ["needs a restart: storage.clickhouse"]
     return list(deliverer.change(plan_of(config.storage.path, settings)))
+
+
+def _telemetry(config: Config, journal: StandardError) -> TelemetrySender | None:
+    """The process that sends spans and metrics to a collector, where the file names one."""
+    path = config.storage.path
+    plan = telemetry_plan(path, config.observability)
+    if plan is None:
+        return None
+    if path == _OFF:
+        raise ConfigError(
+            "observability.tracing and metrics.otlp need a folder to read from", "Set storage.path, and storage.retention to bound it."
+        )
+    return TelemetrySender.start(plan, journal)
+
+
+def _retell(telemetry: TelemetrySender | None, config: Config) -> list[str]:
+    """As `_redeliver`, for what is told to a collector."""
+    plan = telemetry_plan(config.storage.path, config.observability)
+    if telemetry is None or plan is None:
+        return [] if telemetry is None and plan is None else ["needs a restart: observability.tracing, observability.metrics.otlp"]
+    telemetry.change(plan)
+    return []
 
 
 def _style(config: Config) -> Style:

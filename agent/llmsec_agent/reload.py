@@ -19,6 +19,7 @@ from llmsec_analyzer.settings import DetectionSettings
 from llmsec_tap.errors import LLMSecError
 
 _DATABASE: Final = "storage.clickhouse."
+_COLLECTORS: Final = ("observability.tracing.", "observability.metrics.otlp.")
 # What takes effect while the agent runs; everything else is named, and waits for a restart.
 _APPLIED: Final = (
     "observability.logging.",
@@ -28,6 +29,7 @@ _APPLIED: Final = (
     "capture.containers.",
     "capture.all.",
     _DATABASE,
+    *_COLLECTORS,
 )
 
 

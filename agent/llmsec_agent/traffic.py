@@ -9,41 +9,19 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
+from llmsec_agent.label_values import Values
+from llmsec_agent.telemetry.names import DURATION_S, FIRST_TOKEN_S, PER_TOKEN_S, TOKENS
 from llmsec_tap.counters import Histogram, Labels, Sample
 from llmsec_tap.model import Exchange
 
 _DURATION_S: Final = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
-_SERVER_DURATION_S: Final = tuple(0.01 * 2**power for power in range(14))
-_FIRST_TOKEN_S: Final = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
-_PER_TOKEN_S: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
-_TOKENS: Final = tuple(4**power for power in range(14))
-# Clients choose model names, so there may be any number of them: those beyond are counted together.
-_MAX_VALUES: Final = 100
-_MAX_CHARACTERS: Final = 128
-_OTHER: Final = "other"
-
-
-class _Values:
-    """The first values of a label as they are, later ones as `other`."""
-
-    def __init__(self) -> None:
-        self._known: set[str] = set()
-
-    def __call__(self, value: str | None) -> str:
-        if not value:
-            return ""
-        value = value[:_MAX_CHARACTERS].encode("utf-8", "replace").decode()
-        if value in self._known or len(self._known) < _MAX_VALUES:
-            self._known.add(value)
-            return value
-        return _OTHER
 
 
 class Traffic:
     """`observe` each exchange with a model once it is whole."""
 
     def __init__(self) -> None:
-        self._tenants, self._providers, self._models, self._errors = _Values(), _Values(), _Values(), _Values()
+        self._tenants, self._providers, self._models, self._errors = Values(), Values(), Values(), Values()
         self._requests: Counter[Labels] = Counter()
         self._failures: Counter[Labels] = Counter()
         self._histograms: dict[tuple[str, Labels], Histogram] = {}
@@ -61,14 +39,14 @@ class Traffic:
         if exchange.started_ns is not None and exchange.ended_ns is not None:
             duration_s = (exchange.ended_ns - exchange.started_ns) / 1e9
             self._observe("llmsec_request_duration_seconds", (tenant, backend), _DURATION_S, duration_s)
-            self._observe("gen_ai_server_request_duration_seconds", otel, _SERVER_DURATION_S, duration_s)
+            self._observe("gen_ai_server_request_duration_seconds", otel, DURATION_S, duration_s)
         if exchange.ttft_ms is not None:
-            self._observe("gen_ai_server_time_to_first_token_seconds", otel, _FIRST_TOKEN_S, exchange.ttft_ms / 1000)
+            self._observe("gen_ai_server_time_to_first_token_seconds", otel, FIRST_TOKEN_S, exchange.ttft_ms / 1000)
         if exchange.output_tokens_per_s:
-            self._observe("gen_ai_server_time_per_output_token_seconds", otel, _PER_TOKEN_S, 1 / exchange.output_tokens_per_s)
+            self._observe("gen_ai_server_time_per_output_token_seconds", otel, PER_TOKEN_S, 1 / exchange.output_tokens_per_s)
         for kind, tokens in (("input", exchange.usage.input_tokens), ("output", exchange.usage.output_tokens)):
             if tokens is not None:
-                self._observe("gen_ai_client_token_usage", (*otel, ("gen_ai_token_type", kind)), _TOKENS, tokens)
+                self._observe("gen_ai_client_token_usage", (*otel, ("gen_ai_token_type", kind)), TOKENS, tokens)
 
     def samples(self) -> Iterable[Sample]:
         for labels, count in tuple(self._requests.items()):
