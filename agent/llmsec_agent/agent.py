@@ -13,6 +13,7 @@ from llmsec_agent.capturing import CapturePlan, capture_with
 from llmsec_agent.config import Config, Loaded, load_all
 from llmsec_agent.config.retention import audited_severity, retention_of
 from llmsec_agent.config.show import digest_of
+from llmsec_agent.custom_metrics import families
 from llmsec_agent.deliver import Deliverer, plan_of
 from llmsec_agent.exposer import Exposer, TLSFiles
 from llmsec_agent.journals import StandardError, Style
@@ -90,6 +91,7 @@ def _plan(
             survive=True,
             plain=looks_at_plain(capture.plain, interfaces=capture.interfaces),
             node=node_name(capture.node),
+            custom_metrics=config.observability.metrics.custom_metrics,
         ),
         tenants=tier_plan(config.storage.postgres, config.storage.redis),
         decoders=decoders(capture.decoders, capture.memory_cap, len(os.sched_getaffinity(0))),
@@ -178,7 +180,7 @@ def _exposer(config: Config, decoders: int) -> Exposer | None:
         if tls.cert_file is None or tls.key_file is None:
             raise ConfigError("server.tls: cert_file and key_file are needed", "Name both, or set enabled: false.")
         files = TLSFiles(tls.cert_file, tls.key_file, tls.client_auth, tls.client_ca_file)
-    return Exposer.start(paths, files, decoders=decoders)
+    return Exposer.start(paths, files, decoders=decoders, custom=families(metrics.custom_metrics))
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from llmsec_tap import limits
 
 if TYPE_CHECKING:
+    from llmsec_agent.config.schema import CustomMetric
     from llmsec_agent.watching import WatchPlan
     from llmsec_tap.identity.whose import WhoseSettings
     from llmsec_tap.storage.retention import Retention
@@ -43,6 +44,7 @@ class CaptureSettings:
     watch_keys: bool = False  # say where a key is used by a new workload, or by several
     plain: bool = False
     watch: WatchPlan | None = None  # deviations
+    custom_metrics: tuple[CustomMetric, ...] = ()
 
 
 def looks_at_plain(chosen: bool | Literal["auto"], *, interfaces: tuple[str, ...]) -> bool:

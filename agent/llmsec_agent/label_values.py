@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from llmsec_tap.model import Exchange
+
 # Clients choose model names, so there may be any number of them: those beyond are counted together.
 _MAX_VALUES: Final = 100
 _MAX_CHARACTERS: Final = 128
-_OTHER: Final = "other"
+OTHER: Final = "other"
 
 
 class Values:
@@ -23,4 +25,9 @@ class Values:
         if value in self._known or len(self._known) < _MAX_VALUES:
             self._known.add(value)
             return value
-        return _OTHER
+        return OTHER
+
+
+def error_of(exchange: Exchange) -> str | None:
+    """The error that an exchange ended in, by the answer's own name for it or its status; None for none."""
+    return exchange.error_type or (str(exchange.status) if (exchange.status or 0) >= 400 else None)

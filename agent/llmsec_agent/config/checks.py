@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from llmsec_agent.config.custom import problems
 from llmsec_agent.config.endpoints import Signal, endpoint_url
 from llmsec_agent.config.names import secret_keys
 from llmsec_agent.config.schema import Config, OTLPMetrics, Tracing
@@ -28,6 +29,7 @@ def check_together(config: Config) -> Iterator[Problem]:
     yield from _backends(config)
     yield from _alerts(config)
     yield from _collectors(config)
+    yield from _metrics(config)
 
 
 def _capture(config: Config) -> Iterator[Problem]:
@@ -101,6 +103,11 @@ def _collectors(config: Config) -> Iterator[Problem]:
         for name in settings.headers:
             if not _HEADER.fullmatch(name):
                 yield Problem((*where, "headers"), "one of the names is no name of a header", "letters, digits and -")
+
+
+def _metrics(config: Config) -> Iterator[Problem]:
+    for number, name, text, hint in problems(config.observability.metrics.custom_metrics):
+        yield Problem(("observability", "metrics", "custom_metrics", number, name), text, hint)
 
 
 # --- notes ------------------------------------------------------------------------------------------------------------------

@@ -7,9 +7,9 @@ from typing import Final
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricsData
 
-from llmsec_agent.label_values import Values
+from llmsec_agent.label_values import Values, error_of
 from llmsec_agent.telemetry import names
-from llmsec_agent.telemetry.spans import is_error, resource_of, split_address
+from llmsec_agent.telemetry.spans import resource_of, split_address
 from llmsec_tap import __version__
 from llmsec_tap.model import Exchange
 
@@ -38,9 +38,9 @@ class Meters:
         if exchange.provider is None:
             return
         attributes = self._attributes(exchange)
-        failed = attributes
-        if is_error(exchange):
-            failed = attributes | {"error.type": self._errors(exchange.error_type or str(exchange.status))}
+        failed, error = attributes, error_of(exchange.without_content())
+        if error_of(exchange) is not None:
+            failed = attributes | {"error.type": self._errors(error or "_OTHER")}
         if exchange.started_ns is not None and exchange.ended_ns is not None:
             duration_s = max(0.0, (exchange.ended_ns - exchange.started_ns) / 1e9)
             self._record(names.OPERATION_DURATION, duration_s, failed)

@@ -18,6 +18,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from llmsec_agent.config.schema import Sampling
+from llmsec_agent.label_values import error_of
 from llmsec_agent.telemetry import names
 from llmsec_tap import __version__
 from llmsec_tap.model import Deviation, Exchange, Finding, Message, Part, ToolDefinition
@@ -40,15 +41,11 @@ _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 Value = str | bool | int | float | list[str]
 
 
-def is_error(exchange: Exchange) -> bool:
-    return exchange.error_type is not None or (exchange.status or 0) >= 400
-
-
 def is_sampled(exchange: Exchange, sampling: Sampling) -> bool:
     """By the trace's id, so that all hosts choose the same traces. What was found, or deviates, is never left out."""
     if exchange.deviations or any(finding.suppressed is None and finding.severity != "info" for finding in exchange.findings):
         return True
-    rate = sampling.error_rate if is_error(exchange) else sampling.default_rate
+    rate = sampling.error_rate if error_of(exchange) is not None else sampling.default_rate
     # As OpenTelemetry's TraceIdRatioBased: the low 64 bits against a bound.
     return _trace_id(exchange) & (2**64 - 1) < round(rate * 2**64)
 
@@ -61,8 +58,8 @@ def span_of(exchange: Exchange, service: str, *, content: bool = False) -> Reada
         return None
     trace_id = _trace_id(exchange)
     parent_id = _number(exchange.span_id, 16) if _number(exchange.trace_id, 32) else 0
-    failed = is_error(exchange)
-    error = exchange.error_type or (str(exchange.status) if failed and (exchange.status or 0) >= 400 else "_OTHER")
+    failed = error_of(full) is not None
+    error = error_of(exchange) or "_OTHER"  # as the conventions call what has no name
     attributes = _attributes(exchange)
     if failed:
         attributes["error.type"] = _clean(error, _MAX_NAME)
