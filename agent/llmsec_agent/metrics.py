@@ -76,6 +76,9 @@ CATALOGUE: Final[dict[str, Metric]] = {
     "llmsec_forgotten_subjects_total": Metric("counter", "Subjects that were longest unseen and made room for new ones."),
     "llmsec_unpriced_exchanges_total": Metric("counter", "Exchanges without a cost: the model has no price, or no tokens are known."),
     "llmsec_watch_failures_total": Metric("counter", "Exchanges that were not looked at for deviations, by a fault of ours."),
+    # Alerts.
+    "llmsec_alerts_total": Metric("counter", "Alerts that were decided, by rule.", labels=("rule", "priority")),
+    "llmsec_alerts_sent_total": Metric("counter", "Alerts that a channel was given, by what became of them.", labels=("channel", "outcome")),
     # Detection.
     "llmsec_findings_total": Metric("counter", "Findings by severity, without those that are suppressed.", labels=("severity",)),
     "llmsec_exchange_findings_total": Metric("counter", "The same findings by whose exchange has them, and what they are of.", labels=("tenant_id", "category", "severity")),
