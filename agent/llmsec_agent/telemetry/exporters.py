@@ -51,13 +51,14 @@ class _Listener(logging.Handler):
 class Exporters:
     """To one collector of spans, to one of metrics, or to both. One thread."""
 
-    def __init__(self, spans: Collector | None, metrics: Collector | None) -> None:
+    def __init__(self, spans: Collector | None, metrics: Collector | None, timeout_s: float | None = None) -> None:
+        timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
         self._listener = _Listener()
         log = logging.getLogger(_ROOT)
         log.addHandler(self._listener)
         log.propagate = False
-        self._spans = _span_exporter(spans) if spans is not None else None
-        self._metrics = _metric_exporter(metrics) if metrics is not None else None
+        self._spans = _span_exporter(spans, timeout_s) if spans is not None else None
+        self._metrics = _metric_exporter(metrics, timeout_s) if metrics is not None else None
         for name in [name for name in logging.root.manager.loggerDict if name.startswith(f"{_ROOT}.")]:
             logging.getLogger(name).filters.clear()  # they swallow what was said within a minute before, and with it the reason
 
@@ -84,28 +85,28 @@ class Exporters:
         return Outcome("sent") if result.name == "SUCCESS" else self._listener.outcome()
 
 
-def _span_exporter(to: Collector) -> SpanExporter:
+def _span_exporter(to: Collector, timeout_s: float) -> SpanExporter:
     if to.protocol == "http":
         from opentelemetry.exporter.otlp.proto.http import Compression
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-        return OTLPSpanExporter(to.url, _trusted(to), headers=dict(to.headers), timeout=TIMEOUT_S, compression=Compression.Gzip)
+        return OTLPSpanExporter(to.url, _trusted(to), headers=dict(to.headers), timeout=timeout_s, compression=Compression.Gzip)
     import grpc  # type: ignore[import-untyped]
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as OverGRPC
 
-    return OverGRPC(to.url, _is_plain(to), _credentials(to), list(to.headers), timeout=TIMEOUT_S, compression=grpc.Compression.Gzip)
+    return OverGRPC(to.url, _is_plain(to), _credentials(to), list(to.headers), timeout=timeout_s, compression=grpc.Compression.Gzip)
 
 
-def _metric_exporter(to: Collector) -> MetricExporter:
+def _metric_exporter(to: Collector, timeout_s: float) -> MetricExporter:
     if to.protocol == "http":
         from opentelemetry.exporter.otlp.proto.http import Compression
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
-        return OTLPMetricExporter(to.url, _trusted(to), headers=dict(to.headers), timeout=TIMEOUT_S, compression=Compression.Gzip)
+        return OTLPMetricExporter(to.url, _trusted(to), headers=dict(to.headers), timeout=timeout_s, compression=Compression.Gzip)
     import grpc
     from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter as OverGRPC
 
-    return OverGRPC(to.url, _is_plain(to), _credentials(to), list(to.headers), timeout=TIMEOUT_S, compression=grpc.Compression.Gzip)
+    return OverGRPC(to.url, _is_plain(to), _credentials(to), list(to.headers), timeout=timeout_s, compression=grpc.Compression.Gzip)
 
 
 def _is_plain(to: Collector) -> bool:

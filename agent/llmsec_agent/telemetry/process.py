@@ -111,8 +111,10 @@ def _load_all() -> None:
     from opentelemetry.exporter.otlp.proto.http import metric_exporter as _metrics  # noqa: F401
     from opentelemetry.exporter.otlp.proto.http import trace_exporter as _traces  # noqa: F401
 
-    from llmsec_agent.telemetry import exporters, sending  # noqa: F401
+    from llmsec_agent.telemetry import sending
     from llmsec_tap.storage import deliverer  # noqa: F401
+
+    sending.rehearse()
 
     privileges.load_encodings()
 

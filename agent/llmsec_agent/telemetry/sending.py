@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llmsec_agent.telemetry.exporters import Exporters
 from llmsec_agent.telemetry.meters import Meters
-from llmsec_agent.telemetry.plan import TelemetryPlan
+from llmsec_agent.telemetry.plan import Collector, TelemetryPlan
 from llmsec_agent.telemetry.spans import is_sampled, span_of
 from llmsec_tap.errors import StorageError
 from llmsec_tap.journal import Journal
@@ -217,3 +217,17 @@ class Sending:
 def _exchange(row: dict[str, Any]) -> Exchange:
     row.pop("stored_seq", None)
     return exchange_of(row)
+
+
+def rehearse() -> None:
+    """Have the libraries load what they load at their first use, by a request that nobody answers."""
+    nobody = Collector("http://127.0.0.1:9/", "http")  # discard, which no host serves; what it is sent is made up
+    exchange = Exchange(exchange_id="", client="", server="", started_ns=0, ended_ns=1, provider="none")
+    exporters, meters = Exporters(nobody, nobody, timeout_s=0.2), Meters("")
+    meters.observe(exchange)
+    span, data = span_of(exchange, "", content=True), meters.data()
+    if span is not None and data is not None:
+        exporters.send_spans([span])
+        exporters.send_metrics(data)
+    exporters.close()
+    meters.close()
