@@ -130,7 +130,7 @@ CATALOGUE: Final[dict[str, Metric]] = {
     "llmsec_delivery_waiting_rows": Metric("gauge", "Rows in them.", "greatest"),
     "llmsec_delivery_lag_seconds": Metric("gauge", "Age of the oldest file that waits.", "greatest"),
     "llmsec_telemetry_up": Metric("gauge", "1 while the process that sends telemetry lives.", "least"),
-    "llmsec_telemetry_failing": Metric("gauge", "1 while the collector takes no spans.", "greatest"),
+    "llmsec_telemetry_failing": Metric("gauge", "1 while a collector takes no spans, or no metrics.", "greatest"),
     "llmsec_telemetry_failures_total": Metric("counter", "Requests to collectors that failed, since that process began.", "greatest"),
     "llmsec_telemetry_restarts_total": Metric("counter", "Times that process was started again.", "greatest"),
     "llmsec_telemetry_spans_total": Metric("counter", "Spans that the collector has acknowledged, since that process began.", "greatest"),

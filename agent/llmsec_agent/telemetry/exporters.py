@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 # Until a request counts as failed, its own retries included.
 TIMEOUT_S: Final = 5.0
 # What no later try mends: the collector cannot take this very request.
-_REFUSED: Final = frozenset(("400", "413", "415", "422", "INVALID_ARGUMENT", "OUT_OF_RANGE", "UNIMPLEMENTED"))
-_TOO_LARGE: Final = "exceeds max_request_size"
+_REFUSED: Final = frozenset(("400", "413", "415", "422", "INVALID_ARGUMENT", "OUT_OF_RANGE"))
+_TOO_LARGE: Final = ("exceeds max_request_size", "larger than max")
 _ROOT: Final = "opentelemetry"
 _MAX_WHY: Final = 200
 
@@ -43,9 +43,9 @@ class _Listener(logging.Handler):
         record, self.last = self.last, None
         if record is None:
             return Outcome("later", "the exporter does not say why")
-        words = [str(getattr(item, "name", item)) for item in record.args] if isinstance(record.args, tuple) else []
+        said = [str(getattr(item, "name", item)) for item in record.args] if isinstance(record.args, tuple) else []
         text = " ".join(record.getMessage().split())[:_MAX_WHY]
-        return Outcome("refused" if _TOO_LARGE in text or not _REFUSED.isdisjoint(words) else "later", text)
+        return Outcome("refused" if any(words in text for words in _TOO_LARGE) or not _REFUSED.isdisjoint(said) else "later", text)
 
 
 class Exporters:

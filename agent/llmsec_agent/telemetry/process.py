@@ -48,7 +48,7 @@ def send(
             alive_ns=time.time_ns(),
             failures=sending.failures,
             restarts=restarts,
-            fault=sending.fault,
+            fault=sending.fault or sending.metrics_fault,
             spans=sending.spans,
             refused=sending.refused,
         )

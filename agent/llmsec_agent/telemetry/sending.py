@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from llmsec_agent.telemetry.exporters import Exporters
 from llmsec_agent.telemetry.meters import Meters
 from llmsec_agent.telemetry.plan import Collector, TelemetryPlan
 from llmsec_agent.telemetry.spans import is_sampled, span_of
-from llmsec_tap.errors import StorageError
+from llmsec_tap.errors import StorageError, where
 from llmsec_tap.journal import Journal
 from llmsec_tap.model import Exchange
 from llmsec_tap.storage.compact import seq_of
@@ -28,11 +31,24 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
 OVER_QUEUE: Final = "beyond max_queue_size"
+# Rows that are decoded at once, with and without their texts.
 _READ_ROWS: Final = 200
+_READ_TEXTS: Final = 20
+# Spans of a batch that are refused, and none taken, before it counts as a collector that takes none: a try costs as many requests.
+_MAX_REFUSALS: Final = 8
 # Texts are most of a row, and read only where they are sent.
 _TEXTS: Final = frozenset(
     ("input_text", "output_text", "reasoning_text", "refusal_text", "tool_calls", "other_texts", "response", "tags", "rate_limit")
 )
+
+
+@dataclass
+class _Tally:
+    """Of one batch."""
+
+    sent: int = 0
+    refused: int = 0
+    why: str = ""
 
 
 class Sending:
@@ -62,11 +78,12 @@ class Sending:
         self._has_news = False
         self._waiting_since: float | None = None
         self._done: dict[str, int] = {}  # rows of a part that were sent before its sending failed
-        self._metrics_fault = ""
+        self.metrics_fault = ""  # why the last export of metrics failed
         self.fault = ""  # why the last sending failed, where it did
         self.failures = 0
         self.spans = 0
         self.refused = 0
+        self._has_failed = False
 
     def step(self, *, at_once: bool = False) -> bool:
         """Send what is due; `at_once`: all that waits. False where it failed, which the journal has heard of."""
@@ -127,16 +144,17 @@ class Sending:
         import pyarrow as pa  # type: ignore[import-untyped]
 
         batch: list[ReadableSpan] = []
-        waiting: list[Exchange] = []  # those of the batch, and those between them that are not sampled
+        waiting: list[Exchange | None] = []  # those of the batch, and those between them that are not sampled
         rows = 0
         try:
             for number, exchange in enumerate(self._rows(name)):
                 if number < self._done.get(name, 0):
                     continue
-                span = self._span(exchange)
+                span = self._span(exchange) if exchange is not None else None
                 if span is not None:
                     batch.append(span)
-                waiting.append(exchange)
+                # What waits for the metrics keeps no texts.
+                waiting.append(exchange.without_content() if exchange is not None and self._plan.tracing.content else exchange)
                 rows += 1
                 if len(batch) >= self._plan.tracing.batch_size or len(waiting) >= 10 * self._plan.tracing.batch_size:
                     self._flush(name, batch, waiting)
@@ -155,36 +173,58 @@ class Sending:
         tracing = self._plan.tracing
         if self._plan.spans is None or exchange.provider is None or not is_sampled(exchange, tracing.sampling):
             return None
-        return span_of(exchange, tracing.service_name, content=tracing.content)
+        try:
+            return span_of(exchange, tracing.service_name, content=tracing.content)
+        except Exception as fault:  # noqa: BLE001 - a fault of ours costs this span, not those after it
+            self._fault_of_ours(fault)
+            return None
 
-    def _flush(self, name: str, batch: list[ReadableSpan], exchanges: list[Exchange]) -> None:
+    def _fault_of_ours(self, fault: Exception) -> None:
+        self.refused += 1
+        if not self._has_failed:
+            self._has_failed = True
+            self._journal.warning(
+                "telemetry_left_out",
+                f"an exchange is not told to collectors ({type(fault).__name__} at {where(fault)}); please report this",
+            )
+
+    def _flush(self, name: str, batch: list[ReadableSpan], exchanges: list[Exchange | None]) -> None:
         """Acknowledged when it returns; only then do the exchanges count, so that none counts twice."""
         if batch:
             self._export(batch)
         if self._meters is not None:
             for exchange in exchanges:
-                self._meters.observe(exchange)
+                if exchange is not None:
+                    self._meters.observe(exchange)
         self._has_news |= bool(exchanges)
         self._done[name] = self._done.get(name, 0) + len(exchanges)
 
     def _export(self, batch: list[ReadableSpan]) -> None:
+        """Acknowledged when it returns, but for what is counted as refused. Raises StorageError where it is to be tried later."""
+        tally = _Tally()
+        self._halve(batch, tally)
+        self.spans += tally.sent
+        if tally.refused and not self.refused:
+            self._journal.warning("span_refused", f"{self._plan.spans} refuses a span: {tally.why}; such spans are counted and left out")
+        self.refused += tally.refused
+
+    def _halve(self, batch: list[ReadableSpan], tally: _Tally) -> None:
         outcome = self._exporters.send_spans(batch)
         if outcome.kind == "later":
             raise StorageError(f"{self._plan.spans} takes no spans: {outcome.why}")
         if outcome.kind == "sent":
-            self.spans += len(batch)
+            tally.sent += len(batch)
         elif len(batch) > 1:  # one of them, or all together are too large
             middle = len(batch) // 2
-            self._export(batch[:middle])
-            self._export(batch[middle:])
+            self._halve(batch[:middle], tally)
+            self._halve(batch[middle:], tally)
         else:
-            self.refused += 1
-            if self.refused == 1:
-                self._journal.warning(
-                    "span_refused", f"{self._plan.spans} refuses a span: {outcome.why}; such spans are counted and left out"
-                )
+            tally.refused, tally.why = tally.refused + 1, outcome.why
+            if not tally.sent and tally.refused >= _MAX_REFUSALS:
+                raise StorageError(f"{self._plan.spans} refuses every span: {outcome.why}")
 
-    def _rows(self, name: str) -> Iterator[Exchange]:
+    def _rows(self, name: str) -> Iterator[Exchange | None]:
+        """None for one that cannot be read, such as a later version may have written."""
         import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
         is_new = self.cursor.is_new(name)
@@ -193,8 +233,18 @@ class Sending:
         if not self._plan.tracing.content:
             wanted[wanted.index("request")] = "request.parameters"
         with pq.ParquetFile(self.store.exchanges / name, memory_map=False) as file:
-            for piece in file.iter_batches(batch_size=_READ_ROWS, columns=[*wanted, "stored_seq"], use_threads=False):
-                yield from (_exchange(row) for row in piece.to_pylist() if is_new(row.get("stored_seq")))
+            for piece in file.iter_batches(
+                batch_size=_READ_TEXTS if self._plan.tracing.content else _READ_ROWS, columns=[*wanted, "stored_seq"], use_threads=False
+            ):
+                yield from (self._exchange(row) for row in piece.to_pylist() if is_new(row.get("stored_seq")))
+
+    def _exchange(self, row: dict[str, Any]) -> Exchange | None:
+        row.pop("stored_seq", None)
+        try:
+            return exchange_of(row)
+        except (msgspec.MsgspecError, ValueError) as fault:
+            self._fault_of_ours(fault)
+            return None
 
     def _send_metrics(self, *, at_once: bool) -> bool:
         if self._meters is None or not self._has_news or not (at_once or self._clock() >= self._export_at):
@@ -203,20 +253,15 @@ class Sending:
         data = self._meters.data()
         outcome = self._exporters.send_metrics(data) if data is not None else None
         if outcome is None or outcome.kind == "sent":
-            self._has_news, self._metrics_fault = False, ""
+            self._has_news, self.metrics_fault = False, ""
             return True
         self.failures += 1
-        is_first, self._metrics_fault = not self._metrics_fault, outcome.why
+        is_first, self.metrics_fault = not self.metrics_fault, outcome.why
         if is_first:
             self._journal.warning(
                 "telemetry_failed", f"{self._plan.metrics} takes no metrics: {outcome.why}; the next export has these, too"
             )
         return False
-
-
-def _exchange(row: dict[str, Any]) -> Exchange:
-    row.pop("stored_seq", None)
-    return exchange_of(row)
 
 
 def rehearse() -> None:

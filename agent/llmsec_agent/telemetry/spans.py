@@ -33,7 +33,7 @@ _MAX_LIST: Final = 32
 # Of what `content` adds: of one text, of the messages of one side, and of the JSON that they become.
 _MAX_TEXT: Final = 16_384
 _MAX_MESSAGES: Final = 64
-_MAX_JSON: Final = 262_144
+_MAX_JSON: Final = 65_536
 _HEX: Final = re.compile(r"[0-9a-f]+")
 _SCOPE: Final = InstrumentationScope(names.SCOPE, __version__)
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)

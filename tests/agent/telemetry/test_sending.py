@@ -327,3 +327,39 @@ def test_a_password_in_the_address_is_sent_as_a_header_and_shown_nowhere(tmp_pat
     send(root, settings, journal)
     assert any(seen.get("authorization") == "Basic dXNlcjpzM2NyZXQ=" for seen in collector.headers)
     assert "s3cret" not in " ".join([*journal.texts, *(path.read_text() for path in root.glob("*.json"))])
+
+
+def test_more_than_a_collector_takes_at_once_is_sent_in_halves(tmp_path, collector):
+    exchanges = [plain(number) for number in range(100)]
+    for exchange in exchanges:
+        exchange.request.messages[1].parts[0].content = "x" * 16_000 + exchange.exchange_id
+        exchange.request.messages *= 3
+        exchange.response.messages[0].parts[1].content = "y" * 16_000
+    root, journal = fill(tmp_path / "store", *exchanges), Said()
+    went_well, sending = send(root, observability(collector, "grpc", content=True), journal)  # gRPC takes 4 MiB
+    assert went_well, journal.texts
+    assert (len(collector.spans), sending.refused) == (100, 0)
+    assert collector.requests > 2
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_collector_that_refuses_everything_is_asked_little_and_loses_nothing(tmp_path, protocol):
+    with Collector(refuses=lambda span: True) as collector:
+        root, journal = fill(tmp_path / "store", *(plain(number) for number in range(100))), Said()
+        sending = sending_of(root, observability(collector, protocol), journal)
+        assert not sending.step(at_once=True)
+        assert collector.requests < 40
+        assert sending.refused == 0
+        assert "refuses every span" in journal.texts[0]
+        collector.refuses = lambda span: False
+        assert sending.step(at_once=True)
+        sending.close()
+        assert len(collector.spans) == 100
+
+
+def test_a_row_of_a_later_version_costs_only_itself(tmp_path, collector):
+    root, journal = fill(tmp_path / "store", plain(1), plain(2, completeness="of a later version"), plain(3)), Said()
+    went_well, sending = send(root, observability(collector), journal)
+    assert went_well
+    assert (len(collector.spans), sending.refused) == (2, 1)
+    assert [text for text in journal.texts if "ValidationError" in text]
