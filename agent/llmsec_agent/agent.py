@@ -13,6 +13,7 @@ from llmsec_agent.capturing import CapturePlan, capture_with
 from llmsec_agent.config import Config, Loaded, load_all
 from llmsec_agent.config.retention import audited_severity, retention_of
 from llmsec_agent.config.show import digest_of
+from llmsec_agent.custom_metrics import families
 from llmsec_agent.deliver import Deliverer, plan_of
 from llmsec_agent.exposer import Exposer, TLSFiles
 from llmsec_agent.journals import StandardError, Style
@@ -20,6 +21,8 @@ from llmsec_agent.journals import journal as new_journal
 from llmsec_agent.notify import Notify
 from llmsec_agent.reload import Reload
 from llmsec_agent.shares import decoders
+from llmsec_agent.telemetry.plan import telemetry_plan
+from llmsec_agent.telemetry.process import TelemetrySender
 from llmsec_agent.tenants.tiers import tier_plan
 from llmsec_agent.text import report
 from llmsec_tap import privileges
@@ -41,8 +44,10 @@ def run_agent(path: str | None) -> int:
     journal = new_journal(_style(config))
     notify = Notify()
     deliverer: Deliverer | None = None
-    plan = _plan(loaded, path, journal, notify, lambda changed: _redeliver(deliverer, changed))
+    telemetry: TelemetrySender | None = None
+    plan = _plan(loaded, path, journal, notify, lambda changed: [*_redeliver(deliverer, changed), *_retell(telemetry, changed)])
     deliverer = _deliverer(config, journal)
+    telemetry = _telemetry(config, journal)
     exposer = _exposer(config, plan.decoders)
     try:
         return capture_with(plan, journal, exposer)
@@ -50,6 +55,8 @@ def run_agent(path: str | None) -> int:
         notify.stopping()
         if deliverer is not None:
             deliverer.end()
+        if telemetry is not None:
+            telemetry.end()
         if exposer is not None:
             exposer.keep(None)
             exposer.end()
@@ -84,6 +91,7 @@ def _plan(
             survive=True,
             plain=looks_at_plain(capture.plain, interfaces=capture.interfaces),
             node=node_name(capture.node),
+            custom_metrics=config.observability.metrics.custom_metrics,
         ),
         tenants=tier_plan(config.storage.postgres, config.storage.redis),
         decoders=decoders(capture.decoders, capture.memory_cap, len(os.sched_getaffinity(0))),
@@ -129,6 +137,28 @@ def _redeliver(deliverer: Deliverer | None, config: Config) -> list[str]:
     return list(deliverer.change(plan_of(config.storage.path, settings)))
 
 
+def _telemetry(config: Config, journal: StandardError) -> TelemetrySender | None:
+    """The process that sends spans and metrics to a collector, where the file names one."""
+    path = config.storage.path
+    plan = telemetry_plan(path, config.observability)
+    if plan is None:
+        return None
+    if path == _OFF:
+        raise ConfigError(
+            "observability.tracing and metrics.otlp need a folder to read from", "Set storage.path, and storage.retention to bound it."
+        )
+    return TelemetrySender.start(plan, journal)
+
+
+def _retell(telemetry: TelemetrySender | None, config: Config) -> list[str]:
+    """As `_redeliver`, for what is told to a collector."""
+    plan = telemetry_plan(config.storage.path, config.observability)
+    if telemetry is None or plan is None:
+        return [] if telemetry is None and plan is None else ["needs a restart: observability.tracing, observability.metrics.otlp"]
+    telemetry.change(plan)
+    return []
+
+
 def _style(config: Config) -> Style:
     logging = config.observability.logging
     return Style(_LEVELS[logging.level], logging.format == "json", logging.include_fields)
@@ -151,7 +181,7 @@ def _exposer(config: Config, decoders: int) -> Exposer | None:
         if tls.cert_file is None or tls.key_file is None:
             raise ConfigError("server.tls: cert_file and key_file are needed", "Name both, or set enabled: false.")
         files = TLSFiles(tls.cert_file, tls.key_file, tls.client_auth, tls.client_ca_file)
-    return Exposer.start(paths, files, decoders=decoders)
+    return Exposer.start(paths, files, decoders=decoders, custom=families(metrics.custom_metrics))
 
 
 def _address(text: str) -> tuple[str, int]:

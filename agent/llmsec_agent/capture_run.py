@@ -171,7 +171,7 @@ def capture(
         alerts=_alerts(settings, journal, policies, opened, actor, poke),
         directory=directory,
         policies=policies,
-        traffic=Traffic() if exposer is not None else None,
+        traffic=Traffic(settings.custom_metrics) if exposer is not None else None,
         start_detection=(lambda deliver, on_early: start_detection(deliver, on_early, key)) if start_detection is not None else None,
     )
     source = LiveSource(settings, run, warden, sibling, pods, shares, recording)

@@ -11,6 +11,7 @@ from llmsec_tap import limits
 
 if TYPE_CHECKING:
     from llmsec_agent.alerts_lane import AlertPlan
+    from llmsec_agent.config.schema import CustomMetric
     from llmsec_agent.watching import WatchPlan
     from llmsec_tap.identity.whose import WhoseSettings
     from llmsec_tap.storage.retention import Retention
@@ -45,6 +46,7 @@ class CaptureSettings:
     plain: bool = False
     watch: WatchPlan | None = None  # deviations
     alerts: AlertPlan | None = None  # what somebody is told; the agent's alone
+    custom_metrics: tuple[CustomMetric, ...] = ()
 
 
 def looks_at_plain(chosen: bool | Literal["auto"], *, interfaces: tuple[str, ...]) -> bool:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Final, Generic, Protocol, TypeVar
 
 import msgspec
 from msgspec.structs import replace as replace_struct
@@ -116,6 +116,53 @@ def deliver(
         delivery.close()
 
 
+class Placed(Protocol):
+    """What a sending process is to do; `store` is the folder that it sends from."""
+
+    @property
+    def store(self) -> str: ...
+
+
+Plan = TypeVar("Plan", bound=Placed)
+
+
+@dataclass(frozen=True)
+class Task(Generic[Plan]):
+    """What is done by a process that is kept running. `name` and `ended`: what the journal calls it, and the event of its death.
+
+    `load` imports what the process needs, while it may; `placed` is a plan for the folder where the process is, which was called so before;
+    `changed` a plan after what the agent said; `work` runs until its parent is another than the given one, and gives the exit code.
+    """
+
+    name: str
+    ended: str
+    load: Callable[[], None]
+    placed: Callable[[Plan, str], Plan]
+    changed: Callable[[Plan, bytes], Plan]
+    work: Callable[[Plan, Journal, int, int], int]
+
+
+def start_keeper(task: Task[Plan], plan: Plan, journal: Journal) -> tuple[int, socket.socket]:
+    """Fork the first of the two processes, before there are threads and sockets that it should not have: its pid, and the way to tell it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        leave(lambda: Keeper(task, plan, journal, theirs).run())
+    theirs.close()
+    return pid, ours
+
+
+def end_keeper(pid: int, control: socket.socket) -> None:
+    """Have it send what waits, for a bounded time: a server may be slow, and what is not sent now the next run sends."""
+    with contextlib.suppress(OSError):
+        control.send(_END)
+    deadline = time.monotonic() + _DRAIN_S + 1.0
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
+            time.sleep(_LOOK_S / 10)
+
+
 class Deliverer:
     """The processes, as children of the agent."""
 
@@ -126,14 +173,8 @@ class Deliverer:
 
     @classmethod
     def start(cls, plan: DeliveryPlan, journal: Journal) -> Deliverer:
-        """Fork the first, before there are threads and sockets that it should not have."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = os.fork()
-        if pid == 0:
-            ours.close()
-            leave(lambda: _Keeper(plan, journal, theirs).run())
-        theirs.close()
-        return cls(pid, ours, plan)
+        pid, control = start_keeper(_DELIVERY, plan, journal)
+        return cls(pid, control, plan)
 
     def change(self, plan: DeliveryPlan) -> Iterator[str]:
         """Go over to another plan for the same folder. A sentence for what in it somebody else has to do."""
@@ -147,19 +188,14 @@ class Deliverer:
             self._control.send(msgspec.msgpack.encode((plan.settings, plan.password)))
 
     def end(self) -> None:
-        """Have it send what waits, for a bounded time: a server may be slow, and what is not sent now the next run sends."""
-        with contextlib.suppress(OSError):
-            self._control.send(_END)
-        deadline = time.monotonic() + _DRAIN_S + 1.0
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(self.pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
-                time.sleep(_LOOK_S / 10)
+        end_keeper(self.pid, self._control)
 
 
-class _Keeper:
-    """The first of the two processes."""
+class Keeper(Generic[Plan]):
+    """The first of the two processes. `task` says what the second does."""
 
-    def __init__(self, plan: DeliveryPlan, journal: Journal, control: socket.socket) -> None:
+    def __init__(self, task: Task[Plan], plan: Plan, journal: Journal, control: socket.socket) -> None:
+        self._task = task
         self._plan = plan
         self._journal = journal
         self._control = control
@@ -173,7 +209,7 @@ class _Keeper:
         # The agent says when it is over: whoever signals all processes of a service ends the agent first.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        _load_all()
+        self._task.load()
         while not (Path(self._plan.store) / INFO_NAME).exists():  # the capture makes it
             self._hear()
             if self._is_over:
@@ -181,7 +217,7 @@ class _Keeper:
         folder = self._plan.store
         os.chdir(folder)  # its path may lead through places where its owner may not look
         privileges.become(owner_of(folder) or privileges.unprivileged_user())
-        self._plan = replace(self._plan, store=".", name=folder)
+        self._plan = self._task.placed(self._plan, folder)
         pause, start_at, started = _FIRST_PAUSE_S, 0.0, 0.0
         while not self._is_over:
             if not self._worker and time.monotonic() >= start_at:
@@ -196,7 +232,7 @@ class _Keeper:
                 continue
             if time.monotonic() - started >= _LONGEST_PAUSE_S:
                 pause = _FIRST_PAUSE_S
-            self._journal.error("deliverer_ended", f"the delivering process {_how(code)}; it is started again in {pause:g} s", code=code)
+            self._journal.error(self._task.ended, f"{self._task.name} {_how(code)}; it is started again in {pause:g} s", code=code)
             self._restarts += 1
             start_at, pause = time.monotonic() + pause, min(2 * pause, _LONGEST_PAUSE_S)
         self._end()
@@ -207,7 +243,7 @@ class _Keeper:
         self._worker = os.fork()
         if self._worker == 0:
             self._control.close()
-            leave(lambda: _work(self._plan, self._journal, keeper, self._restarts))
+            leave(lambda: self._task.work(self._plan, self._journal, keeper, self._restarts))
 
     def _hear(self) -> None:
         """Wait a moment for what the agent has to say."""
@@ -220,8 +256,7 @@ class _Keeper:
             if said in (b"", _END):
                 self._is_over = True
             else:
-                settings, password = msgspec.msgpack.decode(said, type=tuple[ClickHouse, str])
-                self._plan = replace(self._plan, settings=settings, password=password)
+                self._plan = self._task.changed(self._plan, said)
                 self._tell(signal.SIGTERM)
                 self._change_until = time.monotonic() + _CHANGE_S if self._worker else None
         if os.getppid() != self._parent:
@@ -275,3 +310,18 @@ def _load_all() -> None:
     import llmsec_tap.storage.deliverer  # noqa: F401
 
     privileges.load_encodings()
+
+
+def _changed(plan: DeliveryPlan, said: bytes) -> DeliveryPlan:
+    settings, password = msgspec.msgpack.decode(said, type=tuple[ClickHouse, str])
+    return replace(plan, settings=settings, password=password)
+
+
+_DELIVERY: Final[Task[DeliveryPlan]] = Task(
+    name="the delivering process",
+    ended="deliverer_ended",
+    load=_load_all,
+    placed=lambda plan, folder: replace(plan, store=".", name=folder),
+    changed=_changed,
+    work=_work,
+)

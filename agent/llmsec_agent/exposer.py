@@ -18,11 +18,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
 
-from llmsec_agent.metrics import exposition, together
+from llmsec_agent.metrics import Metric, exposition, together
 from llmsec_agent.text import leave
 from llmsec_tap import privileges
 from llmsec_tap.counters import Sample
@@ -77,8 +78,15 @@ class Exposer:
                 time.sleep(0.005)
 
     @classmethod
-    def start(cls, paths: Mapping[tuple[str, int], tuple[str, ...]], tls: TLSFiles | None, *, decoders: int = 1) -> Exposer:
-        """`paths`: for each address (host, port) what is served there.
+    def start(
+        cls,
+        paths: Mapping[tuple[str, int], tuple[str, ...]],
+        tls: TLSFiles | None,
+        *,
+        decoders: int = 1,
+        custom: Mapping[str, Metric] = MappingProxyType({}),
+    ) -> Exposer:
+        """`paths`: for each address (host, port) what is served there. `custom`: metrics that the configuration makes.
 
         Raises ConfigError for an address that cannot be bound and for a certificate that cannot be read.
         """
@@ -88,7 +96,7 @@ class Exposer:
         ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         pid = os.fork()
         if not pid:
-            leave(lambda: cls._run(ours, theirs, listening, context))
+            leave(lambda: cls._run(ours, theirs, listening, context, custom))
         for sock in (*theirs, *(sock for sock, _ in listening)):
             sock.close()
         return cls(ours, pid)
@@ -99,13 +107,14 @@ class Exposer:
         theirs: Sequence[socket.socket],
         listening: list[tuple[socket.socket, tuple[str, ...]]],
         context: ssl.SSLContext | None,
+        custom: Mapping[str, Metric],
     ) -> None:
         for sock in ours:
             sock.close()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         decoders = _Decoders(theirs)
-        servers = [_Server(sock, served, decoders, context) for sock, served in listening]
+        servers = [_Server(sock, served, decoders, context, custom) for sock, served in listening]
         exposition(())  # imports what it needs while it may
         privileges.become(privileges.unprivileged_user())
         privileges.confine(serving=True)
@@ -207,12 +216,20 @@ class _Decoder:
 class _Server(HTTPServer):
     """A thread for each connection, a bounded number of them, each with little time."""
 
-    def __init__(self, listening: socket.socket, served: tuple[str, ...], decoders: _Decoders, context: ssl.SSLContext | None) -> None:
+    def __init__(
+        self,
+        listening: socket.socket,
+        served: tuple[str, ...],
+        decoders: _Decoders,
+        context: ssl.SSLContext | None,
+        custom: Mapping[str, Metric],
+    ) -> None:
         super().__init__(listening.getsockname()[:2], _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listening
         self.served = served
         self.decoders = decoders
+        self.custom = custom
         self._context = context
         self._slots = threading.BoundedSemaphore(_MAX_REQUESTS)
 
@@ -254,7 +271,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif state is None:
             self._send(503, b"the decoder does not answer\n", "text/plain")
         else:
-            page, content_type = exposition([Sample("llmsec_up", 1), *state.samples], self.headers.get("Accept", ""))
+            page, content_type = exposition([Sample("llmsec_up", 1), *state.samples], self.headers.get("Accept", ""), self.server.custom)
             self._send(200, page, content_type)
 
     do_HEAD = do_GET  # noqa: N815 - the base class looks for this name

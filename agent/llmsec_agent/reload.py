@@ -21,6 +21,7 @@ from llmsec_tap.errors import LLMSecError
 
 _DATABASE: Final = "storage.clickhouse."
 _ALERTS: Final = ("alerting.rules.", "alerting.tenant_channels.", "alerting.content.")
+_COLLECTORS: Final = ("observability.tracing.", "observability.metrics.otlp.")
 # What takes effect while the agent runs; everything else is named, and waits for a restart.
 _APPLIED: Final = (
     "observability.logging.",
@@ -31,6 +32,7 @@ _APPLIED: Final = (
     "capture.all.",
     _DATABASE,
     *_ALERTS,
+    *_COLLECTORS,
 )
 
 

@@ -15,7 +15,7 @@ from llmsec_tap.storage.clickhouse.migrations import migrate
 from llmsec_tap.storage.clickhouse.tables import Layout
 from support.clickhouse_front import Server
 from support.https_calls import ask_once
-from support.running_agent import agent
+from support.running_agent import agent, who_connects
 from support.tls_front import Certificate
 
 
@@ -30,26 +30,6 @@ def made(clickhouse: Server) -> tuple[str, Address]:
 def settings(address: Address) -> dict[str, Any]:
     node = address.nodes[0]
     return {"nodes": [f"{node.host}:{node.port}"], "database": address.database, "flush_interval": "200ms"}
-
-
-def who_connects(root: int, port: int) -> dict[int, str]:
-    """Of the processes below this one, those with a TCP connection to the port, and their effective capabilities."""
-    inodes = set()
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if int(fields[2].rpartition(":")[2], 16) == port:
-            inodes.add(f"socket:[{fields[9]}]")
-    found: dict[int, str] = {}
-    waiting = [root]
-    while waiting:
-        pid = waiting.pop()
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            waiting += map(int, (task / "children").read_text().split())
-        links = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()}
-        if links & inodes:
-            status = Path(f"/proc/{pid}/status").read_text()
-            found[pid] = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff"))
-    return found
 
 
 def test_what_it_saw_is_delivered_by_a_process_without_rights_and_balanced(

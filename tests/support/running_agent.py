@@ -40,7 +40,7 @@ class Running:
             "capture": {"memory_cap": "512MiB", **capture},
             "storage": {"path": str(self.store), **storage},
             "server": {"bind_address": f"127.0.0.1:{self.health}"},
-            "observability": {"metrics": {"port": self.metrics}, **observability},
+            "observability": {**observability, "metrics": {"port": self.metrics, **observability.get("metrics", {})}},
             "alerting": alerting,
         }
         self.write()
@@ -119,3 +119,24 @@ def agent(
             running.process.kill()
             running.process.wait()
         running.notified.close()
+
+
+def who_connects(root: int, port: int) -> dict[int, str]:
+    """Of the processes below this one, those with a TCP connection to the port, and their effective capabilities."""
+    inodes = set()
+    lines = [line for table in ("tcp", "tcp6") for line in Path("/proc/net", table).read_text().splitlines()[1:]]
+    for line in lines:
+        fields = line.split()
+        if int(fields[2].rpartition(":")[2], 16) == port:
+            inodes.add(f"socket:[{fields[9]}]")
+    found: dict[int, str] = {}
+    waiting = [root]
+    while waiting:
+        pid = waiting.pop()
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            waiting += map(int, (task / "children").read_text().split())
+        links = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()}
+        if links & inodes:
+            status = Path(f"/proc/{pid}/status").read_text()
+            found[pid] = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff"))
+    return found

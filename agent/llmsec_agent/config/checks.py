@@ -6,14 +6,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from llmsec_agent.config.custom import problems
+from llmsec_agent.config.endpoints import Signal, endpoint_url
 from llmsec_agent.config.names import secret_keys
-from llmsec_agent.config.schema import Config
+from llmsec_agent.config.schema import Config, OTLPMetrics, Tracing
 from llmsec_agent.config.secret import Secret
 from llmsec_analyzer.typed_files import Problem, nearest
 from llmsec_analyzer.yaml_files import Where
 
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9_.-]*):([0-9]{1,5})")
 _RULE_NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
 _LATER = "not in this version yet: "
 
 Found = Sequence[tuple[Where, Where, Mapping[str, Any], str]]
@@ -26,6 +29,8 @@ def check_together(config: Config) -> Iterator[Problem]:
     yield from _stores(config)
     yield from _backends(config)
     yield from _alerts(config)
+    yield from _collectors(config)
+    yield from _metrics(config)
 
 
 def _capture(config: Config) -> Iterator[Problem]:
@@ -110,6 +115,28 @@ def _conditions(config: Config) -> Iterator[Problem]:
             yield Problem((*where, "name"), "must be of letters, digits, . _ - and at most 64 of them", "it is a label of a metric")
 
 
+def _collectors(config: Config) -> Iterator[Problem]:
+    tracing, metrics = config.observability.tracing, config.observability.metrics.otlp
+    found: list[tuple[Where, Tracing | OTLPMetrics, Signal]] = [(("observability", "tracing"), tracing, "traces")]
+    if metrics is not None:
+        found.append((("observability", "metrics", "otlp"), metrics, "metrics"))
+    for where, settings, signal in found:
+        try:
+            endpoint_url(settings.endpoint, settings.protocol, signal)
+        except ValueError as fault:
+            yield Problem(
+                (*where, "endpoint"), str(fault), "for example http://collector:4318, or with protocol: grpc http://collector:4317"
+            )
+        for name in settings.headers:
+            if not _HEADER.fullmatch(name):
+                yield Problem((*where, "headers"), "one of the names is no name of a header", "letters, digits and -")
+
+
+def _metrics(config: Config) -> Iterator[Problem]:
+    for number, name, text, hint in problems(config.observability.metrics.custom_metrics):
+        yield Problem(("observability", "metrics", "custom_metrics", number, name), text, hint)
+
+
 # --- notes ------------------------------------------------------------------------------------------------------------------
 
 
@@ -130,6 +157,10 @@ def notes_on(config: Config, given: Found) -> Iterator[tuple[Where, str]]:
             yield where, warning
     if config.storage.redis is not None and config.storage.postgres is None:
         yield ("storage", "redis"), "without storage.postgres there is nothing to cache"
+    tracing = config.observability.tracing
+    if tracing.enabled and "://" not in tracing.endpoint:
+        url = endpoint_url(tracing.endpoint, tracing.protocol, "traces")
+        yield ("observability", "tracing", "endpoint"), f"spans go to {url} by OTLP, which Jaeger takes in place of its own protocols"
     email = config.alerting.channels.email
     if email is not None and not email.to:
         yield ("alerting", "channels", "email"), "without `to`, a list of recipients, no mail can be sent"

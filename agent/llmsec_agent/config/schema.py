@@ -216,11 +216,35 @@ class Server(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     max_header_size: Annotated[int, key("larger headers", unit="size", at_least=1, instead=_HEADS)] = 8_000
 
 
+Headers = Annotated[dict[str, Secret], key("headers of each request, whose values are secrets: `env:NAME` or `file:/path`")]
+CAFile = Annotated[str | None, key("who signs the collector's certificate, PEM; none: whom the system trusts", filled=True)]
+
+
+class OTLPMetrics(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    endpoint: Annotated[str, key("collector that takes metrics", filled=True, address=True)] = "http://localhost:4318/v1/metrics"
+    protocol: Annotated[Literal["http", "grpc"], key("OTLP over HTTP (usually port 4318) or gRPC (4317)")] = "http"
+    interval: Annotated[float, key("between two exports", unit="duration", at_least=1)] = 15.0
+    headers: Headers = {}
+    ca_file: CAFile = None
+
+
+Label = Literal[
+    "tenant_id", "backend", "model", "operation", "api", "status", "error_type", "streaming", "node", "namespace", "process", "capture_kind"
+]
+
+
 class CustomMetric(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    name: Annotated[str, key("name of the metric", filled=True)]
+    name: Annotated[str, key("name of the metric; one of /metrics' own for traffic takes these labels and buckets instead", filled=True)]
     type: Annotated[Literal["counter", "histogram"], key("its type")]
-    labels: Annotated[tuple[Name, ...], key("its labels")] = ()
-    buckets: Annotated[tuple[float, ...], key("upper bounds of a histogram's buckets")] = ()
+    measures: Annotated[
+        Literal[
+            "requests", "errors", "findings", "deviations", "cost_usd", "duration", "ttft", "input_tokens", "output_tokens", "risk_score"
+        ]
+        | None,
+        key("what it counts, or observes of each exchange (times in seconds); none: requests for a counter, the duration for a histogram"),
+    ] = None
+    labels: Annotated[tuple[Label, ...], key("its labels; of each the first hundred values, and two thousand series in all")] = ()
+    buckets: Annotated[tuple[float, ...], key("upper bounds of a histogram's buckets; empty: 10 ms to 10 s")] = ()
 
 
 class Metrics(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -228,24 +252,35 @@ class Metrics(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     address: Annotated[str, key("where to serve it; 0.0.0.0: on every interface", filled=True)] = "127.0.0.1"
     port: Annotated[int, key("port", at_least=1, at_most=65_535)] = 9090
     path: Annotated[str, key("path", filled=True)] = "/metrics"
-    custom_metrics: Annotated[
-        tuple[CustomMetric, ...], key("metrics with labels of your choice", later="metrics have fixed names and labels")
-    ] = ()
+    custom_metrics: Annotated[tuple[CustomMetric, ...], key("metrics with labels of your choice")] = ()
+    otlp: Annotated[
+        OTLPMetrics | None, key("OpenTelemetry's GenAI metrics to a collector, also where /metrics is switched off (docs/telemetry.md)")
+    ] = None
 
 
 class Sampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    default_rate: Annotated[float, key("share of exchanges", env="LLMSEC_SAMPLING_RATE", at_least=0, at_most=1)] = 0.1
+    default_rate: Annotated[
+        float,
+        key("share of exchanges; those with findings or deviations are sent always", env="LLMSEC_SAMPLING_RATE", at_least=0, at_most=1),
+    ] = 0.1
     error_rate: Annotated[float, key("share of those that failed", at_least=0, at_most=1)] = 1.0
 
 
 class Tracing(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     enabled: Annotated[bool, key("send traces")] = False
     endpoint: Annotated[
-        str, key("OTLP over HTTP; Jaeger takes it on port 4318", env="LLMSEC_TRACING_ENDPOINT", filled=True, address=True)
+        str, key("collector that takes spans; Jaeger does on port 4318", env="LLMSEC_TRACING_ENDPOINT", filled=True, address=True)
     ] = "http://localhost:4318/v1/traces"
+    protocol: Annotated[Literal["http", "grpc"], key("OTLP over HTTP (usually port 4318) or gRPC (4317)")] = "http"
+    headers: Headers = {}
+    ca_file: CAFile = None
     service_name: Annotated[str, key("name of the service on traces", env="LLMSEC_SERVICE_NAME", filled=True)] = "llmsec-trace"
     batch_size: Annotated[int, key("traces a request", env="LLMSEC_BATCH_SIZE", at_least=1)] = 100
     flush_interval: Annotated[float, key("a trace is sent after so long", unit="duration", env="LLMSEC_FLUSH_INTERVAL", above=0)] = 5.0
+    max_queue_size: Annotated[
+        int, key("exchanges that may wait while the collector is away; beyond it the oldest are counted and not sent", at_least=1)
+    ] = 100_000
+    content: Annotated[bool, key("also send the texts that the store has: prompts, answers, tools")] = False
     sampling: Annotated[Sampling, key("which traces are sent; the store keeps all")] = Sampling()
 
 
@@ -262,7 +297,7 @@ class Logging(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
 
 class Observability(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     metrics: Annotated[Metrics, key("Prometheus metrics of the agent")] = Metrics()
-    tracing: Annotated[Tracing, key("traces of exchanges", later="no traces are sent; every exchange is in the store")] = Tracing()
+    tracing: Annotated[Tracing, key("a span for each exchange, to a collector (docs/telemetry.md)")] = Tracing()
     logging: Annotated[Logging, key("what the agent writes to standard error")] = Logging()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from llmsec_agent.delivery_metrics import DeliveryMetrics
+from llmsec_agent.delivery_metrics import DeliveryMetrics, TelemetryMetrics
 from llmsec_tap.counters import Sample
 from llmsec_tap.errors import StorageError
 from llmsec_tap.model import Exchange
@@ -38,6 +38,7 @@ class StoreSink:
         self._next_prune = self._next_classes = 0.0
         self._pruned = Pruned()
         self._delivery = DeliveryMetrics(writer.store) if retention is not None else None
+        self._telemetry = TelemetryMetrics(writer.store) if retention is not None else None
         if retention is not None:
             write_policy(writer.store, retention)
 
@@ -100,5 +101,7 @@ class StoreSink:
         yield Sample("llmsec_store_pruned_bytes_total", pruned.bytes)
         if self._delivery is not None:
             yield from self._delivery.samples()
+        if self._telemetry is not None:
+            yield from self._telemetry.samples()
         yield Sample("llmsec_store_undelivered_parts_total", pruned.dropped)
         yield Sample("llmsec_store_undelivered_rows_total", pruned.dropped_rows)

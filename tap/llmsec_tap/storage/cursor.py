@@ -14,11 +14,11 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -32,6 +32,8 @@ from llmsec_tap.storage.store import Store
 # Parts lost that are remembered by name; beyond it the oldest are counted only.
 MAX_NAMED: Final = 1000
 PATTERN: Final = "delivery-*.json"
+# What parts go to: a database, which must have each row, or a collector of telemetry, which nobody keeps parts for.
+Kind = Literal["delivery", "telemetry"]
 DELETED: Final = "deleted before it was delivered"
 DAMAGED: Final = "damaged"
 # Row keys of parts that are lost in doubt, about a hundred thousand; beyond it such a part counts as lost, and may be there as well.
@@ -92,8 +94,8 @@ def locked(store: Store) -> Iterator[None]:
         raise storage_error("cannot read", store.root, fault) from None
 
 
-def path_of(store: Store, target: str) -> Path:
-    return store.root / f"delivery-{hashlib.sha256(target.encode()).hexdigest()[:12]}.json"
+def path_of(store: Store, target: str, kind: Kind = "delivery") -> Path:
+    return store.root / f"{kind}-{hashlib.sha256(target.encode()).hexdigest()[:12]}.json"
 
 
 @dataclass
@@ -102,6 +104,7 @@ class Cursor:
 
     store: Store
     target: str  # the database, without its password
+    kind: Kind = "delivery"
     state: State = field(init=False)
     _seen: dict[str, _Part] = field(default_factory=dict)
     _counted: dict[str, tuple[_Part, frozenset[str], int]] = field(default_factory=dict)  # see _rows_without
@@ -116,7 +119,7 @@ class Cursor:
 
     @property
     def path(self) -> Path:
-        return path_of(self.store, self.target)
+        return path_of(self.store, self.target, self.kind)
 
     @contextmanager
     def changing(self) -> Iterator[State]:
@@ -208,6 +211,12 @@ class Cursor:
     def waiting(self) -> dict[str, int]:
         """Rows of each part that waits, the oldest first."""
         return {name: self.state.waiting[name] for name in sorted(self.state.waiting, key=lambda name: (seq_of(Path(name)), name))}
+
+    def is_new(self, name: str) -> Callable[[int | None], bool]:
+        """Whether a row of this part is to be sent, by its stored_seq: a merged part may hold rows that were sent from another."""
+        part = self._seen.get(name)
+        came_with = {seq_of(Path(other)) >> _MERGES_BITS for other in (self._elsewhere(part) if part is not None else ())}
+        return lambda seq: seq is None or seq >> _MERGES_BITS not in came_with
 
     def send(self, names: Iterable[str]) -> None:
         """They are about to be sent: until they are acknowledged, nobody knows whether the database has them."""

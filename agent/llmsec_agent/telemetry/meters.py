@@ -1,0 +1,86 @@
+"""OpenTelemetry's GenAI metrics of exchanges: histograms that grow from the start of the process, by the official SDK."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricsData
+
+from llmsec_agent.label_values import Values, error_of
+from llmsec_agent.telemetry import names
+from llmsec_agent.telemetry.spans import resource_of, split_address
+from llmsec_tap import __version__
+from llmsec_tap.model import Exchange
+
+Attributes = dict[str, str | int | bool]
+
+# Sets of attributes; further ones share one, as OpenTelemetry's limit on cardinality has it.
+MAX_SERIES: Final = 2000
+OVERFLOW: Final[Attributes] = {"otel.metric.overflow": True}
+
+
+class Meters:
+    """`observe` each exchange once. One thread."""
+
+    def __init__(self, service: str) -> None:
+        self._reader = InMemoryMetricReader()
+        self._provider = MeterProvider([self._reader], resource_of(service), shutdown_on_exit=False)
+        meter = self._provider.get_meter(names.SCOPE, __version__)
+        self._histograms = {
+            name: meter.create_histogram(name, unit, description, explicit_bucket_boundaries_advisory=list(bounds))
+            for name, unit, bounds, description in names.HISTOGRAMS
+        }
+        self._series: set[frozenset[tuple[str, str | int | bool]]] = set()
+        self._models, self._servers, self._errors, self._providers = Values(), Values(), Values(), Values()
+
+    def observe(self, exchange: Exchange) -> None:
+        if exchange.provider is None:
+            return
+        attributes = self._attributes(exchange)
+        failed, error = attributes, error_of(exchange.without_content())
+        if error_of(exchange) is not None:
+            failed = attributes | {"error.type": self._errors(error or "_OTHER")}
+        if exchange.started_ns is not None and exchange.ended_ns is not None:
+            duration_s = max(0.0, (exchange.ended_ns - exchange.started_ns) / 1e9)
+            self._record(names.OPERATION_DURATION, duration_s, failed)
+            self._record(names.REQUEST_DURATION, duration_s, failed)
+        if exchange.ttft_ms is not None:
+            self._record(names.TIME_TO_FIRST_TOKEN, exchange.ttft_ms / 1000, attributes)
+        if exchange.output_tokens_per_s:
+            self._record(names.TIME_PER_OUTPUT_TOKEN, 1 / exchange.output_tokens_per_s, attributes)
+        for kind, tokens in (("input", exchange.usage.input_tokens), ("output", exchange.usage.output_tokens)):
+            if tokens is not None and 0 <= tokens < 2**53:
+                self._record(names.TOKEN_USAGE, tokens, attributes | {"gen_ai.token.type": kind})
+
+    def data(self) -> MetricsData | None:
+        """Everything since the start; None before the first exchange."""
+        return self._reader.get_metrics_data()
+
+    def close(self) -> None:
+        self._provider.shutdown()
+
+    def _attributes(self, exchange: Exchange) -> Attributes:
+        exchange = exchange.without_content()  # a client may have put a sentence where a model's name belongs
+        host, port = split_address(exchange.server)
+        found: Attributes = {
+            "gen_ai.operation.name": exchange.operation or "chat",
+            "gen_ai.provider.name": self._providers(exchange.provider),
+            "server.address": self._servers(host),
+        }
+        if exchange.request_model:
+            found["gen_ai.request.model"] = self._models(exchange.request_model)
+        if exchange.response_model:
+            found["gen_ai.response.model"] = self._models(exchange.response_model)
+        if port is not None:
+            found["server.port"] = port
+        return found
+
+    def _record(self, name: str, value: float, attributes: Attributes) -> None:
+        series = frozenset(attributes.items())
+        if series not in self._series:
+            if len(self._series) >= MAX_SERIES:
+                attributes = OVERFLOW
+            else:
+                self._series.add(series)
+        self._histograms[name].record(value, attributes)
