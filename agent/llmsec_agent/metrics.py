@@ -122,6 +122,14 @@ CATALOGUE: Final[dict[str, Metric]] = {
     "llmsec_delivery_waiting_parts": Metric("gauge", "Files that wait for the database.", "greatest"),
     "llmsec_delivery_waiting_rows": Metric("gauge", "Rows in them.", "greatest"),
     "llmsec_delivery_lag_seconds": Metric("gauge", "Age of the oldest file that waits.", "greatest"),
+    # Alerts on their way out.
+    "llmsec_alert_sender_up": Metric("gauge", "1 while the process that sends alerts lives.", "least"),
+    "llmsec_alert_sender_restarts_total": Metric("counter", "Times that process was started again.", "greatest"),
+    "llmsec_alerts_sent_total": Metric("counter", "Alerts by channel and outcome, since that process began: sent, retry, dead.", "greatest"),
+    "llmsec_alerts_unreadable_total": Metric("counter", "Lines of the outbox that are no alerts.", "greatest"),
+    "llmsec_alerts_missed_files_total": Metric("counter", "Files of the outbox that were deleted before a channel read them.", "greatest"),
+    "llmsec_alert_channel_failing": Metric("gauge", "1 while a channel takes no alerts.", "greatest"),
+    "llmsec_alert_waiting_seconds": Metric("gauge", "Age of the alert that a channel is trying to send.", "greatest"),
     # The tap itself.
     "llmsec_up": Metric("gauge", "1 while the decoders answer.", "least"),
     "llmsec_ready": Metric("gauge", "1 once everything that was asked for is observed.", "least"),

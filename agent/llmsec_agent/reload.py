@@ -27,6 +27,8 @@ _APPLIED: Final = (
     "capture.comms.",
     "capture.containers.",
     "capture.all.",
+    "alerting.channels.",
+    "alerting.content.",
     _DATABASE,
 )
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
+from llmsec_agent.config.channels import CHANNELS, REQUIRED, Channels
 from llmsec_agent.config.names import secret_keys
 from llmsec_agent.config.schema import Config
 from llmsec_agent.config.secret import Secret
@@ -13,6 +15,7 @@ from llmsec_analyzer.typed_files import Problem, nearest
 from llmsec_analyzer.yaml_files import Where
 
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9_.-]*):([0-9]{1,5})")
+_MAIL = re.compile(r"[^@\s\x00-\x1f\x7f<>,;]{1,64}@[^@\s\x00-\x1f\x7f<>,;]{1,255}")
 _LATER = "not in this version yet: "
 
 Found = Sequence[tuple[Where, Where, Mapping[str, Any], str]]
@@ -73,6 +76,7 @@ def _backends(config: Config) -> Iterator[Problem]:
 
 def _alerts(config: Config) -> Iterator[Problem]:
     channels = config.alerting.channels
+    yield from _channels(channels)
     for number, rule in enumerate(config.alerting.rules):
         for at, channel in enumerate(rule.channels):
             if getattr(channels, channel) is None:
@@ -81,6 +85,45 @@ def _alerts(config: Config) -> Iterator[Problem]:
     for number, name in enumerate(names):
         if name in names[:number]:
             yield Problem(("alerting", "rules", number, "name"), "another rule has this name")
+
+
+def _channels(channels: Channels) -> Iterator[Problem]:
+    for name in CHANNELS:
+        settings = getattr(channels, name)
+        where = ("alerting", "channels", name)
+        if settings is None:
+            continue
+        needed = REQUIRED.get(name)
+        if needed is not None and getattr(settings, needed) is None:
+            yield Problem(where, f"the key `{needed}` is required", f"{needed}_file: /path, or {needed}: env:NAME")
+        url = getattr(settings, "url", None)
+        if isinstance(url, str) and (fault := fault_of(url)):
+            yield Problem((*where, "url"), fault, "for example https://alerts.example.com/hook")
+    email = channels.email
+    if email is None:
+        return
+    where = ("alerting", "channels", "email")
+    if not email.to:
+        yield Problem(where, "the key `to` is required: a list of recipients", "to: [security@example.com]")
+    for number, address in enumerate((email.from_address, *email.to)):
+        if not _MAIL.fullmatch(address):
+            yield Problem((*where, "to", number - 1) if number else (*where, "from_address"), "is no mail address")
+    if (email.username is None) != (email.password is None):
+        yield Problem(where, "`username` and `password` go together")
+    if email.password is not None and email.tls == "none":
+        yield Problem((*where, "tls"), "a password would be sent in clear", "starttls or tls")
+
+
+def fault_of(url: str) -> str:
+    """What is wrong with an address of HTTP; empty where nothing is."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or any(char <= " " or char == "\x7f" for char in url):
+        return "must be an address with http:// or https:// and a host"
+    return "credentials do not stand in an address: use `token`" if "@" in parts.netloc else ""
 
 
 # --- notes ------------------------------------------------------------------------------------------------------------------
@@ -103,9 +146,6 @@ def notes_on(config: Config, given: Found) -> Iterator[tuple[Where, str]]:
             yield where, warning
     if config.storage.redis is not None and config.storage.postgres is None:
         yield ("storage", "redis"), "without storage.postgres there is nothing to cache"
-    email = config.alerting.channels.email
-    if email is not None and not email.to:
-        yield ("alerting", "channels", "email"), "without `to`, a list of recipients, no mail can be sent"
 
 
 def _at(value: Any, where: Where) -> Any:

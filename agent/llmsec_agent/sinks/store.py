@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from llmsec_agent.alerting import status as alerting_status
 from llmsec_agent.delivery_metrics import DeliveryMetrics
 from llmsec_tap.counters import Sample
 from llmsec_tap.errors import StorageError
@@ -100,5 +101,6 @@ class StoreSink:
         yield Sample("llmsec_store_pruned_bytes_total", pruned.bytes)
         if self._delivery is not None:
             yield from self._delivery.samples()
+            yield from alerting_status.samples(self._writer.store.root)
         yield Sample("llmsec_store_undelivered_parts_total", pruned.dropped)
         yield Sample("llmsec_store_undelivered_rows_total", pruned.dropped_rows)

@@ -59,7 +59,7 @@ def test_the_original_file_loads_as_it_is_and_every_path_only_key_gets_a_note():
     ):  # fmt: skip
         assert noted[key].startswith("a tap "), key
     for key in (
-        "routing", "alerting", "observability.tracing",
+        "routing", "observability.tracing",
     ):  # fmt: skip
         assert noted[key].startswith("not in this version yet: "), key
     # Tenants are asked for, over one connection.
@@ -121,6 +121,19 @@ WRONG = [
     ("backends: {a: {type: opnai, base_url: x}}", "did you mean openai?"),
     ("backends: {vllm: {type: vllm, base_url: x}}\nrouting: {default_backend: vlm}", "routing.default_backend: there is no backend of this name (did you mean vllm?)"),
     ("alerting: {rules: [{name: a, condition: x > 1, channels: [slack]}]}", "alerting.channels.slack is not given"),
+    (
+        "alerting: {channels: {email: {smtp_host: h, from_address: a@b.example}}}",
+        "alerting.channels.email: the key `to` is required: a list of recipients",
+    ),
+    ("alerting: {channels: {email: {smtp_host: h, from_address: a@b.example, to: ['x, y@z']}}}", "email.to[0]: is no mail address"),
+    (
+        "alerting: {channels: {email: {smtp_host: h, tls: none, username: u, password: 'env:P', from_address: a@b.example, to: [c@d.example]}}}",
+        "a password would be sent in clear",
+    ),
+    ("alerting: {channels: {slack: {}}}", "alerting.channels.slack: the key `webhook_url` is required"),
+    ("alerting: {channels: {pagerduty: {}}}", "alerting.channels.pagerduty: the key `routing_key` is required"),
+    ("alerting: {channels: {webhook: {url: 'ftp://a/b'}}}", "alerting.channels.webhook.url: must be an address with http"),
+    ("alerting: {channels: {webhook: {url: 'https://u:hunter2@a/b'}}}", "credentials do not stand in an address"),
     ("alerting: {channels: {slack: {webhook_url: 'https://hooks.slack.com/services/T0/B0/hunter2'}}}", "write env:NAME or file:/path"),
     ("observability: {metrics: {port: 8080}}", "must not be the port of server.bind_address"),
     ("observability: {metrics: {port: 1, prometheus: {port: 2}}}", "are one key"),
