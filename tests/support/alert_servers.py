@@ -166,7 +166,9 @@ def syslog_server(transport: str, cert: Path | None = None, key: Path | None = N
         with contextlib.suppress(OSError):
             while True:
                 if transport == "udp":
-                    messages.append(read_5424(listener.recv(65_536)))
+                    if not (datagram := listener.recv(65_536)):
+                        return
+                    messages.append(read_5424(datagram))
                     continue
                 plain, _ = listener.accept()
                 with contextlib.suppress(ssl.SSLError):

@@ -24,7 +24,7 @@ class AppriseChannel:
         logger.propagate = False
         logger.setLevel(logging.CRITICAL + 1)
         self._text = text
-        self._apprise = apprise.Apprise()
+        self._apprise = apprise.Apprise(asset=apprise.AppriseAsset(http_redirects=False))
         if not self._apprise.add(url):
             raise ConfigError(
                 "alerting.channels.apprise.url: no address that apprise knows", "https://github.com/caronc/apprise lists them"

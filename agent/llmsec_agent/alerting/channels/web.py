@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from llmsec_agent.alerting.channels.base import SendError
@@ -69,19 +70,29 @@ def _reason(fault: BaseException) -> str:
     """Why, in our own words: the library's hold the address, and that may be a secret."""
     import urllib3
 
-    seen: BaseException | None = fault
-    while seen is not None:
+    causes = list(_causes(fault))
+    for seen in causes:
         if isinstance(seen, ssl.SSLCertVerificationError):
             return f"its certificate is not accepted: {seen.verify_message}"
-        if isinstance(seen, ConnectionRefusedError):
-            return "connection refused"
+    for seen in causes:
         if isinstance(seen, ssl.SSLError):
             return f"TLS failed: {seen.reason or 'no agreement'}"
-        if isinstance(seen, TimeoutError | urllib3.exceptions.TimeoutError):
-            return "no answer in time"
-        if isinstance(seen, urllib3.exceptions.NameResolutionError):
+        if isinstance(seen, urllib3.exceptions.NameResolutionError | socket.gaierror):
             return "its name is not known"
+        if isinstance(seen, ConnectionRefusedError):
+            return "connection refused"
+        # What could not connect at all counts as a time-out there.
+        if isinstance(seen, TimeoutError | urllib3.exceptions.TimeoutError) and not isinstance(seen, urllib3.exceptions.NewConnectionError):
+            return "no answer in time"
         if isinstance(seen, OSError) and seen.strerror:
             return seen.strerror
-        seen = seen.__cause__ or seen.__context__ or (seen.args[1] if len(seen.args) > 1 and isinstance(seen.args[1], Exception) else None)
     return f"the connection failed ({type(fault).__name__})"
+
+
+def _causes(fault: BaseException | None) -> Iterator[BaseException]:
+    for _ in range(10):
+        if fault is None:
+            return
+        yield fault
+        within = next((item for item in fault.args if isinstance(item, BaseException)), None)
+        fault = within or fault.__cause__ or fault.__context__
