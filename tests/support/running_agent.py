@@ -31,6 +31,7 @@ class Running:
         env: dict[str, str],
         observability: dict[str, Any],
         storage: dict[str, Any],
+        alerting: dict[str, Any],
     ) -> None:
         self.health, self.metrics = free_port(), free_port()
         self.file = folder / "config.yaml"
@@ -40,6 +41,7 @@ class Running:
             "storage": {"path": str(self.store), **storage},
             "server": {"bind_address": f"127.0.0.1:{self.health}"},
             "observability": {"metrics": {"port": self.metrics}, **observability},
+            "alerting": alerting,
         }
         self.write()
         self.log = folder / "log"
@@ -103,10 +105,12 @@ def agent(
     env: dict[str, str] | None = None,
     chosen: dict[str, Any] | None = None,
     storage: dict[str, Any] | None = None,
+    alerting: dict[str, Any] | None = None,
     **observability: Any,
 ) -> Iterator[Running]:
-    """`chosen` and `storage`: what else these sections say, the first of `capture`."""
-    running = Running(folder, {"pids": list(pids), "plain": False, **(chosen or {})}, prefix, env or {}, observability, storage or {})
+    """`chosen`, `storage` and `alerting`: what else these sections say, the first of `capture`."""
+    capture = {"pids": list(pids), "plain": False, **(chosen or {})}
+    running = Running(folder, capture, prefix, env or {}, observability, storage or {}, alerting or {})
     try:
         yield running
     finally:

@@ -13,6 +13,7 @@ import subprocess
 import time
 import traceback
 import urllib.request
+from pathlib import Path
 
 import jsonschema
 import msgspec
@@ -21,6 +22,7 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult
 
 from llmsec_agent.alerting.channels import SendError, channel_of
+from llmsec_agent.alerting.channels.hooks import key_bytes, sign
 from llmsec_agent.alerting.message import message_of
 from llmsec_agent.alerting.plan import ChannelPlan
 from llmsec_agent.config import channels as schema
@@ -490,3 +492,36 @@ def test_alertmanager_takes_an_alert_and_its_end(tmp_path):
     finally:
         server.kill()
         server.wait()
+
+
+# --- what the documentation says ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", [SECRET, "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()])
+def test_the_documented_verification_takes_what_is_ours_and_new_and_nothing_else(key):
+    page = (Path(__file__).parents[3] / "docs/alerts-channels.md").read_text()
+    names = {}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    verify = names["verify"]
+    with receiver() as server:
+        a_channel("webhook", schema.Webhook(url=server.url), {"signing_key": key}).send(message())
+    (post,) = server.posts
+    seen = set()
+    assert verify(key, post.headers, post.body, seen)
+    assert not verify(key, post.headers, post.body, seen)  # a replay
+    assert not verify(key, post.headers, post.body + b" ", set())
+    assert not verify(key + "x" if key == SECRET else SECRET, post.headers, post.body, set())
+    later = {**post.headers, "webhook-timestamp": str(int(post.headers["webhook-timestamp"]) + 1)}
+    assert not verify(key, later, post.body, set())
+    old = "1500000000"
+    signature = "v1," + sign(key_bytes(key), post.headers["webhook-id"], old, post.body)
+    assert not verify(key, {**post.headers, "webhook-timestamp": old, "webhook-signature": signature}, post.body, set())
+
+
+def test_the_documented_template_is_sent_as_it_is():
+    page = (Path(__file__).parents[3] / "docs/alerts-channels.md").read_text()
+    said = Said()
+    with receiver() as server:
+        over_http("slack", server.url, template=page.split("```jinja\n")[1].split("```")[0], journal=said).send(message())
+    assert "critical inject.ignore_instructions" in server.posts[0].json["blocks"][1]["text"]["text"]
+    assert said.events == []
