@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
+from llmsec_agent.alerting.plan import plan_of as alert_plan_of
+from llmsec_agent.alerting.process import AlertSender
 from llmsec_agent.attach import read_offsets
 from llmsec_agent.capture_settings import CaptureSettings, looks_at_plain, node_name
 from llmsec_agent.capturing import CapturePlan, capture_with
 from llmsec_agent.config import Config, Loaded, load_all
+from llmsec_agent.config.channels import CHANNELS
 from llmsec_agent.config.retention import audited_severity, retention_of
 from llmsec_agent.config.show import digest_of
 from llmsec_agent.custom_metrics import families
@@ -18,6 +22,7 @@ from llmsec_agent.deliver import Deliverer, plan_of
 from llmsec_agent.exposer import Exposer, TLSFiles
 from llmsec_agent.journals import StandardError, Style
 from llmsec_agent.journals import journal as new_journal
+from llmsec_agent.kept import end
 from llmsec_agent.notify import Notify
 from llmsec_agent.reload import Reload
 from llmsec_agent.shares import decoders
@@ -45,18 +50,19 @@ def run_agent(path: str | None) -> int:
     notify = Notify()
     deliverer: Deliverer | None = None
     telemetry: TelemetrySender | None = None
-    plan = _plan(loaded, path, journal, notify, lambda changed: [*_redeliver(deliverer, changed), *_retell(telemetry, changed)])
+    sender: AlertSender | None = None
+    plan = _plan(loaded, path, journal, notify, lambda changed: [*_redeliver(deliverer, sender, changed), *_retell(telemetry, changed)])
     deliverer = _deliverer(config, journal)
     telemetry = _telemetry(config, journal)
+    sender = _alert_sender(config, journal)
+    if sender is not None:
+        plan = replace(plan, poke=sender.poke)
     exposer = _exposer(config, plan.decoders)
     try:
         return capture_with(plan, journal, exposer)
     finally:
         notify.stopping()
-        if deliverer is not None:
-            deliverer.end()
-        if telemetry is not None:
-            telemetry.end()
+        end([kept for kept in (deliverer, telemetry, sender) if kept is not None])
         if exposer is not None:
             exposer.keep(None)
             exposer.end()
@@ -126,15 +132,37 @@ def _deliverer(config: Config, journal: StandardError) -> Deliverer | None:
         return None
     if path == _OFF:
         raise ConfigError("storage.clickhouse needs a folder to deliver from", "Set storage.path, and storage.retention to bound it.")
-    return Deliverer.start(plan_of(path, settings), journal)
+    return Deliverer.begin(plan_of(path, settings), journal)
 
 
-def _redeliver(deliverer: Deliverer | None, config: Config) -> list[str]:
-    """Go over to what the file says now of the database; what needs more than that. Raises ConfigError, with nothing changed."""
+def _alert_sender(config: Config, journal: StandardError) -> AlertSender | None:
+    """The process that sends alerts, where the file names a channel."""
+    if all(getattr(config.alerting.channels, name) is None for name in CHANNELS):
+        return None
+    if config.storage.path == _OFF:
+        raise ConfigError("alerting.channels needs a folder that alerts are sent from", "Set storage.path.")
+    return AlertSender.begin(alert_plan_of(config.storage.path, config.alerting), journal)
+
+
+def _redeliver(deliverer: Deliverer | None, sender: AlertSender | None, config: Config) -> list[str]:
+    """Go over to what the file says now of the database and of channels; what needs more than that.
+
+    Raises ConfigError, with nothing changed.
+    """
     settings = config.storage.clickhouse
-    if deliverer is None or settings is None:
-        return [] if deliverer is None and settings is None else ["needs a restart: storage.clickhouse"]
-    return list(deliverer.change(plan_of(config.storage.path, settings)))
+    has_channels = any(getattr(config.alerting.channels, name) is not None for name in CHANNELS)
+    sentences = []
+    delivery = plan_of(config.storage.path, settings) if deliverer is not None and settings is not None else None
+    if (deliverer is None) != (settings is None):
+        sentences.append("needs a restart: storage.clickhouse")
+    alerts = alert_plan_of(config.storage.path, config.alerting) if sender is not None else None
+    if sender is None and has_channels:
+        sentences.append("needs a restart: alerting.channels")
+    if deliverer is not None and delivery is not None:
+        sentences += deliverer.change(delivery)
+    if sender is not None and alerts is not None:
+        sender.change(alerts)
+    return sentences
 
 
 def _telemetry(config: Config, journal: StandardError) -> TelemetrySender | None:
@@ -147,7 +175,7 @@ def _telemetry(config: Config, journal: StandardError) -> TelemetrySender | None
         raise ConfigError(
             "observability.tracing and metrics.otlp need a folder to read from", "Set storage.path, and storage.retention to bound it."
         )
-    return TelemetrySender.start(plan, journal)
+    return TelemetrySender.begin(plan, journal)
 
 
 def _retell(telemetry: TelemetrySender | None, config: Config) -> list[str]:

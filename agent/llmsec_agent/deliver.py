@@ -1,16 +1,12 @@
 """What leaves the host for ClickHouse leaves from here: a process without capabilities that reads the store's folder as its owner.
 
 The agent starts it, or a service of its own does (`llmsec-tap deliver`). It decodes nothing and holds no captured bytes but those of a batch.
-
-In the agent there are two: one that keeps the other running, and the other. The first gives its rights up before it starts the second, touches
-neither network nor records, and hears from the agent over a socket: another plan, or the end. A death of the second costs a start.
+In the agent another process keeps it running (kept.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
 import signal
 import socket
 import threading
@@ -18,33 +14,21 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final
 
 import msgspec
 from msgspec.structs import replace as replace_struct
 
 from llmsec_agent.config.schema import ClickHouse
 from llmsec_agent.fleet import database_of
-from llmsec_agent.text import leave
-from llmsec_tap import privileges
+from llmsec_agent.kept import Kept, Work
 from llmsec_tap.errors import ConfigError, LLMSecError, StorageError
 from llmsec_tap.journal import Journal
-from llmsec_tap.storage.handover import owner_of
-from llmsec_tap.storage.store import INFO_NAME, open_store
+from llmsec_tap.storage.store import open_store
 
 _EVERY_S: Final = 1.0
 # After a failure; the breaker's pause is longer (delivery.py).
 _AFTER_FAILURE_S: Final = 5.0
-_LOOK_S: Final = 0.25
-# The agent's own end takes two seconds; the last batch may take so long after it.
-_DRAIN_S: Final = 2.0
-# For a batch that is under way when the plan changes.
-_CHANGE_S: Final = 10.0
-# Between a death and the next start: doubled each time, and forgotten after a life of the longest.
-_FIRST_PAUSE_S: Final = 1.0
-_LONGEST_PAUSE_S: Final = 60.0
-_END: Final = b"end"
 _LIBRARIES: Final = ("clickhouse_connect", "pybreaker", "stamina")
 
 
@@ -116,65 +100,18 @@ def deliver(
         delivery.close()
 
 
-class Placed(Protocol):
-    """What a sending process is to do; `store` is the folder that it sends from."""
-
-    @property
-    def store(self) -> str: ...
-
-
-Plan = TypeVar("Plan", bound=Placed)
-
-
-@dataclass(frozen=True)
-class Task(Generic[Plan]):
-    """What is done by a process that is kept running. `name` and `ended`: what the journal calls it, and the event of its death.
-
-    `load` imports what the process needs, while it may; `placed` is a plan for the folder where the process is, which was called so before;
-    `changed` a plan after what the agent said; `work` runs until its parent is another than the given one, and gives the exit code.
-    """
-
-    name: str
-    ended: str
-    load: Callable[[], None]
-    placed: Callable[[Plan, str], Plan]
-    changed: Callable[[Plan, bytes], Plan]
-    work: Callable[[Plan, Journal, int, int], int]
-
-
-def start_keeper(task: Task[Plan], plan: Plan, journal: Journal) -> tuple[int, socket.socket]:
-    """Fork the first of the two processes, before there are threads and sockets that it should not have: its pid, and the way to tell it."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if pid == 0:
-        ours.close()
-        leave(lambda: Keeper(task, plan, journal, theirs).run())
-    theirs.close()
-    return pid, ours
-
-
-def end_keeper(pid: int, control: socket.socket) -> None:
-    """Have it send what waits, for a bounded time: a server may be slow, and what is not sent now the next run sends."""
-    with contextlib.suppress(OSError):
-        control.send(_END)
-    deadline = time.monotonic() + _DRAIN_S + 1.0
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
-            time.sleep(_LOOK_S / 10)
-
-
-class Deliverer:
+class Deliverer(Kept):
     """The processes, as children of the agent."""
 
     def __init__(self, pid: int, control: socket.socket, plan: DeliveryPlan) -> None:
-        self.pid = pid
-        self._control = control
+        super().__init__(pid, control)
         self._plan = plan
 
     @classmethod
-    def start(cls, plan: DeliveryPlan, journal: Journal) -> Deliverer:
-        pid, control = start_keeper(_DELIVERY, plan, journal)
-        return cls(pid, control, plan)
+    def begin(cls, plan: DeliveryPlan, journal: Journal) -> Deliverer:
+        """Fork the first, before there are threads and sockets that it should not have."""
+        kept = Kept.start(_WORK, plan, plan.store, journal)
+        return cls(kept.pid, kept.control, plan)
 
     def change(self, plan: DeliveryPlan) -> Iterator[str]:
         """Go over to another plan for the same folder. A sentence for what in it somebody else has to do."""
@@ -184,118 +121,24 @@ class Deliverer:
         for name in ("ttl", "cluster"):
             if getattr(before.settings, name) != getattr(plan.settings, name):
                 yield f"storage.clickhouse.{name} is told to the server by llmsec-analyze db migrate"
-        with contextlib.suppress(OSError):  # it is gone, which its metric says
-            self._control.send(msgspec.msgpack.encode((plan.settings, plan.password)))
-
-    def end(self) -> None:
-        end_keeper(self.pid, self._control)
+        self.say(msgspec.msgpack.encode((plan.settings, plan.password)))
 
 
-class Keeper(Generic[Plan]):
-    """The first of the two processes. `task` says what the second does."""
-
-    def __init__(self, task: Task[Plan], plan: Plan, journal: Journal, control: socket.socket) -> None:
-        self._task = task
-        self._plan = plan
-        self._journal = journal
-        self._control = control
-        self._parent = os.getppid()
-        self._worker = 0
-        self._is_over = False
-        self._change_until: float | None = None  # the worker is to end by then, for another plan
-        self._restarts = 0
-
-    def run(self) -> int:
-        # The agent says when it is over: whoever signals all processes of a service ends the agent first.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        self._task.load()
-        while not (Path(self._plan.store) / INFO_NAME).exists():  # the capture makes it
-            self._hear()
-            if self._is_over:
-                return 0
-        folder = self._plan.store
-        os.chdir(folder)  # its path may lead through places where its owner may not look
-        privileges.become(owner_of(folder) or privileges.unprivileged_user())
-        self._plan = self._task.placed(self._plan, folder)
-        pause, start_at, started = _FIRST_PAUSE_S, 0.0, 0.0
-        while not self._is_over:
-            if not self._worker and time.monotonic() >= start_at:
-                started = time.monotonic()
-                self._start()
-            self._hear()
-            code = self._reap()
-            if code is None:
-                continue
-            if code == 0 or self._change_until is not None:  # asked to, by us or by whoever signals all processes of a service
-                self._change_until = None
-                continue
-            if time.monotonic() - started >= _LONGEST_PAUSE_S:
-                pause = _FIRST_PAUSE_S
-            self._journal.error(self._task.ended, f"{self._task.name} {_how(code)}; it is started again in {pause:g} s", code=code)
-            self._restarts += 1
-            start_at, pause = time.monotonic() + pause, min(2 * pause, _LONGEST_PAUSE_S)
-        self._end()
-        return 0
-
-    def _start(self) -> None:
-        keeper = os.getpid()
-        self._worker = os.fork()
-        if self._worker == 0:
-            self._control.close()
-            leave(lambda: self._task.work(self._plan, self._journal, keeper, self._restarts))
-
-    def _hear(self) -> None:
-        """Wait a moment for what the agent has to say."""
-        ready, _, _ = select.select([self._control], (), (), _LOOK_S)
-        if ready:
-            try:
-                said = self._control.recv(1 << 20)
-            except OSError:
-                said = b""
-            if said in (b"", _END):
-                self._is_over = True
-            else:
-                self._plan = self._task.changed(self._plan, said)
-                self._tell(signal.SIGTERM)
-                self._change_until = time.monotonic() + _CHANGE_S if self._worker else None
-        if os.getppid() != self._parent:
-            self._is_over = True
-        if self._change_until is not None and time.monotonic() >= self._change_until:
-            self._tell(signal.SIGKILL)
-
-    def _reap(self) -> int | None:
-        """The exit code of a worker that has ended."""
-        if not self._worker:
-            return None
-        pid, status = os.waitpid(self._worker, os.WNOHANG)
-        if not pid:
-            return None
-        self._worker = 0
-        return os.waitstatus_to_exitcode(status)
-
-    def _tell(self, number: signal.Signals) -> None:
-        if self._worker:
-            os.kill(self._worker, number)
-
-    def _end(self) -> None:
-        self._tell(signal.SIGTERM)
-        deadline = time.monotonic() + _DRAIN_S
-        while self._worker and self._reap() is None and time.monotonic() < deadline:
-            time.sleep(_LOOK_S / 10)
-        self._tell(signal.SIGKILL)
+def _placed(plan: DeliveryPlan, folder: str) -> DeliveryPlan:
+    return replace(plan, store=".", name=folder)
 
 
-def _work(plan: DeliveryPlan, journal: Journal, keeper: int, restarts: int) -> int:
+def _changed(plan: DeliveryPlan, said: bytes) -> DeliveryPlan:
+    settings, password = msgspec.msgpack.decode(said, type=tuple[ClickHouse, str])
+    return replace(plan, settings=settings, password=password)
+
+
+def _work(plan: DeliveryPlan, journal: Journal, goes_on: Callable[[], bool], restarts: int) -> int:
     try:
-        return deliver(plan, journal, goes_on=lambda: os.getppid() == keeper, restarts=restarts)
+        return deliver(plan, journal, goes_on=goes_on, restarts=restarts)
     except LLMSecError as fault:
         journal.error("delivery_ended", f"delivery to ClickHouse has ended: {fault}")
         return fault.exit_code
-
-
-def _how(code: int) -> str:
-    return f"was ended by signal {-code}" if code < 0 else f"has ended with code {code}"
 
 
 def _load_all() -> None:
@@ -309,19 +152,5 @@ def _load_all() -> None:
     import llmsec_tap.storage.clickhouse.migrations
     import llmsec_tap.storage.deliverer  # noqa: F401
 
-    privileges.load_encodings()
 
-
-def _changed(plan: DeliveryPlan, said: bytes) -> DeliveryPlan:
-    settings, password = msgspec.msgpack.decode(said, type=tuple[ClickHouse, str])
-    return replace(plan, settings=settings, password=password)
-
-
-_DELIVERY: Final[Task[DeliveryPlan]] = Task(
-    name="the delivering process",
-    ended="deliverer_ended",
-    load=_load_all,
-    placed=lambda plan, folder: replace(plan, store=".", name=folder),
-    changed=_changed,
-    work=_work,
-)
+_WORK: Final = Work("deliverer", _load_all, _placed, _changed, _work)

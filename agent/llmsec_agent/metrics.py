@@ -85,7 +85,6 @@ CATALOGUE: Final[dict[str, Metric]] = {
     "llmsec_alert_windows": Metric("gauge", "Alerts whose window is open, or whose state lasts; 10,000 at most."),
     "llmsec_alert_failures_total": Metric("counter", "Times that deciding about alerts failed, by a fault of ours."),
     "llmsec_alert_outbox_files_left_out_total": Metric("counter", "Files of the outbox that made room, sent or not."),
-    "llmsec_alerts_sent_total": Metric("counter", "Alerts that a channel was given, by what became of them.", labels=("channel", "outcome")),
     # Detection.
     "llmsec_findings_total": Metric("counter", "Findings by severity, without those that are suppressed.", labels=("severity",)),
     "llmsec_exchange_findings_total": Metric("counter", "The same findings by whose exchange has them, and what they are of.", labels=("tenant_id", "category", "severity")),
@@ -145,6 +144,14 @@ CATALOGUE: Final[dict[str, Metric]] = {
     "llmsec_telemetry_exchanges_total": Metric("counter", "Exchanges told to the collector: as a span, or in metrics only.", "greatest"),
     "llmsec_telemetry_lost_exchanges_total": Metric("counter", "Exchanges not told: beyond max_queue_size, or deleted before.", "greatest"),
     "llmsec_telemetry_waiting_exchanges": Metric("gauge", "Exchanges that wait to be told.", "greatest"),
+    # Alerts on their way out.
+    "llmsec_alert_sender_up": Metric("gauge", "1 while the process that sends alerts lives.", "least"),
+    "llmsec_alert_sender_restarts_total": Metric("counter", "Times that process was started again.", "greatest"),
+    "llmsec_alerts_sent_total": Metric("counter", "Alerts by channel and outcome, since that process began: sent, retry, dead.", "greatest", labels=("channel", "outcome")),
+    "llmsec_alerts_unreadable_total": Metric("counter", "Lines of the outbox that are no alerts.", "greatest"),
+    "llmsec_alerts_missed_files_total": Metric("counter", "Files of the outbox that were deleted before a channel read them.", "greatest", labels=("channel",)),
+    "llmsec_alert_channel_failing": Metric("gauge", "1 while a channel takes no alerts.", "greatest", labels=("channel",)),
+    "llmsec_alert_waiting_seconds": Metric("gauge", "Age of the alert that a channel is trying to send.", "greatest", labels=("channel",)),
     # The tap itself.
     "llmsec_up": Metric("gauge", "1 while the decoders answer.", "least"),
     "llmsec_ready": Metric("gauge", "1 once everything that was asked for is observed.", "least"),

@@ -30,6 +30,8 @@ _APPLIED: Final = (
     "capture.comms.",
     "capture.containers.",
     "capture.all.",
+    "alerting.channels.",
+    "alerting.content.",
     _DATABASE,
     *_ALERTS,
     *_COLLECTORS,

@@ -31,8 +31,9 @@ import signal, sys, time
 from llmsec_agent.config import load_config
 from llmsec_agent.deliver import Deliverer, plan_of
 from llmsec_agent.journals import journal
+from llmsec_agent.kept import end
 storage = load_config(sys.argv[1], print).storage
-child = Deliverer.start(plan_of(storage.path, storage.clickhouse), journal())
+child = Deliverer.begin(plan_of(storage.path, storage.clickhouse), journal())
 print(child.pid, flush=True)
 for line in sys.stdin:
     if line.strip() == "reload":
@@ -40,7 +41,7 @@ for line in sys.stdin:
         print(list(child.change(plan_of(storage.path, storage.clickhouse))), flush=True)
     if line.strip() == "end":
         begun = time.monotonic()
-        child.end()
+        end([child])
         print(time.monotonic() - begun, flush=True)
 time.sleep(120)
 """

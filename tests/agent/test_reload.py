@@ -37,7 +37,7 @@ def reload(tmp_path):
     journal = StandardError(_style(loaded.config))
     journal._write = said.append
     reloading = Reload(
-        loaded, lambda: load_all(str(file)), _style, journal, lambda _: [], told.append, lambda new: _redeliver(deliverer, new)
+        loaded, lambda: load_all(str(file)), _style, journal, lambda _: [], told.append, lambda new: _redeliver(deliverer, None, new)
     )
 
     def change(text=None, secret="one"):

@@ -108,10 +108,9 @@ def agent(
     alerting: dict[str, Any] | None = None,
     **observability: Any,
 ) -> Iterator[Running]:
-    """`chosen` and `storage`: what else these sections say, the first of `capture`."""
-    running = Running(
-        folder, {"pids": list(pids), "plain": False, **(chosen or {})}, prefix, env or {}, observability, storage or {}, alerting or {}
-    )
+    """`chosen`, `storage` and `alerting`: what else these sections say, the first of `capture`."""
+    capture = {"pids": list(pids), "plain": False, **(chosen or {})}
+    running = Running(folder, capture, prefix, env or {}, observability, storage or {}, alerting or {})
     try:
         yield running
     finally:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
+from llmsec_agent.config.channels import CHANNELS, REQUIRED, Channels
 from llmsec_agent.config.custom import problems
 from llmsec_agent.config.endpoints import Signal, endpoint_url
 from llmsec_agent.config.names import secret_keys
@@ -17,6 +19,7 @@ from llmsec_analyzer.yaml_files import Where
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9_.-]*):([0-9]{1,5})")
 _RULE_NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
+_MAIL = re.compile(r"[^@\s\x00-\x1f\x7f<>,;]{1,64}@[^@\s\x00-\x1f\x7f<>,;]{1,255}")
 _LATER = "not in this version yet: "
 
 Found = Sequence[tuple[Where, Where, Mapping[str, Any], str]]
@@ -79,6 +82,7 @@ def _backends(config: Config) -> Iterator[Problem]:
 
 def _alerts(config: Config) -> Iterator[Problem]:
     channels = config.alerting.channels
+    yield from _channels(channels)
     for number, rule in enumerate(config.alerting.rules):
         for at, channel in enumerate(rule.channels):
             if getattr(channels, channel) is None:
@@ -137,6 +141,45 @@ def _metrics(config: Config) -> Iterator[Problem]:
         yield Problem(("observability", "metrics", "custom_metrics", number, name), text, hint)
 
 
+def _channels(channels: Channels) -> Iterator[Problem]:
+    for name in CHANNELS:
+        settings = getattr(channels, name)
+        where = ("alerting", "channels", name)
+        if settings is None:
+            continue
+        needed = REQUIRED.get(name)
+        if needed is not None and getattr(settings, needed) is None:
+            yield Problem(where, f"the key `{needed}` is required", f"{needed}_file: /path, or {needed}: env:NAME")
+        url = getattr(settings, "url", None)
+        if isinstance(url, str) and (fault := fault_of(url)):
+            yield Problem((*where, "url"), fault, "for example https://alerts.example.com/hook")
+    email = channels.email
+    if email is None:
+        return
+    where = ("alerting", "channels", "email")
+    if not email.to:
+        yield Problem(where, "the key `to` is required: a list of recipients", "to: [security@example.com]")
+    for number, address in enumerate((email.from_address, *email.to)):
+        if not _MAIL.fullmatch(address):
+            yield Problem((*where, "to", number - 1) if number else (*where, "from_address"), "is no mail address")
+    if (email.username is None) != (email.password is None):
+        yield Problem(where, "`username` and `password` go together")
+    if email.password is not None and email.tls == "none":
+        yield Problem((*where, "tls"), "a password would be sent in clear", "starttls or tls")
+
+
+def fault_of(url: str) -> str:
+    """What is wrong with an address of HTTP; empty where nothing is."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or any(char <= " " or char == "\x7f" for char in url):
+        return "must be an address with http:// or https:// and a host"
+    return "credentials do not stand in an address: use `token`" if "@" in parts.netloc else ""
+
+
 # --- notes ------------------------------------------------------------------------------------------------------------------
 
 
@@ -161,9 +204,6 @@ def notes_on(config: Config, given: Found) -> Iterator[tuple[Where, str]]:
     if tracing.enabled and "://" not in tracing.endpoint:
         url = endpoint_url(tracing.endpoint, tracing.protocol, "traces")
         yield ("observability", "tracing", "endpoint"), f"spans go to {url} by OTLP, which Jaeger takes in place of its own protocols"
-    email = config.alerting.channels.email
-    if email is not None and not email.to:
-        yield ("alerting", "channels", "email"), "without `to`, a list of recipients, no mail can be sent"
 
 
 def _at(value: Any, where: Where) -> Any:

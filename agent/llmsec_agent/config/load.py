@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from llmsec_agent.config import schema
+from llmsec_agent.config.channels import CHANNELS
 from llmsec_agent.config.checks import check_together, notes_on
 from llmsec_agent.config.files import Document, Source, find_file, is_readable, read_document, repeated_sentence
 from llmsec_agent.config.names import Renamed, from_environment
@@ -210,4 +211,10 @@ def _from_folder(config: Config, folder: Path) -> Config:
         suppressions=tuple(map(full, security.suppressions)),
         prompt_injection=injection,
     )
-    return msgspec.structs.replace(config, security=security)
+    channels = config.alerting.channels
+    for name in CHANNELS:
+        settings = getattr(channels, name)
+        named = {key: full(path) for key in ("template", "ca_file") if (path := getattr(settings, key, None)) is not None}
+        if named:
+            channels = msgspec.structs.replace(channels, **{name: msgspec.structs.replace(settings, **named)})
+    return msgspec.structs.replace(config, security=security, alerting=msgspec.structs.replace(config.alerting, channels=channels))

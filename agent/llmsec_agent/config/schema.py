@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from llmsec_agent.config.channels import ChannelName, Channels
 from llmsec_agent.config.secret import Secret
 from llmsec_analyzer.settings import DetectionSettings, Profile
 from llmsec_analyzer.typed_files import key
@@ -458,42 +459,10 @@ class Routing(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
 # --- alerting ---------------------------------------------------------------------------------------------------------------
 
 
-class Slack(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    webhook_url: Annotated[Secret | None, key("address of the webhook, which is a secret: `env:NAME` or `file:/path`")] = None
-    default_channel: Annotated[str | None, key("channel", filled=True)] = None
-
-
-class PagerDuty(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    routing_key: Annotated[Secret | None, key("integration key of Events API v2: `env:NAME` or `file:/path`")] = None
-
-
-class Email(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    smtp_host: Annotated[str, key("mail server", filled=True)]
-    smtp_port: Annotated[int, key("port", at_least=1, at_most=65_535)] = 587
-    from_address: Annotated[str, key("sender", filled=True)]
-    to: Annotated[tuple[Name, ...], key("recipients; without one nothing is sent")] = ()
-    username: Annotated[str | None, key("user at the mail server", filled=True)] = None
-    password: Annotated[Secret | None, key("its password: `env:NAME` or `file:/path`")] = None
-
-
-class Webhook(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    url: Annotated[str, key("address", filled=True, address=True)]
-    timeout: Annotated[float, key("until a delivery failed", unit="duration", above=0)] = 10.0
-    retry_attempts: Annotated[int, key("further attempts", at_least=0)] = 3
-    token: Annotated[Secret | None, key("sent as `Authorization: Bearer`: `env:NAME` or `file:/path`")] = None
-
-
-class Channels(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    slack: Annotated[Slack | None, key("Slack")] = None
-    pagerduty: Annotated[PagerDuty | None, key("PagerDuty")] = None
-    email: Annotated[Email | None, key("e-mail")] = None
-    webhook: Annotated[Webhook | None, key("HTTP POST of JSON")] = None
-
-
 class AlertRule(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, key("name of the rule", filled=True)]
     condition: Annotated[str, key("such as `security_score > 90`; docs/alerts.md has its language and fields", filled=True)]
-    channels: Annotated[tuple[Literal["slack", "pagerduty", "email", "webhook"], ...], key("where it goes", filled=True)]
+    channels: Annotated[tuple[ChannelName, ...], key("where it goes", filled=True)]
     priority: Annotated[Literal["low", "medium", "high", "critical"], key("how urgent it is")] = "medium"
     dedup: Annotated[
         tuple[Name, ...] | None,
@@ -525,7 +494,7 @@ class Config(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     capture: Annotated[Capture, key("what `llmsec-tap agent` observes")] = Capture()
     storage: Annotated[Storage, key("where records are kept")] = Storage()
     security: Annotated[DetectionSettings, key("what is looked for in texts (docs/detection.md)")] = DetectionSettings()
-    alerting: Annotated[Alerting, key("who is told of what (docs/alerts.md)")] = Alerting()
+    alerting: Annotated[Alerting, key("who is told of what (docs/alerts.md, docs/alerts-channels.md)")] = Alerting()
     observability: Annotated[Observability, key("metrics, traces and logs of the agent itself")] = Observability()
     server: Annotated[Server, key("the agent's own listener")] = Server()
     tenants: Annotated[Tenants, key("who is which tenant")] = Tenants()

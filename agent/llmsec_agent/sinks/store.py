@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from llmsec_agent.alerting import status as alerting_status
 from llmsec_agent.delivery_metrics import DeliveryMetrics, TelemetryMetrics
 from llmsec_tap.counters import Sample
 from llmsec_tap.errors import StorageError
@@ -103,5 +104,6 @@ class StoreSink:
             yield from self._delivery.samples()
         if self._telemetry is not None:
             yield from self._telemetry.samples()
+            yield from alerting_status.samples(self._writer.store.root)
         yield Sample("llmsec_store_undelivered_parts_total", pruned.dropped)
         yield Sample("llmsec_store_undelivered_rows_total", pruned.dropped_rows)

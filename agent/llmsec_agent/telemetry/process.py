@@ -1,8 +1,7 @@
-"""The process that sends telemetry: without capabilities, as the store's owner, kept running by another (deliver.py)."""
+"""The process that sends telemetry: without capabilities, as the store's owner, kept running by another (kept.py)."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -14,9 +13,8 @@ from typing import Final
 
 import msgspec
 
-from llmsec_agent.deliver import Task, end_keeper, start_keeper
+from llmsec_agent.kept import Kept, Work
 from llmsec_agent.telemetry.plan import TelemetryPlan, elsewhere
-from llmsec_tap import privileges
 from llmsec_tap.errors import LLMSecError, StorageError
 from llmsec_tap.journal import Journal
 from llmsec_tap.storage.store import open_store
@@ -77,30 +75,25 @@ def send(
         sending.close()
 
 
-class TelemetrySender:
+class TelemetrySender(Kept):
     """The processes, as children of the agent."""
 
     def __init__(self, pid: int, control: socket.socket, plan: TelemetryPlan) -> None:
-        self.pid = pid
-        self._control = control
+        super().__init__(pid, control)
         self._plan = plan
 
     @classmethod
-    def start(cls, plan: TelemetryPlan, journal: Journal) -> TelemetrySender:
+    def begin(cls, plan: TelemetryPlan, journal: Journal) -> TelemetrySender:
         """While there are no threads and sockets that it should not have."""
-        pid, control = start_keeper(_TELEMETRY, plan, journal)
-        return cls(pid, control, plan)
+        kept = Kept.start(_WORK, plan, plan.store, journal)
+        return cls(kept.pid, kept.control, plan)
 
     def change(self, plan: TelemetryPlan) -> None:
         """Go over to another plan for the same folder."""
         plan = replace(plan, store=self._plan.store, since_ns=self._plan.since_ns)
         before, self._plan = self._plan, plan
         if before != plan:
-            with contextlib.suppress(OSError):  # it is gone, which its metric says
-                self._control.send(msgspec.msgpack.encode(plan))
-
-    def end(self) -> None:
-        end_keeper(self.pid, self._control)
+            self.say(msgspec.msgpack.encode(plan))
 
 
 def _load_all() -> None:
@@ -116,12 +109,10 @@ def _load_all() -> None:
 
     sending.rehearse()
 
-    privileges.load_encodings()
 
-
-def _work(plan: TelemetryPlan, journal: Journal, keeper: int, restarts: int) -> int:
+def _work(plan: TelemetryPlan, journal: Journal, goes_on: Callable[[], bool], restarts: int) -> int:
     try:
-        return send(plan, journal, goes_on=lambda: os.getppid() == keeper, restarts=restarts)
+        return send(plan, journal, goes_on=goes_on, restarts=restarts)
     except LLMSecError as fault:
         journal.error("telemetry_ended", f"telemetry has ended: {fault}")
         return fault.exit_code
@@ -132,11 +123,4 @@ def _changed(plan: TelemetryPlan, said: bytes) -> TelemetryPlan:
     return replace(changed, store=plan.store, name=plan.name)
 
 
-_TELEMETRY: Final[Task[TelemetryPlan]] = Task(
-    name="the process that sends telemetry",
-    ended="telemetry_process_ended",
-    load=_load_all,
-    placed=elsewhere,
-    changed=_changed,
-    work=_work,
-)
+_WORK: Final = Work("telemetry process", _load_all, elsewhere, _changed, _work)

@@ -32,7 +32,7 @@ from llmsec_agent.journals import journal
 from llmsec_agent.telemetry.plan import telemetry_plan
 from llmsec_agent.telemetry.process import TelemetrySender
 config = load_config(sys.argv[1], print)
-child = TelemetrySender.start(telemetry_plan(config.storage.path, config.observability, since_ns=0), journal())
+child = TelemetrySender.begin(telemetry_plan(config.storage.path, config.observability, since_ns=0), journal())
 print(child.pid, flush=True)
 for line in sys.stdin:
     if line.strip() == "reload":

@@ -20,8 +20,14 @@ def deliver(
     ] = None,
     store: Annotated[str | None, typer.Option("--store", help="The folder. Default: storage.path.", metavar="FOLDER")] = None,
     once: Annotated[bool, typer.Option("--once", help="Deliver what is there now, and end; exit 4 if some of it waits on.")] = False,
+    alerts: Annotated[
+        bool,
+        typer.Option(
+            "--alerts", help="Send the folder's alerts to alerting.channels instead; with --once, exit 4 if one could not be sent."
+        ),
+    ] = False,
 ) -> None:
-    """Deliver a folder's exchanges to the database that storage.clickhouse names, until told to stop.
+    """Deliver a folder's exchanges to the database that storage.clickhouse names, or its alerts to alerting.channels, until told to stop.
 
     The agent starts this itself; the command is for a service of its own, and for folders that replays wrote. It needs to read and write
     the folder and no other right. What was sent is remembered in the folder, and what is sent twice is stored once.
@@ -35,7 +41,16 @@ def deliver(
     from llmsec_agent.text import report
     from llmsec_tap.errors import ConfigError
 
-    storage = load_config(config, report).storage
+    loaded = load_config(config, report)
+    storage = loaded.storage
+    if alerts:
+        from llmsec_agent.alerting.plan import plan_of as alert_plan_of
+        from llmsec_agent.alerting.sender import send_alerts
+
+        plan = alert_plan_of(store or storage.path, loaded.alerting)
+        if not plan.channels:
+            raise ConfigError("no channel to send alerts to", "name one in alerting.channels of the configuration")
+        raise typer.Exit(send_alerts(plan, journal(), once=once))
     if storage.clickhouse is None:
         raise ConfigError("no database to deliver to", "name one in storage.clickhouse of the configuration")
     raise typer.Exit(run(plan_of(store or storage.path, storage.clickhouse), journal(), once=once))
