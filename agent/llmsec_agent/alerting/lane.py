@@ -160,8 +160,7 @@ class Lane:
         self.in_hand = alert
         attempt, error = 1, ""
         try:
-            message = message_of(alert, content=self._shared.content)
-            attempt = self._send(message)
+            attempt = self._send(self._message(alert))
         except SendError as fault:
             attempt, error = fault.attempt if isinstance(fault, _FailedError) else 1, self._clean(fault)
         self.in_hand = None
@@ -171,6 +170,12 @@ class Lane:
             text = f"alert {visible(alert.alert_id)} was not sent to {self.name}: {error}; it is kept in {self._shared.folder.name}/dead-{self.name}.jsonl"
             self._shared.journal.error("alert_dead", text, channel=self.name, alert_id=alert.alert_id)
         self._count(alert, attempt, "dead" if error else "sent", error)
+
+    def _message(self, alert: Alert) -> Message:
+        try:
+            return message_of(alert, content=self._shared.content)
+        except Exception as fault:  # noqa: BLE001 - an alert that cannot be told must not come again and again
+            raise SendError(f"it could not be told ({type(fault).__name__})", is_final=True) from None
 
     def _send(self, message: Message) -> int:
         """The number of attempts that it took. Raises _FailedError, and _StoppingError where it is to wait for the next start."""

@@ -156,11 +156,15 @@ def _lines(file: object, name: str, start: int) -> Iterator[Entry]:
 
 def _entry(name: str, start: int, end: int, line: bytes) -> Entry:
     try:
-        return Entry(name, start, end, msgspec.json.decode(line, type=Alert))
+        alert = msgspec.json.decode(line, type=Alert)
+        msgspec.json.encode(alert)  # numbers of thousands of digits can be read, and not be written
+        return Entry(name, start, end, alert)
     except (msgspec.DecodeError, RecursionError) as fault:
         return Entry(name, start, end, None, "no alert" if isinstance(fault, msgspec.ValidationError) else "no JSON")
     except UnicodeDecodeError:
         return Entry(name, start, end, None, "not UTF-8")
+    except (OverflowError, ValueError):
+        return Entry(name, start, end, None, "a number out of range")
 
 
 def _number(name: str) -> int:

@@ -7,13 +7,16 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from llmsec_agent.alerting.plan import SenderPlan, decode, encode
 from llmsec_agent.alerting.sender import send_alerts
 from llmsec_agent.kept import Kept, Work
+from llmsec_tap import privileges
 from llmsec_tap.errors import LLMSecError
 from llmsec_tap.journal import Journal
+from llmsec_tap.storage.store import open_store
 
 _POKE: Final = b"\0"
 
@@ -36,7 +39,8 @@ class AlertSender(Kept):
             waking.close()
             return _send(plan, journal, wake, goes_on, restarts)
 
-        kept = Kept.start(Work("alert sender", _load_all, _placed, decode, work), plan, plan.store, journal)
+        has_apprise = any(channel.name == "apprise" for channel in plan.channels)
+        kept = Kept.start(Work("alert sender", lambda: load_all(apprise=has_apprise), placed, decode, work), plan, plan.store, journal)
         wake.close()
         return cls(kept.pid, kept.control, plan, waking)
 
@@ -52,6 +56,17 @@ class AlertSender(Kept):
             self.say(encode(plan))
 
 
+def send_here(plan: SenderPlan, journal: Journal, *, once: bool) -> int:
+    """In this process, for a folder without an agent; as its owner, where root says so. Raises StorageError."""
+    folder = plan.store
+    load_all(apprise=any(channel.name == "apprise" for channel in plan.channels))
+    privileges.load_encodings()
+    open_store(folder, journal)  # raises where it is none
+    os.chdir(folder)
+    privileges.become_owner_of(Path())
+    return send_alerts(placed(plan, folder), journal, once=once)
+
+
 def _send(plan: SenderPlan, journal: Journal, wake: socket.socket, goes_on: Callable[[], bool], restarts: int) -> int:
     try:
         return send_alerts(plan, journal, wake=wake, goes_on=goes_on, restarts=restarts)
@@ -60,11 +75,11 @@ def _send(plan: SenderPlan, journal: Journal, wake: socket.socket, goes_on: Call
         return fault.exit_code
 
 
-def _placed(plan: SenderPlan, folder: str) -> SenderPlan:
+def placed(plan: SenderPlan, folder: str) -> SenderPlan:
     return replace(plan, store=".", name=folder)
 
 
-def _load_all() -> None:
+def load_all(*, apprise: bool) -> None:
     """What is imported later may lie where the user cannot read."""
     import smtplib  # noqa: F401
 
@@ -80,3 +95,8 @@ def _load_all() -> None:
     import llmsec_agent.alerting.channels.paging
     import llmsec_agent.alerting.channels.syslog
     import llmsec_agent.alerting.channels.web  # noqa: F401
+
+    if apprise:
+        import apprise as library
+
+        library.Apprise().add("json://localhost")  # loads all that it knows

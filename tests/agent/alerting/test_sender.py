@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from llmsec_agent.alerting.lane import Lane, Pace, Shared
@@ -182,7 +183,18 @@ def test_a_broken_channel_delays_no_other(tmp_path, root):
 
 def test_hostile_lines_are_counted_named_and_passed_over(tmp_path, root):
     good = an_alert(1)
-    bad = [b"\n", b"{}\n", b"[" * 5000 + b"\n", b'"' + b"x" * MAX_LINE_BYTES * 3 + b'"\n', b"\xff\xfe\n", b'{"alert_id": 1}\n', b"null\n"]
+    given = msgspec.json.encode(good)
+    huge = [given.replace(b'"count":1', b'"count":1' + b"0" * 6_000), given.replace(b'"value":6.0', b'"value":1e999')]
+    bad = [
+        *(line + b"\n" for line in huge),
+        b"\n",
+        b"{}\n",
+        b"[" * 5000 + b"\n",
+        b'"' + b"x" * MAX_LINE_BYTES * 3 + b'"\n',
+        b"\xff\xfe\n",
+        b'{"alert_id": 1}\n',
+        b"null\n",
+    ]
     for line in bad:
         write_outbox(root, line, good)
     write_outbox(root, b'{"alert_id": "torn')
@@ -354,3 +366,28 @@ def test_what_cannot_be_read_is_one_line_before_anything_starts(tmp_path, root, 
     with pytest.raises(ConfigError, match=fault) as caught:
         plan(tmp_path, root, **{channel: settings.format(folder=tmp_path)})
     assert "hunter2" not in str(caught.value)
+
+
+def test_the_command_sends_as_the_owner_of_the_folder_and_says_what_could_not_be_sent(tmp_path, root):
+    write_outbox(root, an_alert(1), an_alert(2))
+    command = "from llmsec_agent.cli.tap.app import main; main()"
+
+    def deliver(*more):
+        return subprocess.run(
+            [sys.executable, "-c", command, "deliver", "--alerts", *more], env=ENV, capture_output=True, text=True, check=False
+        )
+
+    with receiver() as server:
+        config = write_config(tmp_path / "c.yaml", root, {"webhook": f"url: {server.url}"})
+        server.answers = [Answer(), Answer(404, b"gone")]
+        ran = deliver("--once", "--config", str(config))
+        assert ran.returncode == 4, ran.stderr
+        assert "alert a2 was not sent to webhook: answered 404: gone" in ran.stderr
+        assert deliver("--once", "--config", str(config)).returncode == 0
+        assert len(server.posts) == 2
+    if os.geteuid() == 0:
+        assert {path.stat().st_uid for path in (root / "alerts").iterdir()} == {OWNER}
+    none = tmp_path / "none.yaml"
+    none.write_text(f"storage: {{path: {root}}}\n")
+    assert "no channel to send alerts to" in deliver("--once", "--config", str(none)).stderr
+    assert deliver("--once", "--config", str(config), "--store", str(tmp_path / "nothing")).returncode == 4

@@ -45,12 +45,12 @@ def deliver(
     storage = loaded.storage
     if alerts:
         from llmsec_agent.alerting.plan import plan_of as alert_plan_of
-        from llmsec_agent.alerting.sender import send_alerts
+        from llmsec_agent.alerting.process import send_here
 
         plan = alert_plan_of(store or storage.path, loaded.alerting)
         if not plan.channels:
             raise ConfigError("no channel to send alerts to", "name one in alerting.channels of the configuration")
-        raise typer.Exit(send_alerts(plan, journal(), once=once))
+        raise typer.Exit(send_here(plan, journal(), once=once))
     if storage.clickhouse is None:
         raise ConfigError("no database to deliver to", "name one in storage.clickhouse of the configuration")
     raise typer.Exit(run(plan_of(store or storage.path, storage.clickhouse), journal(), once=once))
