@@ -45,7 +45,7 @@ def run_agent(path: str | None) -> int:
     notify = Notify()
     deliverer: Deliverer | None = None
     telemetry: TelemetrySender | None = None
-    plan = _plan(loaded, path, journal, notify, lambda changed: [*_redeliver(deliverer, changed), *_retell(telemetry, changed)])
+    plan = _plan(loaded, path, journal, notify, lambda changed: _resend(deliverer, telemetry, changed))
     deliverer = _deliverer(config, journal)
     telemetry = _telemetry(config, journal)
     exposer = _exposer(config, plan.decoders)
@@ -149,13 +149,15 @@ def _telemetry(config: Config, journal: StandardError) -> TelemetrySender | None
     return TelemetrySender.start(plan, journal)
 
 
-def _retell(telemetry: TelemetrySender | None, config: Config) -> list[str]:
-    """As `_redeliver`, for what is told to a collector."""
+def _resend(deliverer: Deliverer | None, telemetry: TelemetrySender | None, config: Config) -> list[str]:
+    """Go over to what the file says now of the database and of collectors; what needs more than that. Raises ConfigError, with nothing changed."""
     plan = telemetry_plan(config.storage.path, config.observability)
+    sentences = _redeliver(deliverer, config)
     if telemetry is None or plan is None:
-        return [] if telemetry is None and plan is None else ["needs a restart: observability.tracing, observability.metrics.otlp"]
+        is_same = telemetry is None and plan is None
+        return sentences if is_same else [*sentences, "needs a restart: observability.tracing, observability.metrics.otlp"]
     telemetry.change(plan)
-    return []
+    return sentences
 
 
 def _style(config: Config) -> Style:
