@@ -51,7 +51,7 @@ def run_agent(path: str | None) -> int:
     deliverer: Deliverer | None = None
     telemetry: TelemetrySender | None = None
     sender: AlertSender | None = None
-    plan = _plan(loaded, path, journal, notify, lambda changed: [*_redeliver(deliverer, sender, changed), *_retell(telemetry, changed)])
+    plan = _plan(loaded, path, journal, notify, lambda changed: _resend(deliverer, sender, telemetry, changed))
     deliverer = _deliverer(config, journal)
     telemetry = _telemetry(config, journal)
     sender = _alert_sender(config, journal)
@@ -178,13 +178,18 @@ def _telemetry(config: Config, journal: StandardError) -> TelemetrySender | None
     return TelemetrySender.begin(plan, journal)
 
 
-def _retell(telemetry: TelemetrySender | None, config: Config) -> list[str]:
-    """As `_redeliver`, for what is told to a collector."""
+def _resend(deliverer: Deliverer | None, sender: AlertSender | None, telemetry: TelemetrySender | None, config: Config) -> list[str]:
+    """Go over to what the file says now of the database, channels and collectors; what needs more than that.
+
+    Raises ConfigError, with nothing changed.
+    """
     plan = telemetry_plan(config.storage.path, config.observability)
+    sentences = _redeliver(deliverer, sender, config)
     if telemetry is None or plan is None:
-        return [] if telemetry is None and plan is None else ["needs a restart: observability.tracing, observability.metrics.otlp"]
+        is_same = telemetry is None and plan is None
+        return sentences if is_same else [*sentences, "needs a restart: observability.tracing, observability.metrics.otlp"]
     telemetry.change(plan)
-    return []
+    return sentences
 
 
 def _style(config: Config) -> Style:

@@ -37,10 +37,10 @@ class Meters:
     def observe(self, exchange: Exchange) -> None:
         if exchange.provider is None:
             return
-        attributes = self._attributes(exchange)
-        failed, error = attributes, error_of(exchange.without_content())
+        bare = exchange.without_content()  # a client may have put a sentence where a model's name belongs
+        failed = attributes = self._attributes(bare)
         if error_of(exchange) is not None:
-            failed = attributes | {"error.type": self._errors(error or "_OTHER")}
+            failed = attributes | {"error.type": self._errors(error_of(bare) or "_OTHER")}
         if exchange.started_ns is not None and exchange.ended_ns is not None:
             duration_s = max(0.0, (exchange.ended_ns - exchange.started_ns) / 1e9)
             self._record(names.OPERATION_DURATION, duration_s, failed)
@@ -61,7 +61,6 @@ class Meters:
         self._provider.shutdown()
 
     def _attributes(self, exchange: Exchange) -> Attributes:
-        exchange = exchange.without_content()  # a client may have put a sentence where a model's name belongs
         host, port = split_address(exchange.server)
         found: Attributes = {
             "gen_ai.operation.name": exchange.operation or "chat",

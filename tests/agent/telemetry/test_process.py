@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from llmsec_agent import agent
 from llmsec_agent.config.endpoints import endpoint_url
-from llmsec_agent.config.schema import Metrics, Observability, OTLPMetrics, Tracing
+from llmsec_agent.config.schema import ClickHouse, Config, Metrics, Observability, OTLPMetrics, Storage, Tracing
 from llmsec_agent.delivery_metrics import TelemetryMetrics
 from llmsec_agent.telemetry import plan as plans
 from llmsec_agent.telemetry.plan import telemetry_plan
@@ -28,6 +29,7 @@ CAPTURE = ROOT / "fixtures/pcap/golden"
 PARENT = """
 import sys, time
 from llmsec_agent.config import load_config
+from llmsec_agent.kept import end
 from llmsec_agent.journals import journal
 from llmsec_agent.telemetry.plan import telemetry_plan
 from llmsec_agent.telemetry.process import TelemetrySender
@@ -41,7 +43,7 @@ for line in sys.stdin:
         print("told", flush=True)
     if line.strip() == "end":
         begun = time.monotonic()
-        child.end()
+        end([child])
         print(time.monotonic() - begun, flush=True)
 time.sleep(120)
 """
@@ -220,3 +222,30 @@ def test_the_library_is_not_loaded_by_what_captures():
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class Recorder:
+    def __init__(self):
+        self.plans = []
+
+    def change(self, plan):
+        self.plans.append(plan)
+        return ()
+
+
+def test_a_reload_with_a_wrong_collector_changes_nothing_and_a_right_one_both(tmp_path):
+    deliverer, telemetry = Recorder(), Recorder()
+    clickhouse = ClickHouse(nodes=("localhost:9000",))
+
+    def of(endpoint, enabled=True):
+        return Config(
+            storage=Storage(clickhouse=clickhouse), observability=Observability(tracing=Tracing(enabled=enabled, endpoint=endpoint))
+        )
+
+    with pytest.raises(ConfigError):
+        agent._resend(deliverer, telemetry, of("ftp://collector"))
+    assert (deliverer.plans, telemetry.plans) == ([], [])
+    assert agent._resend(deliverer, telemetry, of("http://collector:4318")) == []
+    assert (len(deliverer.plans), [str(plan.spans) for plan in telemetry.plans]) == (1, ["http://collector:4318/v1/traces"])
+    assert "needs a restart" in agent._resend(deliverer, telemetry, of("http://collector", enabled=False))[0]
+    assert "needs a restart" in agent._resend(deliverer, None, of("http://collector"))[0]
