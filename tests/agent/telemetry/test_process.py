@@ -248,4 +248,4 @@ def test_a_reload_with_a_wrong_collector_changes_nothing_and_a_right_one_both(tm
     assert agent._resend(deliverer, None, telemetry, of("http://collector:4318")) == []
     assert (len(deliverer.plans), [str(plan.spans) for plan in telemetry.plans]) == (1, ["http://collector:4318/v1/traces"])
     assert "needs a restart" in agent._resend(deliverer, None, telemetry, of("http://collector", enabled=False))[0]
-    assert "needs a restart" in agent._resend(deliverer, None, of("http://collector"))[0]
+    assert "needs a restart" in agent._resend(deliverer, None, None, of("http://collector"))[0]
