@@ -52,6 +52,7 @@ class Watch:
         self._clock = clock
         self._save_at = clock() + _SAVE_EVERY_S
         self._has_failed = False
+        self._saving: saved.Saving | None = None
         self._faults = 0
         subjects, problem = saved.load(path) if path is not None else (None, "")
         if problem:
@@ -73,21 +74,32 @@ class Watch:
                 self._journal.warning("watch_failed", f"the watcher failed ({type(fault).__name__} at {where(fault)}); please report this")
 
     def tick(self) -> None:
-        """Called now and then."""
-        if self._path is not None and self._clock() >= self._save_at:
-            self._save_at = self._clock() + _SAVE_EVERY_S
-            self.save()
-
-    def save(self) -> None:
+        """Called about twice a second: a piece of what is known is written where it is time, so that no exchange waits for it."""
         if self._path is None:
             return
+        if self._saving is None and self._clock() >= self._save_at:
+            self._saving = saved.Saving(self._watcher.subjects, self._path)
+        if self._saving is not None and self._try(self._saving.step):
+            self._saving = None
+            self._save_at = self._clock() + _SAVE_EVERY_S
+
+    def save(self) -> None:
+        """All of it, at the end."""
+        path = self._path
+        if path is not None:
+            self._try(lambda: saved.save(self._watcher.subjects, path))
+
+    def _try(self, write: Callable[[], bool | None]) -> bool:
+        """Whether it is over, one way or the other."""
         try:
-            saved.save(self._watcher.subjects, self._path)
-            self._has_failed = False
+            is_done = write() is not False
         except OSError as fault:
             if not self._has_failed:
                 self._journal.warning("watch_state", f"cannot write {FILE_NAME}: {fault.strerror or fault}")
             self._has_failed = True
+            return True
+        self._has_failed = self._has_failed and not is_done
+        return is_done
 
     def samples(self) -> Iterable[Sample]:
         yield from self._watcher.samples()

@@ -1,8 +1,13 @@
-"""What is known of subjects, over restarts: one file, written beside and renamed, for the owner alone."""
+"""What is known of subjects, over restarts: one file, written beside and renamed, for the owner alone.
+
+The file is pieces of a thousand subjects, each with its length before it, so that a run that must not stop writes a piece now and then.
+"""
 
 from __future__ import annotations
 
 import os
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -12,20 +17,47 @@ from llmsec_analyzer.watch.subjects import MAX_SUBJECTS, AnySubject, Subjects
 from llmsec_tap.storage.publish import publishing, write_all
 
 VERSION: Final = 1
-# 100,000 subjects take about a fifth of it.
+# 100,000 subjects take about a tenth of it.
 _MAX_BYTES: Final = 512 << 20
+_LENGTH: Final = struct.Struct("<I")
+_PIECE: Final = 1000
 
 
-class _Saved(msgspec.Struct):
+class _Piece(msgspec.Struct):
     version: int
     subjects: list[tuple[str, AnySubject]]
 
 
+class Saving:
+    """Call `step` until it says that it is done; what changes meanwhile is saved as it is when its piece comes."""
+
+    def __init__(self, subjects: Subjects, path: Path) -> None:
+        self._path = path
+        self._pieces = _pieces(subjects)
+        self._written: list[bytes] = []
+
+    def step(self) -> bool:
+        """A piece, or the file in its place. Raises OSError."""
+        piece = next(self._pieces, None)
+        if piece is not None:
+            self._written += (_LENGTH.pack(len(piece)), piece)
+            return False
+        with publishing(self._path) as descriptor:
+            write_all(descriptor, b"".join(self._written))
+        return True
+
+
 def save(subjects: Subjects, path: Path) -> None:
-    """Raises OSError."""
-    data = msgspec.msgpack.encode(_Saved(VERSION, subjects.items()))
-    with publishing(path) as descriptor:
-        write_all(descriptor, data)
+    """At once. Raises OSError."""
+    saving = Saving(subjects, path)
+    while not saving.step():
+        pass
+
+
+def _pieces(subjects: Subjects) -> Iterator[bytes]:
+    items = subjects.items()
+    for at in range(0, len(items), _PIECE):
+        yield msgspec.msgpack.encode(_Piece(VERSION, items[at : at + _PIECE]))
 
 
 def load(path: Path) -> tuple[Subjects, str]:
@@ -41,11 +73,15 @@ def load(path: Path) -> tuple[Subjects, str]:
         if os.fstat(file.fileno()).st_size > _MAX_BYTES:
             return subjects, "it is larger than what is ever written"
         try:
-            saved = msgspec.msgpack.decode(file.read(), type=_Saved)
-        except (msgspec.MsgspecError, OSError, RecursionError):
-            return subjects, "it is damaged"
-    if saved.version != VERSION:
-        return subjects, "another version wrote it"
-    for name, subject in saved.subjects[-MAX_SUBJECTS:]:
-        subjects.put(name, subject)
+            while head := file.read(_LENGTH.size):
+                (size,) = _LENGTH.unpack(head)
+                piece = msgspec.msgpack.decode(file.read(min(size, _MAX_BYTES)), type=_Piece)
+                if piece.version != VERSION:
+                    return Subjects(), "another version wrote it"
+                if len(subjects) + len(piece.subjects) > MAX_SUBJECTS:
+                    return Subjects(), "it holds more than what is ever written"
+                for name, subject in piece.subjects:
+                    subjects.put(name, subject)
+        except (msgspec.MsgspecError, struct.error, OSError, RecursionError):
+            return Subjects(), "it is damaged"
     return subjects, ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import struct
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -253,15 +254,34 @@ def test_what_is_known_goes_on_after_a_restart(tmp_path):
     assert "cost" in [each.kind for each in found]
 
 
+def test_a_state_is_saved_piece_by_piece_while_exchanges_come(tmp_path):
+    """What a live capture does: no step writes more than a thousand subjects."""
+    watcher, path = Watcher(WatchSettings(), PRICES), tmp_path / "watch.state"
+    told((call(MONDAY + n * S, n, api_key_fingerprint=f"k{n}", tenant=f"t{n}", client=f"10.0.{n % 256}.1:1") for n in range(1500)), watcher)
+    saving, steps = saved.Saving(watcher.subjects, path), 0
+    while not saving.step():
+        steps += 1
+        assert not path.exists()
+        told([call(MONDAY + 2000 * S, tenant=f"late{steps}")], watcher)
+    assert steps == -(-len(saved.load(path)[0]) // 1000)
+    assert saved.load(path)[1] == ""
+
+
+def piece(value: Any) -> bytes:
+    data = msgspec.msgpack.encode(value)
+    return struct.pack("<I", len(data)) + data
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"", "damaged"),
         (b"\xff" * 100, "damaged"),
-        (msgspec.msgpack.encode({"version": 99, "subjects": []}), "another version"),
-        (msgspec.msgpack.encode({"version": 1, "subjects": [["x", {"type": "Tenant", "usual_cost": {"recent": b"abc"}}]]}), "damaged"),
-        (msgspec.msgpack.encode({"version": 1, "subjects": [["x", {"type": "Model", "first_tokens": "no"}]]}), "damaged"),
-        (b"\x91" * 5000, "damaged"),
+        (piece({"version": 99, "subjects": []}), "another version"),
+        (piece({"version": 1, "subjects": [["x", {"type": "Tenant", "usual_cost": {"recent": b"abc"}}]]}), "damaged"),
+        (piece({"version": 1, "subjects": [["x", {"type": "Model", "first_tokens": "no"}]]}), "damaged"),
+        (piece({"version": 1, "subjects": [["x", {"type": "Tenant"}]]}) + b"\0\0", "damaged"),
+        (piece({"version": 1, "subjects": [["x", {"type": "Tenant"}]]})[:-3], "damaged"),
+        (struct.pack("<I", 5000) + b"\x91" * 5000, "damaged"),
     ],
 )
 def test_a_damaged_state_is_left_aside(tmp_path, data, said):
@@ -273,7 +293,7 @@ def test_a_damaged_state_is_left_aside(tmp_path, data, said):
 
 
 def test_a_link_in_the_states_place_is_not_followed(tmp_path):
-    (tmp_path / "other").write_bytes(msgspec.msgpack.encode({"version": 1, "subjects": []}))
+    (tmp_path / "other").write_bytes(piece({"version": 1, "subjects": []}))
     (tmp_path / "watch.state").symlink_to(tmp_path / "other")
     assert saved.load(tmp_path / "watch.state")[1]
 
