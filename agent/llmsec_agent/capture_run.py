@@ -201,7 +201,7 @@ def _watch(settings: CaptureSettings, journal: Journal, sibling: Sibling) -> Wat
     """In the store's folder, where this process is."""
     assert settings.watch is not None
     name = FILE_NAME if sibling.is_first else f"{sibling.number}-{FILE_NAME}"
-    return Watch(settings.watch, journal, Path(name) if settings.store is not None else None)
+    return Watch(settings.watch, journal, Path(name) if settings.store is not None else None, memory_cap_bytes=settings.memory_cap_bytes)
 
 
 def _alerts(

@@ -137,7 +137,7 @@ def replay_in_parallel(
     with signals(stop) as interrupted:
         stop.on_request(lambda: _tell(processes, signal.SIGTERM))
         lanes = [Lane(sink, journal, stop, max_bytes=Shares.of(settings.memory_cap_bytes).lane, may_wait=True) for sink in sinks]
-        watch = Watch(settings.watch, journal) if settings.watch is not None else None
+        watch = Watch(settings.watch, journal, memory_cap_bytes=settings.memory_cap_bytes) if settings.watch is not None else None
         decided = alerts_of(settings, journal)
         if decided is not None and decided.sink is not None:
             told = Lane(decided.sink, journal, stop, max_bytes=Shares.of(settings.memory_cap_bytes).lane, may_wait=True)

@@ -101,7 +101,7 @@ def replay(
         content=settings.content,
         whose=settings.whose,
         key_use=KeyUse() if settings.watch_keys else None,
-        watch=Watch(settings.watch, journal) if settings.watch is not None else None,
+        watch=Watch(settings.watch, journal, memory_cap_bytes=settings.memory_cap_bytes) if settings.watch is not None else None,
         alerts=alerts_of(settings, journal),
         directory=settings.directory,
         policies=settings.policies,

@@ -12,6 +12,7 @@ from typing import Final
 from llmsec_agent.config.schema import Config
 from llmsec_analyzer.watch import saved
 from llmsec_analyzer.watch.prices import PriceList, Prices, price_list
+from llmsec_analyzer.watch.subjects import MAX_SUBJECTS, Subjects
 from llmsec_analyzer.watch.watcher import Gauge, UpstreamLimit, Watcher, WatchSettings
 from llmsec_tap.counters import Sample
 from llmsec_tap.errors import where
@@ -19,6 +20,8 @@ from llmsec_tap.journal import Journal
 from llmsec_tap.model import Exchange
 
 FILE_NAME: Final = "watch.state"
+# A subject takes 1.6 kB; a fifth of a run's memory is for all of them.
+_CAP_FOR_EACH: Final = 8000
 _SAVE_EVERY_S: Final = 300.0
 # How the original design calls upstreams, and how records do.
 _PROVIDERS: Final = {"azure_openai": "azure.ai.openai", "aws_bedrock": "aws.bedrock"}
@@ -46,7 +49,15 @@ def plan_watch(config: Config) -> WatchPlan:
 class Watch:
     """`path`: where what is known is kept; None keeps nothing."""
 
-    def __init__(self, plan: WatchPlan, journal: Journal, path: Path | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        plan: WatchPlan,
+        journal: Journal,
+        path: Path | None = None,
+        *,
+        memory_cap_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._journal = journal
         self._path = path
         self._clock = clock
@@ -54,7 +65,8 @@ class Watch:
         self._has_failed = False
         self._saving: saved.Saving | None = None
         self._faults = 0
-        subjects, problem = saved.load(path) if path is not None else (None, "")
+        most = min(MAX_SUBJECTS, memory_cap_bytes // _CAP_FOR_EACH)
+        subjects, problem = saved.load(path, most) if path is not None else (Subjects(most), "")
         if problem:
             journal.warning("watch_state", f"{FILE_NAME} is left aside, and baselines begin anew: {problem}")
         self._watcher = Watcher(plan.settings, Prices(plan.prices), subjects)

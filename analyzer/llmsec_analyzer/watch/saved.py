@@ -60,9 +60,12 @@ def _pieces(subjects: Subjects) -> Iterator[bytes]:
         yield msgspec.msgpack.encode(_Piece(VERSION, items[at : at + _PIECE]))
 
 
-def load(path: Path) -> tuple[Subjects, str]:
-    """What was saved, and what is wrong with it: then nothing is known, and all begins anew. No file is nothing wrong."""
-    subjects = Subjects()
+def load(path: Path, most: int = MAX_SUBJECTS) -> tuple[Subjects, str]:
+    """What was saved, and what is wrong with it: then nothing is known, and all begins anew. No file is nothing wrong.
+
+    `most`: so many subjects are known, those seen last.
+    """
+    subjects, count = Subjects(most), 0
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -77,11 +80,12 @@ def load(path: Path) -> tuple[Subjects, str]:
                 (size,) = _LENGTH.unpack(head)
                 piece = msgspec.msgpack.decode(file.read(min(size, _MAX_BYTES)), type=_Piece)
                 if piece.version != VERSION:
-                    return Subjects(), "another version wrote it"
-                if len(subjects) + len(piece.subjects) > MAX_SUBJECTS:
-                    return Subjects(), "it holds more than what is ever written"
+                    return Subjects(most), "another version wrote it"
+                count += len(piece.subjects)
+                if count > MAX_SUBJECTS:
+                    return Subjects(most), "it holds more than what is ever written"
                 for name, subject in piece.subjects:
                     subjects.put(name, subject)
         except (msgspec.MsgspecError, struct.error, OSError, RecursionError):
-            return Subjects(), "it is damaged"
+            return Subjects(most), "it is damaged"
     return subjects, ""

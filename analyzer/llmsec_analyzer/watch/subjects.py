@@ -125,6 +125,8 @@ class Subjects:
 
     def put(self, name: str, subject: AnySubject) -> None:
         self._known[type(subject).__name__, name] = subject
+        if len(self._known) > self._most:
+            self._known.popitem(last=False)
 
 
 def is_new(known: list[int], value: int) -> bool:

@@ -267,6 +267,15 @@ def test_a_state_is_saved_piece_by_piece_while_exchanges_come(tmp_path):
     assert saved.load(path)[1] == ""
 
 
+def test_a_run_with_less_memory_reads_back_those_seen_last(tmp_path):
+    watcher, path = Watcher(WatchSettings(), PRICES), tmp_path / "watch.state"
+    told((call(MONDAY + n * S, n, api_key_fingerprint=f"k{n}", tenant=f"t{n}") for n in range(100)), watcher)
+    saved.save(watcher.subjects, path)
+    subjects, problem = saved.load(path, 20)
+    assert (len(subjects), problem) == (20, "")
+    assert "t99" in {name for name, _ in subjects.items()}
+
+
 def piece(value: Any) -> bytes:
     data = msgspec.msgpack.encode(value)
     return struct.pack("<I", len(data)) + data
