@@ -208,3 +208,11 @@ def test_what_is_older_than_it_is_kept_goes_also_of_what_was_sent(tmp_path):
     assert box.trim() == 2
     assert len(list(folder.iterdir())) == left
     assert not (folder / "sent-0.jsonl").exists()
+
+
+def test_alerts_alone_lists_them_and_an_option_in_the_wrong_place_is_refused(run, store):
+    alone = run("alerts", "--store", store)
+    assert (alone.returncode, alone.stdout) == (0, run("alerts", "list", "--store", store).stdout)
+    misplaced = run("alerts", "--store", store, "silences")
+    assert misplaced.returncode == 2
+    assert "stands before" in misplaced.stderr

@@ -10,6 +10,7 @@ import typer
 
 from llmsec_agent.cli.analyze.query import StoreOption
 from llmsec_agent.cli.analyze.scan import ConfigOption
+from llmsec_tap.errors import ConfigError
 from llmsec_tap.storage import DEFAULT_STORE
 
 if TYPE_CHECKING:
@@ -33,14 +34,28 @@ class PriorityChoice(StrEnum):
     LOW = "low"
 
 
-group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+group = typer.Typer(invoke_without_command=True, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 
 AlertArgument = Annotated[str, typer.Argument(help="The alert's id, or its beginning where that is unique.", metavar="ID")]
 FolderOption = Annotated[str, typer.Option("--store", envvar="LLMSEC_STORE", help="The store's folder.", metavar="FOLDER")]
 
 
 def register(app: typer.Typer) -> None:
-    app.add_typer(group, name="alerts", help="Alerts: who was told what, silences, trying a channel (docs/alerts.md).")
+    app.add_typer(group, name="alerts")
+
+
+@group.callback()
+def alerts(context: typer.Context, store: StoreOption = DEFAULT_STORE) -> None:
+    """Alerts: who was told what, silences, trying a channel (docs/alerts.md). Alone it lists them; `alerts list` has filters.
+
+    Example: llmsec-analyze alerts --store llmsec-data
+    """
+    if context.invoked_subcommand is None:
+        list_alerts(store)
+        return
+    source = context.get_parameter_source("store")
+    if source is not None and source.name == "COMMANDLINE":
+        raise ConfigError(f"--store stands before `{context.invoked_subcommand}`", f"alerts {context.invoked_subcommand} --store {store}")
 
 
 @group.command("list")
