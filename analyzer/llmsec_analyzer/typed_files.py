@@ -14,10 +14,11 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import msgspec
+import yaml
 from msgspec import inspect
 
 from llmsec_analyzer.units import parse_duration, parse_size, show_duration, show_size
-from llmsec_analyzer.yaml_files import Lines, Where, shown
+from llmsec_analyzer.yaml_files import Lines, Where, repeated_keys, shown, yaml_lines
 from llmsec_tap.errors import ConfigError
 
 # A file with more faults than these is no configuration; the rest is counted.
@@ -402,6 +403,18 @@ class Checker:
             return self._readers[kind.cls](value)
         except ValueError as fault:
             return self.problem(where, str(fault), given=given)
+
+
+def read_struct(value: Any, node: yaml.Node | None, kind: Any) -> tuple[Any, list[Problem], int]:
+    """Of a file's value and tree: an instance of the struct or None, all that is wrong (a key given twice, too), and how much more is."""
+    lines = yaml_lines(node)
+    repeated = [
+        Problem(where[:-1], f"the key `{shown(where[-1])}` is given twice, first in line {first}", "", line)
+        for where, line, first in repeated_keys(node)
+    ]
+    checker = Checker(lines)
+    made = checker.struct({} if value is None else value, kind)
+    return made, [*repeated, *checker.problems], checker.more
 
 
 def _in_words(kind: inspect.Type) -> str:

@@ -19,8 +19,8 @@ from typing import Annotated, Any, Final, NamedTuple
 import msgspec
 
 from llmsec_analyzer.alerts.rules import wildcards
-from llmsec_analyzer.typed_files import Checker, FileError, Problem, key
-from llmsec_analyzer.yaml_files import parse_yaml, repeated_keys, shown, yaml_lines
+from llmsec_analyzer.typed_files import FileError, Problem, key, read_struct
+from llmsec_analyzer.yaml_files import parse_yaml, yaml_lines
 
 # A list that a person can read is far below these.
 MAX_SILENCES: Final = 1_000
@@ -74,13 +74,7 @@ def parse_silences(text: str, name: str) -> list[Silence]:
     """Raises FileError with `name`, all faults and their lines."""
     value, node = parse_yaml(text, name)
     lines = yaml_lines(node)
-    problems = [
-        Problem(where[:-1], f"the key `{shown(where[-1])}` is given twice, first in line {first}", "", line)
-        for where, line, first in repeated_keys(node)
-    ]
-    checker = Checker(lines)
-    read = checker.struct({} if value is None else _as_text(value), File)
-    problems += checker.problems
+    read, problems, more = read_struct(None if value is None else _as_text(value), node, File)
     entries = read.silences if read is not None else ()
     for number, entry in enumerate(entries):
         where = ("silences", number)
@@ -97,7 +91,7 @@ def parse_silences(text: str, name: str) -> list[Silence]:
             Problem(("silences",), f"has more than {MAX_SILENCES:,} entries", "delete those that are over", lines(("silences",)))
         )
     if problems:
-        raise FileError(name, problems, checker.more)
+        raise FileError(name, problems, more)
     return list(entries)
 
 

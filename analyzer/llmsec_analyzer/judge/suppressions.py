@@ -20,8 +20,8 @@ from llmsec_analyzer.expressions import Expression, ExpressionError, compile_exp
 from llmsec_analyzer.judge.exchange_parts import Report, TextPart
 from llmsec_analyzer.judge.facts import FACT_KINDS, FINDING_KINDS, Facts, values_of
 from llmsec_analyzer.risk import risk
-from llmsec_analyzer.typed_files import Checker, FileError, Problem, key
-from llmsec_analyzer.yaml_files import parse_yaml, read_text, repeated_keys, shown, yaml_lines
+from llmsec_analyzer.typed_files import FileError, Problem, key, read_struct
+from llmsec_analyzer.yaml_files import parse_yaml, read_text, yaml_lines
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.model import Finding, Suppressed
 
@@ -172,13 +172,7 @@ def parse_suppressions(text: str, name: str) -> list[Given]:
     """The entries of a file's text. Raises ConfigError with its `name` and the line."""
     value, node = parse_yaml(text, name)
     lines = yaml_lines(node)
-    problems = [
-        Problem(where[:-1], f"the key `{shown(where[-1])}` is given twice, first in line {first}", "", line)
-        for where, line, first in repeated_keys(node)
-    ]
-    checker = Checker(lines)
-    read = checker.struct({} if value is None else _dates(value), File)
-    problems += checker.problems
+    read, problems, more = read_struct(None if value is None else _dates(value), node, File)
     found: list[Given] = []
     for number, entry in enumerate(read.suppressions if read is not None else ()):
         where = ("suppressions", number)
@@ -188,7 +182,7 @@ def parse_suppressions(text: str, name: str) -> list[Given]:
         else:
             found.append(made)
     if problems:
-        raise FileError(name, problems, checker.more)
+        raise FileError(name, problems, more)
     return found
 
 

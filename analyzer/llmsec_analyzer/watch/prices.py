@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, cast
 
 import msgspec
 
-from llmsec_analyzer.typed_files import Checker, FileError, Problem, key
-from llmsec_analyzer.yaml_files import read_yaml, repeated_keys, shown, yaml_lines
+from llmsec_analyzer.typed_files import FileError, key, read_struct
+from llmsec_analyzer.yaml_files import read_yaml
 from llmsec_tap.model import Exchange
 
 BUILTIN: Final = Path(__file__).with_name("prices.yaml")
@@ -32,17 +32,10 @@ class PriceList(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields
 
 def read_prices(path: Path) -> PriceList:
     """Raises ConfigError with every fault of the file."""
-    value, node = read_yaml(path)
-    lines = yaml_lines(node)
-    checker = Checker(lines)
-    listed: PriceList | None = checker.struct({} if value is None else value, PriceList)
-    repeated = [
-        Problem(where[:-1], f"the key `{shown(where[-1])}` is given twice, first in line {first}", "", line)
-        for where, line, first in repeated_keys(node)
-    ]
-    if listed is None or repeated:
-        raise FileError(str(path), [*repeated, *checker.problems], checker.more)
-    return listed
+    listed, problems, more = read_struct(*read_yaml(path), PriceList)
+    if problems:
+        raise FileError(str(path), problems, more)
+    return cast("PriceList", listed)
 
 
 def price_list(path: str | None) -> PriceList:
