@@ -42,6 +42,9 @@ CATALOGUE: Final[dict[str, Metric]] = {
     "llmsec_gap_bytes_total": Metric("counter", "Bytes in those gaps.", labels=("source",)),
     "llmsec_connections_without_socket_total": Metric("counter", "TLS connections whose addresses are not known."),
     "llmsec_anomalies_total": Metric("counter", "Oddities of the wire by name (docs/anomalies.md).", labels=("name",)),
+    "llmsec_skipped_packets_total": Metric("counter", "Packets that carry neither TCP nor a QUIC connection that is known.", labels=("kind",)),
+    "llmsec_tls_secrets": Metric("gauge", "Secrets of TLS connections that are known, from key logs.", "greatest"),
+    "llmsec_tls_secrets_left_out_total": Metric("counter", "Secrets of key logs beyond the bound.", "greatest"),
     "llmsec_undecoded_connections_total": Metric("counter", "Connections of a protocol that is recognised and not decoded.", labels=("protocol",)),
     "llmsec_decoder_failures_total": Metric("counter", "Decoders of ours that failed on an exchange; please report them.", labels=("decoder",)),
     # Capture.

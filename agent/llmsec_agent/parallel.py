@@ -241,6 +241,7 @@ def _work(
         memory_cap_bytes=settings.memory_cap_bytes,
         may_wait=True,
         ports=settings.ports,
+        keys=settings.keys,
         content=settings.content,
         whose=settings.whose,
         directory=settings.directory,

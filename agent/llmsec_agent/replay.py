@@ -36,6 +36,7 @@ from llmsec_tap.storage.handover import give_to_caller, is_callers
 from llmsec_tap.storage.store import create_store
 from llmsec_tap.storage.writer import StoreWriter
 from llmsec_tap.tokens import TokenEstimator
+from llmsec_tap.wire.tls.key_log import KeyLog
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -52,10 +53,11 @@ _FINDINGS = 1
 
 @dataclass(frozen=True, kw_only=True)
 class ReplaySettings:
-    """What a replay reads, keeps and may take. `ports`: None for all."""
+    """What a replay reads, keeps and may take. `ports`: None for all. `keys`: secrets of TLS."""
 
     files: tuple[str, ...]
     ports: frozenset[int] | None = None
+    keys: KeyLog | None = None
     store: str | None = None
     content: bool = True
     tokenizer: str | None = None
@@ -98,6 +100,7 @@ def replay(
         may_wait=True,
         follows=settings.follows,
         ports=settings.ports,
+        keys=settings.keys,
         content=settings.content,
         whose=settings.whose,
         key_use=KeyUse() if settings.watch_keys else None,

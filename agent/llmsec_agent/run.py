@@ -36,6 +36,7 @@ from llmsec_tap.memory import peak_bytes, resident_bytes
 from llmsec_tap.model import AnomalyCount, Exchange, Finding
 from llmsec_tap.pipeline import Pipeline, Share
 from llmsec_tap.tokens import TokenEstimator
+from llmsec_tap.wire.tls.key_log import KeyLog
 
 
 class Detection(Protocol):
@@ -113,11 +114,12 @@ class Run:
         directory: RemoteDirectory | None = None,
         policies: Policies | None = None,
         share: Share | None = None,
+        keys: KeyLog | None = None,
         start_detection: Callable[[Deliver, OnEarly], Detection] | None = None,
     ) -> None:
         """`may_wait`: the source can (files), or cannot (live). `follows`: it may be live all the same, so nothing is kept for company.
 
-        `key_use` watches who uses which key, `watch` what deviates, `alerts` decides what somebody is told. `directory` knows whose keys are, `policies` what holds for a tenant.
+        `key_use` watches who uses which key, `watch` what deviates, `alerts` decides what somebody is told. `directory` knows whose keys are, `policies` what holds for a tenant. `keys` opens TLS in packets.
         `sinks` take each exchange in their order.
         """
         self._follows = follows
@@ -156,6 +158,7 @@ class Run:
             whose=whose,
             directory=directory,
             share=share,
+            keys=keys,
         )
         self._samples: list[Samples] = [self.samples, self.pipeline.samples, *(lane.samples for lane in self.lanes)]
         if self.detection is not None:

@@ -19,6 +19,7 @@ def oddities(counts: Snapshot) -> list[str]:
     for title, name, label in (
         ("anomalies", "llmsec_anomalies_total", "name"),
         ("not decoded", "llmsec_undecoded_connections_total", "protocol"),
+        ("packets of other kinds", "llmsec_skipped_packets_total", "kind"),
     ):
         found = counts.by(name, label)
         if found:

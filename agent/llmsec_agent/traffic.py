@@ -33,7 +33,7 @@ class Traffic:
         self._histograms: dict[tuple[str, Labels], Histogram] = {}
 
     def observe(self, exchange: Exchange) -> None:
-        if exchange.provider is None:
+        if not exchange.is_request:
             return
         tenant, backend = ("tenant_id", self._tenants(exchange.tenant)), ("backend", self._providers(exchange.provider))
         model = self._models(exchange.response_model or exchange.request_model)

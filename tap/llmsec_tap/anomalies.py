@@ -11,10 +11,13 @@ from typing import Final, Literal
 AnomalyName = Literal[
     # packets
     "packet_cut", "packet_malformed", "ip_fragment", "ip_fragment_overlap", "ip_fragment_lost", "linktype_unknown",
+    "packet_too_deep",
     # TCP
     "tcp_gap", "tcp_overlap_differs", "tcp_overlap_unchecked", "tcp_out_of_window", "tcp_bad_checksum", "tcp_syn_inside",
     "tcp_data_after_reset", "tcp_reopened", "tcp_pending_limit", "tcp_connection_limit", "tcp_reset", "tcp_port_reuse",
     "tcp_idle_expired",
+    # TLS
+    "tls_unread", "tls_unopened", "tls_malformed", "tls_early_data_refused",
     # live capture
     "ebpf_dropped", "ebpf_cut", "ebpf_unreadable", "ebpf_no_socket", "ebpf_connection_limit", "tap_overload",
     "tap_attached_late",
@@ -50,6 +53,7 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     "ip_fragment_overlap": "IP fragments overlapped, or did not fit together; their datagram was dropped (RFC 5722).",
     "ip_fragment_lost": "IP fragments were given up: the rest of their datagram did not come in time, or too many waited.",
     "linktype_unknown": "Packets of a link type that is not decoded were skipped.",
+    "packet_too_deep": "A packet had more encapsulations than the limit, and was skipped.",
     # TCP
     "tcp_gap": "Bytes were lost by the capture: acknowledged or never sent again, and not in the file.",
     "tcp_overlap_differs": "A copy of bytes differed from the first one; the first copy was read, the other is kept to be looked at.",
@@ -64,6 +68,11 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     "tcp_reset": "The connection was reset.",
     "tcp_port_reuse": "A new connection began on the same addresses and ports before the old one ended.",
     "tcp_idle_expired": "The connection was silent for longer than the idle limit and was closed here.",
+    # TLS
+    "tls_unread": "A connection with TLS whose secrets are not known, or of which no record could be opened: this line is all that is known of it.",
+    "tls_unopened": "A record of TLS did not open with the connection's keys: what it held is missing.",
+    "tls_malformed": "A record or handshake message of TLS contradicts itself; what came after it was searched for records.",
+    "tls_early_data_refused": "The server refused what the client sent early (TLS 1.3); it is not read, the client sends it again.",
     # live capture
     "ebpf_dropped": "The ring between kernel and tap was full; bytes of this connection were lost and counted.",
     "ebpf_cut": "One call moved more bytes than the limit of a call; what came first was kept.",

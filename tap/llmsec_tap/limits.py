@@ -35,6 +35,11 @@ MAX_FRAGMENT_DATAGRAMS = 4096
 MAX_FRAGMENT_BYTES = 4 * MIB
 FRAGMENT_AGE_NS = 30_000_000_000
 MAX_DATAGRAM_BYTES = 65_535
+# Encapsulations around one packet: a mirror of an overlay's packet has two or three.
+MAX_ENCAPSULATIONS = 4
+# QUIC connections that are known at once, and for how long one may be silent.
+MAX_QUIC_CONNECTIONS = 16_384
+QUIC_IDLE_NS = 60_000_000_000
 # pcapng blocks carry one packet and its options; anything longer is damage.
 MAX_PCAPNG_BLOCK_BYTES = 16 * MIB
 MAX_PCAPNG_INTERFACES = 4096
@@ -80,6 +85,20 @@ SOCKET_WAIT_NS = 2_000_000_000
 SOCKET_WAIT_BYTES = MIB
 # Records are put in the order of their calls within this time: a write's record comes at its return, its time is its entry.
 REORDER_NS = 5_000_000
+
+# --- TLS ---------------------------------------------------------------------------------------------------------------
+# Secrets of a key log that are known at once, at some 250 bytes each; four to a connection of TLS 1.3.
+MAX_TLS_SECRETS = 200_000
+# Sessions of TLS 1.2 that may be resumed under a secret that was logged once.
+MAX_TLS_SESSIONS = 10_000
+# A handshake message that is read: a ClientHello with post-quantum shares takes 2 kB, encrypted ones of ECH some more.
+MAX_TLS_HELLO_BYTES = 64 * KIB
+# Records of one connection that wait for secrets which a capture file holds behind the packets.
+MAX_TLS_HELD_BYTES = 256 * KIB
+# After a loss, the numbers that are tried: for one record, and for all of a direction.
+MAX_TLS_TRIALS_A_RECORD = 64
+MAX_TLS_TRIALS = 4096
+
 # --- HTTP --------------------------------------------------------------------------------------------------------------
 # Go's net/http takes heads of 1 MiB, httptools has no bound at all.
 MAX_HEAD_BYTES = MIB

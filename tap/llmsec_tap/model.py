@@ -235,6 +235,20 @@ class RateLimit(msgspec.Struct, kw_only=True):
     retry_after_s: float | None = None
 
 
+class TLS(msgspec.Struct, kw_only=True, frozen=True):
+    """What the hellos of a connection say. The bytes are given where nothing of it could be read, as they were on the wire."""
+
+    transport: Literal["tcp", "quic"]
+    version: str | None = None
+    cipher_suite: str | None = None
+    server_name: str | None = None  # as the client asked for it (SNI), in lower case
+    alpn_offered: list[str] = []
+    alpn: str | None = None  # what the server chose; in TLS 1.3 only its key log tells
+    ja4: str | None = None
+    client_bytes: int | None = None
+    server_bytes: int | None = None
+
+
 class Exchange(msgspec.Struct, kw_only=True):
     """One request and its answer. Times are capture time, epoch nanoseconds; texts are exactly as sent.
 
@@ -279,6 +293,7 @@ class Exchange(msgspec.Struct, kw_only=True):
     tenant: str | None = None
     api_key_fingerprint: str | None = None
     process: Process | None = None
+    tls: TLS | None = None
     completeness: Completeness = "complete"
     anomalies: list[AnomalyCount] = []
     request: Request = msgspec.field(default_factory=Request)
@@ -307,6 +322,16 @@ class Exchange(msgspec.Struct, kw_only=True):
     deviations: list[Deviation] = []
     alerts: list[AlertMark] = []
 
+    @property
+    def is_connection(self) -> bool:
+        """It stands for a whole connection that could not be read, not for one request."""
+        return self.tls is not None and self.tls.client_bytes is not None
+
+    @property
+    def is_request(self) -> bool:
+        """One request to a language model, of which something was read."""
+        return self.provider is not None and not self.is_connection
+
     def without_content(self) -> Exchange:
         """The same record with every text left out (`--no-content`).
 
@@ -317,6 +342,7 @@ class Exchange(msgspec.Struct, kw_only=True):
             self,
             method=_word(self.method),
             path=_plain_path(self.path),
+            tls=_plain_tls(self.tls),
             request_model=_word(self.request_model),
             response_model=_word(self.response_model),
             response_id=_word(self.response_id),
@@ -362,6 +388,14 @@ _PLAIN_PART = re.compile(r"[\w.~:@$!*(),+-]{1,64}", re.ASCII)
 def _word(value: str | None) -> str | None:
     """A name as an API has it. A sentence in its place is content."""
     return value if value is not None and _WORD.fullmatch(value) else None
+
+
+def _plain_tls(tls: TLS | None) -> TLS | None:
+    """What a client offers is its own to fill."""
+    if tls is None:
+        return None
+    offered = [name for name in tls.alpn_offered if _word(name)]
+    return msgspec.structs.replace(tls, server_name=_word(tls.server_name), alpn_offered=offered, alpn=_word(tls.alpn))
 
 
 # Deviations whose subject or explanation quotes what a client named.

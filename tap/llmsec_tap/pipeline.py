@@ -11,14 +11,18 @@ from llmsec_tap.account import Account
 from llmsec_tap.anomalies import AnomalyName
 from llmsec_tap.counters import Sample, by_label
 from llmsec_tap.exchange.assembly import REPLAYED, Context, ExchangeAssembly, ListenerFactory, Origin
+from llmsec_tap.exchange.unread_connection import connection_record
 from llmsec_tap.identity.credentials import Fingerprinter
 from llmsec_tap.identity.tenants import Directory
 from llmsec_tap.identity.whose import WhoseSettings
-from llmsec_tap.model import Exchange
+from llmsec_tap.model import TLS, Exchange
 from llmsec_tap.wire.connection import Connection
 from llmsec_tap.wire.flow import Flow, FlowSink, StreamSink
 from llmsec_tap.wire.packet import PacketDecoder, PacketHandler
+from llmsec_tap.wire.quic import QUICConnections
 from llmsec_tap.wire.tcp import TCPReassembler
+from llmsec_tap.wire.tls.connection import TLSConnection
+from llmsec_tap.wire.tls.key_log import KeyLog
 
 # Rotated files may overlap a little: capture threads write in turn.
 _FILE_OVERLAP_NS = 1_000_000_000
@@ -81,6 +85,8 @@ class _Elsewhere:
 
     def anomaly(self, name: AnomalyName) -> None: ...
 
+    def shed(self) -> None: ...
+
 
 _ELSEWHERE = _Elsewhere()
 
@@ -104,11 +110,13 @@ class Pipeline:
         origin: Origin = REPLAYED,
         memory_cap_bytes: int = limits.MEMORY_CAP_BYTES,
         share: Share | None = None,
+        keys: KeyLog | None = None,
     ) -> None:
         """`share`: where several processes read the same packets. `memory_cap_bytes` is for the whole process; a share of it is the account of what is held for traffic.
 
         `on_request` is given what a record could say of an exchange, when the last byte of its request is in.
         `estimate` adds token counts to a record whose server stated none, before it is handed on (`tokens.TokenEstimator.estimate`).
+        `keys` opens TLS of which the packets are read; a capture file may add some (`secrets`).
         `origin` is said on every record. `whose` says how tenants and end users are named, `directory` whose keys are. `on_defect` is told the name of a decoder, or `tokens`, inside the except block; `shield=False` lets such faults through (tests).
         """
         self.account = Account(memory_cap_bytes * limits.ACCOUNT_BYTES // limits.MEMORY_CAP_BYTES)
@@ -129,6 +137,7 @@ class Pipeline:
         )
         self.anomalies: Counter[str] = Counter()
         self.protocols: Counter[str] = Counter()
+        self.keys = keys or KeyLog()
         self._file_began_ns = 0
         self.exchanges = 0
         self.llm_exchanges = 0
@@ -138,7 +147,9 @@ class Pipeline:
         self._counts = share is None or share.number == 0
         on_anomaly = self._anomaly if self._counts else lambda _name: None
         self.tcp: TCPReassembler = (TCPReassembler if share is None else _InPhases)(self.open_flow, on_anomaly, self.account)
-        self._decoder = PacketDecoder(self.tcp, ports, self.account)
+        self._quic = QUICConnections(self._unread, self.account)
+        # Without a share of their own: there are few, and each is told by the first process alone.
+        self._decoder = PacketDecoder(self.tcp, ports, self.account, self._quic.datagram if self._counts else None)
 
     def handler(self, linktype: int) -> PacketHandler:
         handle = self._decoder.handler(linktype)
@@ -154,7 +165,7 @@ class Pipeline:
     def capture_begins(self, ts_ns: int) -> None:
         """Connections go on from file to file of a rotated capture. A file that begins before the last one ended is another capture."""
         if ts_ns <= self._file_began_ns or ts_ns < self.tcp.latest_ns - _FILE_OVERLAP_NS:
-            self.tcp.close()
+            self._end_connections()
         self._file_began_ns = ts_ns
 
     def open_flow(self, facts: Flow) -> FlowSink:
@@ -165,21 +176,28 @@ class Pipeline:
         first, second = facts.first.rpartition(":")[0], facts.second.rpartition(":")[0]
         holding = self.account.open(f"{min(first, second)} {max(first, second)}")
         facts.reserve = holding.reserve
-        connection = Connection(facts, self._assembly, self._protocol, self._anomaly, holding.close)
+        connection = Connection(facts, self._assembly, self._protocol, self._anomaly, holding.close, self._tls)
         holding.shed = connection.shed
         return connection
 
     def tick(self, now_ns: int) -> None:
         """Expire what is idle; live sources call it, a replay's own packets tell the time."""
         self.tcp.sweep(now_ns)
+        self._quic.sweep(now_ns)
 
     def shed(self) -> None:
         """Hand on all that is under way as far as it came, to free its memory."""
         self.account.shed_all()
 
     def close(self) -> None:
-        self.tcp.close()
+        self._end_connections()
         self._decoder.close()
+
+    def _end_connections(self) -> None:
+        if isinstance(self.tcp, _InPhases):
+            self.tcp.phase = 2
+        self._quic.close()
+        self.tcp.close()
 
     def samples(self) -> Iterable[Sample]:
         yield Sample("llmsec_exchanges_total", self.llm_exchanges, (("kind", "llm"),))
@@ -188,8 +206,31 @@ class Pipeline:
             yield Sample("llmsec_connections_total", self.tcp.opened, _PACKETS)
             yield Sample("llmsec_gaps_total", self.tcp.gaps, _PACKETS)
             yield Sample("llmsec_gap_bytes_total", self.tcp.gap_bytes, _PACKETS)
+            yield from by_label("llmsec_skipped_packets_total", "kind", self._decoder.skipped)
+            yield Sample("llmsec_tls_secrets", self.keys.secrets)
+            yield Sample("llmsec_tls_secrets_left_out_total", self.keys.left_out)
         yield from by_label("llmsec_anomalies_total", "name", self.anomalies)
         yield from by_label("llmsec_undecoded_connections_total", "protocol", self.protocols)
+
+    def secrets(self, data: bytes) -> None:
+        """Secrets of TLS that a capture file holds, as lines of a key log."""
+        self.keys.add(data)
+
+    def _tls(self, flow: Flow) -> TLSConnection:
+        def inside(tls: TLS) -> Connection:
+            return Connection(flow.inside(tls), self._assembly, self._protocol, self._anomaly)
+
+        def unread(client: str, server: str, ended_ns: int, tls: TLS) -> None:
+            self._unread(flow, client, server, ended_ns, tls)
+
+        return TLSConnection(flow, self.keys, inside, unread, self._anomaly)
+
+    def _unread(self, flow: Flow, client: str, server: str, ended_ns: int, tls: TLS) -> None:
+        """A connection that stays closed is one record."""
+        self.protocols["tls" if tls.transport == "tcp" else tls.transport] += 1
+        self._anomaly("tls_unread")
+        self._context.emitting = flow
+        self._emit(connection_record(flow, client, server, ended_ns, tls, self._context))
 
     def _assembly(self, flow: Flow, client: str, server: str, ordinal: int) -> ExchangeAssembly:
         return ExchangeAssembly(self._context, flow, client, server, ordinal)
@@ -201,9 +242,6 @@ class Pipeline:
         self.protocols[name] += 1
 
     def _exchange(self, exchange: Exchange) -> None:
-        if self._share is not None and isinstance(self.tcp, _InPhases):
-            flow = self._context.emitting
-            self._share.on_order((self._packets, self.tcp.phase, flow.number if flow is not None else 0))
         if self._estimate is not None:
             try:
                 self._estimate(exchange)
@@ -215,6 +253,12 @@ class Pipeline:
         if exchange.provider is not None:
             self.llm_exchanges += 1
         for anomaly in exchange.anomalies:
-            if not anomaly.name.startswith(("tcp_", "http_")):  # those were counted as they happened, on their connection
+            if not anomaly.name.startswith(("tcp_", "http_", "tls_")):  # those were counted as they happened, on their connection
                 self.anomalies[anomaly.name] += anomaly.count
+        self._emit(exchange)
+
+    def _emit(self, exchange: Exchange) -> None:
+        if self._share is not None and isinstance(self.tcp, _InPhases):
+            flow = self._context.emitting
+            self._share.on_order((self._packets, self.tcp.phase, flow.number if flow is not None else 0))
         self._on_exchange(exchange)

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from llmsec_tap.model import (
+    TLS,
     AlertMark,
     AnomalyCount,
     Counts,
@@ -88,6 +89,15 @@ def full_exchange(number: int = 0, **changes: Any) -> Exchange:
         error_type="rate_limit_error",
         tenant="acme",
         api_key_fingerprint="hmac:0123",
+        tls=TLS(
+            transport="tcp",
+            version="TLS 1.3",
+            cipher_suite="TLS_AES_128_GCM_SHA256",
+            server_name="api.example.org",
+            alpn_offered=["h2", "http/1.1"],
+            alpn="http/1.1",
+            ja4="t13d0302h2_000000000000_000000000000",
+        ),
         process=Process(pid=4242, comm="python", exe="/usr/bin/python3", container_id="c0ffee", pod="web-1", namespace="shop"),
         completeness="gapped",
         anomalies=[AnomalyCount(name="tcp_gap", count=2), AnomalyCount(name="sse_bad_json", count=1)],

@@ -35,7 +35,7 @@ class Meters:
         self._models, self._servers, self._errors, self._providers = Values(), Values(), Values(), Values()
 
     def observe(self, exchange: Exchange) -> None:
-        if exchange.provider is None:
+        if not exchange.is_request:
             return
         bare = exchange.without_content()  # a client may have put a sentence where a model's name belongs
         failed = attributes = self._attributes(bare)

@@ -171,7 +171,7 @@ class Sending:
 
     def _span(self, exchange: Exchange) -> ReadableSpan | None:
         tracing = self._plan.tracing
-        if self._plan.spans is None or exchange.provider is None or not is_sampled(exchange, tracing.sampling):
+        if self._plan.spans is None or not exchange.is_request or not is_sampled(exchange, tracing.sampling):
             return None
         try:
             return span_of(exchange, tracing.service_name, content=tracing.content)

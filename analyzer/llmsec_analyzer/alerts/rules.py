@@ -27,7 +27,7 @@ REQUEST_FIELDS: Final[dict[str, Kind]] = {
     **dict.fromkeys(
         (
             *("tenant", "provider", "api", "operation", "model", "client", "server", "api_key_fingerprint", "end_user", "session_id"),
-            *("client_agent", "deployment", "node", "process", "container_id", "pod", "namespace", "capture_kind"),
+            *("client_agent", "deployment", "node", "process", "container_id", "pod", "namespace", "capture_kind", "server_name", "ja4"),
         ),
         "text",
     ),
@@ -149,6 +149,8 @@ def values_of(
         "pod": process.pod if process else None,
         "namespace": process.namespace if process else None,
         "capture_kind": exchange.capture_kind,
+        "server_name": exchange.tls.server_name if exchange.tls else None,
+        "ja4": exchange.tls.ja4 if exchange.tls else None,
         "streaming": exchange.streaming,
         "security_score": exchange.security_score if findings is None else security_score(counted),
         "risk_score": exchange.risk_score if findings is None else risk_score(counted),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from llmsec_analyzer.show.finding_rows import finding_line
 from llmsec_analyzer.show.terminal import visible
-from llmsec_tap.model import Exchange, Message, Part
+from llmsec_tap.model import TLS, Exchange, Message, Part
 
 _INDENT = "  "
 
@@ -69,6 +69,7 @@ def _facts(exchange: Exchange) -> Iterator[str]:
     ]
     if any(value for _, value in names):
         yield "  ".join(f"{name}: {_one(value)}" for name, value in names if value)
+    yield from _hellos(exchange.tls)
     if exchange.process is not None:
         process = exchange.process
         where = [process.container_id, process.namespace and f"{process.namespace}/{process.pod}"]
@@ -91,6 +92,21 @@ def _facts(exchange: Exchange) -> Iterator[str]:
         yield f"risk score: {exchange.risk_score}"
     elif exchange.completeness == "unreadable":
         yield "risk score: none, something passed unread"
+
+
+def _hellos(tls: TLS | None) -> Iterator[str]:
+    if tls is None:
+        return
+    facts = [
+        ("server name", tls.server_name),
+        ("ALPN", tls.alpn or ", ".join(tls.alpn_offered)),
+        ("suite", tls.cipher_suite),
+        ("JA4", tls.ja4),
+    ]
+    version = tls.version or ("QUIC" if tls.transport == "quic" else "TLS")
+    yield "  ".join([_one(version), *(f"{name}: {_one(value)}" for name, value in facts if value)])
+    if tls.client_bytes is not None:
+        yield f"not opened: {tls.client_bytes:,} bytes from the client, {tls.server_bytes or 0:,} from the server"
 
 
 def _tokens(exchange: Exchange) -> Iterator[str]:

@@ -21,7 +21,9 @@ def exchange_row(exchange: Exchange) -> str:
     usage, estimate = exchange.usage, exchange.usage_estimated
     started = exchange.started_ns or 0
     moment = dt.datetime.fromtimestamp(started // 1_000_000_000, dt.UTC)
-    if exchange.provider is None:
+    if exchange.is_connection and exchange.tls is not None:
+        who, what = exchange.provider or "-", f"{exchange.tls.transport} {exchange.tls.server_name or exchange.server}"
+    elif exchange.provider is None:
         who, what = "-", f"{exchange.method or ''} {exchange.path or ''}"
     else:
         who, what = exchange.provider, exchange.response_model or exchange.request_model or exchange.operation or ""

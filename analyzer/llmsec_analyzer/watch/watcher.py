@@ -101,7 +101,7 @@ class Watcher:
 
     def look(self, exchange: Exchange) -> None:
         self.gauge = Gauge()
-        if exchange.provider is None:
+        if not exchange.is_request:
             return
         exchange.cost_usd = self.prices.cost_usd(exchange)
         self._priced[exchange.cost_usd is not None] += 1

@@ -131,7 +131,7 @@ class DetectionProcess:
         entry = Waiting(self._numbers, exchange, 0, self._clock(), stream=stream, masks=masks, sensitivity=sensitivity, redact=redact)
         self._in_order.add(entry)
         self._start_again()
-        if exchange.provider is None:
+        if not exchange.is_request:
             entry.is_llm, entry.report = False, Report([])
         else:
             entry.parts = list(text_parts(exchange))

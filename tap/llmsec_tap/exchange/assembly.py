@@ -514,6 +514,7 @@ class ExchangeAssembly:
             proxied=self.flow.proxied,
             capture_kind=self.flow.kind or self.context.origin.kind,
             node=self.context.origin.node,
+            tls=self.flow.tls,
         )
 
     def _tenant(self, credential: str | None, *, is_llm: bool) -> Known:

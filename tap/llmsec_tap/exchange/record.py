@@ -12,7 +12,7 @@ from llmsec_tap.exchange.timing import Timings, timings
 from llmsec_tap.identity.credentials import Fingerprinter, clean_text
 from llmsec_tap.identity.masking import mask_method, mask_record, mask_target
 from llmsec_tap.identity.whose import Whose
-from llmsec_tap.model import AnomalyCount, CaptureKind, Completeness, Exchange, Framing, Process, Request, Response
+from llmsec_tap.model import TLS, AnomalyCount, CaptureKind, Completeness, Exchange, Framing, Process, Request, Response
 from llmsec_tap.wire.messages import Head
 
 
@@ -44,6 +44,7 @@ class Facts(msgspec.Struct, kw_only=True, frozen=True, gc=False):
     proxied: str | None  # the client that a PROXY protocol header named
     capture_kind: CaptureKind
     node: str | None
+    tls: TLS | None
 
 
 def build_record(facts: Facts, draft: Draft, anomalies: Mapping[AnomalyName, int], fingerprint: Fingerprinter) -> Exchange:
@@ -77,6 +78,7 @@ def build_record(facts: Facts, draft: Draft, anomalies: Mapping[AnomalyName, int
         api_key_fingerprint=fingerprint(facts.credential) if facts.credential else None,
         tenant=facts.tenant if is_llm else None,
         process=facts.process,
+        tls=facts.tls,
         capture_kind=facts.capture_kind,
         node=facts.node,
         completeness=facts.completeness,

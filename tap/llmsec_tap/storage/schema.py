@@ -47,6 +47,17 @@ REQUEST = struct(
 )
 RESPONSE = struct(messages=ListOf(MESSAGE), error_message=TEXT, embeddings=INT, embedding_dimensions=INT, body_bytes=INT, events=INT)
 PROCESS = struct(pid=INT, comm=TEXT, exe=TEXT, container_id=TEXT, pod=TEXT, namespace=TEXT, labels=ListOf(struct(name=TEXT, value=TEXT)))
+TLS = struct(
+    transport=TEXT,
+    version=TEXT,
+    cipher_suite=TEXT,
+    server_name=TEXT,
+    alpn_offered=ListOf(TEXT),
+    alpn=TEXT,
+    ja4=TEXT,
+    client_bytes=INT,
+    server_bytes=INT,
+)
 OTHER_TEXT = struct(path=TEXT, text=TEXT)
 COUNTS = struct(requests=INT, tokens=INT)
 RATE_LIMIT = struct(limits=COUNTS, remaining=COUNTS, reset_s=struct(requests=FLOAT, tokens=FLOAT), retry_after_s=FLOAT)
@@ -118,6 +129,7 @@ EXCHANGE_COLUMNS: tuple[tuple[str, ColumnType], ...] = (
     ("tenant", TEXT),
     ("api_key_fingerprint", TEXT),
     ("process", PROCESS),
+    ("tls", TLS),
     ("completeness", TEXT),
     ("anomalies", ListOf(ANOMALY)),
     ("request", REQUEST),

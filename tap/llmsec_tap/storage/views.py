@@ -95,6 +95,7 @@ _COMMENTS = {
     "tenant": "Tenant, from configuration",
     "api_key_fingerprint": "Keyed HMAC of the credential, never the credential",
     "process": "The observed process: pid, comm, exe, container_id, pod, namespace, labels; live capture only",
+    "tls": "The connection's hellos, in packets: version, cipher suite, name asked for (SNI), ALPN, JA4; with bytes: it stayed closed, and the row stands for all of it",
     "completeness": "complete, truncated, gapped, midstream, aborted or unreadable (a body, part or head came whole and could not be read)",
     "anomalies": "Named oddities of the wire, with counts",
     "request": "Normalised request: messages (role, parts), tools, parameters (JSON text), body_bytes",

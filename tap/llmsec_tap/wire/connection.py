@@ -11,7 +11,7 @@ from collections.abc import Callable
 from llmsec_tap import limits
 from llmsec_tap.account import Entry
 from llmsec_tap.anomalies import AnomalyName, OnAnomaly
-from llmsec_tap.wire.flow import Flow, StreamSink
+from llmsec_tap.wire.flow import Flow, FlowSink, StreamSink
 from llmsec_tap.wire.http1 import MessageParser, RequestParser
 from llmsec_tap.wire.messages import ExchangeFactory, ignore
 from llmsec_tap.wire.pairing import Pairing
@@ -30,7 +30,7 @@ _PREFIX = 64
 class _Direction:
     """One direction. `data` is replaced by the parser's own once the protocol is known: one call less per segment."""
 
-    __slots__ = ("_connection", "_entry", "_looked", "_parser", "_peeked", "_searching", "_seen", "address", "data", "peer")
+    __slots__ = ("_connection", "_entry", "_looked", "_parser", "_peeked", "_searching", "_seen", "_sink", "address", "data", "peer")
 
     peer: _Direction
 
@@ -38,6 +38,7 @@ class _Direction:
         self._connection = connection
         self.address = address
         self._parser: MessageParser | None = None
+        self._sink: StreamSink | None = None  # of a protocol that carries another one
         self._peeked = bytearray()
         self._entry = Entry(connection.flow.reserve)
         self._looked = 0  # so much of it was looked at in vain: more of the same line changes nothing
@@ -55,12 +56,18 @@ class _Direction:
                 return
             data = bytes(peeked)
             peeked.clear()
+        carrier = self._connection.carrier
+        if carrier is not None:  # the other direction has told what this is
+            self._carry(carrier, ts_ns, data)
+            return
         kind = None if self._searching else classify_start(data)
         if kind == "more":
             peeked += data
             self._looked = len(data)
         elif kind in ("request", "response"):
             self._become(kind, ts_ns, data)
+        elif kind == "tls" and (carrier := self._connection.begin_tls()) is not None:
+            self._carry(carrier, ts_ns, data)
         elif kind is not None and kind != "other":
             self._connection.other_protocol(kind)
         else:
@@ -99,13 +106,21 @@ class _Direction:
             self._peeked += data[max(0, min(line, len(data) - _SHORT_TAIL), len(data) - _SEARCH_TAIL) :]
             self._looked = 0 if len(self._peeked) <= _SHORT_TAIL else len(self._peeked)
 
+    def _carry(self, carrier: FlowSink, ts_ns: int, data: bytes) -> None:
+        """Everything goes to the protocol that carries another one."""
+        self._sink = carrier.first if self is self._connection.first else carrier.second
+        self.data = self._sink.data
+        self._sink.data(ts_ns, data)
+
     def _become(self, kind: str, ts_ns: int, data: bytes) -> None:
         self._parser = self._connection.parser(self, kind)
         self.data = self._parser.data
         self._parser.data(ts_ns, data)
 
     def gap(self, ts_ns: int, length: int | None) -> None:
-        if self._parser is not None:
+        if self._sink is not None:
+            self._sink.gap(ts_ns, length)
+        elif self._parser is not None:
             self._parser.gap(ts_ns, length)
         else:
             self._peeked.clear()
@@ -113,16 +128,22 @@ class _Direction:
             self._connection.responses_lost()
 
     def other(self, ts_ns: int, data: bytes) -> None:
-        if self._parser is not None:
+        if self._sink is not None:
+            self._sink.other(ts_ns, data)
+        elif self._parser is not None:
             self._connection.other(data, of_client=isinstance(self._parser, RequestParser))
 
     def again(self) -> None:
-        if self._parser is not None:
+        if self._sink is not None:
+            self._sink.again()
+        elif self._parser is not None:
             self._parser.again()
             self._connection.responses_lost()
 
     def end(self, ts_ns: int, reason: str) -> None:
-        if self._parser is not None:
+        if self._sink is not None:
+            self._sink.end(ts_ns, reason)
+        elif self._parser is not None:
             self._parser.end(ts_ns, reason)
 
     def ignore(self) -> None:
@@ -137,14 +158,14 @@ class _Direction:
         self.data = ignore
         if self._parser is not None:
             self._parser.release()
-        self._parser = None
+        self._parser = self._sink = None
         del self._connection, self._entry, self.peer
 
 
 class Connection:
     """A `FlowSink`. Exchanges come from `factory`; protocols that are not decoded are told to `on_protocol` once."""
 
-    __slots__ = ("_factory", "_on_anomaly", "_on_closed", "_on_protocol", "_pairing", "first", "flow", "second")
+    __slots__ = ("_factory", "_on_anomaly", "_on_closed", "_on_protocol", "_open_tls", "_pairing", "carrier", "first", "flow", "second")
 
     def __init__(
         self,
@@ -153,13 +174,16 @@ class Connection:
         on_protocol: Callable[[str], None],
         on_anomaly: OnAnomaly,
         on_closed: Callable[[], None] = lambda: None,
+        open_tls: Callable[[Flow], FlowSink] | None = None,
     ) -> None:
-        """`on_closed` is called when nothing is held any more."""
+        """`on_closed` is called when nothing is held any more. `open_tls` makes what reads TLS; without it TLS is not decoded."""
         self.flow = flow
         self._factory = factory
         self._on_protocol = on_protocol
         self._on_anomaly = on_anomaly
         self._on_closed = on_closed
+        self._open_tls = open_tls
+        self.carrier: FlowSink | None = None  # TLS
         self._pairing: Pairing | None = None  # made when the first direction turns out to be HTTP/1
         self.first: StreamSink = _Direction(self, flow.first, joined_midstream=flow.is_midstream)
         self.second: StreamSink = _Direction(self, flow.second, joined_midstream=flow.is_midstream)
@@ -169,12 +193,17 @@ class Connection:
 
     def anomaly(self, name: AnomalyName) -> None:
         """An oddity of the connection: counted, and shown on the exchanges that are under way."""
-        if self._pairing is not None:
+        if self.carrier is not None:
+            self.carrier.anomaly(name)
+        elif self._pairing is not None:
             self._pairing.anomaly(name)
         else:
             self._on_anomaly(name)
 
     def close(self, ts_ns: int, reason: str) -> None:
+        if self.carrier is not None:
+            self.carrier.close(ts_ns, reason)
+            self.carrier = None
         if self._pairing is not None:
             self._pairing.close(ts_ns, reason)
         for direction in (self.first, self.second):
@@ -187,6 +216,8 @@ class Connection:
         for direction in (self.first, self.second):
             assert isinstance(direction, _Direction)
             direction.drop("http_memory_limit")
+        if self.carrier is not None:
+            self.carrier.shed()
         if self._pairing is not None:
             self._pairing.shed()
 
@@ -198,6 +229,11 @@ class Connection:
         if kind == "request":
             return pairing.request_parser(direction.address, peer.address)
         return pairing.response_parser(peer.address, direction.address, peer.ignore)
+
+    def begin_tls(self) -> FlowSink | None:
+        if self.carrier is None and self._open_tls is not None and self._pairing is None:
+            self.carrier = self._open_tls(self.flow)
+        return self.carrier
 
     def other_protocol(self, name: str) -> None:
         self._on_protocol(name)

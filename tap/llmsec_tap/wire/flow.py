@@ -13,7 +13,7 @@ from typing import Protocol
 
 from llmsec_tap.account import no_account
 from llmsec_tap.anomalies import AnomalyName
-from llmsec_tap.model import CaptureKind, Process
+from llmsec_tap.model import TLS, CaptureKind, Process
 
 
 class StreamSink(Protocol):
@@ -50,11 +50,14 @@ class FlowSink(Protocol):
 
     def anomaly(self, name: AnomalyName) -> None: ...
 
+    def shed(self) -> None:
+        """Memory is short: hand on what is under way as far as it came, and give back what is held."""
+
 
 class Flow:
     """A connection's facts. `first` opened it where that was seen; without a SYN (`is_midstream`) content decides who is client."""
 
-    __slots__ = ("first", "is_midstream", "kind", "number", "opened_ns", "process", "proxied", "reserve", "second")
+    __slots__ = ("first", "is_midstream", "kind", "number", "opened_ns", "process", "proxied", "reserve", "second", "tls")
 
     def __init__(
         self,
@@ -74,7 +77,14 @@ class Flow:
         self.kind = kind  # None: packets, of whatever the pipeline reads
         self.number = 0  # in the order in which the pipeline opened its connections
         self.proxied: str | None = None  # the client that a PROXY protocol header named
+        self.tls: TLS | None = None  # where it is what TLS carried, in packets
         self.reserve: Callable[[int], bool] = no_account  # room in the account (account.py) for what this connection holds
+
+    def inside(self, tls: TLS) -> Flow:
+        """The connection that this one carries, in the clear."""
+        flow = Flow(self.first, self.second, self.opened_ns, is_midstream=self.is_midstream, process=self.process, kind=self.kind)
+        flow.number, flow.proxied, flow.reserve, flow.tls = self.number, self.proxied, self.reserve, tls
+        return flow
 
 
 def endpoints(key: bytes) -> tuple[str, str]:

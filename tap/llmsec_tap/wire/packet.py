@@ -6,6 +6,7 @@ Rules
 - A frame is a region `buf[start:end]` of a larger buffer; only the TCP payload is copied out.
 - A length field that contradicts another is damage: the packet is counted (`packet_malformed`) and skipped.
 - Fragments are put together (fragments.py); no LLM server sends fragmented TCP, but an attacker may.
+- What is carried inside (tunnels.py) takes the same path again, to a bounded depth. What is not TCP in the end is counted by kind.
 - Of segments that open or end a connection the checksum is looked at (RFC 9293 3.1); `flags` then say what it is.
 
 Link types: https://www.tcpdump.org/linktypes.html. IPv6 extension headers: RFC 8200 section 4.
@@ -14,11 +15,14 @@ Link types: https://www.tcpdump.org/linktypes.html. IPv6 extension headers: RFC 
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
+from llmsec_tap import limits
 from llmsec_tap.account import Account
 from llmsec_tap.anomalies import AnomalyName
+from llmsec_tap.wire import tunnels
 from llmsec_tap.wire.fragments import Fragments, Key
 
 LINKTYPE_NULL = 0
@@ -32,7 +36,7 @@ LINKTYPE_LINUX_SLL2 = 276
 # DLT_RAW as OpenBSD and Linux number it; written to files by old libpcap versions.
 _DLT_RAW = (12, 14)
 
-PROTO_TCP = 6
+PROTO_TCP, PROTO_UDP = 6, 17
 _ACK = 0x10
 _SPECIAL = 0x07  # FIN, SYN, RST
 _ETHERTYPE_IPV4 = 0x0800
@@ -45,9 +49,18 @@ _MAX_EXTENSION_HEADERS = 12
 _IPV6_EXTENSIONS = frozenset((0, 43, 60, 135, 139, 140))
 _IPV6_FRAGMENT = 44
 _IPV6_AUTH = 51
+# Names of what is counted and not read; every other one is `other`.
+_SKIPPED_LINK = {0x0806: "arp", 0x8035: "rarp", 0x88CC: "lldp", 0x88E5: "macsec", 0x8863: "pppoe_discovery", 0x88F7: "ptp"}
+_SKIPPED_IP = {1: "icmp", 2: "igmp", 17: "udp", 50: "esp", 58: "icmp", 89: "ospf", 103: "pim", 112: "vrrp", 115: "l2tp", 132: "sctp"}
+
+# Mirrors wrap whole packets, which then no longer fit the path: their outer packets come in fragments.
+_FRAGMENTED = frozenset((PROTO_TCP, PROTO_UDP, *tunnels.PROTOCOLS))
 
 # What `flags` say above the wire's own bits.
 GOOD_CHECKSUM, BAD_CHECKSUM = 0x100, 0x200
+
+OnDatagram = Callable[[int, bytes, bytes], bool | None]
+"""(capture time in ns, addresses and ports as on the wire, payload); whether that is of a connection that it knows"""
 
 PacketHandler = Callable[[int, bytes, int, int, int], None]
 """(capture time in ns, buffer, start, end, length on the wire)"""
@@ -67,17 +80,27 @@ class SegmentSink(Protocol):
 
 
 class PacketDecoder:
-    """Frames in, TCP segments out to a `SegmentSink`. `ports`, where given, keeps only segments from or to one of them."""
+    """Frames in, TCP segments out to a `SegmentSink`. `ports`, where given, keeps only what is from or to one of them.
 
-    __slots__ = ("_anomaly", "_cut_segment", "_fragments", "_segment", "_sink", "non_tcp")
+    `on_datagram` is given UDP that carries no tunnel, and says whether it knows it; `skipped` counts what nobody knows.
+    """
 
-    def __init__(self, sink: SegmentSink, ports: frozenset[int] | None = None, account: Account | None = None) -> None:
+    __slots__ = ("_anomaly", "_cut_segment", "_datagram", "_fragments", "_segment", "_sink", "skipped")
+
+    def __init__(
+        self,
+        sink: SegmentSink,
+        ports: frozenset[int] | None = None,
+        account: Account | None = None,
+        on_datagram: OnDatagram | None = None,
+    ) -> None:
         self._fragments = Fragments(account or Account())
         self._segment = sink.segment if ports is None else _only_ports(sink.segment, ports)
         self._cut_segment = sink.cut_segment if ports is None else _only_ports(sink.cut_segment, ports)
         self._anomaly = sink.anomaly
         self._sink = sink
-        self.non_tcp = 0
+        self._datagram = on_datagram if ports is None or on_datagram is None else _only_ports(on_datagram, ports)
+        self.skipped: Counter[str] = Counter()
 
     def handler(self, linktype: int) -> PacketHandler:
         """The function that decodes frames of this link type; an unknown type gets one that counts and skips."""
@@ -147,7 +170,7 @@ class PacketDecoder:
             return
         self._network(ts_ns, buf[start] << 8 | buf[start + 1], buf, start + 20, end, start + wire_len)
 
-    def _network(self, ts_ns: int, ethertype: int, buf: bytes, start: int, end: int, wire_end: int) -> None:
+    def _network(self, ts_ns: int, ethertype: int, buf: bytes, start: int, end: int, wire_end: int, depth: int = 0) -> None:
         tags = 0
         while ethertype in _ETHERTYPE_VLAN:
             tags += 1
@@ -157,13 +180,34 @@ class PacketDecoder:
             ethertype = buf[start + 2] << 8 | buf[start + 3]
             start += 4
         if ethertype == _ETHERTYPE_IPV4:
-            self._ipv4(ts_ns, buf, start, end, wire_end)
+            self._ipv4(ts_ns, buf, start, end, wire_end, depth)
         elif ethertype == _ETHERTYPE_IPV6:
-            self._ipv6(ts_ns, buf, start, end, wire_end)
+            self._ipv6(ts_ns, buf, start, end, wire_end, depth)
+        elif ethertype in tunnels.ETHERTYPES:
+            self._inside(ts_ns, tunnels.of_link(ethertype, buf, start, end), buf, end, wire_end, depth)
         else:
-            self.non_tcp += 1
+            self.skipped[_SKIPPED_LINK.get(ethertype, "other")] += 1
 
-    def _ipv4(self, ts_ns: int, buf: bytes, start: int, end: int, wire_end: int) -> None:
+    def _inside(self, ts_ns: int, found: tunnels.Inside | None, buf: bytes, end: int, wire_end: int, depth: int) -> None:
+        """What a tunnel carries, from where it begins."""
+        if found is None:
+            self._anomaly("packet_malformed")
+            return
+        ethertype, start = found
+        if depth >= limits.MAX_ENCAPSULATIONS:
+            self._anomaly("packet_too_deep")
+            return
+        if ethertype == tunnels.ETHERNET:
+            if start + 14 > end:
+                self._anomaly("packet_malformed")
+                return
+            ethertype, start = buf[start + 12] << 8 | buf[start + 13], start + 14
+        if ethertype == tunnels.UNKNOWN:
+            self.skipped["other"] += 1
+            return
+        self._network(ts_ns, ethertype, buf, start, end, wire_end, depth + 1)
+
+    def _ipv4(self, ts_ns: int, buf: bytes, start: int, end: int, wire_end: int, depth: int) -> None:
         if end - start < 20 or buf[start] >> 4 != 4 or (header := (buf[start] & 15) * 4) < 20 or start + header > end:
             self._anomaly("packet_malformed")
             return
@@ -171,17 +215,17 @@ class PacketDecoder:
         if fragment & 0x3FFF:  # more fragments, or an offset
             stop = start + (buf[start + 2] << 8 | buf[start + 3])
             key = buf[start + 12 : start + 20], buf[start + 4] << 8 | buf[start + 5], buf[start + 9]
-            self._fragment(ts_ns, key, fragment, buf, start + header, end, stop)
-            return
-        if buf[start + 9] != PROTO_TCP:
-            self.non_tcp += 1
+            self._fragment(ts_ns, key, fragment, buf, start + header, end, stop, depth)
             return
         total = buf[start + 2] << 8 | buf[start + 3]
         # Captured before segmentation offload, a packet over 64 KiB states length 0: the frame's own length holds.
         stop = start + total if total else wire_end
-        self._tcp(ts_ns, buf[start + 12 : start + 20], buf, start + header, end, stop)
+        if buf[start + 9] == PROTO_TCP:
+            self._tcp(ts_ns, buf[start + 12 : start + 20], buf, start + header, end, stop)
+        else:
+            self._other(ts_ns, buf[start + 9], buf[start + 12 : start + 20], buf, start + header, end, stop, depth)
 
-    def _ipv6(self, ts_ns: int, buf: bytes, start: int, end: int, wire_end: int) -> None:
+    def _ipv6(self, ts_ns: int, buf: bytes, start: int, end: int, wire_end: int, depth: int) -> None:
         if end - start < 40 or buf[start] >> 4 != 6:
             self._anomaly("packet_malformed")
             return
@@ -198,7 +242,7 @@ class PacketDecoder:
                 word = buf[at + 2] << 8 | buf[at + 3]
                 if word & 0xFFF9:  # an "atomic" fragment is whole (RFC 8200 4.5)
                     key = buf[start + 8 : start + 40], int.from_bytes(buf[at + 4 : at + 8], "big"), buf[at]
-                    self._fragment(ts_ns, key, word >> 3 | (word & 1) << 13, buf, at + 8, end, stop)
+                    self._fragment(ts_ns, key, word >> 3 | (word & 1) << 13, buf, at + 8, end, stop, depth)
                     return
                 kind, at = buf[at], at + 8
             elif kind in _IPV6_EXTENSIONS and at + 2 <= end:
@@ -206,18 +250,37 @@ class PacketDecoder:
             elif kind == _IPV6_AUTH and at + 2 <= end:
                 kind, at = buf[at], at + 8 + buf[at + 1] * 4
             else:
-                self.non_tcp += 1
+                self._other(ts_ns, kind, buf[start + 8 : start + 40], buf, at, end, stop, depth)
                 return
             if at > end:
                 break
         self._anomaly("packet_malformed")
 
-    def _fragment(self, ts_ns: int, key: Key, fragment: int, buf: bytes, start: int, end: int, stop: int) -> None:
+    def _other(self, ts_ns: int, protocol: int, addresses: bytes, buf: bytes, start: int, end: int, stop: int, depth: int) -> None:
+        """What IP carries other than TCP: a tunnel, a datagram, or nothing for us."""
+        cut = min(end, stop)
+        if protocol in tunnels.PROTOCOLS:
+            self._inside(ts_ns, tunnels.of_ip(protocol, buf, start, cut), buf, cut, stop, depth)
+            return
+        if protocol == PROTO_UDP:
+            if start + 8 > cut:
+                self._anomaly("packet_malformed")
+                return
+            port = buf[start + 2] << 8 | buf[start + 3]
+            if port in tunnels.UDP_PORTS and (found := tunnels.of_udp(port, buf, start + 8, cut)) is not None:
+                self._inside(ts_ns, found, buf, cut, stop, depth)
+                return
+            if self._datagram is not None and self._datagram(ts_ns, addresses + buf[start : start + 4], buf[start + 8 : cut]):
+                return
+        self.skipped[_SKIPPED_IP.get(protocol, "other")] += 1
+
+    def _fragment(self, ts_ns: int, key: Key, fragment: int, buf: bytes, start: int, end: int, stop: int, depth: int) -> None:
         """`fragment` as in IPv4: the offset in 8 octets, and the bit that says that more follow."""
         self._anomaly("ip_fragment")
         more = bool(fragment & 0x2000)
-        if key[2] != PROTO_TCP or stop > end or stop <= start or (more and (stop - start) % 8):
-            if key[2] == PROTO_TCP:
+        is_read = key[2] in _FRAGMENTED
+        if not is_read or stop > end or stop <= start or (more and (stop - start) % 8):
+            if is_read:
                 self._anomaly("packet_malformed")
             return
         fragments = self._fragments
@@ -227,8 +290,10 @@ class PacketDecoder:
             self._anomaly("ip_fragment_overlap")
         if fragments.given_up > before[1]:
             self._anomaly("ip_fragment_lost")
-        if whole is not None:
+        if whole is not None and key[2] == PROTO_TCP:
             self._tcp(ts_ns, key[0], whole, 0, len(whole), len(whole))
+        elif whole is not None:
+            self._other(ts_ns, key[2], key[0], whole, 0, len(whole), len(whole), depth)
 
     def close(self) -> None:
         self._fragments.close()
@@ -262,12 +327,11 @@ def _checksum(addresses: bytes, segment: bytes) -> int:
     return int.from_bytes(data, "big") % 0xFFFF
 
 
-def _only_ports(forward: Callable[..., None], ports: frozenset[int]) -> Callable[..., None]:
+def _only_ports(forward: Callable[..., Any], ports: frozenset[int]) -> Callable[..., Any]:
     wanted = frozenset(struct.pack(">H", port) for port in ports)
 
-    def segment(ts_ns: int, key: bytes, *rest: object) -> None:
-        if key[-2:] in wanted or key[-4:-2] in wanted:
-            forward(ts_ns, key, *rest)
+    def segment(ts_ns: int, key: bytes, *rest: object) -> object:
+        return forward(ts_ns, key, *rest) if key[-2:] in wanted or key[-4:-2] in wanted else None
 
     return segment
 

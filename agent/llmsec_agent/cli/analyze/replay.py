@@ -29,6 +29,15 @@ def replay(
     port: Annotated[
         list[int] | None, typer.Option("--port", min=1, max=65535, help="Read only this TCP port; may be repeated. Default: any.")
     ] = None,
+    keylog: Annotated[
+        str | None,
+        typer.Option(
+            "--keylog",
+            envvar="LLMSEC_KEYLOG",
+            metavar="FILE",
+            help="Secrets of TLS connections, as SSLKEYLOGFILE has clients and servers log them. What a pcapng file holds itself is used, too.",
+        ),
+    ] = None,
     store: Annotated[
         str, typer.Option("--store", envvar="LLMSEC_STORE", metavar="FOLDER", help="Where exchanges are kept; `none` keeps nothing.")
     ] = DEFAULT_STORE,
@@ -62,7 +71,7 @@ def replay(
 ) -> None:
     """Rebuild the exchanges with language models that captures hold, print them and store them.
 
-    HTTP is recognised by content on any TCP port. Results go to standard output; progress and the closing summary to standard
+    HTTP is recognised by content on any TCP port, also inside TLS whose secrets are known (--keylog); a connection that stays closed is one line. Results go to standard output; progress and the closing summary to standard
     error. A capture that is cut or damaged is read as far as it goes, and the command then exits with 3.
 
     Example: llmsec-analyze replay capture.pcap --format jsonl
@@ -81,6 +90,7 @@ def replay(
     from llmsec_agent.tenants.resolver import directory_of
     from llmsec_agent.text import report
     from llmsec_agent.watching import plan_watch
+    from llmsec_tap.capture.files.key_log import read_key_log
 
     if not detect and (redact or fail_on):
         raise ConfigError("--redact and --fail-on need detection", "leave out --no-detect")
@@ -96,12 +106,14 @@ def replay(
         if watches_keys:
             raise ConfigError("tenants.watch_keys looks at all connections together", "set it to false, or leave out --jobs")
         decoders(jobs, memory_cap << 20, jobs)
+    keys = read_key_log(keylog) if keylog else None
     told = plan_alerts(alert_settings(loaded.config))
     directory = directory_of(loaded.config.storage, log, seats=jobs)
     policies = Policies(file_policies(loaded.config), directory)
     settings = ReplaySettings(
         files=names,
         ports=frozenset(port) if port else None,
+        keys=keys,
         store=None if store == "none" else store,
         content=content,
         tokenizer=tokenizer,

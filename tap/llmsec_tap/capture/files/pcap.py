@@ -30,7 +30,8 @@ _PCAP_MAGIC = {
     b"\x4d\x3c\xb2\xa1": ("<", 1),
     b"\xa1\xb2\x3c\x4d": (">", 1),
 }
-_INTERFACE_BLOCK, _PACKET_BLOCK, _SIMPLE_BLOCK, _ENHANCED_BLOCK = 1, 2, 3, 6
+_INTERFACE_BLOCK, _PACKET_BLOCK, _SIMPLE_BLOCK, _ENHANCED_BLOCK, _SECRETS_BLOCK = 1, 2, 3, 6, 10
+_TLS_KEY_LOG = 0x544C534B  # the kind of a Decryption Secrets Block
 _OPTION_TSRESOL, _OPTION_TSOFFSET = 9, 14
 
 
@@ -39,6 +40,9 @@ class PacketConsumer(Protocol):
 
     def capture_begins(self, ts_ns: int) -> None:
         """The first packet of a file is at `ts_ns`: files may follow one another in time (a rotated capture), or not."""
+
+    def secrets(self, data: bytes) -> None:
+        """Lines of a TLS key log that the file holds."""
 
 
 class CaptureReader:
@@ -225,6 +229,10 @@ class _PcapngReader:
             snap = self._interfaces[0][4] if self._interfaces else 0
             captured = min(on_wire, end - start - 4, snap or on_wire)
             self._packet(0, None, buffer, start + 4, end, captured, on_wire, at)
+        elif kind == _SECRETS_BLOCK and end - start >= 8:
+            secrets, length = struct.unpack_from(order + "II", buffer, start)
+            if secrets == _TLS_KEY_LOG:
+                self._consumer.secrets(buffer[start + 8 : min(end, start + 8 + length)])
         elif kind == _INTERFACE_BLOCK and end - start >= 8:
             if len(self._interfaces) >= limits.MAX_PCAPNG_INTERFACES:
                 raise self._damaged(at, "too many interfaces")

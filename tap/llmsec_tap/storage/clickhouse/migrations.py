@@ -33,7 +33,12 @@ def _columns_only(_layout: Layout) -> list[str]:
     return []
 
 
-STEPS: Final = (Step(2, "tables", create_tables), Step(2, "deviations", _columns_only), Step(2, "alerts", _columns_only))
+STEPS: Final = (
+    Step(2, "tables", create_tables),
+    Step(2, "deviations", _columns_only),
+    Step(2, "alerts", _columns_only),
+    Step(2, "tls", _columns_only),
+)
 
 
 def applied(client: Client, layout: Layout) -> dict[str, int]:
