@@ -212,8 +212,10 @@ class TLSConnection:
     """`open_inside` makes the connection that the plaintext is given to; `on_unread` is told a connection of which nothing was opened."""
 
     __slots__ = (
+        "_before",
         "_client_hello",
         "_early",
+        "_early_bytes",
         "_early_entry",
         "_generation",
         "_held",
@@ -252,7 +254,9 @@ class TLSConnection:
         self._generation = keys.generation
         # What the client sends before the server agreed to it (RFC 8446 section 4.2.10) counts once the server takes it: else it is sent again.
         self._early: list[tuple[int, bytes]] | None = []
+        self._early_bytes = 0
         self._early_entry = Entry(flow.reserve)
+        self._before: list[tuple[_Side, int, bytes, bytes]] = []  # records of it before the answer told their suite
         self._takes_early = False
         self.first: StreamSink = _Side(self, flow.first)
         self.second: StreamSink = _Side(self, flow.second)
@@ -276,6 +280,13 @@ class TLSConnection:
 
     def record(self, side: _Side, ts_ns: int, header: bytes, record: bytes) -> None:
         self._last_ns = ts_ns
+        hello = self._client_hello
+        if self._server_hello is None and header[0] == _APPLICATION and hello is not None and hello.offers_early_data:
+            self._before.append((side, ts_ns, header, record))
+            if not self._has_room_for_early(record):
+                self._before.clear()
+                self.anomaly("http_memory_limit")
+            return
         if self._held and not self._released():
             self._hold(side, ts_ns, header, record)
         elif not self._handled(side, ts_ns, header, record) and not (self._keys.generation and self._hold(side, ts_ns, header, record)):
@@ -357,6 +368,10 @@ class TLSConnection:
 
     def _give_up(self) -> None:
         """What waits for secrets waits no longer; what comes after it has an unknown number."""
+        self._before.clear()
+        if self._early:
+            self._early.clear()
+        self._early_entry.set(0)
         held, self._held, self._held_bytes = self._held, [], 0
         self._held_entry.set(0)
         for side, ts_ns, _, _ in held:
@@ -484,7 +499,7 @@ class TLSConnection:
     def _plaintext(self, side: _Side, ts_ns: int, content: bytes) -> None:
         if self._early is not None and side.name == "CLIENT" and side.stage == 1 and not self._takes_early:
             self._early.append((ts_ns, content))
-            if not self._early_entry.set(sum(len(piece) + limits.PIECE_COST_BYTES for _, piece in self._early)):
+            if not self._has_room_for_early(content):
                 self._early.clear()
                 self.anomaly("http_memory_limit")
             return
@@ -493,6 +508,10 @@ class TLSConnection:
         inside = self._inner(side)
         assert inside is not None
         inside.data(ts_ns, content)
+
+    def _has_room_for_early(self, data: bytes) -> bool:
+        self._early_bytes += len(data) + limits.PIECE_COST_BYTES
+        return self._early_entry.set(self._early_bytes)
 
     def _inner(self, side: _Side) -> StreamSink | None:
         if self._inside is None:
@@ -533,8 +552,14 @@ class TLSConnection:
             self._server_hello = read_server_hello(body)
             self._selected = self._server_hello.alpn
             side.name, self._peer(side).name = "SERVER", "CLIENT"
-            if self._server_hello.is_retry:
+            before, self._before = self._before, []
+            if self._server_hello.is_retry:  # which refuses early data, too (RFC 8446 section 4.2.10)
                 self._server_hello = None
+                if before:
+                    self.anomaly("tls_early_data_refused")
+                before = []
+            for early in before:
+                self.record(*early)
         elif side.opener is not None and self._is_13:
             self._message_13(side, kind, body)
         elif kind == _NEW_SESSION_TICKET and self._client_hello is not None and self._server_hello is not None:
