@@ -18,6 +18,7 @@ from llmsec_tap.model import Exchange
 from llmsec_tap.wire.connection import Connection
 from llmsec_tap.wire.flow import Flow, FlowSink, StreamSink
 from llmsec_tap.wire.packet import PacketDecoder, PacketHandler
+from llmsec_tap.wire.protocols import Protocols
 from llmsec_tap.wire.tcp import TCPReassembler
 
 # Rotated files may overlap a little: capture threads write in turn.
@@ -138,6 +139,8 @@ class Pipeline:
         self._counts = share is None or share.number == 0
         on_anomaly = self._anomaly if self._counts else lambda _name: None
         self.tcp: TCPReassembler = (TCPReassembler if share is None else _InPhases)(self.open_flow, on_anomaly, self.account)
+        # What is inside a proxy's tunnel is looked at as a connection's own first bytes are.
+        self._protocols = Protocols(upgraded={"connect": lambda flow, _upgrade: self._connection(flow)})
         self._decoder = PacketDecoder(self.tcp, ports, self.account)
 
     def handler(self, linktype: int) -> PacketHandler:
@@ -165,9 +168,12 @@ class Pipeline:
         first, second = facts.first.rpartition(":")[0], facts.second.rpartition(":")[0]
         holding = self.account.open(f"{min(first, second)} {max(first, second)}")
         facts.reserve = holding.reserve
-        connection = Connection(facts, self._assembly, self._protocol, self._anomaly, holding.close)
+        connection = self._connection(facts, holding.close)
         holding.shed = connection.shed
         return connection
+
+    def _connection(self, facts: Flow, on_closed: Callable[[], None] = lambda: None) -> Connection:
+        return Connection(facts, self._assembly, self._protocol, self._anomaly, on_closed, self._protocols)
 
     def tick(self, now_ns: int) -> None:
         """Expire what is idle; live sources call it, a replay's own packets tell the time."""

@@ -101,7 +101,7 @@ def test_interim_responses_head_and_upgrades() -> None:
     assert dict(pipeline.anomalies) == {}
 
 
-def test_connect_opens_a_tunnel_that_is_not_read() -> None:
+def test_what_is_inside_a_tunnel_is_found_out_by_its_first_bytes() -> None:
     talk = (
         Talk().open().say(0, b"CONNECT api.openai.com:443 HTTP/1.1\r\nHost: api.openai.com:443\r\n\r\n").say(1, b"HTTP/1.1 200 OK\r\n\r\n")
     )
@@ -109,6 +109,13 @@ def test_connect_opens_a_tunnel_that_is_not_read() -> None:
     exchanges, pipeline = replay(pcap(talk.frames))
     assert [(e.method, e.status) for e in exchanges] == [("CONNECT", 200)]
     assert dict(pipeline.anomalies) == {}
+    assert dict(pipeline.protocols) == {"tls": 1}
+
+
+def test_plain_http_inside_a_tunnel_is_read() -> None:
+    talk = Talk().open().say(0, b"CONNECT model:8000 HTTP/1.1\r\nHost: model:8000\r\n\r\n").say(1, b"HTTP/1.1 200 OK\r\n\r\n")
+    exchanges, _ = replay(pcap(talk.say(0, POST).say(1, answer("hello")).close().frames))
+    assert [(e.method, e.status, e.output_text) for e in exchanges] == [("CONNECT", 200, None), ("POST", 200, "hello")]
 
 
 def test_a_refused_connect_opens_no_tunnel() -> None:
