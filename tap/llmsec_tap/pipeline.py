@@ -19,6 +19,7 @@ from llmsec_tap.model import TLS, Exchange
 from llmsec_tap.wire.connection import Connection
 from llmsec_tap.wire.flow import Flow, FlowSink, StreamSink
 from llmsec_tap.wire.packet import PacketDecoder, PacketHandler
+from llmsec_tap.wire.protocols import Protocols
 from llmsec_tap.wire.quic import QUICConnections
 from llmsec_tap.wire.tcp import TCPReassembler
 from llmsec_tap.wire.tls.connection import TLSConnection
@@ -85,8 +86,6 @@ class _Elsewhere:
 
     def anomaly(self, name: AnomalyName) -> None: ...
 
-    def shed(self) -> None: ...
-
 
 _ELSEWHERE = _Elsewhere()
 
@@ -147,6 +146,11 @@ class Pipeline:
         self._counts = share is None or share.number == 0
         on_anomaly = self._anomaly if self._counts else lambda _name: None
         self.tcp: TCPReassembler = (TCPReassembler if share is None else _InPhases)(self.open_flow, on_anomaly, self.account)
+        # What is inside a proxy's tunnel is looked at as a connection's own first bytes are.
+        self._protocols = Protocols(
+            sniffed={"tls": self._tls},
+            upgraded={"connect": lambda flow, _upgrade: self._connection(flow)},
+        )
         self._quic = QUICConnections(self._unread, self.account)
         # Without a share of their own: there are few, and each is told by the first process alone.
         self._decoder = PacketDecoder(self.tcp, ports, self.account, self._quic.datagram if self._counts else None)
@@ -176,9 +180,12 @@ class Pipeline:
         first, second = facts.first.rpartition(":")[0], facts.second.rpartition(":")[0]
         holding = self.account.open(f"{min(first, second)} {max(first, second)}")
         facts.reserve = holding.reserve
-        connection = Connection(facts, self._assembly, self._protocol, self._anomaly, holding.close, self._tls)
+        connection = self._connection(facts, holding.close)
         holding.shed = connection.shed
         return connection
+
+    def _connection(self, facts: Flow, on_closed: Callable[[], None] = lambda: None) -> Connection:
+        return Connection(facts, self._assembly, self._protocol, self._anomaly, on_closed, self._protocols)
 
     def tick(self, now_ns: int) -> None:
         """Expire what is idle; live sources call it, a replay's own packets tell the time."""
@@ -218,7 +225,7 @@ class Pipeline:
 
     def _tls(self, flow: Flow) -> TLSConnection:
         def inside(tls: TLS) -> Connection:
-            return Connection(flow.inside(tls), self._assembly, self._protocol, self._anomaly)
+            return self._connection(flow.inside(tls))
 
         def unread(client: str, server: str, ended_ns: int, tls: TLS) -> None:
             self._unread(flow, client, server, ended_ns, tls)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -200,7 +201,7 @@ class _Relay:
         self.port = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> _Relay:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

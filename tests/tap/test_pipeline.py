@@ -101,14 +101,21 @@ def test_interim_responses_head_and_upgrades() -> None:
     assert dict(pipeline.anomalies) == {}
 
 
-def test_connect_opens_a_tunnel_that_is_not_read() -> None:
+def test_what_is_inside_a_tunnel_is_found_out_by_its_first_bytes() -> None:
     talk = (
         Talk().open().say(0, b"CONNECT api.openai.com:443 HTTP/1.1\r\nHost: api.openai.com:443\r\n\r\n").say(1, b"HTTP/1.1 200 OK\r\n\r\n")
     )
     talk.say(0, b"\x16\x03\x01\x02\0garbage").say(1, b"\x16\x03\x03garbage").close()
     exchanges, pipeline = replay(pcap(talk.frames))
-    assert [(e.method, e.status) for e in exchanges] == [("CONNECT", 200)]
+    assert [(e.method, e.status, e.is_connection) for e in exchanges] == [("CONNECT", 200, False), (None, None, True)]
     assert dict(pipeline.anomalies) == {}
+    assert dict(pipeline.protocols) == {"tls": 1}
+
+
+def test_plain_http_inside_a_tunnel_is_read() -> None:
+    talk = Talk().open().say(0, b"CONNECT model:8000 HTTP/1.1\r\nHost: model:8000\r\n\r\n").say(1, b"HTTP/1.1 200 OK\r\n\r\n")
+    exchanges, _ = replay(pcap(talk.say(0, POST).say(1, answer("hello")).close().frames))
+    assert [(e.method, e.status, e.output_text) for e in exchanges] == [("CONNECT", 200, None), ("POST", 200, "hello")]
 
 
 def test_a_refused_connect_opens_no_tunnel() -> None:
@@ -123,7 +130,6 @@ def test_a_refused_connect_opens_no_tunnel() -> None:
 @pytest.mark.parametrize(
     ("first", "name"),
     [
-        (b"\x16\x03\x01\x02\x00\x01", "tls"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0", "http2"),
         (b"\0" * 5000, "unknown"),
         (b"EHLO x\r\n" * 1000, "unknown"),

@@ -1,7 +1,9 @@
-"""One connection: what protocol it speaks is settled by its first bytes, then its two directions are given to that protocol's parsers.
+"""One connection: what protocol it speaks is settled by its first bytes, then its two directions are given to that protocol's decoder.
 
 Protocol choice peeks at the first bytes of each direction and may say "not yet". A direction whose first byte was not captured (or that
-opens with a preamble such as PROXY) is searched for the first message instead.
+opens with a preamble such as PROXY) is searched for the first message instead. HTTP/1 is read by its own parsers as soon as either
+direction shows it; another protocol (protocols.py) takes both directions at once, with what was peeked at, also from an HTTP/1 exchange
+that opens a tunnel.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ from collections.abc import Callable
 from llmsec_tap import limits
 from llmsec_tap.account import Entry
 from llmsec_tap.anomalies import AnomalyName, OnAnomaly
-from llmsec_tap.wire.flow import Flow, FlowSink, StreamSink
+from llmsec_tap.wire.flow import Flow, StreamSink
 from llmsec_tap.wire.http1 import MessageParser, RequestParser
-from llmsec_tap.wire.messages import ExchangeFactory, ignore
+from llmsec_tap.wire.messages import ExchangeFactory, Head, ignore
 from llmsec_tap.wire.pairing import Pairing
-from llmsec_tap.wire.proxy_protocol import proxied_client
+from llmsec_tap.wire.protocols import HTTP1_ONLY, Protocols, ProtocolSink, Upgrade
+from llmsec_tap.wire.proxy_protocol import header_length, proxied_client
 from llmsec_tap.wire.sniff import classify_start, find_message
 
 # How much of a connection that began with something else is searched for a message (a PROXY protocol header, STARTTLS banter).
@@ -30,7 +33,21 @@ _PREFIX = 64
 class _Direction:
     """One direction. `data` is replaced by the parser's own once the protocol is known: one call less per segment."""
 
-    __slots__ = ("_connection", "_entry", "_looked", "_parser", "_peeked", "_searching", "_seen", "_sink", "address", "data", "peer")
+    __slots__ = (
+        "_connection",
+        "_ended",
+        "_entry",
+        "_has_lost",
+        "_looked",
+        "_parser",
+        "_peeked",
+        "_searching",
+        "_seen",
+        "_sink",
+        "address",
+        "data",
+        "peer",
+    )
 
     peer: _Direction
 
@@ -38,7 +55,9 @@ class _Direction:
         self._connection = connection
         self.address = address
         self._parser: MessageParser | None = None
-        self._sink: StreamSink | None = None  # of a protocol that carries another one
+        self._sink: StreamSink | None = None  # of another protocol than HTTP/1
+        self._ended: str | None = None
+        self._has_lost = joined_midstream  # not all that came before what is peeked at is known
         self._peeked = bytearray()
         self._entry = Entry(connection.flow.reserve)
         self._looked = 0  # so much of it was looked at in vain: more of the same line changes nothing
@@ -56,20 +75,21 @@ class _Direction:
                 return
             data = bytes(peeked)
             peeked.clear()
-        carrier = self._connection.carrier
-        if carrier is not None:  # the other direction has told what this is
-            self._carry(carrier, ts_ns, data)
-            return
+        if self._seen == len(data) and (preamble := header_length(data)):
+            self._connection.flow.proxied = proxied_client(data)
+            data = data[preamble:]
+            self._seen -= preamble
+            if not data:
+                return
         kind = None if self._searching else classify_start(data)
         if kind == "more":
             peeked += data
             self._looked = len(data)
         elif kind in ("request", "response"):
             self._become(kind, ts_ns, data)
-        elif kind == "tls" and (carrier := self._connection.begin_tls()) is not None:
-            self._carry(carrier, ts_ns, data)
         elif kind is not None and kind != "other":
-            self._connection.other_protocol(kind)
+            peeked += data
+            self._connection.other_protocol(ts_ns, kind)
         else:
             self._search(ts_ns, data)
         self._account()
@@ -85,7 +105,7 @@ class _Direction:
         elif self._peeked:
             self._connection.anomaly(why)
             self._peeked.clear()
-            self._searching = True
+            self._searching = self._has_lost = True
         self._entry.set(0)
 
     def _search(self, ts_ns: int, data: bytes) -> None:
@@ -99,41 +119,63 @@ class _Direction:
                 self._connection.anomaly("http_resync")
             self._become(kind, ts_ns, data[at:])
         elif not self._connection.flow.is_midstream and self._seen > _PREAMBLE_BYTES:
-            self._connection.other_protocol("unknown")
+            self._connection.other_protocol(ts_ns, "unknown")
         else:
             # A request line has no line end inside; the beginning of a status line is shorter than what is kept in any case.
             line = data.rfind(b"\n") + 1
-            self._peeked += data[max(0, min(line, len(data) - _SHORT_TAIL), len(data) - _SEARCH_TAIL) :]
+            keep = max(0, min(line, len(data) - _SHORT_TAIL), len(data) - _SEARCH_TAIL)
+            self._has_lost = self._has_lost or keep > 0
+            self._peeked += data[keep:]
             self._looked = 0 if len(self._peeked) <= _SHORT_TAIL else len(self._peeked)
-
-    def _carry(self, carrier: FlowSink, ts_ns: int, data: bytes) -> None:
-        """Everything goes to the protocol that carries another one."""
-        self._sink = carrier.first if self is self._connection.first else carrier.second
-        self.data = self._sink.data
-        self._sink.data(ts_ns, data)
 
     def _become(self, kind: str, ts_ns: int, data: bytes) -> None:
         self._parser = self._connection.parser(self, kind)
         self.data = self._parser.data
         self._parser.data(ts_ns, data)
 
+    def hand_over(self, ts_ns: int, sink: StreamSink) -> None:
+        """All of this direction is another protocol's, from the message on that is being read: what was peeked at, and what follows."""
+        self._sink = sink
+        if self._parser is not None:
+            self._parser.pass_through(self._pass_on)
+            return
+        self.data = self._pass_on
+        peeked = bytes(self._peeked)
+        self._peeked.clear()
+        self._entry.set(0)
+        if self._has_lost and self._seen:
+            sink.gap(ts_ns, None)
+        if peeked:
+            sink.data(ts_ns, peeked)
+        if self._ended is not None:
+            sink.end(ts_ns, self._ended)
+
+    def _pass_on(self, ts_ns: int, data: bytes) -> None:
+        assert self._sink is not None
+        self._sink.data(ts_ns, data)
+
+    @property
+    def _is_handed_over(self) -> bool:
+        return self._sink is not None and (self._parser is None or self._parser.is_passed)
+
     def gap(self, ts_ns: int, length: int | None) -> None:
-        if self._sink is not None:
+        if self._is_handed_over and self._sink is not None:
             self._sink.gap(ts_ns, length)
         elif self._parser is not None:
             self._parser.gap(ts_ns, length)
         else:
             self._peeked.clear()
-            self._searching = True
+            self._searching = self._has_lost = True
             self._connection.responses_lost()
 
     def other(self, ts_ns: int, data: bytes) -> None:
-        if self._sink is not None:
+        if self._is_handed_over and self._sink is not None:
             self._sink.other(ts_ns, data)
         elif self._parser is not None:
             self._connection.other(data, of_client=isinstance(self._parser, RequestParser))
 
     def again(self) -> None:
+        self._ended = None
         if self._sink is not None:
             self._sink.again()
         elif self._parser is not None:
@@ -141,10 +183,11 @@ class _Direction:
             self._connection.responses_lost()
 
     def end(self, ts_ns: int, reason: str) -> None:
+        self._ended = reason
+        if self._parser is not None and not self._parser.is_passed:
+            self._parser.end(ts_ns, reason)
         if self._sink is not None:
             self._sink.end(ts_ns, reason)
-        elif self._parser is not None:
-            self._parser.end(ts_ns, reason)
 
     def ignore(self) -> None:
         self._peeked.clear()
@@ -152,6 +195,10 @@ class _Direction:
             self._parser.pass_through()
         else:
             self.data = ignore
+
+    @property
+    def is_http1(self) -> bool:
+        return self._parser is not None
 
     def release(self) -> None:
         """The connection is over. Cuts the cycles, so that its memory is freed at once and not at some later garbage collection."""
@@ -163,9 +210,9 @@ class _Direction:
 
 
 class Connection:
-    """A `FlowSink`. Exchanges come from `factory`; protocols that are not decoded are told to `on_protocol` once."""
+    """A `ProtocolSink`. Exchanges come from `factory`; protocols that are not among `protocols` are told to `on_protocol` once."""
 
-    __slots__ = ("_factory", "_on_anomaly", "_on_closed", "_on_protocol", "_open_tls", "_pairing", "carrier", "first", "flow", "second")
+    __slots__ = ("_factory", "_on_anomaly", "_on_closed", "_on_protocol", "_pairing", "_protocol", "_protocols", "first", "flow", "second")
 
     def __init__(
         self,
@@ -174,17 +221,17 @@ class Connection:
         on_protocol: Callable[[str], None],
         on_anomaly: OnAnomaly,
         on_closed: Callable[[], None] = lambda: None,
-        open_tls: Callable[[Flow], FlowSink] | None = None,
+        protocols: Protocols = HTTP1_ONLY,
     ) -> None:
-        """`on_closed` is called when nothing is held any more. `open_tls` makes what reads TLS; without it TLS is not decoded."""
+        """`on_closed` is called when nothing is held any more."""
         self.flow = flow
         self._factory = factory
         self._on_protocol = on_protocol
         self._on_anomaly = on_anomaly
         self._on_closed = on_closed
-        self._open_tls = open_tls
-        self.carrier: FlowSink | None = None  # TLS
+        self._protocols = protocols
         self._pairing: Pairing | None = None  # made when the first direction turns out to be HTTP/1
+        self._protocol: ProtocolSink | None = None  # of another protocol, once it is known
         self.first: StreamSink = _Direction(self, flow.first, joined_midstream=flow.is_midstream)
         self.second: StreamSink = _Direction(self, flow.second, joined_midstream=flow.is_midstream)
         assert isinstance(self.first, _Direction)
@@ -193,19 +240,18 @@ class Connection:
 
     def anomaly(self, name: AnomalyName) -> None:
         """An oddity of the connection: counted, and shown on the exchanges that are under way."""
-        if self.carrier is not None:
-            self.carrier.anomaly(name)
+        if self._protocol is not None:
+            self._protocol.anomaly(name)
         elif self._pairing is not None:
             self._pairing.anomaly(name)
         else:
             self._on_anomaly(name)
 
     def close(self, ts_ns: int, reason: str) -> None:
-        if self.carrier is not None:
-            self.carrier.close(ts_ns, reason)
-            self.carrier = None
         if self._pairing is not None:
             self._pairing.close(ts_ns, reason)
+        if self._protocol is not None:
+            self._protocol.close(ts_ns, reason)
         for direction in (self.first, self.second):
             assert isinstance(direction, _Direction)
             direction.release()
@@ -216,30 +262,50 @@ class Connection:
         for direction in (self.first, self.second):
             assert isinstance(direction, _Direction)
             direction.drop("http_memory_limit")
-        if self.carrier is not None:
-            self.carrier.shed()
         if self._pairing is not None:
             self._pairing.shed()
+        if self._protocol is not None:
+            self._protocol.shed()
 
     # --- called by the directions -------------------------------------------------------------------------------------
 
     def parser(self, direction: _Direction, kind: str) -> MessageParser:
-        pairing = self._pairing = self._pairing or Pairing(self.flow, self._factory, self._on_anomaly)
+        if self._pairing is None:
+            self._pairing = Pairing(self.flow, self._factory, self._on_anomaly)
         peer = direction.peer
         if kind == "request":
-            return pairing.request_parser(direction.address, peer.address)
-        return pairing.response_parser(peer.address, direction.address, peer.ignore)
+            return self._pairing.request_parser(direction.address, peer.address)
+        return self._pairing.response_parser(
+            peer.address, direction.address, lambda request, response: self._tunnel(direction, request, response)
+        )
 
-    def begin_tls(self) -> FlowSink | None:
-        if self.carrier is None and self._open_tls is not None and self._pairing is None:
-            self.carrier = self._open_tls(self.flow)
-        return self.carrier
-
-    def other_protocol(self, name: str) -> None:
+    def other_protocol(self, ts_ns: int, name: str) -> None:
+        """A direction's first bytes, which it holds as peeked, are of the protocol `name`."""
+        assert isinstance(self.first, _Direction)
+        assert isinstance(self.second, _Direction)
+        make = self._protocols.sniffed.get(name)
+        if make is not None and not self.first.is_http1 and not self.second.is_http1:
+            self._hand_over(ts_ns, make(self.flow))
+            return
         self._on_protocol(name)
-        for direction in (self.first, self.second):
-            assert isinstance(direction, _Direction)
-            direction.ignore()
+        self.first.ignore()
+        self.second.ignore()
+
+    def _tunnel(self, server: _Direction, request: Head | None, response: Head) -> None:
+        """What follows in both directions is no longer HTTP/1. Called before the server's parser reads on behind the head."""
+        upgrade = Upgrade(request, response, client_is_first=server is self.second)
+        make = self._protocols.upgraded.get(upgrade.name)
+        if make is not None:
+            self._hand_over(response.ts_ns, make(self.flow, upgrade))
+        else:
+            server.peer.ignore()
+
+    def _hand_over(self, ts_ns: int, protocol: ProtocolSink) -> None:
+        assert isinstance(self.first, _Direction)
+        assert isinstance(self.second, _Direction)
+        self._protocol = protocol
+        self.first.hand_over(ts_ns, protocol.first)
+        self.second.hand_over(ts_ns, protocol.second)
 
     def other(self, data: bytes, *, of_client: bool) -> None:
         """A second copy of bytes, which differs from the first."""

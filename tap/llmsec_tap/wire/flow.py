@@ -50,9 +50,6 @@ class FlowSink(Protocol):
 
     def anomaly(self, name: AnomalyName) -> None: ...
 
-    def shed(self) -> None:
-        """Memory is short: hand on what is under way as far as it came, and give back what is held."""
-
 
 class Flow:
     """A connection's facts. `first` opened it where that was seen; without a SYN (`is_midstream`) content decides who is client."""

@@ -22,7 +22,7 @@ from typing import Final
 from llmsec_tap import limits
 from llmsec_tap.account import Entry, no_account
 from llmsec_tap.anomalies import AnomalyName, OnAnomaly
-from llmsec_tap.wire.messages import IGNORED, BodySink, Head, Headers
+from llmsec_tap.wire.messages import IGNORED, BodySink, Head, Headers, ignore
 
 # Methods of RFC 9110, PATCH, WebDAV's common ones and QUERY: what a request may begin with when we look for one.
 _METHODS = b"GET|POST|PUT|DELETE|HEAD|OPTIONS|PATCH|CONNECT|TRACE|QUERY|PROPFIND|SEARCH|REPORT|LINK|UNLINK|PURGE"
@@ -66,9 +66,11 @@ class MessageParser:
         "_held",
         "_holding",
         "_is_start_line",
+        "_is_tunnel",
         "_on_head",
         "_on_lost",
         "_on_skipped",
+        "_onward",
         "_remaining",
         "_sink",
         "_state",
@@ -93,6 +95,8 @@ class MessageParser:
         self._on_head = on_head
         self._on_lost = on_lost
         self._on_skipped = on_skipped
+        self._onward: Callable[[int, bytes], None] = ignore
+        self._is_tunnel = False
         self._anomaly = on_anomaly
         self._held = bytearray()
         self._entry = Entry(reserve)
@@ -183,8 +187,7 @@ class MessageParser:
             return
         if state == self._trailers:
             self._drop_held()
-            self._finish("complete")
-            self._state = self._find_start
+            self._lose("complete")
             self._on_lost()
             return
         if state in (self._chunk_header, self._chunk_end, self._find_chunk):
@@ -215,12 +218,23 @@ class MessageParser:
 
     def again(self) -> None:
         """The end was none: look for the next message."""
-        self._state = self._find_start
+        self._seek_start()
 
-    def pass_through(self) -> None:
-        """What follows is no longer HTTP/1 (after 101, CONNECT): ignore it."""
-        self._drop_held()
-        self._state = self._opaque
+    def pass_through(self, onward: Callable[[int, bytes], None] = ignore) -> None:
+        """What follows the message being read is no longer HTTP/1 (after 101, CONNECT): `onward` takes it, with what is held."""
+        self._onward = onward
+        self._is_tunnel = True
+        if self._body is None:
+            held = bytes(self._held)
+            self._drop_held()
+            self._state = self._opaque
+            if held:
+                onward(self._ts_ns, held)
+
+    @property
+    def is_passed(self) -> bool:
+        """What comes is no longer HTTP/1."""
+        return self._is_tunnel and self._body is None
 
     def drop(self, why: AnomalyName) -> None:
         """There is no room for what is held: it goes unread, and the next message is looked for."""
@@ -236,11 +250,12 @@ class MessageParser:
 
     def release(self) -> None:
         """After the end: cuts the cycles through bound methods, so that the parser is freed at once."""
-        del self._state, self._at_chunk, self._on_head, self._on_lost, self._on_skipped, self._anomaly, self._entry
+        del self._state, self._at_chunk, self._on_head, self._on_lost, self._on_skipped, self._onward, self._anomaly, self._entry
 
     # --- states -------------------------------------------------------------------------------------------------------
 
     def _opaque(self, data: bytes, at: int) -> int:
+        self._onward(self._ts_ns, data[at:])
         return len(data)
 
     def _at_start(self, data: bytes, at: int) -> int:
@@ -372,8 +387,7 @@ class MessageParser:
         if cut < 0:
             if len(data) - at > limits.MAX_HEAD_BYTES:
                 self._anomaly("http_head_limit")
-                self._finish("complete")
-                self._state = self._find_start
+                self._lose("complete")
                 return len(data)
             # Some servers send "0\r\n" and go on with the next message on the connection.
             return self._wait(at, _LINE_END, limits.MAX_HEAD_BYTES)
@@ -520,13 +534,16 @@ class MessageParser:
     def _finish(self, how: str) -> None:
         body, self._body = self._body, None
         self._sink = IGNORED
-        self._state = self._at_start
+        self._state = self._at_start if not self._is_tunnel else self._opaque
         if body is not None:
             body.end(self._ts_ns, how)
 
     def _lose(self, how: str) -> None:
         self._finish(how)
-        self._state = self._find_start
+        self._seek_start()
+
+    def _seek_start(self) -> None:
+        self._state = self._find_start if not self._is_tunnel else self._opaque
 
     def _drop_held(self) -> None:
         self._held.clear()
@@ -622,4 +639,4 @@ class ResponseParser(MessageParser):
             chunked, length = False, 0
         self._start_body(head, length=length, chunked=chunked, to_end=not chunked and length is None)
         if is_tunnel:
-            self.pass_through()
+            self.pass_through(self._onward)

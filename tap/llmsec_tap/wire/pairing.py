@@ -29,8 +29,8 @@ class Pairing:
         self._flow = flow
         self._factory = factory
         self._on_anomaly = on_anomaly
-        # Requests without an answer yet, oldest first, with their methods; hardly ever more than one. None: the exchange was cut.
-        self._waiting: deque[tuple[ExchangeSink | None, str]] = deque()
+        # Requests without an answer yet, oldest first, with their heads; hardly ever more than one. None: the exchange was cut.
+        self._waiting: deque[tuple[ExchangeSink | None, Head]] = deque()
         self._open: list[ExchangeSink] = []  # exchanges of which either side is unfinished, some finished ones among them
         self._pruned = 1  # at so many of them the finished ones are taken out
         self._skipped: ExchangeSink | None = None  # made for what the client sent outside of any message
@@ -46,8 +46,8 @@ class Pairing:
             reserve=self._flow.reserve,
         )
 
-    def response_parser(self, client: str, server: str, on_tunnel: Callable[[], None]) -> ResponseParser:
-        """`on_tunnel`: from here on the client's direction is no longer HTTP/1 either."""
+    def response_parser(self, client: str, server: str, on_tunnel: Callable[[Head | None, Head], None]) -> ResponseParser:
+        """`on_tunnel`, with the heads of the exchange that opened it: from here on neither direction is HTTP/1 any more."""
         return ResponseParser(
             lambda head: self._response(head, client, server, on_tunnel),
             self.anomaly,
@@ -77,7 +77,7 @@ class Pairing:
     def shed(self) -> None:
         """Hand on what is under way as far as it came."""
         self._waiting = deque(
-            (exchange if exchange is not None and exchange.is_ended else None, method) for exchange, method in self._waiting
+            (exchange if exchange is not None and exchange.is_ended else None, _bare(head)) for exchange, head in self._waiting
         )
         under_way, self._open = self._open, []
         for exchange in under_way:
@@ -95,7 +95,7 @@ class Pairing:
 
     def _answered(self) -> str:
         """The method of the request that the next response answers."""
-        return self._waiting[0][1] if self._waiting else ""
+        return self._waiting[0][1].method if self._waiting else ""
 
     def _request(self, head: Head, client: str, server: str) -> BodySink:
         self._last_ns = head.ts_ns
@@ -108,22 +108,23 @@ class Pairing:
             self._on_anomaly("http_pipeline_limit")
             exchange.anomaly("http_pipeline_limit")
         if exchange.has_room:
-            self._waiting.append((exchange, head.method))
+            self._waiting.append((exchange, head))
             return exchange.request
-        self._waiting.append((None, head.method))
+        self._waiting.append((None, _bare(head)))
         self._cut(exchange)
         return IGNORED
 
-    def _response(self, head: Head, client: str, server: str, on_tunnel: Callable[[], None]) -> BodySink:
+    def _response(self, head: Head, client: str, server: str, on_tunnel: Callable[[Head | None, Head], None]) -> BodySink:
         if 100 <= head.status < 200 and head.status != 101:
             return IGNORED
         self._last_ns = head.ts_ns
         exchange: ExchangeSink | None
+        request: Head | None
         if self._waiting:
-            exchange, method = self._waiting.popleft()
+            exchange, request = self._waiting.popleft()
             self._is_unsure = self._is_unsure and bool(self._waiting)
         else:
-            exchange, method = self._new(client, server), ""
+            exchange, request = self._new(client, server), None
             if not self._flow.is_midstream:
                 exchange.anomaly("http_unsolicited_response")
         sink = IGNORED
@@ -133,8 +134,8 @@ class Pairing:
                 sink = exchange.response
             else:
                 self._cut(exchange)
-        if opens_tunnel(method, head.status):
-            on_tunnel()
+        if opens_tunnel(request.method if request is not None else "", head.status):
+            on_tunnel(request, head)
         return sink
 
     def _unread(self, data: bytes, client: str, server: str) -> None:
@@ -166,7 +167,12 @@ class Pairing:
     def _give_up(self, *, keep: int) -> None:
         """The oldest waiting requests were answered in what was lost."""
         while len(self._waiting) > keep:
-            exchange, _method = self._waiting.popleft()
+            exchange, _head = self._waiting.popleft()
             if exchange is not None:
                 exchange.response.gap(self._last_ns, None)
                 exchange.close(self._last_ns, "closed")
+
+
+def _bare(head: Head) -> Head:
+    """What pairing needs of the head of an exchange that was cut, whose memory is given back."""
+    return Head(head.ts_ns, head.version, [], method=head.method)

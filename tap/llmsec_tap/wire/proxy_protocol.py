@@ -9,6 +9,7 @@ from typing import Final
 
 _V1: Final = re.compile(rb"PROXY TCP[46] ([0-9a-fA-F.:]{2,39}) [0-9a-fA-F.:]{2,39} (\d{1,5}) \d{1,5}\r\n")
 _V2: Final = b"\r\n\r\n\0\r\nQUIT\n"
+_MAX_V1: Final = 107
 _PORTS: Final = struct.Struct(">H")
 # Family and protocol of a v2 header -> bytes of one address.
 _SIZES: Final = {0x11: 4, 0x12: 4, 0x21: 16, 0x22: 16}
@@ -24,6 +25,16 @@ def proxied_client(data: bytes) -> str | None:
         if size and len(data) >= 16 + 2 * size + 4:
             return _address(str(ipaddress.ip_address(data[16 : 16 + size])), _PORTS.unpack_from(data, 16 + 2 * size)[0])
     return None
+
+
+def header_length(data: bytes) -> int:
+    """Bytes of the header at the beginning of `data`, whether or not it names a client; 0 where there is none, or not all of it."""
+    if data.startswith(b"PROXY "):
+        return data.find(b"\r\n", 0, _MAX_V1) + 2 if b"\r\n" in data[:_MAX_V1] else 0
+    if data.startswith(_V2) and len(data) >= 16:
+        length: int = 16 + _PORTS.unpack_from(data, 14)[0]
+        return length if length <= len(data) else 0
+    return 0
 
 
 def _address(host: str, port: int) -> str | None:

@@ -70,7 +70,7 @@ def columns(client, database, table):
 def test_migrate_makes_the_columns_of_the_schema_and_is_done_once(clickhouse):
     address = parse(clickhouse.new_url())
     client, _ = connect(address, database=False)
-    assert migrate(client, Layout(address.database)) == ["tables", "deviations", "alerts"]
+    assert migrate(client, Layout(address.database)) == ["tables", "deviations", "alerts", "tls"]
     assert migrate(client, Layout(address.database)) == []
     stored = columns(client, address.database, EXCHANGE_TABLE)
     assert [name for name, _ in STORED_COLUMNS] == [name for name in stored if name not in {"started_key", "stored_from"}]

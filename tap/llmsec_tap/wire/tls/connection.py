@@ -1,6 +1,6 @@
 """One TLS connection: what its hellos say of it, and its plaintext where its secrets are known.
 
-A `FlowSink`. Records are opened in their order and given to the connection inside, which is sniffed like any other. What cannot be
+A `ProtocolSink`. Records are opened in their order and given to the connection inside, which is sniffed like any other. What cannot be
 opened is counted; a connection of which nothing was opened is told as one line at its end.
 
 TLS 1.3 changes keys without a word on the wire, so a record that the keys in use do not open is tried with the next ones. A record that
@@ -16,8 +16,9 @@ from llmsec_tap import limits
 from llmsec_tap.account import Entry
 from llmsec_tap.anomalies import AnomalyName, OnAnomaly
 from llmsec_tap.model import TLS
-from llmsec_tap.wire.flow import Flow, FlowSink, StreamSink
+from llmsec_tap.wire.flow import Flow, StreamSink
 from llmsec_tap.wire.messages import ignore
+from llmsec_tap.wire.protocols import ProtocolSink
 from llmsec_tap.wire.tls.hello import (
     CLIENT_HELLO,
     SERVER_HELLO,
@@ -45,7 +46,7 @@ _READ: Final = frozenset(
 _MAX_RECORD = (1 << 14) + 2048
 _EARLY, _HANDSHAKE_KEYS, _TRAFFIC = "CLIENT_EARLY_TRAFFIC_SECRET", "{}_HANDSHAKE_TRAFFIC_SECRET", "{}_TRAFFIC_SECRET_0"
 
-OpenInside = Callable[[TLS], FlowSink]
+OpenInside = Callable[[TLS], ProtocolSink]
 OnUnread = Callable[[str, str, int, TLS], None]
 """client, server, the last time that it was heard of, what is known"""
 
@@ -242,7 +243,7 @@ class TLSConnection:
         self._open_inside = open_inside
         self._on_unread = on_unread
         self._on_anomaly = on_anomaly
-        self._inside: FlowSink | None = None
+        self._inside: ProtocolSink | None = None
         self._client_hello: ClientHello | None = None
         self._server_hello: ServerHello | None = None
         self._selected: str | None = None  # the application's protocol

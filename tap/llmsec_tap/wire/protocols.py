@@ -1,0 +1,50 @@
+"""What a protocol is to a connection: a sink for both directions, made by a function of the flow.
+
+`Connection` finds out what is spoken (the first bytes, or an answer that opened a tunnel) and hands over all that follows, with what it
+had peeked at. Which protocols are decoded is the pipeline's to say: a `Protocols` names them, and what it does not name is counted by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
+
+from llmsec_tap.wire.flow import Flow, FlowSink
+from llmsec_tap.wire.messages import Head
+
+
+class ProtocolSink(FlowSink, Protocol):
+    """The decoder of one connection's protocol. `first` and `second` are the endpoints of its `Flow`; content decides who is client.
+
+    `anomaly` counts an oddity of the connection and shows it on what is under way. After `close` nothing is called any more: cycles are
+    cut there.
+    """
+
+    def shed(self) -> None:
+        """Memory is short, and this connection holds more than its share: hand on what is under way as far as it came."""
+
+
+class Upgrade(NamedTuple):
+    """The exchange whose answer gave the connection to another protocol (101, or 2xx to CONNECT). It has its own record already."""
+
+    request: Head | None  # None: it was not captured
+    response: Head
+    client_is_first: bool  # of the flow
+
+    @property
+    def name(self) -> str:
+        """The protocol, in lower case as the Upgrade header has it (RFC 9110 7.8); `connect` for a proxy's tunnel, "" where none is named."""
+        if self.response.status != 101:
+            return "connect"
+        named = self.response.get(b"upgrade") or (self.request.get(b"upgrade") if self.request is not None else None) or b""
+        return named.decode("latin-1").partition(",")[0].strip().lower()
+
+
+class Protocols(NamedTuple):
+    """Makers of decoders: by what the sniffer calls the first bytes (`sniff.classify_start`), and by `Upgrade.name`."""
+
+    sniffed: Mapping[str, Callable[[Flow], ProtocolSink]] = {}
+    upgraded: Mapping[str, Callable[[Flow, Upgrade], ProtocolSink]] = {}
+
+
+HTTP1_ONLY = Protocols()
