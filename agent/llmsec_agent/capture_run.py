@@ -75,6 +75,8 @@ StartDetection = Callable[[Deliver, OnEarly, bytes], Detection]
 MakePrinter = Callable[[Callable[[], None]], Sink]
 
 _LATE: Final = ("brotli", "zstandard")
+_LATE_OF_STORES: Final = ("llmsec_tap.storage.parquet",)
+_LATE_OF_PACKETS: Final = ("llmsec_tap.wire.tls.protection", "cryptography.hazmat.primitives.ciphers")
 # Of the grace at the end, so much is for decoding what was read already.
 _DECODING: Final = 0.4
 # The decoder makes a round twice a second at least; one that makes none for so long is not healthy.
@@ -119,7 +121,7 @@ def capture(
     estimator = TokenEstimator(settings.tokenizer)
     if user is not None and not privileges.may_read_programs(user):
         estimator.keep_open()
-        _load_late_parts(stores=settings.store is not None)
+        _load_late_parts(stores=settings.store is not None, packets=bool(settings.interfaces))
     if settings.store is not None:
         enter(settings.store, user)
     privileges.become(user)
@@ -444,10 +446,10 @@ def _leave_to_first(_store: Store, _now_ns: int) -> None:
     """The first decoder has the parts of all merged."""
 
 
-def _load_late_parts(*, stores: bool) -> None:
+def _load_late_parts(*, stores: bool, packets: bool) -> None:
     """What decoding and storing load at the first use, for a user who may not read where it lies."""
     privileges.load_encodings()
-    for name in (*_LATE, "llmsec_tap.storage.parquet") if stores else _LATE:
+    for name in (*_LATE, *(_LATE_OF_STORES if stores else ()), *(_LATE_OF_PACKETS if packets else ())):
         importlib.import_module(name)
 
 

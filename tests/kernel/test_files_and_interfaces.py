@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import ssl
 import subprocess
 import sys
 import urllib.request
@@ -10,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
 
 from support.agent import Agent, environment
 from support.https_calls import ask_once, ask_together
@@ -100,6 +105,39 @@ def test_plain_http_of_a_model_server(model_url: str, interface: str, limited: b
     assert [row["output_text"] for row in rows[::2]] == whole
     assert "packets on" in agent.said
     assert ", 0 dropped" in agent.said
+
+
+def test_tls_and_quic_on_an_interface_are_told_by_name(model_url: str) -> None:
+    """Two connections that stay closed; a plain exchange shows that the tap stands before they begin."""
+    client = ssl.create_default_context()
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    quic = QuicConnection(configuration=QuicConfiguration(is_client=True, alpn_protocols=["h3"], server_name="api.anthropic.com"))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink,
+        Agent("--iface", "lo") as agent,
+    ):
+        plain(model_url, 0)
+        agent.wait_for_exchanges(1, server=model_url.removeprefix("http://"))
+        sink.bind(("127.0.0.1", 0))
+        quic.connect(sink.getsockname(), now=0.0)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for data, _ in quic.datagrams_to_send(now=0.0):
+                sender.sendto(data, sink.getsockname())
+        with socket.create_connection(listener.getsockname()) as asking:
+            hello, answered = ssl.MemoryBIO(), ssl.MemoryBIO()
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.wrap_bio(answered, hello, server_hostname="api.openai.com").do_handshake()
+            asking.sendall(hello.read())
+            accepted, _ = listener.accept()
+            accepted.close()
+        ports = {str(end.getsockname()[1]) for end in (listener, sink)}
+        agent.stop()
+        rows = [row for row in agent.records() if row["tls"] and row["server"].rpartition(":")[2] in ports]
+    assert sorted((row["provider"], row["tls"]["transport"], row["tls"]["server_name"], row["risk_score"]) for row in rows) == [
+        ("anthropic", "quic", "api.anthropic.com", None),
+        ("openai", "tcp", "api.openai.com", None),
+    ]
 
 
 def test_an_unknown_interface_is_refused() -> None:
