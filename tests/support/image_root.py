@@ -35,7 +35,7 @@ for device in null zero full random urandom; do : > "$root/dev/$device"; mount -
 mkdir "$root/dev/shm"; mount -t tmpfs tmpfs "$root/dev/shm"
 while [ "$1" != -- ]; do
     mount --bind "${1%:ro}" "$root$2"
-    [ "$1" = "${1%:ro}" ] || mount -o remount,bind,ro "$root$2"
+    case $1 in *:ro) mount -o remount,bind,ro "$root$2" ;; *) mount -o remount,bind,rw "$root$2" ;; esac
     shift 2
 done
 shift
@@ -71,8 +71,12 @@ def contained(root: Path, image: dict[str, Any], tap: dict[str, Any], mounts: di
     variables = {name: value for name, value in image["environment"].items() if name != "DEBIAN_FRONTEND"}
     variables |= {each["name"]: each["value"] for each in tap["env"] if "value" in each}
     rights = ["setpriv", f"--bounding-set=-all,{held}", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs"]
-    inside = ["env", "-i", *(f"{name}={value}" for name, value in variables.items()), *rights, *command]
-    return ["unshare", "--mount", "sh", "-c", _MOUNTS, "sh", str(root), *pairs, "--", *inside]
+    return mounted(root, pairs, ["env", "-i", *(f"{name}={value}" for name, value in variables.items()), *rights, *command])
+
+
+def mounted(root: Path, pairs: list[str], command: list[str]) -> list[str]:
+    """Run in this root, read-only but for `pairs` of a source (with `:ro` behind it: that, too) and where it is in there."""
+    return ["unshare", "--mount", "sh", "-c", _MOUNTS, "sh", str(root), *pairs, "--", *command]
 
 
 class Contained:
