@@ -44,8 +44,9 @@ fuzz: .venv/.fuzz  ## every fuzz target; FUZZ_SECONDS each
 bench: .venv/.dev  ## the numbers of docs/performance.md
 	$(BIN)/python bench/replay.py
 
-docs: .venv/.dev  ## write the generated parts of docs/
+docs: .venv/.dev  ## write the generated parts of docs/ and deploy/manifests
 	$(BIN)/python scripts/generate-docs
+	$(BIN)/python scripts/generate-manifests
 
 clean:
 	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

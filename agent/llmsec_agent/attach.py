@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from llmsec_tap.capture.ebpf.choose import open_loader
 from llmsec_tap.capture.ebpf.core import supports_socket_tracepoints
+from llmsec_tap.capture.host.proc import sees_host_pids
 from llmsec_tap.capture.probes.build_ids import Offsets
 from llmsec_tap.capture.probes.selection import Observed, Selection
 from llmsec_tap.capture.probes.targets import TargetFinder
@@ -41,6 +42,12 @@ def attach(
     `plain`: plain HTTP of the processes, too. True: it must be possible; auto: where it is not, the journal says so.
     """
     begun = time.monotonic()
+    if not sees_host_pids():
+        journal.warning(
+            "process_namespace",
+            "in a process namespace of its own the tap takes the kernel's process ids for others: it may see nothing. "
+            "Give it the host's (Kubernetes hostPID: true, docker --pid=host), or read an interface",
+        )
     settings = replace(
         selection.kernel_settings(ring_bytes, plain=bool(plain)), rings=rings, helper_pid=helper_pid, listener_pid=listener_pid
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from support.agent import Agent
+from support.image_root import build
 from support.model_server import model_server
 from support.needs import program
 from support.tls_front import Certificate, Nginx, free_port, make_certificate, nginx, python_server
@@ -79,3 +82,16 @@ def echo(certificate: Certificate) -> Iterator[tuple[int, int]]:
     port = free_port()
     with python_server(ECHO, "asyncio-slow", str(port), str(certificate.cert), str(certificate.key), port=port) as process:
         yield process.pid, port
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The image's root file system and what scripts/build-image-root said of it. LLMSEC_IMAGE_ROOT names one that is there: FOLDER, FOLDER.json."""
+    program("mmdebstrap")
+    kept = os.environ.get("LLMSEC_IMAGE_ROOT")
+    if kept:
+        yield Path(kept), json.loads(Path(f"{kept}.json").read_text())
+        return
+    root = tmp_path_factory.mktemp("image") / "root"
+    yield root, build(root)
+    subprocess.run(["rm", "-rf", "--one-file-system", root], check=True)

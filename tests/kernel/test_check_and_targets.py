@@ -98,3 +98,15 @@ def test_targets_refuses_quic_by_name(certificate: Certificate, tmp_path: Path) 
     assert any("UDP 443" in line for line in refused), result.stdout
     assert any("_buffer.abi3.so" in line for line in refused)
     assert all("refused" in line for line in refused)
+
+
+def test_in_a_process_namespace_of_its_own_a_capture_says_that_it_may_see_nothing(echo: tuple[int, int]) -> None:
+    prefix = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+    command = [*prefix, sys.executable, "-m", "llmsec_agent.cli.tap.app", "capture", "--comm", "nobody-s", "--no-detect"]
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        said = ""
+        while "Ctrl-C stops" not in said and (line := process.stderr.readline()):
+            said += line
+        process.kill()
+    assert "hostPID: true" in said

@@ -14,13 +14,13 @@ from llmsec_tap.capture.ebpf.bcc import kernel_headers
 from llmsec_tap.capture.ebpf.choose import open_loader
 from llmsec_tap.capture.ebpf.core import object_path, supports_uprobe_multi
 from llmsec_tap.capture.ebpf.loader_api import KernelSettings, Probe, ProbePlan, Role
+from llmsec_tap.capture.host.proc import sees_host_pids
 from llmsec_tap.capture.probes.elf import ELFError, ELFFile
 from llmsec_tap.capture.probes.mapped import mapped_files
 from llmsec_tap.errors import ConfigError, KernelError
 from llmsec_tap.journal import SILENT
 
 Verdict = Literal["ok", "warn", "fail"]
-_INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC
 _CAPABILITIES: Final = (("CAP_BPF", 39), ("CAP_PERFMON", 38), ("CAP_SYS_PTRACE", 19), ("CAP_NET_RAW", 13))
 _CAP_SYS_ADMIN: Final = 21
 _MIN_KERNEL: Final = (5, 15)
@@ -144,10 +144,10 @@ def _seccomp() -> Finding:
 def _pid_namespace() -> Finding:
     inside = "container" if Path("/.dockerenv").exists() or Path("/run/.containerenv").exists() else "process namespace of its own"
     try:
-        number = Path("/proc/self/ns/pid").stat().st_ino
+        is_hosts = sees_host_pids()
     except OSError:
         return Finding("processes", "warn", "/proc is not mounted", "Mount the host's /proc.")
-    if number == _INITIAL_PID_NAMESPACE:
+    if is_hosts:
         return Finding("processes", "ok", "the host's process ids")
     return Finding(
         "processes",

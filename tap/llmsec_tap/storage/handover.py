@@ -42,7 +42,7 @@ def enter(location: str, user: User | None) -> None:
         if user is not None:
             _make_out_of_reach(folder, root, user)
             _give(folder, root, user, is_new=is_new)
-        os.fchdir(folder)
+        _enter(folder, user)
         os.close(folder)
     except OSError as fault:
         raise storage_error("cannot write", root, fault) from None
@@ -78,6 +78,17 @@ def _open_folder(root: Path, user: User | None) -> int:
             return os.open(root, _OPEN)
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     return os.open(root, _OPEN)
+
+
+def _enter(folder: int, user: User | None) -> None:
+    """A root without CAP_DAC_OVERRIDE, as services and pods have it, may not enter what is the user's alone; the user may."""
+    try:
+        os.fchdir(folder)
+    except PermissionError:
+        if user is None:
+            raise
+        with privileges.acting_as(user):
+            os.fchdir(folder)
 
 
 def _make_out_of_reach(folder: int, root: Path, user: User) -> None:

@@ -10,7 +10,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
+_INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h
 _CONTAINER_ID: Final = re.compile(r"(?:^|[/:-])([0-9a-f]{64})(?:\.scope)?(?:$|/)")
+
+
+def sees_host_pids() -> bool:
+    """Whether process ids mean here what they mean to the kernel half. Raises OSError where /proc is not mounted."""
+    return Path("/proc/self/ns/pid").stat().st_ino == _INITIAL_PID_NAMESPACE
 
 
 def container_of(cgroup: str, is_trusted: Callable[[str, str], bool] | None = None) -> str | None:
