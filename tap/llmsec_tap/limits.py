@@ -85,6 +85,10 @@ REORDER_NS = 5_000_000
 MAX_HEAD_BYTES = MIB
 # Headers kept of one head; beyond them only those that frame the body. Node keeps 2000.
 MAX_HEADERS = 4096
+# A dynamic table of HTTP/2 headers: browsers allow 64 KiB, most endpoints RFC 7541's 4 KiB. Older entries are unknown.
+MAX_HEADER_TABLE_BYTES = 64 * KIB
+# Bodies of HTTP/2 streams that wait until it is known which side is the client, of a connection that was joined in its middle.
+MAX_UNSETTLED_BYTES = 64 * KIB
 # nginx and llhttp have no bound on a chunk's extension.
 MAX_CHUNK_LINE_BYTES = 64 * KIB
 MAX_PIPELINED_REQUESTS = 1024

@@ -131,7 +131,6 @@ def test_a_refused_connect_opens_no_tunnel() -> None:
     ("first", "name"),
     [
         (b"\x16\x03\x01\x02\x00\x01", "tls"),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0", "http2"),
         (b"\0" * 5000, "unknown"),
         (b"EHLO x\r\n" * 1000, "unknown"),
     ],

@@ -36,7 +36,7 @@ from llmsec_tap.identity.who import identify
 from llmsec_tap.identity.whose import Whose, WhoseSettings, resolved_tenant, whose_request, with_response
 from llmsec_tap.model import CaptureKind, Completeness, Exchange, Framing, OtherText
 from llmsec_tap.wire.flow import Flow
-from llmsec_tap.wire.messages import Head, ignore
+from llmsec_tap.wire.messages import Head, Headers, ignore
 
 _T = TypeVar("_T")
 _PRETTY: Final = re.compile(rb"\s*[\[{][ \t]*\r?\n")
@@ -259,6 +259,10 @@ class ExchangeAssembly:
             self._started_ns = head.ts_ns
         self.response.head(head)
         self.response_view = ResponseView(head.status, head.joined())
+
+    def trailers(self, headers: Headers) -> None:
+        if not self._done and self.response_view is not None:
+            self.response_view.trailers = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
 
     def _first_response_data(self, ts_ns: int, data: bytes) -> None:
         """The body begins: is it a stream, and who reads it?"""
