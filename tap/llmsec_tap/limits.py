@@ -103,6 +103,9 @@ MAX_RAW_PREFIX_BYTES = MIB
 
 # Decoders of ours recurse; Python's goes to about 990. Bodies of APIs are a dozen levels deep, schemas of tools some more.
 MAX_JSON_DEPTH = 200
+# Fields of one Protocol Buffers message, and how deep they nest: the reference decoders stop at 100.
+MAX_PROTOBUF_FIELDS = 200_000
+MAX_PROTOBUF_DEPTH = 64
 # What is no plain JSON is read by slower means, which take several times its size.
 MAX_LOOSE_BODY_BYTES = 8 * MIB
 MAX_FORM_FIELDS = 1024
