@@ -7,6 +7,7 @@ that is to an entry that was not captured, and its header is left out and said. 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from llmsec_tap import limits
@@ -31,6 +32,10 @@ _STATIC_SIZE: Final = len(_STATIC)
 # RFC 7541 4.1: what an entry counts beyond its bytes.
 _ENTRY: Final = 32
 _DEFAULT_SIZE: Final = 4096
+
+
+OnValue = Callable[[bytes, bytes, int, int], None]
+"""Takes a header's name (empty where it is unknown), its value, and where the value's bytes stand in the block."""
 
 
 class HeaderBlock:
@@ -70,8 +75,8 @@ class HeaderTable:
         """Bytes that the entries take here."""
         return self.size + 2 * limits.PIECE_COST_BYTES * len(self._entries)
 
-    def read(self, block: bytes) -> HeaderBlock:
-        """Headers in order, names in lower case."""
+    def read(self, block: bytes, on_value: OnValue | None = None) -> HeaderBlock:
+        """Headers in order, names in lower case. `on_value` is told of each value that stands in the block itself."""
         found = HeaderBlock()
         at, end = 0, len(block)
         try:
@@ -84,13 +89,13 @@ class HeaderTable:
                     size, at = _integer(block, at, 0x1F)
                     self._resize(size)
                 else:
-                    at = self._literal(found, block, at, 0x3F if first & 0x40 else 0x0F)
+                    at = self._literal(found, block, at, 0x3F if first & 0x40 else 0x0F, on_value)
         except (ValueError, IndexError):
             found.is_broken = True
             self.lose()
         return found
 
-    def _literal(self, found: HeaderBlock, block: bytes, at: int, mask: int) -> int:
+    def _literal(self, found: HeaderBlock, block: bytes, at: int, mask: int, on_value: OnValue | None) -> int:
         index, at = _integer(block, at, mask)
         name: bytes
         if index:
@@ -100,7 +105,10 @@ class HeaderTable:
             if not name:
                 raise ValueError("a header without a name")
             name = name.lower()
+        start = at
         value, at = _string(block, at)
+        if on_value is not None:
+            on_value(name, value, _integer(block, start, 0x7F)[1], at)
         if mask == 0x3F:
             self._add(name, value)
         _keep(found, name, value)
