@@ -278,9 +278,7 @@ static __always_inline void plain_moved(struct sock *sock, __u64 inode, int resu
 	call_done(connection, &pieces.moved);
 	count(TAP_PLAIN_CALLS, 1);
 	count(TAP_PLAIN_BYTES, result);
-	if (begins == BEGINS_HTTP2)
-		leave_out(socket); /* told, so that it is counted, and not decoded */
-	else if (socket->over && direction == TAP_READ && !has_unread(sock))
+	if (socket->over && direction == TAP_READ && !has_unread(sock))
 		end_socket(pointer, socket);
 }
 

@@ -26,6 +26,8 @@ AnomalyName = Literal[
     "http_header_limit", "http_obs_fold", "http_bare_lf", "http_resync", "http_pipeline_limit", "http_unsolicited_response",
     "http_no_response", "http_body_limit", "content_encoding_unknown", "content_encoding_absent", "content_encoding_undeclared",
     "content_encoding_bad", "content_encoding_bomb",
+    # HTTP/2
+    "http2_bad_frame", "http2_bad_block", "http2_header_unknown", "http2_refused",
     # memory
     "memory_limit", "http_memory_limit",
     # streams
@@ -101,6 +103,11 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     "content_encoding_undeclared": "The body is gzip although no header says so; it was decoded.",
     "content_encoding_bad": "The coded body could not be decoded past some point; what came before was kept.",
     "content_encoding_bomb": "The decoded body grew far beyond its coded size; decoding stopped.",
+    # HTTP/2
+    "http2_bad_frame": "An HTTP/2 frame had a length, stream or place that none may have; it was passed over.",
+    "http2_bad_block": "A block of HTTP/2 headers could not be decoded; what came before was kept, and the table of headers began anew.",
+    "http2_header_unknown": "HTTP/2 headers refer to what was not captured (or were lost themselves); the others were read, and the body by its shape.",
+    "http2_refused": "HTTP/1 answered the beginning of HTTP/2; the connection was not read on in that direction.",
     # memory
     "memory_limit": "All that is held for traffic was at its bound, and this held more than its share: it was cut, and read as far as it came.",
     "http_memory_limit": "All that is held for traffic was at its bound; the unfinished head of a message was dropped unread.",

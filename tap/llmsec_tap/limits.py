@@ -104,6 +104,10 @@ MAX_TLS_TRIALS = 4096
 MAX_HEAD_BYTES = MIB
 # Headers kept of one head; beyond them only those that frame the body. Node keeps 2000.
 MAX_HEADERS = 4096
+# A dynamic table of HTTP/2 headers: browsers allow 64 KiB, most endpoints RFC 7541's 4 KiB. Older entries are unknown.
+MAX_HEADER_TABLE_BYTES = 64 * KIB
+# Bodies of HTTP/2 streams that wait until it is known which side is the client, of a connection that was joined in its middle.
+MAX_UNSETTLED_BYTES = 64 * KIB
 # nginx and llhttp have no bound on a chunk's extension.
 MAX_CHUNK_LINE_BYTES = 64 * KIB
 MAX_PIPELINED_REQUESTS = 1024
@@ -118,6 +122,9 @@ MAX_RAW_PREFIX_BYTES = MIB
 
 # Decoders of ours recurse; Python's goes to about 990. Bodies of APIs are a dozen levels deep, schemas of tools some more.
 MAX_JSON_DEPTH = 200
+# Fields of one Protocol Buffers message, and how deep they nest: the reference decoders stop at 100.
+MAX_PROTOBUF_FIELDS = 200_000
+MAX_PROTOBUF_DEPTH = 64
 # What is no plain JSON is read by slower means, which take several times its size.
 MAX_LOOSE_BODY_BYTES = 8 * MIB
 MAX_FORM_FIELDS = 1024

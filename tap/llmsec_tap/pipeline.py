@@ -18,8 +18,9 @@ from llmsec_tap.identity.whose import WhoseSettings
 from llmsec_tap.model import TLS, Exchange
 from llmsec_tap.wire.connection import Connection
 from llmsec_tap.wire.flow import Flow, FlowSink, StreamSink
+from llmsec_tap.wire.http2.streams import HTTP2
 from llmsec_tap.wire.packet import PacketDecoder, PacketHandler
-from llmsec_tap.wire.protocols import Protocols
+from llmsec_tap.wire.protocols import Protocols, Upgrade
 from llmsec_tap.wire.quic import QUICConnections
 from llmsec_tap.wire.tcp import TCPReassembler
 from llmsec_tap.wire.tls.connection import TLSConnection
@@ -148,8 +149,8 @@ class Pipeline:
         self.tcp: TCPReassembler = (TCPReassembler if share is None else _InPhases)(self.open_flow, on_anomaly, self.account)
         # What is inside a proxy's tunnel is looked at as a connection's own first bytes are.
         self._protocols = Protocols(
-            sniffed={"tls": self._tls},
-            upgraded={"connect": lambda flow, _upgrade: self._connection(flow)},
+            sniffed={"tls": self._tls, "http2": self._http2},
+            upgraded={"connect": lambda flow, _upgrade: self._connection(flow), "h2c": self._http2},
         )
         self._quic = QUICConnections(self._unread, self.account)
         # Without a share of their own: there are few, and each is told by the first process alone.
@@ -186,6 +187,9 @@ class Pipeline:
 
     def _connection(self, facts: Flow, on_closed: Callable[[], None] = lambda: None) -> Connection:
         return Connection(facts, self._assembly, self._protocol, self._anomaly, on_closed, self._protocols)
+
+    def _http2(self, facts: Flow, upgrade: Upgrade | None = None) -> HTTP2:
+        return HTTP2(facts, self._assembly, self._anomaly, self._protocols, upgrade)
 
     def tick(self, now_ns: int) -> None:
         """Expire what is idle; live sources call it, a replay's own packets tell the time."""
@@ -260,7 +264,8 @@ class Pipeline:
         if exchange.provider is not None:
             self.llm_exchanges += 1
         for anomaly in exchange.anomalies:
-            if not anomaly.name.startswith(("tcp_", "http_", "tls_")):  # those were counted as they happened, on their connection
+            # Those of a connection were counted as they happened.
+            if not anomaly.name.startswith(("tcp_", "http_", "http2_", "tls_")):
                 self.anomalies[anomaly.name] += anomaly.count
         self._emit(exchange)
 

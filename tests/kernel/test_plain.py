@@ -205,6 +205,42 @@ def test_node_is_captured(tmp_path: Path) -> None:
             node.kill()
 
 
+_NODE_HTTP2 = """
+const events = ['h', 'i'].map(text => 'data: ' + JSON.stringify({id: 'c', object: 'chat.completion.chunk', model: 'm',
+  choices: [{index: 0, delta: {content: text}}]}) + '\\n\\n');
+require('http2').createServer((request, answer) => {
+  request.on('data', () => {}).on('end', () => {
+    answer.writeHead(200, {'content-type': 'text/event-stream'});
+    answer.write(events[0]); answer.write(events[1]); answer.end('data: [DONE]\\n\\n');
+  });
+}).listen(+process.argv[2], '127.0.0.1');
+"""
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_http2_without_tls_is_captured(side: str, tmp_path: Path) -> None:
+    """Of the process that answers, and of the one that asks."""
+    port = free_port()
+    server = tmp_path / "server.js"
+    server.write_text(_NODE_HTTP2)
+    body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "ask"}]})
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    ask = ["curl", "-sS", "--http2-prior-knowledge", "-H", "content-type: application/json", "-d", body, url]
+    with subprocess.Popen([program("node", "nodejs"), str(server), str(port)]) as node:
+        try:
+            wait_for_port(port, node)
+            chosen = ("--pid", str(node.pid)) if side == "server" else ("--comm", "curl")
+            with Agent(*chosen, "--plain") as agent:
+                subprocess.run(ask, check=True, capture_output=True, timeout=20)
+                rows = agent.wait_for_exchanges(1)
+        finally:
+            node.kill()
+    assert [(row["input_text"], row["output_text"], row["completeness"], row["http_version"]) for row in rows] == [
+        ("ask", "hi", "complete", "2")
+    ]
+    assert {row["server"] for row in rows} == {f"127.0.0.1:{port}"}
+
+
 def test_an_interface_wins_over_sockets_unless_both_are_asked_for() -> None:
     with plain_server("threads") as (pid, port):
         for options, times in ((("--no-plain",), 1), (("--plain",), 2)):

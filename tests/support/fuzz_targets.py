@@ -44,6 +44,9 @@ from llmsec_tap.wire.sse import SSEParser
 from llmsec_tap.wire.tcp import TCPReassembler
 from support.aws import message
 from support.fuzz_elf import elf_file, elf_seeds
+from support.http2 import HELLO, SERVER_HELLO, Side
+from support.http2 import request as http2_request
+from support.http2 import response as http2_response
 from support.http_recorder import Recorder
 from support.replay import KEY
 from support.wire import Talk, pcap, pcapng
@@ -211,6 +214,32 @@ def conversation(data: bytes) -> None:
         assert to_json(msgspec.json.decode(line, type=Exchange)) == line
         if b"\xf9" in data and exchange.completeness == "complete":
             assert b"HTTP/1" in data
+
+
+def http2(data: bytes) -> None:
+    """Two directions of HTTP/2 through the whole pipeline: no exception, the account is kept, nothing is held at the end."""
+    exchanges: list[Exchange] = []
+    pipeline = Pipeline(exchanges.append, fingerprinter(KEY), shield=False, memory_cap_bytes=4 * limits.MIB)
+    flow = pipeline.open_flow(Flow("10.0.0.1:1", "10.0.0.2:2", 1, is_midstream=bool(data[:1] and data[0] & 1)))
+    ts = 1
+    for number, part in enumerate(data[1:].split(b"\xfb")):
+        side = flow.second if part[:1] == b"\xfc" else flow.first
+        if number < 2:
+            side.data(ts, HELLO if side is flow.first else SERVER_HELLO)
+        for piece in _pieces(part.removeprefix(b"\xfc")):
+            ts += 1_000_000
+            if piece is None:
+                side.gap(ts, None if ts & 1 else 5)
+            else:
+                side.data(ts, piece)
+        assert pipeline.account.held <= pipeline.account.limit
+    flow.first.end(ts, "fin")
+    flow.second.end(ts, "fin")
+    flow.close(ts, "fin")
+    assert pipeline.account.held == pipeline.account.fixed
+    for exchange in exchanges:
+        line = to_json(exchange)
+        assert to_json(msgspec.json.decode(line, type=Exchange)) == line
 
 
 def capture_to_records(data: bytes) -> None:
@@ -438,6 +467,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         tcp,
         http_message,
         conversation,
+        http2,
         sse,
         ndjson,
         json_array,
@@ -463,6 +493,13 @@ def seeds(name: str) -> list[bytes]:
     answer = (
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(event), event)
         + b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
+    )
+    client, server = Side(), Side()
+    http2_call = client.headers(1, http2_request()) + client.data(1, body, ends=True)
+    http2_answer = (
+        server.headers(1, http2_response(b"200", b"text/event-stream"))
+        + server.data(1, event)
+        + server.data(1, b"data: [DONE]\n\n", ends=True)
     )
     talk = Talk().open().say(0, request).say(1, answer).close()
     frames = [frame for _, frame in talk.frames]
@@ -491,6 +528,7 @@ def seeds(name: str) -> list[bytes]:
         "tcp": [bytes([1, 8, 2, 0, 0, 8, 18, 0, 1, 9, 16, 3]) + b"abc" + bytes([1, 14, 16, 2]) + b"yz" + bytes([1, 12, 17, 2]) + b"wx"],
         "http_message": [request, answer, answer.replace(b"\r\ndata", b"\xfa\r\n\xf9data")],
         "conversation": [request + b"\xfb\xfc" + answer, b"\xfc" + answer, request + b"\xfb\xfc" + answer[:180] + b"\xf9" + answer[200:]],
+        "http2": [flags + http2_call + b"\xfb\xfc" + http2_answer for flags in (b"\0", b"\1")],
         "sse": [b"event: a\ndata: b\n\n: c\r\ndata:d\r\r", event],
         "ndjson": [ollama + b"\n" + ollama + b"\n"],
         "json_array": [b"[" + gemini + b"\n,\r\n" + gemini + b"]"],

@@ -23,7 +23,7 @@ http {{
   client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
   client_max_body_size 64m; client_body_buffer_size 64m; keepalive_requests 100000;
   server {{
-    listen 127.0.0.1:{plain_port}; listen 127.0.0.1:{port} ssl; ssl_certificate {cert}; ssl_certificate_key {key};
+    listen 127.0.0.1:{plain_port}; listen 127.0.0.1:{port} ssl{http2}; ssl_certificate {cert}; ssl_certificate_key {key};
     location / {{ proxy_pass {upstream}; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; proxy_read_timeout 120s; }}
     location /bytes/ {{ alias {folder}/; }}
   }}
@@ -92,13 +92,20 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], timeout_s: float 
 
 
 @contextlib.contextmanager
-def nginx(folder: Path, certificate: Certificate, upstream: str, *, workers: int = 1) -> Iterator[Nginx]:
+def nginx(folder: Path, certificate: Certificate, upstream: str, *, workers: int = 1, http2: bool = False) -> Iterator[Nginx]:
     port, plain_port = free_port(), free_port()
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "nginx.conf"
     config.write_text(
         _NGINX.format(
-            folder=folder, port=port, plain_port=plain_port, upstream=upstream, cert=certificate.cert, key=certificate.key, workers=workers
+            folder=folder,
+            port=port,
+            plain_port=plain_port,
+            upstream=upstream,
+            cert=certificate.cert,
+            key=certificate.key,
+            workers=workers,
+            http2=" http2" if http2 else "",
         )
     )
     if os.geteuid() == 0:

@@ -130,7 +130,6 @@ def test_a_refused_connect_opens_no_tunnel() -> None:
 @pytest.mark.parametrize(
     ("first", "name"),
     [
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0", "http2"),
         (b"\0" * 5000, "unknown"),
         (b"EHLO x\r\n" * 1000, "unknown"),
     ],

@@ -94,11 +94,12 @@ def _decoded(found: re.Match[str]) -> str:
 class ResponseView:
     """The head of an answer as a dialect sees it."""
 
-    __slots__ = ("content_type", "headers", "status")
+    __slots__ = ("content_type", "headers", "status", "trailers")
 
     def __init__(self, status: int, headers: dict[str, str]) -> None:
         self.status = status
         self.headers = headers
+        self.trailers: dict[str, str] = {}  # fields behind the body
         self.content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
 
 

@@ -30,9 +30,15 @@ from llmsec_tap.dialects.vectors import count_vectors, dimensions
 from llmsec_tap.limits import MAX_OTHER_TEXT_CHARS
 from llmsec_tap.model import Framing, Message, Part, ToolDefinition
 
-_GENERATE: Final = re.compile(r":(stream)?[gG]enerateContent$")
+# Of the REST API, and of gRPC (rpc_schemas.py).
+_GENERATE: Final = re.compile(
+    r":(stream)?[gG]enerateContent$"
+    r"|/google\.(ai\.generativelanguage|cloud\.aiplatform)\.v1\w*\.(Generative|Prediction)Service/(Stream)?GenerateContent$"
+)
 _EMBED: Final = re.compile(r":(batchEmbedContents|embedContent|asyncBatchEmbedContent)$")
-_PREDICT: Final = re.compile(r"/publishers/[^/]+/models/[^/]+:predict$|/endpoints/[^/]+:predict$")
+_PREDICT: Final = re.compile(
+    r"/publishers/[^/]+/models/[^/]+:predict$|/endpoints/[^/]+:predict$|/google\.cloud\.aiplatform\.v1\w*\.PredictionService/Predict$"
+)
 
 
 class GeminiGenerate(BaseDialect):

@@ -24,6 +24,7 @@ from llmsec_tap.dialects.ollama import OllamaChat, OllamaEmbed, OllamaEmbeddings
 from llmsec_tap.dialects.openai_chat import OpenAIChat
 from llmsec_tap.dialects.openai_completions import MistralFIM, OpenAICompletions, OpenAIEmbeddings
 from llmsec_tap.dialects.openai_responses import OpenAIResponses
+from llmsec_tap.dialects.rpc import KServeInfer, TGIShard, UnknownRPC, VLLMEngine
 from llmsec_tap.dialects.tgi import HFFeatureExtraction, HFTextGeneration, SageMakerInvoke, TGIGenerate
 
 # Of two equal claims the earlier dialect has it.
@@ -63,6 +64,10 @@ DIALECTS: Final[tuple[Dialect, ...]] = (
     ReplicatePredict(),
     CloudflareRun(),
     TritonGenerate(),
+    KServeInfer(),
+    VLLMEngine(),
+    TGIShard(),
+    UnknownRPC(),
 )
 
 

@@ -28,6 +28,7 @@ from llmsec_tap.exchange.loose_json import texts_in
 from llmsec_tap.exchange.record import Facts, build_record
 from llmsec_tap.exchange.request_reading import fold_case, has_token_ids, needs_folding, read_body, read_left_over, scalars, settle
 from llmsec_tap.exchange.response_reading import late_framing, read_loose_answer
+from llmsec_tap.exchange.rpc import BARE, answer_schema, as_json, is_framed, read_last, read_status, request_as_json
 from llmsec_tap.exchange.timing import characters_per_token
 from llmsec_tap.identity.credentials import Fingerprinter, credential_of
 from llmsec_tap.identity.non_inference import auxiliary, holds_texts
@@ -36,7 +37,7 @@ from llmsec_tap.identity.who import identify
 from llmsec_tap.identity.whose import Whose, WhoseSettings, resolved_tenant, whose_request, with_response
 from llmsec_tap.model import CaptureKind, Completeness, Exchange, Framing, OtherText
 from llmsec_tap.wire.flow import Flow
-from llmsec_tap.wire.messages import Head, ignore
+from llmsec_tap.wire.messages import Head, Headers, ignore
 
 _T = TypeVar("_T")
 _PRETTY: Final = re.compile(rb"\s*[\[{][ \t]*\r?\n")
@@ -208,6 +209,7 @@ class ExchangeAssembly:
     def _read_request(self, view: RequestView, raw: bytes, undecoded: bytes, others: bytes) -> None:
         """`undecoded` and `others` are bytes beside the body: what could not be read of it, and copies that differed."""
         self._read_bytes = len(undecoded), len(others)
+        raw = request_as_json(view.path, view.headers.get("content-type", ""), raw)
         reading = read_body(view, raw or undecoded, self.draft, self._body_anomaly)
         reading.texts += [("$", likely_text(more)) for more in (undecoded if raw else b"", others) if more]
         self._dialect = dialect = settle(view, reading, self.anomaly)
@@ -260,12 +262,16 @@ class ExchangeAssembly:
         self.response.head(head)
         self.response_view = ResponseView(head.status, head.joined())
 
+    def trailers(self, headers: Headers) -> None:
+        if not self._done and self.response_view is not None:
+            self.response_view.trailers.update((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
+
     def _first_response_data(self, ts_ns: int, data: bytes) -> None:
         """The body begins: is it a stream, and who reads it?"""
         self._response_body_ns = ts_ns
         view = self.response_view
         assert view is not None
-        framing = FRAMING_BY_TYPE.get(view.content_type)
+        framing: Framing | None = "grpc" if is_framed(view.content_type) else FRAMING_BY_TYPE.get(view.content_type)
         if framing in ("sse", "aws-eventstream") and data.lstrip()[:1] in (b"{", b"["):
             framing = None  # a whole answer under the type of a stream: no event begins so
         # An answer may come before the request's last byte (a refusal): a whole one is read when the request has ended, but a
@@ -298,6 +304,11 @@ class ExchangeAssembly:
     def _event(self, ts_ns: int, name: str | None, data: bytes) -> None:
         self._last_ns = ts_ns
         draft = self.draft
+        if self._framing == "grpc":
+            if name is not None and self.response_view is not None:
+                read_last(name, data, self.response_view, draft)
+                return
+            data = as_json(data, answer_schema(self._view.path if self._view is not None else None))
         if data != b"[DONE]":
             draft.events += 1
         handler = self._handler
@@ -374,6 +385,8 @@ class ExchangeAssembly:
             self._whole_response(view, self.response.take())
         if self.draft.at_end is not None:
             self._guarded(self.draft.at_end)
+        if view is not None and (view.trailers or "grpc-status" in view.headers):
+            read_status(view, self.draft)
         stream_left = self._left
         if stream_left is not None:
             self._guarded(lambda: self._keep_left(stream_left.end()))
@@ -396,6 +409,8 @@ class ExchangeAssembly:
 
     def _whole_response(self, view: ResponseView, raw: bytes) -> None:
         body: JSON = None
+        if raw and view.content_type in BARE and self._view is not None:
+            raw = as_json(raw, answer_schema(self._view.path))
         if raw:
             try:
                 body = parse_json(raw, self.draft)
@@ -503,7 +518,7 @@ class ExchangeAssembly:
             started_ns=self._started_ns,
             response_body_ns=self._response_body_ns,
             ended_ns=ended_ns,
-            framing=self._framing,
+            framing=self._framing if self._framing != "grpc" or self.draft.events > 1 else None,  # one message is no stream
             provider=provider,
             api=api,
             operation=operation,

@@ -11,6 +11,7 @@ from llmsec_tap.anomalies import AnomalyName, OnAnomaly
 from llmsec_tap.model import Framing
 from llmsec_tap.wire.encoding import ContentDecoder, content_decoder
 from llmsec_tap.wire.eventstream import EventStreamParser
+from llmsec_tap.wire.grpc import GRPCParser
 from llmsec_tap.wire.messages import Head
 from llmsec_tap.wire.ndjson import JSONArrayParser, NDJSONParser
 from llmsec_tap.wire.sse import EventSink, SSEParser
@@ -31,7 +32,7 @@ _GZIP_BEGINS = b"\x1f\x8b\x08"
 
 
 class FrameParser(Protocol):
-    """SSEParser, NDJSONParser, JSONArrayParser and EventStreamParser."""
+    """SSEParser, NDJSONParser, JSONArrayParser, EventStreamParser and GRPCParser."""
 
     fed_bytes: int
 
@@ -51,6 +52,7 @@ FRAME_PARSERS: dict[str, Callable[[EventSink, OnAnomaly, Callable[[int], bool]],
     "ndjson": NDJSONParser,
     "json-array": JSONArrayParser,
     "aws-eventstream": EventStreamParser,
+    "grpc": GRPCParser,
 }
 
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from llmsec_tap.dialects.base import Dialect, RequestView, ResponseView
 from llmsec_tap.dialects.draft import Draft
+from llmsec_tap.dialects.rpc import is_rpc, names_models
 from llmsec_tap.identity.non_inference import auxiliary
 from llmsec_tap.providers.headers import MODEL_SERVERS, provider_of_headers
 from llmsec_tap.providers.hosts import provider_of_host
@@ -23,11 +24,13 @@ _GATEWAYS: Final = frozenset(("portkey", "litellm", "cloudflare"))
 # Routes that are an API of language models wherever they are met: the request alone is enough, even if the answer is a failure.
 _TELLING: Final = re.compile(
     r"/(chat/completions|fim/completions|v1/embeddings|generation/text|generation/text_stream|text/generation|text/generation_stream)/?$"
+    r"|^/[\w.]+\.(VllmEngine|TextGenerationService|GenerativeService|PredictionService)/\w+$"
     r"|/openai/deployments/|/model/.+/(converse|invoke)|:(stream)?([gG]enerateContent|[rR]awPredict)$|:(batchEmbedContents|embedContent)$"
 )
 # Routes that other services may have as well: with a model named in the body the request is enough, else the answer must show it.
 _TELLING_WITH_MODEL: Final = re.compile(
     r"/(v1/completions|v1/responses|v1/messages|v1/complete|embeddings|api/(chat|generate|embed|embeddings)|v[12]/(chat|embed))/?$"
+    r"|/inference\.GRPCInferenceService/Model(Stream)?Infer$"
 )
 
 
@@ -57,7 +60,11 @@ def _is_convincing(request: RequestView | None, response: ResponseView | None, d
         return True
     if request is None:
         return False
-    if _TELLING.search(request.path) or _from_headers(request, response) in MODEL_SERVERS:
+    if (
+        _TELLING.search(request.path)
+        or (is_rpc(request) and names_models(request.path))
+        or _from_headers(request, response) in MODEL_SERVERS
+    ):
         return True
     if response is not None and response.status < 400 and not _is_stream(response) and draft.error_type is None:
         return False  # it answered well, and otherwise

@@ -79,7 +79,7 @@ _COMMENTS = {
     "http_version": "HTTP version as on the wire",
     "status": "HTTP status as on the wire; null when no answer was seen",
     "streaming": "Whether the answer came as a stream",
-    "framing": "sse, ndjson, json-array, aws-eventstream or websocket; null for a plain body",
+    "framing": "sse, ndjson, json-array, aws-eventstream, grpc or websocket; null for a plain body",
     "request_model": "Model the client asked for",
     "response_model": "Model the server says it used",
     "response_id": "Id the server gave its answer",

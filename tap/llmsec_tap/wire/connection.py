@@ -15,7 +15,8 @@ from llmsec_tap.account import Entry
 from llmsec_tap.anomalies import AnomalyName, OnAnomaly
 from llmsec_tap.wire.flow import Flow, StreamSink
 from llmsec_tap.wire.http1 import MessageParser, RequestParser
-from llmsec_tap.wire.messages import ExchangeFactory, Head, ignore
+from llmsec_tap.wire.http2.frames import PREFACE
+from llmsec_tap.wire.messages import ExchangeFactory, ExchangeSink, Head, ignore
 from llmsec_tap.wire.pairing import Pairing
 from llmsec_tap.wire.protocols import HTTP1_ONLY, Protocols, ProtocolSink, Upgrade
 from llmsec_tap.wire.proxy_protocol import header_length, proxied_client
@@ -117,6 +118,11 @@ class _Direction:
                 self._connection.flow.proxied = proxied_client(data)
             if self._seen - len(data) + at > _SEARCH_TAIL:
                 self._connection.anomaly("http_resync")
+            if kind == "http2":
+                self._has_lost = self._has_lost and not data.startswith(PREFACE, at)
+                self._peeked += data[at:]
+                self._connection.other_protocol(ts_ns, kind)
+                return
             self._become(kind, ts_ns, data[at:])
         elif not self._connection.flow.is_midstream and self._seen > _PREAMBLE_BYTES:
             self._connection.other_protocol(ts_ns, "unknown")
@@ -275,9 +281,7 @@ class Connection:
         peer = direction.peer
         if kind == "request":
             return self._pairing.request_parser(direction.address, peer.address)
-        return self._pairing.response_parser(
-            peer.address, direction.address, lambda request, response: self._tunnel(direction, request, response)
-        )
+        return self._pairing.response_parser(peer.address, direction.address, lambda *opened: self._tunnel(direction, *opened))
 
     def other_protocol(self, ts_ns: int, name: str) -> None:
         """A direction's first bytes, which it holds as peeked, are of the protocol `name`."""
@@ -291,14 +295,15 @@ class Connection:
         self.first.ignore()
         self.second.ignore()
 
-    def _tunnel(self, server: _Direction, request: Head | None, response: Head) -> None:
+    def _tunnel(self, server: _Direction, request: Head | None, response: Head, exchange: ExchangeSink | None) -> bool:
         """What follows in both directions is no longer HTTP/1. Called before the server's parser reads on behind the head."""
-        upgrade = Upgrade(request, response, client_is_first=server is self.second)
+        upgrade = Upgrade(request, response, server is self.second, exchange)
         make = self._protocols.upgraded.get(upgrade.name)
-        if make is not None:
-            self._hand_over(response.ts_ns, make(self.flow, upgrade))
-        else:
+        if make is None:
             server.peer.ignore()
+            return False
+        self._hand_over(response.ts_ns, make(self.flow, upgrade))
+        return upgrade.name == "h2c"
 
     def _hand_over(self, ts_ns: int, protocol: ProtocolSink) -> None:
         assert isinstance(self.first, _Direction)

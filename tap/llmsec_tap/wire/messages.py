@@ -102,6 +102,9 @@ class ExchangeSink(Protocol):
 
     def response_head(self, head: Head) -> None: ...
 
+    def trailers(self, headers: Headers) -> None:
+        """Fields behind the answer's body."""
+
     def anomaly(self, name: AnomalyName) -> None: ...
 
     def unread(self, ts_ns: int, name: AnomalyName, data: bytes) -> None:

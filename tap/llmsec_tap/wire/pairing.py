@@ -16,6 +16,9 @@ from llmsec_tap.wire.flow import Flow
 from llmsec_tap.wire.http1 import RequestParser, ResponseParser, opens_tunnel
 from llmsec_tap.wire.messages import IGNORED, BodySink, ExchangeFactory, ExchangeSink, Head
 
+OnTunnel = Callable[[Head | None, Head, ExchangeSink | None], bool]
+"""Takes an exchange that opens a tunnel, with its heads: from there on neither direction is HTTP/1. True: its answer comes in the other protocol."""
+
 # An oddity of the connection is shown on so many exchanges at most.
 _SHOWN = 16
 
@@ -46,8 +49,7 @@ class Pairing:
             reserve=self._flow.reserve,
         )
 
-    def response_parser(self, client: str, server: str, on_tunnel: Callable[[Head | None, Head], None]) -> ResponseParser:
-        """`on_tunnel`, with the heads of the exchange that opened it: from here on neither direction is HTTP/1 any more."""
+    def response_parser(self, client: str, server: str, on_tunnel: OnTunnel) -> ResponseParser:
         return ResponseParser(
             lambda head: self._response(head, client, server, on_tunnel),
             self.anomaly,
@@ -114,7 +116,7 @@ class Pairing:
         self._cut(exchange)
         return IGNORED
 
-    def _response(self, head: Head, client: str, server: str, on_tunnel: Callable[[Head | None, Head], None]) -> BodySink:
+    def _response(self, head: Head, client: str, server: str, on_tunnel: OnTunnel) -> BodySink:
         if 100 <= head.status < 200 and head.status != 101:
             return IGNORED
         self._last_ns = head.ts_ns
@@ -128,14 +130,16 @@ class Pairing:
             if not self._flow.is_midstream:
                 exchange.anomaly("http_unsolicited_response")
         sink = IGNORED
+        is_tunnel = opens_tunnel(request.method if request is not None else "", head.status)
+        if is_tunnel and on_tunnel(request, head, exchange) and exchange is not None:
+            self._open.remove(exchange)
+            return IGNORED
         if exchange is not None:
             exchange.response_head(head)
             if exchange.has_room:
                 sink = exchange.response
             else:
                 self._cut(exchange)
-        if opens_tunnel(request.method if request is not None else "", head.status):
-            on_tunnel(request, head)
         return sink
 
     def _unread(self, data: bytes, client: str, server: str) -> None:

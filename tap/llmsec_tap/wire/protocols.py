@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from llmsec_tap.wire.flow import Flow, FlowSink
-from llmsec_tap.wire.messages import Head
+from llmsec_tap.wire.messages import ExchangeSink, Head
 
 
 class ProtocolSink(FlowSink, Protocol):
@@ -25,17 +25,24 @@ class ProtocolSink(FlowSink, Protocol):
 
 
 class Upgrade(NamedTuple):
-    """The exchange whose answer gave the connection to another protocol (101, or 2xx to CONNECT). It has its own record already."""
+    """The exchange whose answer gave the connection, or a stream of HTTP/2, to another protocol (101, or 2xx to CONNECT).
+
+    It has its own record, but for `h2c`: there the answer comes in the new protocol, and `exchange` is to be given it.
+    """
 
     request: Head | None  # None: it was not captured
     response: Head
     client_is_first: bool  # of the flow
+    exchange: ExchangeSink | None = None
 
     @property
     def name(self) -> str:
-        """The protocol, in lower case as the Upgrade header has it (RFC 9110 7.8); `connect` for a proxy's tunnel, "" where none is named."""
+        """The protocol, in lower case as the Upgrade header (RFC 9110 7.8) or `:protocol` (RFC 8441) has it; `connect` for a proxy's
+        tunnel, "" where none is named.
+        """
         if self.response.status != 101:
-            return "connect"
+            named = self.request.get(b":protocol") if self.request is not None else None
+            return named.decode("latin-1").lower() if named else "connect"
         named = self.response.get(b"upgrade") or (self.request.get(b"upgrade") if self.request is not None else None) or b""
         return named.decode("latin-1").partition(",")[0].strip().lower()
 

@@ -24,7 +24,10 @@ func serve(address, cert, key string) {
 		choices := []any{map[string]any{"index": 0, "message": message, "finish_reason": "stop"}}
 		json.NewEncoder(w).Encode(map[string]any{"id": "x", "object": "chat.completion", "model": "echo", "choices": choices})
 	})
-	server := http.Server{Addr: address, TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){}}
+	server := http.Server{Addr: address}
+	if os.Getenv("HTTP2") == "" {
+		server.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){}
+	}
 	fmt.Fprintln(os.Stderr, server.ListenAndServeTLS(cert, key))
 }
 
@@ -42,7 +45,7 @@ func main() {
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(pem)
-	client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
+	client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, ForceAttemptHTTP2: os.Getenv("HTTP2") != ""}}
 	for n := 0; n < 13; n++ {
 		content := fmt.Sprintf("call %d by go", n)
 		messages := []map[string]string{{"role": "user", "content": content}}

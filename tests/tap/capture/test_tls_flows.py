@@ -19,6 +19,9 @@ from llmsec_tap.clock import Clock
 from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.model import Exchange
 from llmsec_tap.pipeline import Pipeline
+from support.http2 import HELLO, SERVER_HELLO, Side
+from support.http2 import request as http2_request
+from support.http2 import response as http2_response
 from support.replay import KEY, replay
 
 BODY = b'{"model":"m","messages":[{"role":"user","content":"%s"}]}'
@@ -249,11 +252,24 @@ def test_joining_in_the_middle() -> None:
 
 def test_another_protocol_is_named() -> None:
     tap = Tap()
-    tap.say(events.READ, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), flags=events.FRESH)
+    tap.say(events.READ, b"\x16\x03\x01\x02\x00\x01", flags=events.FRESH)
     tap.say(events.WRITE, bytes(100), flags=events.FRESH)
     tap.end()
     assert tap.exchanges == []
-    assert dict(tap.pipeline.protocols) == {"http2": 1}
+    assert dict(tap.pipeline.protocols) == {"tls": 1}
+
+
+@pytest.mark.parametrize("server_first", [False, True])
+def test_http2_is_read_whoever_speaks_first(*, server_first: bool) -> None:
+    tap, client, server = Tap(), Side(), Side()
+    call, whole = request(b"hi").partition(b"\r\n\r\n")[2], answer(b"whole").partition(b"\r\n\r\n")[2]
+    hellos = [(events.READ, HELLO), (events.WRITE, SERVER_HELLO)]
+    for direction, data in reversed(hellos) if server_first else hellos:
+        tap.say(direction, data)
+    tap.say(events.READ, client.headers(1, http2_request()) + client.data(1, call, ends=True))
+    tap.say(events.WRITE, server.headers(1, http2_response()) + server.data(1, whole, ends=True))
+    tap.end()
+    assert [(e.input_text, e.output_text, e.http_version, e.completeness) for e in tap.exchanges] == [("hi", "whole", "2", "complete")]
 
 
 def test_the_end_of_a_process_closes_its_connections() -> None:

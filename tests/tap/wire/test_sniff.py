@@ -30,7 +30,11 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
         (b"\x16\x03", "more"),
         (b"\x16\x04\x01", "other"),
         (b"", "more"),
-        (b"\0\0\0", "other"),
+        (b"\0\0\0", "more"),
+        (b"\0\0\x0c\x04\0\0\0\0\0", "http2"),  # a server's SETTINGS
+        (b"\0\0\x0d\x04\0\0\0\0\0", "other"),
+        (b"\0\0\0\0", "other"),
+        (b"\0\0\x0c\x04\0\0\0\0\x01", "other"),
         (b"EHLO x\r\n", "other"),
     ],
 )
@@ -52,6 +56,9 @@ def test_no_beginning_of_it_is_taken_for_something_else(whole: bytes) -> None:
         (b"PROXY TCP4 1.1.1.1 2.2.2.2 1 2\r\nGET / HTTP/1.1\r\n", ("request", 32)),
         (b"tail of a body HTTP/1.1 200 OK\r\nGET / HTTP/1.1\r\n", ("response", 15)),
         (b"no message", None),
+        (b"PROXY TCP4 1.1.1.1 2.2.2.2 1 2\r\n" + PREFACE, ("http2", 32)),
+        (b"tail\0\0\x02\0\0\0\0\0\x01ab\0\0\x04\x08\0\0\0\0\0\0\0\0\x01", ("http2", 4)),  # DATA, WINDOW_UPDATE
+        (bytes(100), None),
         (b"HTTP/1.1 999 \r\n", None),
         (b"", None),
     ],

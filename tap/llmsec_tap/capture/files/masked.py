@@ -1,4 +1,4 @@
-"""Credentials in a byte stream of HTTP/1 replaced by `*`, byte for byte, so that lengths, offsets and times stay (`--write`).
+"""Credentials in a byte stream of HTTP replaced by `*`, byte for byte, so that lengths, offsets and times stay (`--write`).
 
 Rules
 - In a head (from a start line to the empty line) a header keeps its value only if its name is known to hold no credential; the
@@ -7,7 +7,8 @@ Rules
   value is one, and words of the form that vendors give their keys.
 - Bytes come in any cut: what has begun in one piece is masked on in the next. Of a word that only its form gives away, the bytes of
   earlier pieces are out already.
-Compressed bodies and binary frames are not looked into. Bound: the first 8 KiB of a line are held, no more.
+- HTTP/2 is known by its first bytes, and masked by masked_http2.py.
+Compressed bodies and other binary frames are not looked into. Bound: the first 8 KiB of a line are held, no more.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from llmsec_tap.capture.files.masked_http2 import HTTP2Masker
 from llmsec_tap.identity.secret_shapes import VENDOR_PATTERN, is_secret_name, is_token
 from llmsec_tap.plain_names import QUERY, folded_name
+from llmsec_tap.wire.http2.frames import PREFACE, find_frames
+from llmsec_tap.wire.sniff import classify_start
 
 # Headers that say how a message is read, and whom it is for; their values hold no credential (words of a key's form are masked all the same).
 _PLAIN_HEADERS: Final = frozenset(
@@ -48,13 +52,29 @@ _CHUNKED: Final = -2
 class StreamMasker:
     """One direction of one connection."""
 
-    __slots__ = ("_body_left", "_escaped", "_in_head", "_length", "_line", "_part", "_saw_head", "_size", "_tail", "_value")
+    __slots__ = (
+        "_body_left",
+        "_escaped",
+        "_first",
+        "_http2",
+        "_in_head",
+        "_length",
+        "_line",
+        "_part",
+        "_saw_head",
+        "_size",
+        "_tail",
+        "_value",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_body: bool = False) -> None:
+        """`is_body`: of one message, without any head."""
+        self._http2: HTTP2Masker | None = None
+        self._first = PREFACE if is_body else b""  # of the direction, as much as tells what it is
         self._line = b""  # the beginning of the line under way, as it came
         self._size = 0  # of the line so far
         self._tail = b""  # the last bytes before the piece, as they came
-        self._in_head = self._saw_head = False
+        self._in_head, self._saw_head = False, is_body
         self._length = _UNKNOWN  # of the body that the head announces
         self._body_left = _UNKNOWN
         self._part = b""  # the secret field of a form whose value comes with the next line but one
@@ -63,6 +83,10 @@ class StreamMasker:
 
     def feed(self, data: bytes) -> bytes:
         """The same number of bytes, masked."""
+        if self._http2 is None and (len(self._first) < len(PREFACE) or data[:1] in (b"\0", b"P")):
+            self._find_http2(data)
+        if self._http2 is not None:
+            return self._http2.feed(data)
         out = bytearray(data)
         at = 0
         while at < len(data):
@@ -81,6 +105,9 @@ class StreamMasker:
 
     def skip(self, length: int) -> None:
         """So many bytes are not seen. Where they were not all in a body, the rest of the line that follows may be a credential's."""
+        if self._http2 is not None:
+            self._http2 = self._http2.after_loss()
+            return
         if self._body_left > length or (self._body_left == _UNKNOWN and self._saw_head and not self._in_head):
             self._body_left -= length if self._body_left > 0 else 0
             self._line, self._size = b"\0", 1
@@ -88,6 +115,15 @@ class StreamMasker:
         self._line, self._size, self._in_head = b"\t", 1, True
         self._value = self._part = self._tail = b""
         self._body_left = 0
+
+    def _find_http2(self, data: bytes) -> None:
+        """It begins with the direction, in whatever pieces, or after an upgrade; or the direction was joined in its middle."""
+        first, self._first = self._first, (self._first + data)[: len(PREFACE)]
+        begins = len(first) < len(PREFACE) and classify_start(first + data) == "http2"
+        if begins or classify_start(data) == "http2" or (not first and find_frames(data) == (0, 0)):
+            self._http2 = HTTP2Masker(lambda: StreamMasker(is_body=True).feed, _masked_header)
+            if begins and first:
+                self._http2.feed(first)
 
     # --- lines ----------------------------------------------------------------------------------------------------------
 
@@ -217,3 +253,14 @@ class StreamMasker:
     def _stars(out: bytearray, start: int, end: int) -> None:
         if end > start:
             out[start:end] = _STAR * (end - start)
+
+
+def _masked_header(name: bytes, value: bytes) -> bytes:
+    """A header's value, or a pseudo-header's, masked by the rules of a head."""
+    if name == b":path":
+        line = b"GET " + value + b" HTTP/1.1\r\n"
+        return StreamMasker().feed(line)[4 : 4 + len(value)]
+    is_plain = name in (b":method", b":status", b":scheme", b":protocol") or (
+        name in _PLAIN_HEADERS | {b":authority"} and b"@" not in value
+    )
+    return value if is_plain and not _KEYS.search(value) else _STAR * len(value)
