@@ -137,6 +137,8 @@ def _prepare(root: Path, user: User | None) -> None:
             said = ""
         except LLMSecError as fault:
             said = f"{fault}\t{fault.hint}"
+        except ImportError as fault:
+            said = f"a part of the program cannot be loaded ({fault})\tinstall it again"
         finally:
             os.write(write, said.encode(errors="replace"))
             os._exit(0)

@@ -252,3 +252,15 @@ def test_an_ordinary_user_without_permission_gets_one_line(tmp_path):
     )
     assert done.stdout.startswith(f"cannot write {folder}/store: permission denied | run as"), done
     assert done.stdout.rstrip().endswith("| 4")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user's folder needs root")
+def test_root_reads_anothers_moved_store_and_leaves_its_files_to_their_owner(tmp_path: Path) -> None:
+    """As on a node: the agent knows its folder by a path of the container, and root asks by the host's. The agent must start again."""
+    owner = 12_345
+    create_store(tmp_path / "inside")
+    moved = (tmp_path / "inside").rename(tmp_path / "outside")
+    for path in (moved, *moved.rglob("*")):
+        os.chown(path, owner, owner)
+    open_store(moved)
+    assert {path.stat().st_uid for path in (moved, *moved.rglob("*"))} == {owner}
