@@ -16,16 +16,20 @@ import pytest
 
 from llmsec_tap import limits
 from llmsec_tap.account import Account
+from llmsec_tap.capture.files.masked import StreamMasker
 from llmsec_tap.wire.connection import Connection
 from llmsec_tap.wire.encoding import content_decoder
 from llmsec_tap.wire.eventstream import EventStreamParser
 from llmsec_tap.wire.flow import Flow
+from llmsec_tap.wire.grpc import GRPCParser
 from llmsec_tap.wire.http1 import RequestParser, ResponseParser
+from llmsec_tap.wire.http2.streams import HTTP2
 from llmsec_tap.wire.messages import ignore
 from llmsec_tap.wire.ndjson import JSONArrayParser, NDJSONParser
 from llmsec_tap.wire.sse import SSEParser
 from llmsec_tap.wire.tcp import ACK, FIN, RST, SYN, TCPReassembler
 from support.aws import message
+from support.http2 import CONTINUATION, DATA, GOAWAY, HEADERS, HELLO, RST_STREAM, SETTINGS, frame
 
 RATIO = 2.5  # for one doubling
 CASES = int(os.environ.get("LLMSEC_LINEAR_CASES", "8"))
@@ -93,6 +97,14 @@ def flow(side: str, *, is_midstream: bool = False) -> Callable[[], Feed]:
     return start
 
 
+def http2(*, is_midstream: bool = False) -> Callable[[], Feed]:
+    def start() -> Feed:
+        made = HTTP2(Flow("1.1.1.1:1", "2.2.2.2:2", 0, is_midstream=is_midstream), Exchange, silent)
+        return lambda data: made.first.data(0, data)
+
+    return start
+
+
 def framed(make: Callable[..., Any]) -> Callable[[], Feed]:
     def start() -> Feed:
         parser = make(silent, silent)
@@ -142,6 +154,21 @@ RESPONSE_STARTS = [
 ]
 JSON = [b"{", b"}", b"[", b"]", b'"', b"\\", b",", b"\n", b" ", b'{"a":1}', b"\n{", b"x" * 30]
 
+FRAMES = [
+    frame(HEADERS, 1, b"\x82", 5),
+    frame(HEADERS, 1, b"\x83\x86\x84"),
+    frame(CONTINUATION, 1, b"\x40\x01a\x01b" * 5),
+    frame(CONTINUATION, 1, b"\xbe" * 30, 4),
+    frame(DATA, 1, b"x"),
+    frame(DATA, 1, b"", 1),
+    frame(DATA, 3, b"\x05" + b"x" * 30, 8),
+    frame(RST_STREAM, 1, bytes(4)),
+    frame(GOAWAY, 0, bytes(8)),
+    frame(SETTINGS, 1),
+    b"\0\x40\0\0\0\0\0\0\1",  # the beginning of a long frame, again and again
+    b"\0",
+]
+
 PARSERS: dict[str, tuple[Callable[[], Feed], list[bytes], list[bytes]]] = {
     "request": (http(RequestParser), STARTS, TEXT + HEADS + CHUNKS),
     "response": (http(ResponseParser), RESPONSE_STARTS, TEXT + HEADS + CHUNKS),
@@ -151,6 +178,10 @@ PARSERS: dict[str, tuple[Callable[[], Feed], list[bytes], list[bytes]]] = {
     "ndjson": (framed(NDJSONParser), [b"", b"{"], JSON + TEXT),
     "json array": (framed(JSONArrayParser), [b"", b"[", b'["', b"[{"], JSON),
     "event stream": (framed(EventStreamParser), [b"", b"\0\0\0\x20"], [*TEXT, b"\0\0\0\x10", message({":event-type": "a"}, b"{}")]),
+    "http2": (http2(), [b"", HELLO], FRAMES),
+    "http2, joined": (http2(is_midstream=True), [b"", frame(SETTINGS)], FRAMES),
+    "grpc": (framed(GRPCParser), [b"", b"\0\0\0\1"], [*TEXT, b"\0\0\0\0\0", b"\1\0\0\0\2\x1f\x8b", b"\0\xff\xff\xff\xff"]),
+    "masked http2": (lambda: StreamMasker().feed, [HELLO], FRAMES),
     "gzip": (decoder("gzip"), [b"", b"\x1f\x8b\x08\0\0\0\0\0\0\3"], [b"\x03\0" + b"\0" * 8 + b"\x1f\x8b\x08\0\0\0\0\0\0\3", *TEXT]),
 }
 

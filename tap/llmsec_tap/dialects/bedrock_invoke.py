@@ -138,6 +138,17 @@ class _Reader:
         self._converse = ConverseReader(draft)
         self._cohere = CohereReader(draft)
 
+    def _sonic(self, event: dict[str, JSON], ts_ns: int) -> None:
+        """Nova Sonic, in the bidirectional stream: the answer's text beside its audio. What the user said comes as text, too, and stays an other text."""
+        draft, text, usage = self._draft, dict_of(event.get("textOutput")), dict_of(event.get("usageEvent"))
+        if text.get("role") == "ASSISTANT" and isinstance(text.get("content"), str):
+            draft.text(ts_ns, 0, text["content"])
+        if usage:
+            self._counts(usage.get("totalInputTokens"), usage.get("totalOutputTokens"))
+        if isinstance(event.get("completionEnd"), dict):
+            draft.finish(0, text_of(event["completionEnd"].get("stopReason")))
+            draft.terminated = True
+
     def read(self, body: JSON, ts_ns: int, *, streaming: bool) -> None:
         if isinstance(body, list):  # imported TGI models
             body = body[0] if body else None
@@ -169,6 +180,8 @@ class _Reader:
             draft.response_id = text_of(body.get("id")) or draft.response_id
         elif "generated_text" in body:
             self._output(body, 0, ts_ns, "generated_text", "stop_reason")
+        elif isinstance(body.get("event"), dict):
+            self._sonic(body["event"], ts_ns)
         elif any(event in body for event in _NOVA_EVENTS):
             for event in _NOVA_EVENTS:
                 if isinstance(body.get(event), dict):

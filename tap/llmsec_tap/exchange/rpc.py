@@ -1,7 +1,8 @@
-"""gRPC and Connect: from framed Protocol Buffers messages to the JSON that dialects read, and from trailers to a failure."""
+"""gRPC, Connect and Bedrock's bidirectional stream: from framed Protocol Buffers messages to the JSON that dialects read, and from trailers to a failure."""
 
 from __future__ import annotations
 
+from binascii import a2b_base64
 from typing import Final
 from urllib.parse import unquote
 
@@ -11,6 +12,7 @@ from llmsec_tap.dialects.base import JSON, NotJSON, ResponseView, dict_of, parse
 from llmsec_tap.dialects.draft import Draft
 from llmsec_tap.dialects.protobuf import NotProtobufError, Schema, read
 from llmsec_tap.dialects.rpc_schemas import UNKNOWN, method_of
+from llmsec_tap.wire.eventstream import EventStreamParser
 from llmsec_tap.wire.grpc import GRPCParser
 
 # https://github.com/grpc/grpc/blob/master/doc/statuscodes.md
@@ -33,6 +35,8 @@ def request_as_json(path: str, content_type: str, raw: bytes) -> bytes:
 
     What is no RPC, or cannot be read, is returned as it is.
     """
+    if content_type.startswith("application/vnd.amazon.eventstream"):
+        return _sonic_as_json(raw)
     method = method_of(path)
     if content_type.startswith(BARE):
         return as_json(raw, method.request)
@@ -53,6 +57,34 @@ def request_as_json(path: str, content_type: str, raw: bytes) -> bytes:
     whole = dict_of(values[0])
     whole["more"] = values[1:]
     return msgspec.json.encode(whole)
+
+
+def _sonic_as_json(raw: bytes) -> bytes:
+    """What a client says in Bedrock's bidirectional stream (Nova Sonic): its texts by their content's role, as messages. Audio is left out."""
+    roles: dict[JSON, JSON] = {}
+    found: list[dict[str, JSON]] = []
+
+    def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
+        if data[:1] != b"{":  # a signed message holds the message itself
+            EventStreamParser(on_inner, lambda _name: None).feed(ts_ns, data)
+        else:
+            on_inner(ts_ns, name, data)
+
+    def on_inner(_ts_ns: int, _name: str | None, data: bytes) -> None:
+        try:
+            value = dict_of(parse_json(data))
+            event = dict_of(dict_of(parse_json(a2b_base64(str(value.get("bytes") or "")))).get("event"))
+        except (NotJSON, ValueError):
+            return
+        start, text = dict_of(event.get("contentStart")), dict_of(event.get("textInput"))
+        if start:
+            roles[str(start.get("contentName"))] = start.get("role")
+        if isinstance(text.get("content"), str):
+            role = text_of(roles.get(str(text.get("contentName")))) or "USER"
+            found.append({"role": role.lower(), "content": [{"text": text["content"]}]})
+
+    EventStreamParser(on_event, lambda _name: None).feed(0, raw)
+    return msgspec.json.encode({"messages": found}) if found else raw
 
 
 def as_json(message: bytes, schema: Schema) -> bytes:
