@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 from collections import Counter
@@ -18,10 +21,12 @@ from typing import Any
 import httpx
 import pytest
 
+from llmsec_tap.capture.files.key_log import read_key_log
 from llmsec_tap.model import Exchange
 from support.protobuf import field, message
 from support.recording_relay import Relay
 from support.replay import replay
+from support.tls_talk import certificate
 
 pytestmark = pytest.mark.peers
 
@@ -53,6 +58,13 @@ async def application(scope: dict[str, Any], receive: Callable[[], Any], send: C
 @pytest.fixture(scope="module")
 def server() -> Iterator[int]:
     """Hypercorn, by prior knowledge."""
+    with serving() as port:
+        yield port
+
+
+@contextlib.contextmanager
+def serving(*certificate: Path) -> Iterator[int]:
+    """`certificate`: its chain and its key, for TLS."""
     from hypercorn.asyncio import serve
     from hypercorn.config import Config
 
@@ -61,6 +73,8 @@ def server() -> Iterator[int]:
     config, loop, stop = Config(), asyncio.new_event_loop(), asyncio.Event()
     config.bind = [f"127.0.0.1:{port}"]
     config.errorlog = None
+    if certificate:
+        config.certfile, config.keyfile = map(str, certificate)
 
     def run() -> None:
         loop.run_until_complete(serve(application, config, shutdown_trigger=stop.wait))  # type: ignore[arg-type]
@@ -107,6 +121,37 @@ for (let n = 0; n < 3; n++) {
 
 def by_node(port: int) -> None:
     subprocess.run(["node", "-e", _NODE, str(port), json.dumps(BODY)], check=True, timeout=30)
+
+
+def secure_curl(port: int, keys: Path) -> None:
+    subprocess.run(
+        ["curl", "-sSk", "--http2", "-H", "content-type: application/json", "-d", json.dumps(BODY), f"https://127.0.0.1:{port}/v1/chat/completions"],
+        check=True, timeout=30, capture_output=True, env={**os.environ, "SSLKEYLOGFILE": str(keys)},
+    )  # fmt: skip
+
+
+def secure_httpx(port: int, keys: Path) -> None:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode, context.keylog_filename = False, ssl.CERT_NONE, str(keys)
+    with httpx.Client(http2=True, verify=context) as client:
+        assert client.post(f"https://127.0.0.1:{port}/v1/chat/completions", json=BODY).http_version == "HTTP/2"
+
+
+@pytest.mark.parametrize("call", [secure_curl, secure_httpx])
+def test_http2_inside_tls_is_opened_with_a_key_log(tmp_path: Path, call: Callable[[int, Path], None]) -> None:
+    if call is secure_curl and shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    keys = tmp_path / "keys"
+    with serving(*certificate(tmp_path)) as port, Relay(port) as relay:
+        call(relay.port, keys)
+        capture = relay.capture()
+    (exchange,), pipeline = replay(capture, keys=read_key_log(str(keys)))
+    assert (exchange.input_text, exchange.output_text, exchange.http_version) == ("hi", "hi:" + "".join(WORDS), "2")
+    assert exchange.tls is not None
+    assert (exchange.tls.alpn, exchange.tls.version) == ("h2", "TLS 1.3")
+    assert not pipeline.anomalies
+    (closed,), _ = replay(capture)
+    assert closed.is_connection
 
 
 @pytest.mark.parametrize(

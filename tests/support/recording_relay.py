@@ -12,7 +12,7 @@ from support.wire import Talk, pcap
 
 
 class Relay:
-    """`port` is where clients connect; `captures()` is one capture a connection, once all have ended."""
+    """`port` is where clients connect; `capture()` is what was `said` on all connections, as (side, bytes), side 0 being the client."""
 
     def __init__(self, to: int) -> None:
         self._to = to
@@ -20,7 +20,7 @@ class Relay:
         self.port: int = self._listener.getsockname()[1]
         self._threads: list[threading.Thread] = []
         self._sockets: list[socket.socket] = []
-        self._said: list[list[tuple[int, bytes]]] = []
+        self.said: list[list[tuple[int, bytes]]] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> Self:
@@ -38,7 +38,7 @@ class Relay:
                 server = socket.create_connection(("127.0.0.1", self._to))
                 self._sockets += [client, server]
                 said: list[tuple[int, bytes]] = []
-                self._said.append(said)
+                self.said.append(said)
                 for side, (source, target) in enumerate(((client, server), (server, client))):
                     thread = threading.Thread(target=self._carry, args=(side, source, target, said), daemon=True)
                     self._threads.append(thread)
@@ -58,7 +58,7 @@ class Relay:
         for thread in self._threads:
             thread.join(timeout=2)
         frames: list[tuple[int, bytes]] = []
-        for number, said in enumerate(self._said):
+        for number, said in enumerate(self.said):
             talk = Talk(client=("10.1.0.7", 40000 + number), server=("10.2.0.9", 8000)).open()
             for side, data in said:
                 talk.say(side, data)

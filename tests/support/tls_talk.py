@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
-import selectors
 import socket
 import ssl
 import subprocess
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
+from support.recording_relay import Relay
 from support.wire import Talk
 
 NAME = "api.openai.com"
@@ -145,7 +143,7 @@ def between_programs(folder: Path, serve: list[str], asks: list[tuple[list[str],
             for ask, play in asks:
                 log.unlink(missing_ok=True)
                 with (
-                    _Relay(port) as relay,
+                    Relay(port) as relay,
                     subprocess.Popen(
                         [
                             "openssl",
@@ -171,8 +169,7 @@ def between_programs(folder: Path, serve: list[str], asks: list[tuple[list[str],
                         client.wait(5)
                     finally:
                         client.kill()
-                relay.recorded.keys = log.read_bytes()
-                found.append(relay.recorded)
+                found.append(Recorded(relay.said[0], log.read_bytes()))
         finally:
             server.kill()
     return found
@@ -191,37 +188,3 @@ def _wait_for(port: int) -> None:
             return
         time.sleep(0.01)
     raise TimeoutError(f"nothing listens on {port}")
-
-
-class _Relay:
-    def __init__(self, target: int) -> None:
-        self._target = target
-        self.recorded = Recorded()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.close()
-        self._thread.join(5)
-
-    def _run(self) -> None:
-        client, _ = self._listener.accept()
-        with client, socket.create_connection(("127.0.0.1", self._target)) as server, selectors.DefaultSelector() as ready:
-            ends = (client, server)
-            for side, end in enumerate(ends):
-                ready.register(end, selectors.EVENT_READ, side)
-            while True:
-                for key, _ in ready.select():
-                    try:
-                        data = ends[key.data].recv(65536)
-                        if not data:
-                            return
-                        self.recorded.pieces.append((key.data, data))
-                        ends[1 - key.data].sendall(data)
-                    except OSError:
-                        return
