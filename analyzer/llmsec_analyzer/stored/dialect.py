@@ -20,6 +20,10 @@ class Dialect:
     left: str
     any_anomaly: str
     among: str
+    contains: str  # a text in another, in either case
+    length: str
+    quantile: str
+    quotient: str  # of whole numbers
 
 
 def _glob(text: str) -> str:
@@ -40,6 +44,10 @@ DUCKDB: Final = Dialect(
     left="left({}, {})",
     any_anomaly="list_has_any(list_transform(anomalies, lambda a: a.name), ?)",
     among="list_contains(?, {})",
+    contains="contains(lower({}), lower(?))",
+    length="len({})",
+    quantile="quantile_cont({}, {})",
+    quotient="{} // {}",
 )
 CLICKHOUSE: Final = Dialect(
     matches="{} LIKE ?",
@@ -50,4 +58,8 @@ CLICKHOUSE: Final = Dialect(
     left="leftUTF8({}, {})",
     any_anomaly="hasAny(arrayMap(a -> a.name, anomalies), ?)",
     among="has(?, {})",
+    contains="positionCaseInsensitiveUTF8({}, ?) > 0",
+    length="length({})",
+    quantile="quantile({1})({0})",
+    quotient="intDiv({}, {})",
 )

@@ -34,6 +34,13 @@ def _list_columns(sql: Dialect) -> str:
 """
 
 
+class Position(NamedTuple):
+    """Where an exchange stands in a walk over all of a store: by its start (0 where none is known), then its id."""
+
+    started_ns: int
+    exchange_id: str
+
+
 @dataclass(frozen=True)
 class Filter:
     model: str | None = None
@@ -45,6 +52,10 @@ class Filter:
     completeness: str | None = None
     since_ns: int | None = None
     until_ns: int | None = None
+    text: str | None = None  # in what was asked or answered, in either case
+    risk: int | None = None  # at least
+    rule: str | None = None  # with a finding of it
+    before: Position | None = None  # older than this one, for the next page
     limit: int = 50
 
     def where(self, sql: Dialect) -> tuple[str, list[Any]]:
@@ -66,6 +77,18 @@ class Filter:
         if self.until_ns is not None:
             conditions.append("started_ns < ?")
             parameters.append(self.until_ns)
+        if self.text is not None:
+            conditions.append(f"({sql.contains.format('input_text')} OR {sql.contains.format('output_text')})")
+            parameters += [self.text] * 2
+        if self.risk is not None:
+            conditions.append("risk_score >= ?")
+            parameters.append(self.risk)
+        if self.rule is not None:
+            conditions.append("exchange_id IN (SELECT exchange_id FROM findings WHERE rule_id = ?)")
+            parameters.append(self.rule)
+        if self.before is not None:
+            conditions.append("(coalesce(started_ns, 0) < ? OR (coalesce(started_ns, 0) = ? AND exchange_id > ?))")
+            parameters += [self.before.started_ns, self.before.started_ns, self.before.exchange_id]
         return (f"WHERE {' AND '.join(conditions)}" if conditions else ""), parameters
 
 
@@ -94,6 +117,21 @@ def listed(session: Session, wanted: Filter) -> Result:
     )
 
 
+def page(session: Session, wanted: Filter) -> list[dict[str, Any]]:
+    """A page of a list, newest first, as dicts: what a list shows of each, its whole id and where it stands."""
+    where, parameters = wanted.where(session.dialect)
+    found = session.select(
+        f"""
+        SELECT {_list_columns(session.dialect)}, exchange_id, coalesce(started_ns, 0) AS started_ns, tenant, risk_score, cost_usd,
+            {session.dialect.length.format("findings")} AS findings,
+            method, path, tls.server_name AS server_name, tls.transport AS transport, server
+        FROM exchanges {where} ORDER BY coalesce(started_ns, 0) DESC, exchange_id LIMIT ?
+        """,  # noqa: S608 - our own clauses
+        [*parameters, wanted.limit],
+    )
+    return [dict(zip(found.names, row, strict=True)) for row in found.rows()]
+
+
 def records(session: Session, wanted: Filter) -> Iterator[Exchange]:
     """Whole records, newest first."""
     where, parameters = wanted.where(session.dialect)
@@ -105,13 +143,6 @@ def of_anomalies(session: Session, names: Sequence[str] | None) -> Iterator[Exch
     if names is None:
         return _records(session, "ORDER BY started_ns, exchange_id", [])
     return _records(session, f"WHERE {session.dialect.any_anomaly} ORDER BY started_ns, exchange_id", [list(names)])
-
-
-class Position(NamedTuple):
-    """Where an exchange stands in a walk over all of a store: by its start (0 where none is known), then its id."""
-
-    started_ns: int
-    exchange_id: str
 
 
 BEGINNING: Final = Position(-1, "")

@@ -41,6 +41,8 @@ class FindingFilter:
     exchange: str | None = None  # how its id begins
     fingerprint: str | None = None
     since_ns: int | None = None
+    until_ns: int | None = None
+    tenant: str | None = None
     limit: int | None = 100
     suppressed: bool = False  # also those
 
@@ -65,9 +67,13 @@ class FindingFilter:
         if not self.suppressed:
             conditions.append("(suppressed.until IS NULL OR suppressed.until < ?)")
             values.append(dt.datetime.now(dt.UTC).date().isoformat())
-        if self.since_ns is not None:
-            conditions.append("started >= ?")
-            values.append(dt.datetime(1970, 1, 1) + dt.timedelta(microseconds=self.since_ns // 1000))  # noqa: DTZ001 - the column has no zone
+        for bound, compared in ((self.since_ns, ">="), (self.until_ns, "<")):
+            if bound is not None:
+                conditions.append(f"started {compared} ?")
+                values.append(dt.datetime(1970, 1, 1) + dt.timedelta(microseconds=bound // 1000))  # noqa: DTZ001 - the column has no zone
+        if self.tenant is not None:
+            conditions.append("exchange_id IN (SELECT exchange_id FROM exchanges WHERE tenant = ?)")
+            values.append(self.tenant)
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
         order = ", ".join(f"WHEN '{name}' THEN {number}" for number, name in enumerate(SEVERITIES)).replace(",", "")
         columns = ", ".join(f'"{name}"' for name in COLUMNS)

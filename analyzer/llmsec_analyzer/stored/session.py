@@ -158,6 +158,10 @@ class QuerySession:
             os.close(self._folder)
             self._folder = -1
 
+    def interrupt(self) -> None:
+        """End the statement that runs now, from another thread."""
+        self._connection.interrupt()
+
     def run(self, sql: str) -> Result:
         """Run one statement of a user's. ConfigError where it is wrong or does more than read."""
         check_read_only(sql)

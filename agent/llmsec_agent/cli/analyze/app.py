@@ -18,8 +18,10 @@ from llmsec_agent.cli.analyze import (
     findings,
     query,
     replay,
+    report,
     rules,
     scan,
+    serve,
     tenants,
 )
 from llmsec_agent.text import report_fault
@@ -36,7 +38,23 @@ app = typer.Typer(
 )
 
 # Each module of commands adds its own.
-for _module in (replay, scan, analyze, exchanges, findings, deviations, alerts, query, rules, calibrate, config, db, tenants):
+for _module in (
+    replay,
+    scan,
+    analyze,
+    exchanges,
+    findings,
+    deviations,
+    alerts,
+    query,
+    rules,
+    calibrate,
+    config,
+    db,
+    tenants,
+    serve,
+    report,
+):
     _module.register(app)
 
 

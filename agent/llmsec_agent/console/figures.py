@@ -1,0 +1,159 @@
+"""The figures of the overview, by SQL that a folder and a database answer alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from llmsec_analyzer.stored.stores import Session
+
+_BUCKETS: Final = 48
+# Widths of a chart's columns, in seconds.
+_WIDTHS: Final = (1, 5, 15, 60, 300, 900, 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_400, 365 * 86_400)
+_NS: Final = 1_000_000_000
+_IS_REQUEST: Final = "provider IS NOT NULL AND method IS NOT NULL"
+
+
+@dataclass(frozen=True)
+class Span:
+    """From, and before, in epoch nanoseconds; None: as far as the store goes."""
+
+    since_ns: int | None = None
+    until_ns: int | None = None
+    tenant: str | None = None
+
+    def where(self, *more: str) -> tuple[str, list[Any]]:
+        conditions, values = [*more], list[Any]()
+        if self.since_ns is not None:
+            conditions.append("started_ns >= ?")
+            values.append(self.since_ns)
+        if self.until_ns is not None:
+            conditions.append("started_ns < ?")
+            values.append(self.until_ns)
+        if self.tenant is not None:
+            conditions.append("tenant = ?")
+            values.append(self.tenant)
+        return (f"WHERE {' AND '.join(conditions)}" if conditions else ""), values
+
+
+@dataclass(frozen=True)
+class Totals:
+    exchanges: int
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: float | None
+    errors: int
+    ttft_p50_ms: float | None
+    ttft_p95_ms: float | None
+    worst_risk: int | None
+    whole: int
+    unscanned: int
+    closed: int
+    first_ns: int | None
+    last_ns: int | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a chart."""
+
+    begin_ns: int
+    requests: int
+    errors: int
+    tokens: int
+    cost_usd: float
+    ttft_p95_ms: float | None
+    worst_risk: int | None
+
+
+def totals(session: Session, span: Span) -> Totals:
+    where, values = span.where()
+    quantile = session.dialect.quantile
+    row = next(
+        session.select(
+            f"""
+            SELECT count(*),
+                count(*) FILTER (WHERE {_IS_REQUEST}),
+                coalesce(sum(coalesce(input_tokens, usage_estimated.input_tokens)), 0),
+                coalesce(sum(coalesce(output_tokens, usage_estimated.output_tokens)), 0),
+                sum(cost_usd),
+                count(*) FILTER (WHERE error_type IS NOT NULL OR status >= 400),
+                {quantile.format("ttft_ms", 0.5)}, {quantile.format("ttft_ms", 0.95)},
+                max(risk_score),
+                count(*) FILTER (WHERE completeness = 'complete'),
+                count(*) FILTER (WHERE {_IS_REQUEST} AND risk_score IS NULL),
+                count(*) FILTER (WHERE method IS NULL AND completeness = 'unreadable'),
+                min(started_ns), max(started_ns)
+            FROM exchanges {where}
+            """,  # noqa: S608 - our own clauses
+            values,
+        ).rows()
+    )
+    return Totals(*row)
+
+
+def columns(session: Session, span: Span, known: Totals) -> tuple[int, list[Column]]:
+    """The width of a column in seconds, and the columns that are not empty."""
+    first, last = span.since_ns or known.first_ns, span.until_ns or known.last_ns
+    if first is None or last is None or not known.exchanges:
+        return _WIDTHS[0], []
+    width = next((width for width in _WIDTHS if (last - first) / _NS / width <= _BUCKETS), _WIDTHS[-1])
+    where, values = span.where("started_ns IS NOT NULL")
+    bucket = session.dialect.quotient.format("started_ns", width * _NS)
+    found = session.select(
+        f"""
+        SELECT {bucket} AS bucket, count(*) FILTER (WHERE {_IS_REQUEST}), count(*) FILTER (WHERE error_type IS NOT NULL OR status >= 400),
+            coalesce(sum(coalesce(input_tokens, usage_estimated.input_tokens, 0) + coalesce(output_tokens, usage_estimated.output_tokens, 0)), 0),
+            coalesce(sum(cost_usd), 0), {session.dialect.quantile.format("ttft_ms", 0.95)}, max(risk_score)
+        FROM exchanges {where} GROUP BY 1 ORDER BY 1
+        """,  # noqa: S608 - our own clauses
+        values,
+    )
+    return width, [Column(int(bucket) * width * _NS, *rest) for bucket, *rest in found.rows()]
+
+
+def top(session: Session, span: Span, column: str, limit: int = 8) -> list[tuple[str, int, int]]:
+    """Names with their requests and tokens, the most requests first. `column` is ours."""
+    where, values = span.where(_IS_REQUEST)
+    found = session.select(
+        f"""
+        SELECT {column} AS name, count(*) AS n,
+            coalesce(sum(coalesce(input_tokens, usage_estimated.input_tokens, 0) + coalesce(output_tokens, usage_estimated.output_tokens, 0)), 0)
+        FROM exchanges {where} GROUP BY 1 ORDER BY n DESC, name LIMIT {limit}
+        """,  # noqa: S608 - our own clauses
+        values,
+    )
+    return [(str(name) if name is not None else "", int(count), int(tokens)) for name, count, tokens in found.rows()]
+
+
+def rules(session: Session, span: Span, limit: int | None = None) -> list[tuple[str, str, str, int, int]]:
+    """Rule, category, severity, findings and exchanges, the gravest first; suppressed ones are left out."""
+    where, values = span.where()
+    among = f"WHERE exchange_id IN (SELECT exchange_id FROM exchanges {where})" if where else ""  # noqa: S608 - our own clauses
+    order = "CASE severity WHEN 'critical' THEN 0 WHEN 'high' THEN 1 WHEN 'medium' THEN 2 WHEN 'low' THEN 3 ELSE 4 END"
+    found = session.select(
+        f"""
+        SELECT rule_id, category, severity, count(*) AS n, count(DISTINCT exchange_id)
+        FROM findings {among} {"AND" if among else "WHERE"} suppressed.until IS NULL
+        GROUP BY 1, 2, 3 ORDER BY {order}, n DESC, rule_id {f"LIMIT {limit}" if limit else ""}
+        """,  # noqa: S608 - our own clauses
+        values,
+    )
+    return [tuple(row) for row in found.rows()]
+
+
+def losses(session: Session, span: Span, limit: int = 12) -> list[tuple[str, int]]:
+    """Oddities of the wire that cost something, with the exchanges that have them."""
+    where, values = span.where()
+    among = f"WHERE exchange_id IN (SELECT exchange_id FROM exchanges {where})" if where else ""  # noqa: S608 - our own clauses
+    found = session.select(
+        f"SELECT name, count(DISTINCT exchange_id) AS n FROM anomalies {among} GROUP BY 1 ORDER BY n DESC, name LIMIT {limit}",  # noqa: S608 - our own clauses
+        values,
+    )
+    return [(str(name), int(count)) for name, count in found.rows()]
+
+
+def taps(session: Session, limit: int = 200) -> list[dict[str, Any]]:
+    found = session.select(f"SELECT * FROM taps ORDER BY heartbeat_ns DESC LIMIT {limit}")  # noqa: S608 - a number of ours
+    return [dict(zip(found.names, row, strict=True)) for row in found.rows()]

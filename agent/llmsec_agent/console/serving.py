@@ -1,0 +1,110 @@
+"""Serving the console: where it listens, and with what rights."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+import socket
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmsec_agent.console.access import Access, read_token, read_users
+from llmsec_tap import privileges
+from llmsec_tap.errors import ConfigError
+from llmsec_tap.storage.clickhouse.address import is_clickhouse
+
+_LOCAL = frozenset(("127.0.0.1", "localhost", "::1"))
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """As the command line has them."""
+
+    store: str
+    host: str = "127.0.0.1"
+    port: int = 8765
+    certificate: str | None = None
+    key: str | None = None
+    token_file: str | None = None
+    users_file: str | None = None
+    header: str | None = None
+    proxy: str | None = None
+
+
+def access_of(settings: ServeSettings) -> tuple[Access, str | None]:
+    """Who may come in, and the token that was made for this run where none is configured. Raises ConfigError where that is not safe."""
+    is_local = _is_local(settings.host)
+    if bool(settings.certificate) != bool(settings.key):
+        raise ConfigError("--tls-cert and --tls-key belong together", "name both")
+    if bool(settings.header) != bool(settings.proxy):
+        raise ConfigError("--trusted-header is believed from --trusted-proxy alone", "name both")
+    proxy = None
+    if settings.proxy is not None:
+        try:
+            proxy = ipaddress.ip_address(settings.proxy)
+        except ValueError:
+            raise ConfigError(f"--trusted-proxy: {settings.proxy!r} is no address", "such as 10.0.0.5") from None
+    if not is_local:
+        if not settings.certificate and proxy is None:
+            raise ConfigError(
+                f"{settings.host} may be reached by others, so it needs TLS", "--tls-cert and --tls-key, or a proxy with --trusted-header"
+            )
+        if not (settings.token_file or settings.users_file or settings.header):
+            raise ConfigError(f"{settings.host} may be reached by others, so it needs a login", "--token-file, --users or --trusted-header")
+    made = None
+    token = read_token(settings.token_file) if settings.token_file else None
+    users = read_users(settings.users_file) if settings.users_file else {}
+    if token is None and not users and not settings.header:
+        token = made = secrets.token_urlsafe(24)
+    return Access(token, users, settings.header, proxy, _LOCAL if is_local else None), made
+
+
+def _is_local(host: str) -> bool:
+    if host in _LOCAL:
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def listen(settings: ServeSettings) -> socket.socket:
+    """Raises ConfigError."""
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, number)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as fault:
+        raise ConfigError(
+            f"cannot listen on {settings.host} port {settings.port}: {fault.strerror}", "--port takes another one, 0 any"
+        ) from None
+    return listener
+
+
+def drop_rights(store: str) -> None:
+    """Root serves as the owner of the store, where that user may read this program; otherwise with the right to read files and no other."""
+    try:
+        owner = 0 if is_clickhouse(store) else Path(store).stat().st_uid
+    except OSError:
+        owner = 0  # there is no such folder, which is said when it is opened
+    if os.geteuid() == 0 and owner and privileges.may_read_programs(user := privileges.by_uid(owner)):
+        privileges.become(user)
+        return
+    privileges.limit_capabilities(("CAP_DAC_READ_SEARCH",) if owner else ())
+
+
+def tls_of(settings: ServeSettings) -> None:
+    """Whether certificate and key are there and belong together. Raises ConfigError."""
+    if settings.certificate is None or settings.key is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(Path(settings.certificate), Path(settings.key))
+    except (OSError, ssl.SSLError) as fault:
+        raise ConfigError(
+            f"cannot use {settings.certificate} with {settings.key}: {fault.strerror or fault}", "a chain and its key, PEM"
+        ) from None
