@@ -25,12 +25,14 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from llmsec_agent.auditing import record_reading
-from llmsec_agent.console import charts, figures, templates
+from llmsec_agent.console import charts, figures, live, templates
 from llmsec_agent.console.access import SESSION_S, Access, Guard, Role, User, user_of
 from llmsec_agent.console.asking import Asking, BusyError
 from llmsec_agent.console.reading import passages
 from llmsec_analyzer.risk import SEVERITIES
 from llmsec_analyzer.stored import exchanges as listing
+from llmsec_analyzer.stored.alerts import AlertFilter, stored_alerts
+from llmsec_analyzer.stored.deviations import DeviationFilter, stored_deviations
 from llmsec_analyzer.stored.findings import FindingFilter, stored_findings
 from llmsec_analyzer.stored.stores import Session
 from llmsec_tap.errors import ConfigError, LLMSecError
@@ -41,6 +43,8 @@ _HERE: Final = Path(__file__).parent
 _PAGE: Final = 50
 _MAX_EXPORT: Final = 100_000
 _MAX_FORM: Final = 16 << 10
+_LONGEST: Final = 200  # rows of a table without pages
+Columns = tuple[tuple[str, str], ...]
 _FIELDS: Final = ("model", "provider", "api", "tenant", "status", "completeness", "since", "until", "text", "risk", "rule")
 # What is no content, and so may be asked for and exported by a viewer.
 _COLUMNS: Final = (
@@ -94,7 +98,13 @@ def console(location: str, shown: str, access: Access, journal: Journal, *, is_s
             route("/exchanges/{exchange_id}", _exchange),
             route("/exchanges/{exchange_id}/record.json", _record, role="analyst"),
             route("/findings", _findings),
+            route("/alerts", _alerts),
+            route("/deviations", _deviations),
+            route("/tenants", _tenants),
+            route("/workloads", _workloads),
             route("/taps", _taps),
+            route("/live", _live),
+            route("/live/events", _live_events),
             Mount("/static", StaticFiles(directory=_HERE / "static")),
         ],
         middleware=[
@@ -501,3 +511,99 @@ def _findings(pages: Pages, request: Request) -> Response:
 
 def _taps(pages: Pages, request: Request) -> Response:
     return _page(pages, request, "taps.html", taps=pages.asking.ask(figures.taps), now=time.time_ns())
+
+
+def _table(
+    pages: Pages,
+    request: Request,
+    title: str,
+    command: str,
+    columns: Columns,
+    question: Callable[[Session, figures.Span], list[Any]],
+    empty: str,
+) -> Response:
+    name, span = _span(request)
+    rows = pages.asking.ask(lambda session: question(session, span))
+    return _page(pages, request, "table.html", title=title, command=command, columns=columns, rows=rows, since=name, empty=empty)
+
+
+def _alerts(pages: Pages, request: Request) -> Response:
+    def question(session: Session, span: figures.Span) -> list[Any]:
+        found = stored_alerts(session, AlertFilter(since_ns=span.since_ns, limit=_LONGEST))
+        return [(row["started"], row["priority"], row["rule"], row["state"], row["dedup_key"], row["count"], row["ended"]) for row in found]
+
+    columns = (
+        ("began", "day"), ("priority", "severity"), ("rule", "text"), ("state", "text"), ("about", "text"), ("exchanges", "number"), ("last", "day"),
+    )  # fmt: skip
+    return _table(pages, request, "Alerts", "alerts", columns, question, "No rule of alerts was met in this time.")
+
+
+def _deviations(pages: Pages, request: Request) -> Response:
+    def question(session: Session, span: figures.Span) -> list[Any]:
+        found = stored_deviations(session, DeviationFilter(since_ns=span.since_ns, limit=_LONGEST))
+        return [
+            (
+                row["started"],
+                row["severity"],
+                row["kind"],
+                f"{row['scope']} {row['subject']}",
+                row["value"],
+                row["usual"],
+                row["explanation"],
+                row["exchange_id"],
+            )
+            for row in found
+        ]
+
+    columns = (
+        ("when", "day"), ("severity", "severity"), ("kind", "text"), ("of", "text"), ("value", "number"), ("usual", "number"), ("why", "text"), ("shown by", "exchange"),
+    )  # fmt: skip
+    return _table(
+        pages,
+        request,
+        "Deviations",
+        "deviations",
+        columns,
+        question,
+        "Nothing deviated in this time, or too little is known of what is usual.",
+    )
+
+
+def _tenants(pages: Pages, request: Request) -> Response:
+    columns = (
+        ("tenant", "tenant"), ("requests", "number"), ("keys", "number"), ("tokens in", "number"), ("tokens out", "number"), ("cost, US dollars", "number"),
+        ("errors", "number"), ("highest risk", "number"),
+    )  # fmt: skip
+    return _table(
+        pages,
+        request,
+        "Tenants",
+        "tenants list",
+        columns,
+        lambda session, span: figures.by_tenant(session, span, _LONGEST),
+        "No tenant is known in this time.",
+    )
+
+
+def _workloads(pages: Pages, request: Request) -> Response:
+    columns = (
+        ("process", "text"), ("pod or container", "text"), ("namespace", "text"), ("node", "text"), ("talks to", "text"), ("model", "text"), ("requests", "number"),
+        ("tokens", "number"), ("highest risk", "number"),
+    )  # fmt: skip
+    return _table(
+        pages,
+        request,
+        "Workloads",
+        "query",
+        columns,
+        lambda session, span: figures.by_workload(session, span, _LONGEST),
+        "No process was captured live in this time.",
+    )
+
+
+def _live(pages: Pages, request: Request) -> Response:
+    return _page(pages, request, "live.html")
+
+
+def _live_events(pages: Pages, _request: Request) -> Response:
+    return StreamingResponse(live.events(pages.asking), media_type="text/event-stream")

@@ -127,6 +127,35 @@ def top(session: Session, span: Span, column: str, limit: int = 8) -> list[tuple
     return [(str(name) if name is not None else "", int(count), int(tokens)) for name, count, tokens in found.rows()]
 
 
+def by_tenant(session: Session, span: Span, limit: int) -> list[tuple[Any, ...]]:
+    """Tenant, requests, keys, tokens in and out, cost, errors, highest risk."""
+    where, values = span.where(_IS_REQUEST)
+    found = session.select(
+        f"""
+        SELECT tenant, count(*) AS n, count(DISTINCT api_key_fingerprint), coalesce(sum(coalesce(input_tokens, usage_estimated.input_tokens)), 0),
+            coalesce(sum(coalesce(output_tokens, usage_estimated.output_tokens)), 0), sum(cost_usd),
+            count(*) FILTER (WHERE error_type IS NOT NULL OR status >= 400), max(risk_score)
+        FROM exchanges {where} GROUP BY tenant ORDER BY n DESC, tenant LIMIT {limit}
+        """,  # noqa: S608 - our own clauses
+        values,
+    )
+    return list(found.rows())
+
+
+def by_workload(session: Session, span: Span, limit: int) -> list[tuple[Any, ...]]:
+    """Process, pod or container, namespace, node, whom it talks to, model, requests, tokens, highest risk; live captures alone know processes."""
+    where, values = span.where(_IS_REQUEST, "process.comm IS NOT NULL")
+    found = session.select(
+        f"""
+        SELECT process.comm AS comm, coalesce(process.pod, process.container_id) AS pod, process.namespace AS namespace, node, provider, model, count(*) AS n,
+            coalesce(sum(coalesce(input_tokens, usage_estimated.input_tokens, 0) + coalesce(output_tokens, usage_estimated.output_tokens, 0)), 0), max(risk_score)
+        FROM exchanges {where} GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY n DESC, comm LIMIT {limit}
+        """,  # noqa: S608 - our own clauses
+        values,
+    )
+    return list(found.rows())
+
+
 def rules(session: Session, span: Span, limit: int | None = None) -> list[tuple[str, str, str, int, int]]:
     """Rule, category, severity, findings and exchanges, the gravest first; suppressed ones are left out."""
     where, values = span.where()

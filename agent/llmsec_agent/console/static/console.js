@@ -6,3 +6,41 @@ for (const time of document.querySelectorAll("time[datetime]")) {
     time.title = time.dateTime + " (UTC)";
   }
 }
+
+// The live page: each event is one exchange, as text alone.
+const live = document.querySelector("table[data-live]");
+if (live) {
+  const body = live.tBodies[0];
+  const state = document.getElementById("live-state");
+  const pause = document.getElementById("live-pause");
+  let paused = false;
+  pause.addEventListener("click", () => {
+    paused = !paused;
+    pause.setAttribute("aria-pressed", String(paused));
+    pause.textContent = paused ? "Go on" : "Pause";
+  });
+  const events = new EventSource(live.dataset.live);
+  events.onopen = () => { state.textContent = "Following the store."; };
+  events.onerror = () => { state.textContent = "The console does not answer; what is shown may be old. Trying again."; };
+  events.onmessage = (event) => {
+    if (paused) return;
+    const row = JSON.parse(event.data);
+    const line = body.insertRow(0);
+    for (const [index, value] of row.cells.entries()) {
+      const cell = line.insertCell();
+      if (index === 0) {
+        const link = document.createElement("a");
+        link.href = "/exchanges/" + encodeURIComponent(row.id);
+        link.textContent = new Date(value).toLocaleTimeString();
+        link.title = value + " (UTC)";
+        cell.append(link);
+      } else {
+        const text = document.createElement("bdi");
+        text.textContent = value;
+        cell.append(text);
+      }
+      if ([3, 4, 5, 6].includes(index)) cell.className = "number";
+    }
+    while (body.rows.length > 200) body.deleteRow(-1);
+  };
+}

@@ -1,0 +1,153 @@
+"""The console in Debian's Chromium: nothing hostile runs, axe finds nothing grave, it fits a page at 200 %, and the live page lives."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmsec_tap.storage import StoreWriter, create_store
+from support.agent import environment
+from support.hostile import HOSTILE, exchange
+
+BROWSER = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="chromium is not installed (apt-get install chromium)")
+# Screenshots are kept as build output, for people to look at.
+SHOTS = Path(__file__).parents[3] / "build" / "screenshots"
+PAGES = {
+    "overview": "/?since=all", "exchanges": "/exchanges", "exchange": f"/exchanges/{1:032x}", "findings": "/findings?since=all", "alerts": "/alerts?since=all",
+    "deviations": "/deviations?since=all", "tenants": "/tenants?since=all", "workloads": "/workloads?since=all", "taps": "/taps", "live": "/live", "fault": "/exchanges?status=x",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("browser") / "store"
+    writer = StoreWriter(create_store(root))
+    for number in range(60):
+        writer.add(exchange(number, HOSTILE[number % len(HOSTILE)], HOSTILE[(number + 1) % len(HOSTILE)]))
+    writer.close()
+    return root
+
+
+@pytest.fixture(scope="module")
+def address(store: Path) -> Iterator[str]:
+    """Where to log in."""
+    command = [sys.executable, "-m", "llmsec_agent.cli.analyze.app", "serve", "--store", str(store), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as server:
+        assert server.stderr is not None
+        said = server.stderr.readline()
+        found = re.search(r"http://\S+", said)
+        assert found is not None, said + server.stderr.read()
+        try:
+            yield found[0]
+        finally:
+            server.terminate()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+class Watched:
+    """A page, and what went wrong in it: dialogs, errors, what the policy of the page refused, requests to elsewhere."""
+
+    def __init__(self, browser: Any, address: str, **options: Any) -> None:
+        self.context = browser.new_context(**options)
+        self.page = self.context.new_page()
+        self.wrong: list[str] = []
+        self.page.on("dialog", lambda dialog: (self.wrong.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on(
+            "console",
+            lambda message: self.wrong.append(message.text) if message.type == "error" and "status of 4" not in message.text else None,
+        )
+        self.page.on(
+            "request",
+            lambda request: self.wrong.append(request.url) if not request.url.startswith(address.split("/login", maxsplit=1)[0]) else None,
+        )
+        self.page.goto(address)
+        self.base = address.split("/login", maxsplit=1)[0]
+
+    def open(self, path: str) -> Any:
+        self.page.goto(self.base + path, wait_until="load")
+        return self.page
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_is_safe_and_for_everybody(browser: Any, address: str, scheme: str) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    watched = Watched(browser, address, color_scheme=scheme, viewport={"width": 1280, "height": 900})
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    axe = Axe()
+    grave = {}
+    for name, path in PAGES.items():
+        page = watched.open(path)
+        page.screenshot(path=SHOTS / f"{name}-{scheme}.png", full_page=True)
+        found = axe.run(page).response["violations"]
+        grave[name] = [
+            (violation["id"], violation["nodes"][0]["html"][:200]) for violation in found if violation["impact"] in ("serious", "critical")
+        ]
+    assert watched.wrong == []
+    assert {name: found for name, found in grave.items() if found} == {}
+    watched.context.close()
+
+
+def test_pages_fit_at_200_percent(browser: Any, address: str) -> None:
+    watched = Watched(browser, address, viewport={"width": 640, "height": 480}, device_scale_factor=2)
+    for name in ("overview", "exchange", "findings"):
+        page = watched.open(PAGES[name])
+        wide = page.evaluate(
+            "[...document.querySelectorAll('main > :not(table), main > section > :not(table):not(.charts):not(.tables)')].filter(e => e.scrollWidth > innerWidth).map(e => e.outerHTML.slice(0, 120))"
+        )
+        assert wide == [], name
+    watched.context.close()
+
+
+def test_the_keyboard_reaches_the_content_first(browser: Any, address: str) -> None:
+    watched = Watched(browser, address)
+    page = watched.open("/exchanges")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    watched.context.close()
+
+
+def test_text_stays_text_in_its_direction(browser: Any, address: str) -> None:
+    watched = Watched(browser, address)
+    page = watched.open(f"/exchanges/{4:032x}")
+    shown = page.locator(".passage.request .text").first.inner_text()
+    assert "\\u202e" in shown
+    assert "\u202e" not in shown
+    watched.context.close()
+
+
+def test_an_exchange_is_on_the_live_page_within_seconds(browser: Any, address: str, store: Path) -> None:
+    watched = Watched(browser, address)
+    page = watched.open("/live")
+    page.wait_for_function("document.getElementById('live-state').textContent.startsWith('Following')")
+    now = time.time_ns()
+    writer = StoreWriter(create_store(store))
+    made = exchange(999, HOSTILE[0])
+    made.started_ns, made.ended_ns, made.request_model = now - 5_000_000, now, HOSTILE[1]
+    writer.add(made)
+    writer.close()
+    page.wait_for_selector(f"a[href='/exchanges/{999:032x}']", timeout=10_000)
+    assert HOSTILE[1] in page.locator("table[data-live] tbody tr").first.inner_text()
+    assert watched.wrong == []
+    watched.context.close()
