@@ -101,6 +101,7 @@ OURS = frozenset(
         "source",
         "img",
         "figcaption",
+    "noscript",
         "details",
         "summary",
         "span",
