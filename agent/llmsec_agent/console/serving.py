@@ -79,6 +79,7 @@ def listen(settings: ServeSettings) -> socket.socket:
         listener = socket.socket(family, kind, number)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(64)  # who opens the address that is printed waits for the first answer, and is not refused
     except OSError as fault:
         raise ConfigError(
             f"cannot listen on {settings.host} port {settings.port}: {fault.strerror}", "--port takes another one, 0 any"
