@@ -28,6 +28,8 @@ AnomalyName = Literal[
     "content_encoding_bad", "content_encoding_bomb",
     # HTTP/2
     "http2_bad_frame", "http2_bad_block", "http2_header_unknown", "http2_refused",
+    # WebSocket
+    "websocket_bad_frame", "websocket_unread",
     # memory
     "memory_limit", "http_memory_limit",
     # streams
@@ -108,6 +110,9 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     "http2_bad_block": "A block of HTTP/2 headers could not be decoded; what came before was kept, and the table of headers began anew.",
     "http2_header_unknown": "HTTP/2 headers refer to what was not captured (or were lost themselves); the others were read, and the body by its shape.",
     "http2_refused": "HTTP/1 answered the beginning of HTTP/2; the connection was not read on in that direction.",
+    # WebSocket
+    "websocket_bad_frame": "A WebSocket frame is not as RFC 6455 has it: its bits, length, mask or place; it was read as far as it could be, or passed over.",
+    "websocket_unread": "A WebSocket message could not be inflated: it is damaged, too long, or refers to what was lost before it.",
     # memory
     "memory_limit": "All that is held for traffic was at its bound, and this held more than its share: it was cut, and read as far as it came.",
     "http_memory_limit": "All that is held for traffic was at its bound; the unfinished head of a message was dropped unread.",
@@ -159,6 +164,6 @@ UNREAD: Final[frozenset[AnomalyName]] = frozenset(
     (
         "content_encoding_bad", "content_encoding_bomb", "http_body_limit", "http_head_limit", "event_limit", "event_bad_json",
         "eventstream_bad_crc", "eventstream_bad_frame", "body_bad_json", "body_unreadable", "form_limit", "other_text_limit",
-        "memory_limit", "http_memory_limit", "json_limit", "prompt_token_ids", "text_limit", "choice_limit", "decoder_error",
+        "memory_limit", "http_memory_limit", "websocket_unread", "json_limit", "prompt_token_ids", "text_limit", "choice_limit", "decoder_error",
     )
 )  # fmt: skip
