@@ -25,12 +25,12 @@ _GATEWAYS: Final = frozenset(("portkey", "litellm", "cloudflare"))
 _TELLING: Final = re.compile(
     r"/(chat/completions|fim/completions|v1/embeddings|generation/text|generation/text_stream|text/generation|text/generation_stream)/?$"
     r"|^/[\w.]+\.(VllmEngine|TextGenerationService|GenerativeService|PredictionService)/\w+$"
-    r"|/openai/deployments/|/model/.+/(converse|invoke)|:(stream)?([gG]enerateContent|[rR]awPredict)$|:(batchEmbedContents|embedContent)$"
+    r"|/openai/deployments/|[./]BidiGenerateContent|/model/.+/(converse|invoke)|:(stream)?([gG]enerateContent|[rR]awPredict)$|:(batchEmbedContents|embedContent)$"
 )
 # Routes that other services may have as well: with a model named in the body the request is enough, else the answer must show it.
 _TELLING_WITH_MODEL: Final = re.compile(
     r"/(v1/completions|v1/responses|v1/messages|v1/complete|embeddings|api/(chat|generate|embed|embeddings)|v[12]/(chat|embed))/?$"
-    r"|/inference\.GRPCInferenceService/Model(Stream)?Infer$"
+    r"|/inference\.GRPCInferenceService/Model(Stream)?Infer$|/realtime/?$"
 )
 
 
