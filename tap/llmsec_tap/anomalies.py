@@ -43,6 +43,8 @@ AnomalyName = Literal[
     "detection_secrets_only", "content_withheld", "content_degraded", "content_expired",
     # keys
     "key_new_workload", "key_shared", "tenant_unresolved", "tenant_stale",
+    # agents
+    "mcp_tool_changed",
 ]  # fmt: skip
 """The type of a name, so that the type checker proves each one where it is reported."""
 
@@ -157,6 +159,8 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     "key_shared": "Several workloads used the client's key within an hour; said once an hour for each key.",
     "tenant_unresolved": "The database of tenants had not said whose the client's key is when the exchange ended; `tenant` says what was known.",
     "tenant_stale": "The database of tenants is away: whose the client's key is was said some time ago.",
+    # agents
+    "mcp_tool_changed": "An MCP server describes one of its tools (or a parameter) otherwise than before in this run; said once for each new description.",
 }
 
 # With one of these, something of the exchange was not read: it is never `complete`, and has no risk score.

@@ -80,9 +80,7 @@ def test_the_openai_client_speaks_realtime(modality: str) -> None:
     async def client(port: int) -> None:
         vendor = openai.AsyncOpenAI(api_key="sk-test", websocket_base_url=f"ws://127.0.0.1:{port}/v1")
         async with vendor, vendor.realtime.connect(model="gpt-realtime") as connection:
-            await connection.session.update(
-                session={"type": "realtime", "instructions": "Be brief.", "output_modalities": [modality]}
-            )
+            await connection.session.update(session={"type": "realtime", "instructions": "Be brief.", "output_modalities": [modality]})
             for question in ("one?", "two?"):
                 if modality == "audio":
                     await connection.input_audio_buffer.append(audio=SOUND)
@@ -222,7 +220,9 @@ def test_websockets_deflates_as_it_negotiates(server_keeps: bool, client_keeps: 
         async with websockets.connect(url, extensions=[asks], compression=None) as socket:
             for n in range(3):
                 question = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": f"{n}" + "?" * 300}]}
-                await socket.send([json.dumps({"type": "conversation.item.create", "item": question})[at : at + 50] for at in range(0, 450, 50)])
+                await socket.send(
+                    [json.dumps({"type": "conversation.item.create", "item": question})[at : at + 50] for at in range(0, 450, 50)]
+                )
                 await socket.ping()
                 await socket.send(json.dumps({"type": "response.create"}))
                 while json.loads(await socket.recv())["type"] != "response.done":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from llmsec_tap.dialects.a2a import A2AMessage
 from llmsec_tap.dialects.anthropic import AnthropicComplete, AnthropicMessages
 from llmsec_tap.dialects.base import JSON, Dialect, RequestView, ResponseView
 from llmsec_tap.dialects.bedrock_converse import BedrockConverse
@@ -21,6 +22,7 @@ from llmsec_tap.dialects.hosted import (
     WatsonxGenerate,
 )
 from llmsec_tap.dialects.inference_servers import LlamaCppCompletion, LlamaCppEmbedding, SGLangGenerate, VLLMGenerate
+from llmsec_tap.dialects.mcp import MCPElicitation, MCPOther, MCPPrompt, MCPResource, MCPSampling, MCPToolCall, MCPToolList
 from llmsec_tap.dialects.ollama import OllamaChat, OllamaEmbed, OllamaEmbeddings, OllamaGenerate
 from llmsec_tap.dialects.openai_chat import OpenAIChat
 from llmsec_tap.dialects.openai_completions import MistralFIM, OpenAICompletions, OpenAIEmbeddings
@@ -74,6 +76,14 @@ DIALECTS: Final[tuple[Dialect, ...]] = (
     TGIShard(),
     UnknownRPC(),
     UnknownWebSocket(),
+    MCPToolCall(),
+    MCPToolList(),
+    MCPPrompt(),
+    MCPResource(),
+    MCPSampling(),
+    MCPElicitation(),
+    MCPOther(),
+    A2AMessage(),
 )
 
 
