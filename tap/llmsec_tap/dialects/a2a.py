@@ -21,12 +21,16 @@ class A2AMessage(BaseDialect):
     default_provider: ClassVar[str] = "a2a"
 
     def claims(self, request: RequestView) -> int:
-        return claims.OWN_ROUTE if any(method_of(message) in _METHODS for message in messages_of(request.body)) else 0
+        return (
+            claims.OWN_ROUTE
+            if any(method_of(message) in _METHODS and _parts(_message(message)) for message in messages_of(request.body))
+            else 0
+        )
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         for message in messages_of(request.body):
             draft.response_id = draft.response_id or id_of(message)
-            said = dict_of(dict_of(message.get("params")).get("message"))
+            said = _message(message)
             draft.messages.append(Message(role=text_of(said.get("role")) or "user", parts=_parts(said)))
             messages.parameters({"method": method_of(message)}, draft)
         texts = [part.content for message in draft.messages for part in message.parts if part.type == "text" and part.content]
@@ -41,6 +45,11 @@ class A2AMessage(BaseDialect):
             _said(result, ts_ns, draft)
             for name in ("task", "message", "statusUpdate", "artifactUpdate"):
                 _said(dict_of(result.get(name)), ts_ns, draft)
+
+
+def _message(request: dict[str, JSON]) -> dict[str, JSON]:
+    """What a request says."""
+    return dict_of(dict_of(request.get("params")).get("message"))
 
 
 def _said(result: dict[str, JSON], ts_ns: int, draft: Draft) -> None:

@@ -41,7 +41,6 @@ class _MCP(BaseDialect):
     """`method` is the one that a subclass reads."""
 
     operation: ClassVar[str] = "other"
-    default_provider: ClassVar[str] = "mcp"
     method: ClassVar[str]
 
     def claims(self, request: RequestView) -> int:
@@ -110,6 +109,7 @@ def _of_server(method: str, identity: str | None, params: dict[str, JSON], draft
 
 class MCPToolCall(_MCP):
     api: ClassVar[str] = "mcp.tools/call"
+    default_provider: ClassVar[str] = "mcp"
     operation: ClassVar[str] = "execute_tool"
     method: ClassVar[str] = "tools/call"
 
@@ -147,6 +147,7 @@ def _result(identity: str | None, name: str | None, result: dict[str, JSON], dra
 
 class MCPToolList(_MCP):
     api: ClassVar[str] = "mcp.tools/list"
+    default_provider: ClassVar[str] = "mcp"
     method: ClassVar[str] = "tools/list"
 
     def answered(self, identity: str | None, result: dict[str, JSON], ts_ns: int, draft: Draft) -> None:
@@ -158,6 +159,7 @@ class MCPToolList(_MCP):
 
 class MCPPrompt(_MCP):
     api: ClassVar[str] = "mcp.prompts/get"
+    default_provider: ClassVar[str] = "mcp"
     method: ClassVar[str] = "prompts/get"
 
     def asked(self, identity: str | None, params: dict[str, JSON], draft: Draft) -> None:
@@ -173,6 +175,7 @@ class MCPPrompt(_MCP):
 
 class MCPResource(_MCP):
     api: ClassVar[str] = "mcp.resources/read"
+    default_provider: ClassVar[str] = "mcp"
     method: ClassVar[str] = "resources/read"
 
     def asked(self, identity: str | None, params: dict[str, JSON], draft: Draft) -> None:
@@ -192,6 +195,7 @@ class MCPSampling(_MCP):
     """The client's answer to a server that asked its model: a result without a method, told by its fields."""
 
     api: ClassVar[str] = "mcp.sampling/createMessage"
+    default_provider: ClassVar[str] = "mcp"
     operation: ClassVar[str] = "chat"
     method: ClassVar[str] = "sampling/createMessage"
 
@@ -213,6 +217,7 @@ class MCPElicitation(_MCP):
     """The client's answer to a server that asked its user."""
 
     api: ClassVar[str] = "mcp.elicitation/create"
+    default_provider: ClassVar[str] = "mcp"
     method: ClassVar[str] = "elicitation/create"
 
     def claims(self, request: RequestView) -> int:
@@ -232,6 +237,7 @@ class MCPOther(_MCP):
     """Everything else: `initialize`, lists of prompts and resources, notifications, answers of the client, and the stream of a GET."""
 
     api: ClassVar[str] = "mcp.other"
+    default_provider: ClassVar[str] = "mcp"
     method: ClassVar[str] = ""
 
     def claims(self, request: RequestView) -> int:

@@ -202,9 +202,7 @@ def test_what_is_not_mcp(asked: Any, answer: Any, path: bytes, headers: bytes) -
     [[], 3, "x", None, {"tools": 3}, {"tools": [3, {"name": 5}]}, {"content": {"text": 1}}, {"content": [[], {"type": []}]}, {"contents": [1]},
      {"messages": [2, {"content": [3]}]}, {"inputRequests": [1]}, {"inputRequests": {"a": 3}}, {"role": 1, "content": 2, "model": 3}, {"action": "accept"}],
 )  # fmt: skip
-@pytest.mark.parametrize(
-    "method", ["tools/call", "tools/list", "prompts/get", "resources/read", "sampling/createMessage", "ping", "message/send"]
-)
+@pytest.mark.parametrize("method", ["tools/call", "tools/list", "prompts/get", "resources/read", "sampling/createMessage", "ping"])
 def test_no_value_breaks_a_record(method: str, value: Any) -> None:
     for asked in (call(method, value), [call(method), {"jsonrpc": "2.0", "id": [], "result": value}]):
         assert talk(asked, result(value)).provider is not None
@@ -216,6 +214,12 @@ def test_no_value_breaks_a_record(method: str, value: Any) -> None:
 SAY = call(
     "message/send", {"message": {"role": "user", "kind": "message", "messageId": "m", "parts": [{"kind": "text", "text": "Book a room."}]}}
 )
+
+
+@pytest.mark.parametrize("value", [[], 3, {"status": 3}, {"artifacts": [3, {"parts": [2, {"file": 1}]}]}, {"task": [], "final": True}])
+def test_no_value_of_an_agent_breaks_a_record(value: Any) -> None:
+    assert talk(SAY, result(value)).provider == "a2a"
+    assert talk(SAY, events(result(value), SAY)).provider == "a2a"
 
 
 def test_a_message_to_an_agent_and_its_task() -> None:
