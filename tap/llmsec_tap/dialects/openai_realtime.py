@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Final
 
+import msgspec
+
 from llmsec_tap.dialects import claims, messages
 from llmsec_tap.dialects.audio import AudioFormat, stated_format
 from llmsec_tap.dialects.base import (
@@ -37,8 +39,31 @@ from llmsec_tap.model import Message, Part
 REALTIME_PATH: Final = re.compile(r"/realtime/?$")
 AUDIO_APPENDED: Final = "input_audio_buffer.append"
 TRANSCRIBED: Final = "conversation.item.input_audio_transcription.completed"
-_AUDIO: Final = frozenset(("response.audio.delta", "response.output_audio.delta"))
-_AUDIO_MARK: Final = b"audio.delta"
+
+
+# The increments that most events are: decoded into what changes, and nothing else may be in them.
+class _Delta(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    type: str
+    delta: str
+    event_id: str = ""
+    response_id: str = ""
+    item_id: str = ""
+    output_index: int = 0
+    content_index: int = 0
+    obfuscation: str = ""
+
+
+_decode_delta: Final = msgspec.json.Decoder(_Delta).decode
+_SOUND_MARK: Final = b"audio.delta"
+# Where their text belongs (`ResponseReader.slot`).
+_SLOTS: Final = {
+    "response.text.delta": "text",
+    "response.output_text.delta": "text",
+    "response.audio_transcript.delta": "audio",
+    "response.output_audio_transcript.delta": "audio",
+    "response.audio.delta": "sound",
+    "response.output_audio.delta": "sound",
+}
 
 
 class OpenAIRealtime(BaseDialect):
@@ -84,9 +109,22 @@ class OpenAIRealtime(BaseDialect):
     def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
         reader = _Reader(draft)
         in_general = json_events(draft, reader.on_object)
+        decode, text, seen = _decode_delta, draft.text, reader.seen
 
         def on_event(ts_ns: int, name: str | None, data: bytes) -> None:
-            if _AUDIO_MARK in data[:256] and reader.is_audio(data):
+            try:
+                said = decode(data)
+                slot = _SLOTS[said.type]
+            except (ValueError, RecursionError, KeyError):  # another event, or one that holds more
+                if _SOUND_MARK not in data[:256] or not reader.is_sound_event(data):
+                    in_general(ts_ns, name, data)
+                return
+            if slot == "sound":
+                if reader.is_sound(said.delta):
+                    return
+            elif " " not in said.item_id and " " not in said.event_id and " " not in said.response_id and " " not in said.obfuscation:
+                seen.add((slot, said.output_index, said.content_index))
+                text(ts_ns, 0, said.delta)
                 return
             in_general(ts_ns, name, data)
 
@@ -113,17 +151,21 @@ class _Reader(ResponseReader):
         super().__init__(draft, is_stream=True)
         self._audio_bytes = 0
 
-    def is_audio(self, data: bytes) -> bool:
-        """Counts an event of audio, which nobody else has to look at."""
+    def is_sound(self, delta: str) -> bool:
+        """Counts a piece of sound, which nobody else has to look at."""
+        if " " in delta:
+            return False  # no base64
+        self._audio_bytes += base64_bytes(delta)
+        return True
+
+    def is_sound_event(self, data: bytes) -> bool:
+        """The same, of an event that holds more than OpenAI's does."""
         try:
             value = dict_of(parse_json(data))
         except NotJSON:
             return False
-        delta = value.get("delta")
-        if value.get("type") not in _AUDIO or not isinstance(delta, str) or " " in delta:
-            return False
-        self._audio_bytes += base64_bytes(delta)
-        return True
+        kind, delta = value.get("type"), value.get("delta")
+        return isinstance(kind, str) and _SLOTS.get(kind) == "sound" and isinstance(delta, str) and self.is_sound(delta)
 
     def on_object(self, ts_ns: int, name: str | None, value: dict[str, JSON]) -> None:
         kind = text_of(value.get("type")) or name or ""

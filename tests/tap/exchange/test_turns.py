@@ -205,7 +205,7 @@ def test_audio_is_counted_and_not_kept(session: dict[str, Any], out: str, mime: 
             "transcript": "hello there",
         },
         delta(f"{out}_transcript", "day"),
-        delta(out, sound(24_000)),
+        delta(out, sound(24_000), more="than OpenAI's own"),
         done(),
     )
     (exchange,) = talk.end()
