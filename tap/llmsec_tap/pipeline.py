@@ -11,7 +11,7 @@ from llmsec_tap.account import Account
 from llmsec_tap.anomalies import AnomalyName
 from llmsec_tap.counters import Sample, by_label
 from llmsec_tap.exchange.assembly import REPLAYED, Context, ExchangeAssembly, ListenerFactory, Origin
-from llmsec_tap.exchange.sessions import session_of
+from llmsec_tap.exchange.sessions import JoinedSession, session_of
 from llmsec_tap.exchange.unread_connection import connection_record
 from llmsec_tap.identity.credentials import Fingerprinter
 from llmsec_tap.identity.tenants import Directory
@@ -26,7 +26,7 @@ from llmsec_tap.wire.quic import QUICConnections
 from llmsec_tap.wire.tcp import TCPReassembler
 from llmsec_tap.wire.tls.connection import TLSConnection
 from llmsec_tap.wire.tls.key_log import KeyLog
-from llmsec_tap.wire.websocket import WebSocket
+from llmsec_tap.wire.websocket import JoinedWebSocket, WebSocket
 
 # Rotated files may overlap a little: capture threads write in turn.
 _FILE_OVERLAP_NS = 1_000_000_000
@@ -153,7 +153,7 @@ class Pipeline:
         self.tcp: TCPReassembler = (TCPReassembler if share is None else _InPhases)(self.open_flow, on_anomaly, self.account)
         # What is inside a proxy's tunnel is looked at as a connection's own first bytes are.
         self._protocols = Protocols(
-            sniffed={"tls": self._tls, "http2": self._http2},
+            sniffed={"tls": self._tls, "http2": self._http2, "websocket": self._joined_websocket},
             upgraded={"connect": lambda flow, _upgrade: self._connection(flow), "h2c": self._http2, "websocket": self._websocket},
         )
         self._quic = QUICConnections(self._unread, self.account)
@@ -201,6 +201,12 @@ class Pipeline:
             self._protocol("websocket")
             return _NOT_READ
         return WebSocket(facts, upgrade, sink, self._anomaly)
+
+    def _joined_websocket(self, facts: Flow) -> JoinedWebSocket:
+        def session(upgrade: Upgrade) -> JoinedSession:
+            return JoinedSession(facts, upgrade, self._turn, lambda: self._protocol("websocket"))
+
+        return JoinedWebSocket(facts, session, self._anomaly)
 
     def tick(self, now_ns: int) -> None:
         """Expire what is idle; live sources call it, a replay's own packets tell the time."""

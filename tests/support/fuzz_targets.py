@@ -251,10 +251,12 @@ def websocket(data: bytes) -> None:
     """A WebSocket to each API through the whole pipeline: no exception, the account is kept, nothing is held at the end."""
     exchanges: list[Exchange] = []
     pipeline = Pipeline(exchanges.append, fingerprinter(KEY), shield=False, memory_cap_bytes=4 * limits.MIB)
-    flow = pipeline.open_flow(Flow("10.0.0.1:1", "10.0.0.2:2", 1, is_midstream=False))
     which = data[0] if data else 0
-    flow.first.data(1, WS_REQUEST % (WS_PATHS[which % len(WS_PATHS)], b"api.openai.com", b""))
-    flow.second.data(1, WS_RESPONSE % (b"Sec-WebSocket-Extensions: permessage-deflate\r\n" if which & 64 else b""))
+    is_joined = which >= 128
+    flow = pipeline.open_flow(Flow("10.0.0.1:1", "10.0.0.2:2", 1, is_midstream=is_joined))
+    if not is_joined:
+        flow.first.data(1, WS_REQUEST % (WS_PATHS[which % len(WS_PATHS)], b"api.openai.com", b""))
+        flow.second.data(1, WS_RESPONSE % (b"Sec-WebSocket-Extensions: permessage-deflate\r\n" if which & 64 else b""))
     ts = 1
     for part in data[1:].split(b"\xfb"):
         side = flow.second if part[:1] == b"\xfc" else flow.first
@@ -566,7 +568,7 @@ def seeds(name: str) -> list[bytes]:
         "http2": [flags + http2_call + b"\xfb\xfc" + http2_answer for flags in (b"\0", b"\1")],
         "websocket": [
             which + b"\xfb".join([b'{"type":"response.create"}', b"\xfc" + responses, b'\xfc{"type":"response.done"}', b"\xfc" + gemini])
-            for which in (b"\0", b"\1", b"\x42", b"\3")
+            for which in (b"\0", b"\1", b"\x42", b"\3", b"\x80")
         ],
         "sse": [b"event: a\ndata: b\n\n: c\r\ndata:d\r\r", event],
         "ndjson": [ollama + b"\n" + ollama + b"\n"],

@@ -37,8 +37,9 @@ class GeminiLive(BaseDialect):
     default_provider: ClassVar[str] = "gcp.gemini"
 
     def claims(self, request: RequestView) -> int:
-        """The upgrade itself has no body, and is an exchange of its own."""
-        return claims.OWN_ROUTE if request.body is not None and request.is_websocket and LIVE_PATH.search(request.path) else 0
+        """By the shape that exchange/turns_gemini.py makes. The upgrade itself has no body, and is an exchange of its own."""
+        is_own = request.is_websocket and isinstance(request.body, dict) and request.body.keys() == {"setup", "messages"}
+        return claims.OWN_ROUTE if is_own else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         setup = dict_of(request.get("setup"))

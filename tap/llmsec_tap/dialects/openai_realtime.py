@@ -72,10 +72,9 @@ class OpenAIRealtime(BaseDialect):
     default_provider: ClassVar[str] = "openai_compatible"
 
     def claims(self, request: RequestView) -> int:
-        """The upgrade itself has no body, and is an exchange of its own."""
-        if request.body is None or not request.is_websocket or not REALTIME_PATH.search(request.path):
-            return 0
-        return claims.OWN_ROUTE
+        """By the shape that exchange/turns_openai.py makes. The upgrade itself has no body, and is an exchange of its own."""
+        is_own = request.is_websocket and isinstance(request.body, dict) and request.body.keys() == {"session", "events"}
+        return claims.OWN_ROUTE if is_own else 0
 
     def decode_request(self, request: RequestView, draft: Draft) -> None:
         session = dict_of(request.get("session"))

@@ -52,6 +52,8 @@ class OpenAIResponses(BaseDialect):
 
     def claims(self, request: RequestView) -> int:
         path = request.path.rstrip("/")
+        if request.is_websocket and request.get("type") == "response.create":
+            return claims.OWN_ROUTE  # also where the upgrade was not captured
         if request.method != "POST" or not path.endswith("/responses"):
             return 0
         body = request.body

@@ -5,12 +5,15 @@ exchange as a whole.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Final
 
 from llmsec_tap import limits
-from llmsec_tap.dialects.base import NotJSON, RequestView, parse_json
-from llmsec_tap.dialects.gemini_live import LIVE_PATH
+from llmsec_tap.anomalies import AnomalyName
+from llmsec_tap.dialects.base import NotJSON, RequestView, dict_of, parse_json
+from llmsec_tap.dialects.gemini_live import LIVE_PATH, either
 from llmsec_tap.dialects.openai_realtime import REALTIME_PATH
-from llmsec_tap.exchange.turns import MESSAGE_COST_BYTES, Said, Turns
+from llmsec_tap.exchange.turns import MESSAGE_COST_BYTES, MessageRules, Said, Turns
 from llmsec_tap.exchange.turns_gemini import GeminiRules
 from llmsec_tap.exchange.turns_openai import RealtimeRules, ResponsesRules
 from llmsec_tap.providers.hosts import provider_of_host
@@ -86,3 +89,72 @@ def session_of(flow: Flow, upgrade: Upgrade, factory: ExchangeFactory) -> Messag
     if provider_of_host(view.host, path) is not None:
         return Turns(flow, upgrade, factory, UnknownRules())
     return None
+
+
+_TRIED: Final = 32  # messages after which nobody is expected to name its API
+_OF_GEMINI: Final = ("serverContent", "clientContent", "realtimeInput", "toolResponse", "toolCall", "setup")
+_OF_REALTIME: Final = ("response.", "conversation.", "input_audio_buffer.", "session.")
+
+
+class JoinedSession:
+    """A `MessageSink` of a connection whose upgrade was not captured: its messages tell the API."""
+
+    def __init__(self, flow: Flow, upgrade: Upgrade, factory: ExchangeFactory, on_unknown: Callable[[], None]) -> None:
+        self._make: Callable[[MessageRules], Turns] = lambda rules: Turns(flow, upgrade, factory, rules)
+        self._on_unknown = on_unknown
+        self._turns: Turns | None = None
+        self._tried = 0
+
+    def message(self, ts_ns: int, data: bytes, *, of_client: bool) -> None:
+        if self._turns is None:
+            if self._tried >= _TRIED:
+                return
+            self._tried += 1
+            rules = _rules_of(data)
+            if rules is None:
+                if self._tried == _TRIED:
+                    self._on_unknown()
+                return
+            self._turns = self._make(rules)
+            self._turns.lost(ts_ns, of_client=True)
+            self._turns.lost(ts_ns, of_client=False)
+        self._turns.message(ts_ns, data, of_client=of_client)
+
+    def lost(self, ts_ns: int, *, of_client: bool) -> None:
+        if self._turns is not None:
+            self._turns.lost(ts_ns, of_client=of_client)
+
+    def closing(self, ts_ns: int, code: int | None, *, of_client: bool) -> None:
+        """What ends here is said when the connection does."""
+
+    def copy_differs(self, data: bytes, *, of_client: bool) -> None:
+        if self._turns is not None:
+            self._turns.copy_differs(data, of_client=of_client)
+
+    def anomaly(self, name: AnomalyName) -> None:
+        if self._turns is not None:
+            self._turns.anomaly(name)
+
+    def shed(self) -> None:
+        if self._turns is not None:
+            self._turns.shed()
+
+    def close(self, ts_ns: int, reason: str) -> None:
+        if self._turns is not None:
+            self._turns.close(ts_ns, reason)
+        elif self._tried < _TRIED:
+            self._on_unknown()
+
+
+def _rules_of(data: bytes) -> MessageRules | None:
+    """Whose a message is, by what only that API's messages have."""
+    try:
+        value = dict_of(parse_json(data))
+    except NotJSON:
+        return None
+    if any(either(value, name) is not None for name in _OF_GEMINI):
+        return GeminiRules()
+    kind = value.get("type")
+    if not isinstance(kind, str) or not kind.startswith(_OF_REALTIME):
+        return None
+    return ResponsesRules() if "sequence_number" in value or (kind == "response.create" and "input" in value) else RealtimeRules()

@@ -25,7 +25,7 @@ _MAX_OPEN: Final = 64
 # Answers that have ended are remembered: a late event of theirs begins nothing.
 _REMEMBERED: Final = 64
 MESSAGE_COST_BYTES: Final = 512  # of a message that waits, beside its bytes
-_VERSION: Final = "1.1"
+_UNSEEN: Final = Head(0, "", [(b"upgrade", b"websocket")])  # the head of an upgrade that was not captured
 
 
 class Turns:
@@ -75,7 +75,7 @@ class Turns:
             self._close(next(iter(self._open)), self._last_ns, "closed")
         self._ordinal += 1
         exchange = self._factory(self._flow, self._client, self._server, self._ordinal)
-        exchange.request_head(_head(asked_ns, self._upgrade.request or Head(asked_ns, _VERSION, [])))
+        exchange.request_head(_head(asked_ns, self._upgrade.request or _UNSEEN))
         self._open[key] = exchange
         if not exchange.has_room:
             exchange.anomaly("memory_limit")

@@ -140,6 +140,26 @@ def _length(head: bytes | bytearray) -> int:
     return int.from_bytes(head[2:10], "big") if length == 127 else length
 
 
+def begins_json(data: bytes) -> bool | None:
+    """Whether bytes begin with a message of JSON, as a connection that was joined in its middle may show; then, whether a client sent it.
+
+    None: they do not, as far as can be seen.
+    """
+    if len(data) < 2 or data[0] not in (_TEXT, _FIN | _TEXT):
+        return None
+    of_client = bool(data[1] & _MASKED)
+    return of_client if len(data) > 8 and _reads_as_json(data, of_client=of_client) else None
+
+
+def _reads_as_json(data: bytes, *, of_client: bool) -> bool:
+    head = data[: header_bytes(data[:2])]
+    length, short = _length(head), head[1] & _LENGTH
+    if not 2 <= length <= limits.MAX_EVENT_BYTES or (short >= 126 and length < 126) or (short == 127 and length < 1 << 16):
+        return False
+    begin = data[len(head) : len(head) + min(length, 8)]
+    return _JSON.match(unmasked(begin, head[-4:]) if of_client else begin) is not None
+
+
 def find_frame(data: bytes, *, of_client: bool, is_deflated: bool) -> int | None:
     """Where bytes of unknown meaning begin to read as frames: several in a row, or one with JSON in it."""
     for found in _BEGINS[of_client].finditer(data):
@@ -197,7 +217,9 @@ class FrameReader:
         "data",
     )
 
-    def __init__(self, websocket: WebSocket, sink: MessageSink, flow: Flow, *, of_client: bool, deflate: Deflate | None) -> None:
+    def __init__(
+        self, websocket: WebSocket, sink: MessageSink, flow: Flow, *, of_client: bool, deflate: Deflate | None, is_joined: bool
+    ) -> None:
         self._websocket = websocket
         self._sink = sink
         self._of_client = of_client
@@ -214,7 +236,7 @@ class FrameReader:
         self._is_open = False  # a message has begun, and its last frame has not come
         self._is_deflated = False
         self._is_cut = False  # some of the message is missing
-        self._searching = False
+        self._searching = is_joined
         self._tail = b""
         self.data: Callable[[int, bytes], None] = self._data
 
@@ -394,12 +416,13 @@ class WebSocket:
 
     __slots__ = ("_on_anomaly", "_sink", "first", "second")
 
-    def __init__(self, flow: Flow, upgrade: Upgrade, sink: MessageSink, on_anomaly: OnAnomaly) -> None:
+    def __init__(self, flow: Flow, upgrade: Upgrade, sink: MessageSink, on_anomaly: OnAnomaly, *, is_joined: bool = False) -> None:
+        """`is_joined`: nobody knows where the first frame begins."""
         self._sink = sink
         self._on_anomaly = on_anomaly
         deflate = deflate_of(upgrade.response)
-        self.first: StreamSink = FrameReader(self, sink, flow, of_client=upgrade.client_is_first, deflate=deflate)
-        self.second: StreamSink = FrameReader(self, sink, flow, of_client=not upgrade.client_is_first, deflate=deflate)
+        self.first: StreamSink = FrameReader(self, sink, flow, of_client=upgrade.client_is_first, deflate=deflate, is_joined=is_joined)
+        self.second: StreamSink = FrameReader(self, sink, flow, of_client=not upgrade.client_is_first, deflate=deflate, is_joined=is_joined)
 
     def anomaly(self, name: AnomalyName) -> None:
         self._on_anomaly(name)
@@ -415,4 +438,86 @@ class WebSocket:
         self._sink.close(ts_ns, reason)
         for side in (self.first, self.second):
             assert isinstance(side, FrameReader)
+            side.release()
+
+
+class _Undecided:
+    """One direction of a connection that was joined in its middle."""
+
+    def __init__(self, joined: JoinedWebSocket, *, is_first: bool) -> None:
+        self._joined = joined
+        self._is_first = is_first
+        self.inner: StreamSink | None = None
+        self.data: Callable[[int, bytes], None] = self._data
+
+    def _data(self, ts_ns: int, data: bytes) -> None:
+        of_client = begins_json(data)
+        if of_client is not None:
+            self._joined.settle(client_is_first=of_client is self._is_first)
+            self.data(ts_ns, data)
+
+    def hand_over(self, inner: StreamSink) -> None:
+        self.inner = inner
+        self.data = inner.data
+
+    def gap(self, ts_ns: int, length: int | None) -> None:
+        if self.inner is not None:
+            self.inner.gap(ts_ns, length)
+
+    def other(self, ts_ns: int, data: bytes) -> None:
+        if self.inner is not None:
+            self.inner.other(ts_ns, data)
+
+    def again(self) -> None:
+        """Its end said nothing to the messages."""
+
+    def end(self, ts_ns: int, reason: str) -> None:
+        if self.inner is not None:
+            self.inner.end(ts_ns, reason)
+
+    def release(self) -> None:
+        self.data = ignore
+        self.inner = None
+        del self._joined
+
+
+class JoinedWebSocket:
+    """A `ProtocolSink` of a connection whose upgrade was not captured: the first message of JSON tells who is the client, by its mask."""
+
+    def __init__(self, flow: Flow, session: Callable[[Upgrade], MessageSink], on_anomaly: OnAnomaly) -> None:
+        self._flow = flow
+        self._session = session
+        self._on_anomaly = on_anomaly
+        self._inner: WebSocket | None = None
+        self._sides = _Undecided(self, is_first=True), _Undecided(self, is_first=False)
+
+    @property
+    def first(self) -> StreamSink:
+        return self._sides[0]
+
+    @property
+    def second(self) -> StreamSink:
+        return self._sides[1]
+
+    def settle(self, *, client_is_first: bool) -> None:
+        if self._inner is None:
+            upgrade = Upgrade(None, Head(self._flow.opened_ns, "", []), client_is_first)
+            inner = self._inner = WebSocket(self._flow, upgrade, self._session(upgrade), self._on_anomaly, is_joined=True)
+            self._sides[0].hand_over(inner.first)
+            self._sides[1].hand_over(inner.second)
+
+    def anomaly(self, name: AnomalyName) -> None:
+        if self._inner is not None:
+            self._inner.anomaly(name)
+        else:
+            self._on_anomaly(name)
+
+    def shed(self) -> None:
+        if self._inner is not None:
+            self._inner.shed()
+
+    def close(self, ts_ns: int, reason: str) -> None:
+        if self._inner is not None:
+            self._inner.close(ts_ns, reason)
+        for side in self._sides:
             side.release()

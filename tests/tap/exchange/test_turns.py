@@ -546,3 +546,58 @@ def test_no_event_breaks_a_session(path: bytes, event: bytes) -> None:
     session.server(event, created(), model({"text": "a"}), event, done(text="b"), content(turnComplete=True))
     session.flow.second.data(session.now, frame(b"\x03\xe8", CLOSE))
     assert session.end()
+
+
+# --- joined in the middle --------------------------------------------------------------------------------------------------
+
+
+class Joined(Session):
+    """A connection whose upgrade was not captured; `swapped` has the server as its first endpoint."""
+
+    def __init__(self, *, swapped: bool = False) -> None:
+        self.exchanges = []
+        self.pipeline = Pipeline(self.exchanges.append, lambda secret: secret, shield=False)
+        self.flow = self.pipeline.open_flow(Flow("10.1.0.7:4000", "10.2.0.9:443", 1, is_midstream=True))
+        if swapped:
+            self.flow = Swapped(self.flow)
+        self.now = 1_000_000_000
+        self.deflate = None
+
+
+class Swapped:
+    def __init__(self, flow: FlowSink) -> None:
+        self._flow = flow
+        self.first, self.second = flow.second, flow.first
+        self.close, self.anomaly = flow.close, flow.anomaly
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_session_that_was_joined_is_known_by_its_messages(swapped: bool) -> None:
+    session = Joined(swapped=swapped)
+    session.flow.second.data(2, b"of a frame whose beginning nobody has\x81")
+    session.server(delta("output_text", "lo", 4), done(4, "hello")).client(user("one"), ASK).server(created(5), done(5, "a"))
+    first, second = session.end()
+    assert [(e.api, e.output_text, e.completeness) for e in (first, second)] == [
+        ("openai.realtime", "hello", "gapped"),
+        ("openai.realtime", "a", "complete"),
+    ]
+    assert (second.input_text, second.path, second.http_version) == ("one", None, None)
+    assert second.server == ("10.1.0.7:4000" if swapped else "10.2.0.9:443")
+
+
+def test_the_other_apis_are_known_by_their_messages_too() -> None:
+    (answer,) = Joined().client(asked("one")).server(*events(1, "a")).end()
+    assert (answer.api, answer.input_text, answer.output_text) == ("openai.responses", "one", "a")
+    (answer,) = Joined().client(turn("hi")).server(model({"text": "yes"}), content(turnComplete=True)).end()
+    assert (answer.api, answer.input_text, answer.output_text) == ("gemini.live", "hi", "yes")
+
+
+def test_a_joined_socket_of_something_else_is_counted_once() -> None:
+    session = Joined()
+    for _ in range(40):
+        session.server({"price": 3})
+    assert session.end() == []
+    assert session.pipeline.protocols == {"websocket": 1}
+    short = Joined().server({"price": 3})
+    assert short.end() == []
+    assert short.pipeline.protocols == {"websocket": 1}
