@@ -20,6 +20,7 @@ from llmsec_agent.shares import Shares
 from llmsec_agent.stop import Stop
 from llmsec_agent.tenants.directory import RemoteDirectory
 from llmsec_agent.tenants.policy import Policies
+from llmsec_agent.tool_lists import ToolLists
 from llmsec_agent.traffic import Traffic
 from llmsec_agent.watching import Watch
 from llmsec_analyzer.alerts.alert import Alert
@@ -127,6 +128,7 @@ class Run:
         self.stop = stop
         self._content = content
         self._key_use = key_use
+        self._tool_lists = ToolLists()
         self._watch = watch
         self.alerts = alerts
         self._policies = policies or Policies()
@@ -236,6 +238,7 @@ class Run:
     def _exchange(self, exchange: Exchange) -> None:
         if self._key_use is not None:
             self._key_use.look(exchange)
+        self._tool_lists.look(exchange)
         if self.detection is not None:
             self.detection.add(exchange)
             if self._follows:

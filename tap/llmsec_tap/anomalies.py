@@ -28,6 +28,8 @@ AnomalyName = Literal[
     "content_encoding_bad", "content_encoding_bomb",
     # HTTP/2
     "http2_bad_frame", "http2_bad_block", "http2_header_unknown", "http2_refused",
+    # WebSocket
+    "websocket_bad_frame", "websocket_unread",
     # memory
     "memory_limit", "http_memory_limit",
     # streams
@@ -41,6 +43,8 @@ AnomalyName = Literal[
     "detection_secrets_only", "content_withheld", "content_degraded", "content_expired",
     # keys
     "key_new_workload", "key_shared", "tenant_unresolved", "tenant_stale",
+    # agents
+    "mcp_tool_changed",
 ]  # fmt: skip
 """The type of a name, so that the type checker proves each one where it is reported."""
 
@@ -108,6 +112,9 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     "http2_bad_block": "A block of HTTP/2 headers could not be decoded; what came before was kept, and the table of headers began anew.",
     "http2_header_unknown": "HTTP/2 headers refer to what was not captured (or were lost themselves); the others were read, and the body by its shape.",
     "http2_refused": "HTTP/1 answered the beginning of HTTP/2; the connection was not read on in that direction.",
+    # WebSocket
+    "websocket_bad_frame": "A WebSocket frame is not as RFC 6455 has it: its bits, length, mask or place; it was read as far as it could be, or passed over.",
+    "websocket_unread": "A WebSocket message could not be inflated: it is damaged, too long, or refers to what was lost before it.",
     # memory
     "memory_limit": "All that is held for traffic was at its bound, and this held more than its share: it was cut, and read as far as it came.",
     "http_memory_limit": "All that is held for traffic was at its bound; the unfinished head of a message was dropped unread.",
@@ -152,6 +159,8 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     "key_shared": "Several workloads used the client's key within an hour; said once an hour for each key.",
     "tenant_unresolved": "The database of tenants had not said whose the client's key is when the exchange ended; `tenant` says what was known.",
     "tenant_stale": "The database of tenants is away: whose the client's key is was said some time ago.",
+    # agents
+    "mcp_tool_changed": "An MCP server describes one of its tools (or a parameter) otherwise than before in this run; said once for each new description.",
 }
 
 # With one of these, something of the exchange was not read: it is never `complete`, and has no risk score.
@@ -159,6 +168,6 @@ UNREAD: Final[frozenset[AnomalyName]] = frozenset(
     (
         "content_encoding_bad", "content_encoding_bomb", "http_body_limit", "http_head_limit", "event_limit", "event_bad_json",
         "eventstream_bad_crc", "eventstream_bad_frame", "body_bad_json", "body_unreadable", "form_limit", "other_text_limit",
-        "memory_limit", "http_memory_limit", "json_limit", "prompt_token_ids", "text_limit", "choice_limit", "decoder_error",
+        "memory_limit", "http_memory_limit", "websocket_unread", "json_limit", "prompt_token_ids", "text_limit", "choice_limit", "decoder_error",
     )
 )  # fmt: skip

@@ -15,7 +15,6 @@ import msgspec
 from llmsec_tap.plain_names import PARAMETERS, folded_name
 
 Completeness = Literal["complete", "truncated", "gapped", "midstream", "aborted", "unreadable"]
-# Nothing makes "websocket" yet: records of a later version may have it.
 CaptureKind = Literal["tls", "plain", "packet", "file", "sdk"]
 Framing = Literal["sse", "ndjson", "json-array", "aws-eventstream", "websocket", "grpc"]
 

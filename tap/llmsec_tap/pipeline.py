@@ -11,6 +11,7 @@ from llmsec_tap.account import Account
 from llmsec_tap.anomalies import AnomalyName
 from llmsec_tap.counters import Sample, by_label
 from llmsec_tap.exchange.assembly import REPLAYED, Context, ExchangeAssembly, ListenerFactory, Origin
+from llmsec_tap.exchange.sessions import JoinedSession, session_of
 from llmsec_tap.exchange.unread_connection import connection_record
 from llmsec_tap.identity.credentials import Fingerprinter
 from llmsec_tap.identity.tenants import Directory
@@ -20,11 +21,12 @@ from llmsec_tap.wire.connection import Connection
 from llmsec_tap.wire.flow import Flow, FlowSink, StreamSink
 from llmsec_tap.wire.http2.streams import HTTP2
 from llmsec_tap.wire.packet import PacketDecoder, PacketHandler
-from llmsec_tap.wire.protocols import Protocols, Upgrade
+from llmsec_tap.wire.protocols import Protocols, ProtocolSink, Upgrade
 from llmsec_tap.wire.quic import QUICConnections
 from llmsec_tap.wire.tcp import TCPReassembler
 from llmsec_tap.wire.tls.connection import TLSConnection
 from llmsec_tap.wire.tls.key_log import KeyLog
+from llmsec_tap.wire.websocket import JoinedWebSocket, WebSocket
 
 # Rotated files may overlap a little: capture threads write in turn.
 _FILE_OVERLAP_NS = 1_000_000_000
@@ -61,8 +63,8 @@ class _InPhases(TCPReassembler):
         self.phase = 0
 
 
-class _Elsewhere:
-    """A connection that another process decodes."""
+class _NotRead:
+    """A connection that another process decodes, or that carries what nobody here reads."""
 
     def __init__(self) -> None:
         self.data: Callable[[int, bytes], None] = lambda _ts_ns, _data: None
@@ -87,8 +89,10 @@ class _Elsewhere:
 
     def anomaly(self, name: AnomalyName) -> None: ...
 
+    def shed(self) -> None: ...
 
-_ELSEWHERE = _Elsewhere()
+
+_NOT_READ = _NotRead()
 
 
 class Pipeline:
@@ -149,8 +153,8 @@ class Pipeline:
         self.tcp: TCPReassembler = (TCPReassembler if share is None else _InPhases)(self.open_flow, on_anomaly, self.account)
         # What is inside a proxy's tunnel is looked at as a connection's own first bytes are.
         self._protocols = Protocols(
-            sniffed={"tls": self._tls, "http2": self._http2},
-            upgraded={"connect": lambda flow, _upgrade: self._connection(flow), "h2c": self._http2},
+            sniffed={"tls": self._tls, "http2": self._http2, "websocket": self._joined_websocket},
+            upgraded={"connect": lambda flow, _upgrade: self._connection(flow), "h2c": self._http2, "websocket": self._websocket},
         )
         self._quic = QUICConnections(self._unread, self.account)
         # Without a share of their own: there are few, and each is told by the first process alone.
@@ -177,7 +181,7 @@ class Pipeline:
         """A connection: of the reassembler, or of a source that has ordered bytes already (TLS uprobes)."""
         facts.number = self.tcp.opened
         if self._share is not None and facts.number % self._share.processes != self._share.number:
-            return _ELSEWHERE
+            return _NOT_READ
         first, second = facts.first.rpartition(":")[0], facts.second.rpartition(":")[0]
         holding = self.account.open(f"{min(first, second)} {max(first, second)}")
         facts.reserve = holding.reserve
@@ -190,6 +194,19 @@ class Pipeline:
 
     def _http2(self, facts: Flow, upgrade: Upgrade | None = None) -> HTTP2:
         return HTTP2(facts, self._assembly, self._anomaly, self._protocols, upgrade)
+
+    def _websocket(self, facts: Flow, upgrade: Upgrade) -> ProtocolSink:
+        sink = session_of(facts, upgrade, self._turn)
+        if sink is None:
+            self._protocol("websocket")
+            return _NOT_READ
+        return WebSocket(facts, upgrade, sink, self._anomaly)
+
+    def _joined_websocket(self, facts: Flow) -> JoinedWebSocket:
+        def session(upgrade: Upgrade) -> JoinedSession:
+            return JoinedSession(facts, upgrade, self._turn, lambda: self._protocol("websocket"))
+
+        return JoinedWebSocket(facts, session, self._anomaly)
 
     def tick(self, now_ns: int) -> None:
         """Expire what is idle; live sources call it, a replay's own packets tell the time."""
@@ -246,6 +263,9 @@ class Pipeline:
     def _assembly(self, flow: Flow, client: str, server: str, ordinal: int) -> ExchangeAssembly:
         return ExchangeAssembly(self._context, flow, client, server, ordinal)
 
+    def _turn(self, flow: Flow, client: str, server: str, ordinal: int) -> ExchangeAssembly:
+        return ExchangeAssembly(self._context, flow, client, server, ordinal, framing="websocket")
+
     def _anomaly(self, name: AnomalyName) -> None:
         self.anomalies[name] += 1
 
@@ -265,7 +285,7 @@ class Pipeline:
             self.llm_exchanges += 1
         for anomaly in exchange.anomalies:
             # Those of a connection were counted as they happened.
-            if not anomaly.name.startswith(("tcp_", "http_", "http2_", "tls_")):
+            if not anomaly.name.startswith(("tcp_", "http_", "http2_", "tls_", "websocket_")):
                 self.anomalies[anomaly.name] += anomaly.count
         self._emit(exchange)
 

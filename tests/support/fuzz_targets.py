@@ -49,9 +49,14 @@ from support.http2 import request as http2_request
 from support.http2 import response as http2_response
 from support.http_recorder import Recorder
 from support.replay import KEY
+from support.websocket import REQUEST as WS_REQUEST
+from support.websocket import RESPONSE as WS_RESPONSE
+from support.websocket import frame as ws_frame
 from support.wire import Talk, pcap, pcapng
 
 LINKTYPES = (1, 0, 101, 113, 276, 108, 228, 229)
+
+WS_PATHS = (b"/v1/realtime", b"/v1/responses", b"/ws/a.GenerativeService.BidiGenerateContent", b"/v1/other")
 
 
 class _Ends:
@@ -230,6 +235,37 @@ def http2(data: bytes) -> None:
             ts += 1_000_000
             if piece is None:
                 side.gap(ts, None if ts & 1 else 5)
+            else:
+                side.data(ts, piece)
+        assert pipeline.account.held <= pipeline.account.limit
+    flow.first.end(ts, "fin")
+    flow.second.end(ts, "fin")
+    flow.close(ts, "fin")
+    assert pipeline.account.held == pipeline.account.fixed
+    for exchange in exchanges:
+        line = to_json(exchange)
+        assert to_json(msgspec.json.decode(line, type=Exchange)) == line
+
+
+def websocket(data: bytes) -> None:
+    """A WebSocket to each API through the whole pipeline: no exception, the account is kept, nothing is held at the end."""
+    exchanges: list[Exchange] = []
+    pipeline = Pipeline(exchanges.append, fingerprinter(KEY), shield=False, memory_cap_bytes=4 * limits.MIB)
+    which = data[0] if data else 0
+    is_joined = which >= 128
+    flow = pipeline.open_flow(Flow("10.0.0.1:1", "10.0.0.2:2", 1, is_midstream=is_joined))
+    if not is_joined:
+        flow.first.data(1, WS_REQUEST % (WS_PATHS[which % len(WS_PATHS)], b"api.openai.com", b""))
+        flow.second.data(1, WS_RESPONSE % (b"Sec-WebSocket-Extensions: permessage-deflate\r\n" if which & 64 else b""))
+    ts = 1
+    for part in data[1:].split(b"\xfb"):
+        side = flow.second if part[:1] == b"\xfc" else flow.first
+        for piece in _pieces(part.removeprefix(b"\xfc")):
+            ts += 1_000_000
+            if piece is None:
+                side.gap(ts, None if ts & 1 else 5)
+            elif piece[:1] == b"{":  # a whole message, so that its content is reached more often
+                side.data(ts, ws_frame(piece, key=b"mask" if side is flow.first else None))
             else:
                 side.data(ts, piece)
         assert pipeline.account.held <= pipeline.account.limit
@@ -468,6 +504,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         http_message,
         conversation,
         http2,
+        websocket,
         sse,
         ndjson,
         json_array,
@@ -529,6 +566,10 @@ def seeds(name: str) -> list[bytes]:
         "http_message": [request, answer, answer.replace(b"\r\ndata", b"\xfa\r\n\xf9data")],
         "conversation": [request + b"\xfb\xfc" + answer, b"\xfc" + answer, request + b"\xfb\xfc" + answer[:180] + b"\xf9" + answer[200:]],
         "http2": [flags + http2_call + b"\xfb\xfc" + http2_answer for flags in (b"\0", b"\1")],
+        "websocket": [
+            which + b"\xfb".join([b'{"type":"response.create"}', b"\xfc" + responses, b'\xfc{"type":"response.done"}', b"\xfc" + gemini])
+            for which in (b"\0", b"\1", b"\x42", b"\3", b"\x80")
+        ],
         "sse": [b"event: a\ndata: b\n\n: c\r\ndata:d\r\r", event],
         "ndjson": [ollama + b"\n" + ollama + b"\n"],
         "json_array": [b"[" + gemini + b"\n,\r\n" + gemini + b"]"],

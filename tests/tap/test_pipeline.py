@@ -92,13 +92,14 @@ def test_ipv6_and_pcapng_change_nothing_but_the_addresses() -> None:
 
 
 def test_interim_responses_head_and_upgrades() -> None:
-    upgrade = b"GET /v1/realtime HTTP/1.1\r\nHost: api.openai.com\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+    upgrade = b"GET /socket HTTP/1.1\r\nHost: chat.internal\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
     talk = Talk().open().say(0, POST).say(1, b"HTTP/1.1 100 Continue\r\n\r\n").say(1, answer("x"))
     talk.say(0, b"HEAD / HTTP/1.1\r\n\r\n").say(1, b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n")
     talk.say(0, upgrade).say(1, b"HTTP/1.1 101 Switching Protocols\r\n\r\n\x81\x05hello").say(0, b"\x81\x85GET / HTTP/1.1\r\n\r\n").close()
     exchanges, pipeline = replay(pcap(talk.frames))
     assert [(e.method, e.status) for e in exchanges] == [("POST", 200), ("HEAD", 200), ("GET", 101)]
     assert dict(pipeline.anomalies) == {}
+    assert dict(pipeline.protocols) == {"websocket": 1}
 
 
 def test_what_is_inside_a_tunnel_is_found_out_by_its_first_bytes() -> None:

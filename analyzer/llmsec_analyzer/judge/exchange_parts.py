@@ -105,7 +105,7 @@ def unread(exchange: Exchange) -> list[str]:
 
 
 # Facts of a record that are findings of their own, and the rules that say so.
-NOTED: Final = {"key_new_workload": "key.new_workload", "key_shared": "key.shared"}
+NOTED: Final = {"key_new_workload": "key.new_workload", "key_shared": "key.shared", "mcp_tool_changed": "tool.changed"}
 
 
 def noted(exchange: Exchange) -> list[str]:

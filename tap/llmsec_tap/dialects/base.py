@@ -53,6 +53,12 @@ class RequestView:
         """Path segments, percent-decoded one by one: an ARN with `%2F` stays one segment."""
         return [unquote(part) for part in self.path.split("/") if part]
 
+    @property
+    def is_websocket(self) -> bool:
+        """It asked for a WebSocket (RFC 6455 4.1; RFC 8441 has a pseudo-header for it)."""
+        asked = self.headers.get("upgrade") or self.headers.get(":protocol") or ""
+        return asked.strip().lower() == "websocket"
+
     def get(self, key: str) -> JSON:
         """A field of the JSON body, or None where there is no such object."""
         return self.body.get(key) if isinstance(self.body, dict) else None

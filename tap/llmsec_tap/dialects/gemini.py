@@ -68,24 +68,24 @@ class GeminiGenerate(BaseDialect):
             messages.prompt(contents, draft)
         else:
             entries = contents if isinstance(contents, list) else [contents]
-            draft.messages.extend(m for m in map(_content, entries) if m is not None)
+            draft.messages.extend(m for m in map(content_message, entries) if m is not None)
             draft.input_text = messages.last_user_text(draft.messages)
-        system = _content(body.get("systemInstruction") or body.get("system_instruction"))
+        system = content_message(body.get("systemInstruction") or body.get("system_instruction"))
         if system is not None and system.parts:
             draft.messages.insert(0, Message(role="system", parts=system.parts))
         for tool in list_of(body.get("tools")):
-            _tool(tool, draft)
+            tool_definitions(tool, draft)
         messages.parameters(body, draft, nested=("generationConfig", "generation_config"))
 
     def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
-        reader = _Reader(draft)
+        reader = GeminiReader(draft)
         for chunk in body if isinstance(body, list) else [body]:
             if isinstance(chunk, dict):
                 reader.read(chunk, ts_ns)
         reader.end(ts_ns)
 
     def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
-        reader = _Reader(draft)
+        reader = GeminiReader(draft)
         draft.at_end = lambda: reader.end(draft.last_text_ns)
         return json_events(draft, lambda ts_ns, _name, value: reader.read(value, ts_ns))
 
@@ -108,7 +108,7 @@ class GeminiEmbed(BaseDialect):
         body = dict_of(request.body)
         entries = body.get("requests") if isinstance(body.get("requests"), list) else [body]
         for entry in list_of(entries):
-            content = _content(dict_of(entry).get("content"))
+            content = content_message(dict_of(entry).get("content"))
             if content is not None:
                 draft.messages.append(content)
         draft.input_text = messages.last_user_text(draft.messages)
@@ -182,7 +182,7 @@ class _Call:
         return self.arguments
 
 
-class _Reader:
+class GeminiReader:
     """Calls come whole, or in pieces that `willContinue` ties together: `partialArgs` with a JSON path each, or plain `args` later on.
 
     Their arguments are made into text when the call ends.
@@ -385,7 +385,7 @@ def model_in_path(request: RequestView) -> str | None:
     return None
 
 
-def _content(content: JSON) -> Message | None:
+def content_message(content: JSON) -> Message | None:
     if isinstance(content, str):
         return Message(role="user", parts=[Part(type="text", content=content)])
     if not isinstance(content, dict):
@@ -446,7 +446,7 @@ def _part(part: JSON) -> Part | None:
     return Part(type="other", name=next((k for k in part if k != "thoughtSignature"), "other"))
 
 
-def _tool(tool: JSON, draft: Draft) -> None:
+def tool_definitions(tool: JSON, draft: Draft) -> None:
     tool = dict_of(tool)
     declared = tool.get("functionDeclarations") or tool.get("function_declarations")
     if declared is not None:

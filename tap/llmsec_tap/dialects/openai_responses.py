@@ -52,6 +52,8 @@ class OpenAIResponses(BaseDialect):
 
     def claims(self, request: RequestView) -> int:
         path = request.path.rstrip("/")
+        if request.is_websocket and request.get("type") == "response.create":
+            return claims.OWN_ROUTE  # also where the upgrade was not captured
         if request.method != "POST" or not path.endswith("/responses"):
             return 0
         body = request.body
@@ -80,7 +82,7 @@ class OpenAIResponses(BaseDialect):
         if isinstance(given, str):
             messages.prompt(given, draft)
         else:
-            draft.messages.extend(m for m in map(_input_item, list_of(given)) if m is not None)
+            draft.messages.extend(m for m in map(input_item, list_of(given)) if m is not None)
             draft.input_text = messages.last_user_text(draft.messages)
         stored = dict_of(body.get("prompt"))
         messages.variables(stored.get("variables"), draft)
@@ -91,13 +93,13 @@ class OpenAIResponses(BaseDialect):
     def answer(self, request: RequestView | None, response: ResponseView, body: JSON, ts_ns: int, draft: Draft) -> None:
         body = dict_of(dict_of(body).get("response")) or body
         if isinstance(body, dict):
-            reader = _Reader(draft)
+            reader = ResponseReader(draft)
             reader.head(body)
             reader.whole(body, ts_ns)
             reader.ending(body, None)
 
     def stream(self, request: RequestView | None, response: ResponseView, draft: Draft) -> EventHandler:
-        reader = _Reader(draft, is_stream=True)
+        reader = ResponseReader(draft, is_stream=True)
         text = draft.text
         touched = reader.seen
 
@@ -143,7 +145,7 @@ class _TextDelta(msgspec.Struct, tag_field="type", tag="response.output_text.del
 _decode_delta: Final = msgspec.json.Decoder(_TextDelta).decode
 
 
-class _Reader:
+class ResponseReader:
     """What was already taken from deltas is in `seen`, so that its repeats are not taken again.
 
     Hosts differ: indexes are left out, are always 0, or are others in the done events than in the deltas; ids change from event to event.
@@ -430,7 +432,7 @@ def _ids_in(event: dict[str, JSON]) -> list[str]:
     return [event[name] for name in ("item_id", "call_id") if isinstance(event.get(name), str) and event[name]]
 
 
-def _input_item(item: JSON) -> Message | None:
+def input_item(item: JSON) -> Message | None:
     """An entry of `input`: a message, or an item of an earlier answer sent back."""
     if isinstance(item, str):
         return Message(role="user", parts=[Part(type="text", content=item)])

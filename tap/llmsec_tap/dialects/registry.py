@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
+from llmsec_tap.dialects.a2a import A2AMessage
 from llmsec_tap.dialects.anthropic import AnthropicComplete, AnthropicMessages
 from llmsec_tap.dialects.base import JSON, Dialect, RequestView, ResponseView
 from llmsec_tap.dialects.bedrock_converse import BedrockConverse
 from llmsec_tap.dialects.bedrock_invoke import BedrockInvoke
 from llmsec_tap.dialects.cohere import CohereChatV1, CohereChatV2, CohereEmbed, CohereGenerate
 from llmsec_tap.dialects.gemini import GeminiEmbed, GeminiGenerate, VertexPredict
+from llmsec_tap.dialects.gemini_live import GeminiLive
 from llmsec_tap.dialects.hosted import (
     AlephAlphaComplete,
     CloudflareRun,
@@ -20,12 +22,15 @@ from llmsec_tap.dialects.hosted import (
     WatsonxGenerate,
 )
 from llmsec_tap.dialects.inference_servers import LlamaCppCompletion, LlamaCppEmbedding, SGLangGenerate, VLLMGenerate
+from llmsec_tap.dialects.mcp import MCPElicitation, MCPOther, MCPPrompt, MCPResource, MCPSampling, MCPToolCall, MCPToolList
 from llmsec_tap.dialects.ollama import OllamaChat, OllamaEmbed, OllamaEmbeddings, OllamaGenerate
 from llmsec_tap.dialects.openai_chat import OpenAIChat
 from llmsec_tap.dialects.openai_completions import MistralFIM, OpenAICompletions, OpenAIEmbeddings
+from llmsec_tap.dialects.openai_realtime import OpenAIRealtime
 from llmsec_tap.dialects.openai_responses import OpenAIResponses
 from llmsec_tap.dialects.rpc import KServeInfer, TGIShard, UnknownRPC, VLLMEngine
 from llmsec_tap.dialects.tgi import HFFeatureExtraction, HFTextGeneration, SageMakerInvoke, TGIGenerate
+from llmsec_tap.dialects.websocket import UnknownWebSocket
 
 # Of two equal claims the earlier dialect has it.
 DIALECTS: Final[tuple[Dialect, ...]] = (
@@ -34,10 +39,12 @@ DIALECTS: Final[tuple[Dialect, ...]] = (
     MistralFIM(),
     OpenAIEmbeddings(),
     OpenAIResponses(),
+    OpenAIRealtime(),
     AnthropicMessages(),
     AnthropicComplete(),
     GeminiGenerate(),
     GeminiEmbed(),
+    GeminiLive(),
     VertexPredict(),
     BedrockConverse(),
     BedrockInvoke(),
@@ -68,6 +75,15 @@ DIALECTS: Final[tuple[Dialect, ...]] = (
     VLLMEngine(),
     TGIShard(),
     UnknownRPC(),
+    UnknownWebSocket(),
+    MCPToolCall(),
+    MCPToolList(),
+    MCPPrompt(),
+    MCPResource(),
+    MCPSampling(),
+    MCPElicitation(),
+    MCPOther(),
+    A2AMessage(),
 )
 
 

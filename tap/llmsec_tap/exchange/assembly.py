@@ -111,6 +111,7 @@ class ExchangeAssembly:
         "_done",
         "_frames",
         "_framing",
+        "_given_framing",
         "_handler",
         "_held",
         "_last_ns",
@@ -135,8 +136,10 @@ class ExchangeAssembly:
         "server",
     )
 
-    def __init__(self, context: Context, flow: Flow, client: str, server: str, ordinal: int) -> None:
+    def __init__(self, context: Context, flow: Flow, client: str, server: str, ordinal: int, framing: Framing | None = None) -> None:
+        """`framing`: how the answer is known to be framed, whatever its head says; None: its head and first bytes tell."""
         self.context = context
+        self._given_framing = framing
         self.flow = flow
         self.client = client
         self.server = server
@@ -271,7 +274,7 @@ class ExchangeAssembly:
         self._response_body_ns = ts_ns
         view = self.response_view
         assert view is not None
-        framing: Framing | None = "grpc" if is_framed(view.content_type) else FRAMING_BY_TYPE.get(view.content_type)
+        framing = self._given_framing or ("grpc" if is_framed(view.content_type) else FRAMING_BY_TYPE.get(view.content_type))
         if framing in ("sse", "aws-eventstream") and data.lstrip()[:1] in (b"{", b"["):
             framing = None  # a whole answer under the type of a stream: no event begins so
         # An answer may come before the request's last byte (a refusal): a whole one is read when the request has ended, but a

@@ -32,7 +32,7 @@ _GZIP_BEGINS = b"\x1f\x8b\x08"
 
 
 class FrameParser(Protocol):
-    """SSEParser, NDJSONParser, JSONArrayParser, EventStreamParser and GRPCParser."""
+    """SSEParser, NDJSONParser, JSONArrayParser, EventStreamParser, GRPCParser and MessageParser."""
 
     fed_bytes: int
 
@@ -47,12 +47,34 @@ class FrameParser(Protocol):
     def end(self, ts_ns: int) -> None: ...
 
 
+class MessageParser:
+    """What comes is framed already: each piece is an event (messages of a WebSocket)."""
+
+    __slots__ = ("_on_event", "fed_bytes", "unfinished")
+
+    def __init__(self, on_event: EventSink, _on_anomaly: OnAnomaly, _reserve: Callable[[int], bool]) -> None:
+        self._on_event = on_event
+        self.fed_bytes = 0
+        self.unfinished = False
+
+    def feed(self, ts_ns: int, data: bytes) -> None:
+        self.fed_bytes += len(data)
+        self._on_event(ts_ns, None, data)
+
+    def gap(self) -> None:
+        """The messages around it are whole."""
+
+    def end(self, ts_ns: int) -> None:
+        """Nothing is held."""
+
+
 FRAME_PARSERS: dict[str, Callable[[EventSink, OnAnomaly, Callable[[int], bool]], FrameParser]] = {
     "sse": SSEParser,
     "ndjson": NDJSONParser,
     "json-array": JSONArrayParser,
     "aws-eventstream": EventStreamParser,
     "grpc": GRPCParser,
+    "websocket": MessageParser,
 }
 
 

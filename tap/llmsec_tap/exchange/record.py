@@ -71,7 +71,7 @@ def build_record(facts: Facts, draft: Draft, anomalies: Mapping[AnomalyName, int
         operation=facts.operation,
         method=mask_method(head.method, fingerprint) if head is not None and head.method else None,
         path=mask_target(head.target, fingerprint) if head is not None and head.target else None,
-        http_version=any_head.version if any_head is not None else None,
+        http_version=(any_head.version or None) if any_head is not None else None,
         status=(response_head.status or None) if response_head is not None else None,
         streaming=is_stream,
         framing=facts.framing if is_stream else None,

@@ -32,6 +32,8 @@ _KEY_HEADERS = (
     "cf-aig-authorization",
     "proxy-authorization",
 )
+# A browser can give a WebSocket no header of its own, so OpenAI takes the key as a subprotocol.
+_KEY_PROTOCOL = "openai-insecure-api-key."
 _SIGV4 = re.compile(r"AWS4-[A-Z0-9-]+ +Credential=([A-Za-z0-9]{8,128})/")
 # Query names that say who calls; more names than these carry secrets (secret_shapes.py).
 _CALLER_NAMES = frozenset(("key", "sig", "code", "auth", "jwt", "sas", "session", "awsaccesskeyid", "x-amz-credential"))
@@ -54,7 +56,7 @@ def fingerprinter(key: bytes) -> Fingerprinter:
 
 
 def credential_of(request: RequestView) -> str | None:
-    """The credential that identifies the caller: Bearer or Basic value, key header, SigV4 access key id, or `?key=`."""
+    """The credential that identifies the caller: Bearer or Basic value, key header, SigV4 access key id, a WebSocket's subprotocol, or `?key=`."""
     headers = request.headers
     authorization = headers.get("authorization", "").strip()
     if authorization:
@@ -68,6 +70,9 @@ def credential_of(request: RequestView) -> str | None:
         if value:
             scheme, space, rest = value.partition(" ")
             return rest.strip() if space and scheme.lower() in ("bearer", "basic") else value
+    for protocol in headers.get("sec-websocket-protocol", "").split(","):
+        if protocol.strip().startswith(_KEY_PROTOCOL):
+            return protocol.strip().removeprefix(_KEY_PROTOCOL)
     for name, value in request.query.items():
         lower = name.lower()
         if value and (lower in _CALLER_NAMES or any(part in lower for part in _CALLER_PARTS)):

@@ -21,16 +21,19 @@ from llmsec_tap.providers.paths import provider_of_path
 # They stand before other vendors' APIs and keep those paths.
 _GATEWAYS: Final = frozenset(("portkey", "litellm", "cloudflare"))
 
+# Protocols of agents, whoever serves them.
+_PROTOCOLS: Final = frozenset(("mcp", "a2a"))
+
 # Routes that are an API of language models wherever they are met: the request alone is enough, even if the answer is a failure.
 _TELLING: Final = re.compile(
     r"/(chat/completions|fim/completions|v1/embeddings|generation/text|generation/text_stream|text/generation|text/generation_stream)/?$"
     r"|^/[\w.]+\.(VllmEngine|TextGenerationService|GenerativeService|PredictionService)/\w+$"
-    r"|/openai/deployments/|/model/.+/(converse|invoke)|:(stream)?([gG]enerateContent|[rR]awPredict)$|:(batchEmbedContents|embedContent)$"
+    r"|/openai/deployments/|[./]BidiGenerateContent|/model/.+/(converse|invoke)|:(stream)?([gG]enerateContent|[rR]awPredict)$|:(batchEmbedContents|embedContent)$"
 )
 # Routes that other services may have as well: with a model named in the body the request is enough, else the answer must show it.
 _TELLING_WITH_MODEL: Final = re.compile(
     r"/(v1/completions|v1/responses|v1/messages|v1/complete|embeddings|api/(chat|generate|embed|embeddings)|v[12]/(chat|embed))/?$"
-    r"|/inference\.GRPCInferenceService/Model(Stream)?Infer$"
+    r"|/inference\.GRPCInferenceService/Model(Stream)?Infer$|/realtime/?$"
 )
 
 
@@ -39,6 +42,9 @@ def identify(request: RequestView | None, response: ResponseView | None, draft: 
 
     Without a dialect it is a non-inference call, or not LLM traffic at all.
     """
+    if dialect is not None and dialect.default_provider in _PROTOCOLS:
+        # Its messages name it; a stream that a browser could ask for as well must have shown one.
+        return dialect.default_provider if request is not None and (request.method != "GET" or draft.provider_hint) else None
     if request is not None:
         known = provider_of_host(request.host, request.path)
         if known:

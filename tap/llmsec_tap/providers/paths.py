@@ -11,6 +11,8 @@ PATHS: Final[Table] = marks(
     ("path", r"/model/[^/]+/(converse|converse-stream|invoke|invoke-with-response-stream|count-tokens)$", "aws.bedrock"),
     ("path", r"/publishers/(google|anthropic|mistralai|meta)/models/[^/]+:\w+$", "gcp.vertex_ai"),
     ("path", r"/v1(beta|alpha)?/models/[^/]+:(stream)?[gG]enerateContent$", "gcp.gemini"),
+    ("path", r"/google\.ai\.generativelanguage\.v1\w*\.GenerativeService[./]BidiGenerateContent", "gcp.gemini"),
+    ("path", r"/google\.cloud\.aiplatform\.v1\w*\.LlmBidiService[./]BidiGenerateContent", "gcp.vertex_ai"),
     ("path", r"/v1(beta|alpha)?/models/[^/]+:(batchEmbedContents|embedContent|countTokens)$", "gcp.gemini"),
 )
 

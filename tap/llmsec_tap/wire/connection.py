@@ -21,12 +21,14 @@ from llmsec_tap.wire.pairing import Pairing
 from llmsec_tap.wire.protocols import HTTP1_ONLY, Protocols, ProtocolSink, Upgrade
 from llmsec_tap.wire.proxy_protocol import header_length, proxied_client
 from llmsec_tap.wire.sniff import classify_start, find_message
+from llmsec_tap.wire.websocket import begins_json
 
 # How much of a connection that began with something else is searched for a message (a PROXY protocol header, STARTTLS banter).
 _PREAMBLE_BYTES = 4 * limits.KIB
 # What is kept of an unsynchronised direction while looking: a request line may have begun in it.
 _SEARCH_TAIL = 16 * limits.KIB
 _SHORT_TAIL = 32
+_FRAME_OF_TEXT = (b"\x81", b"\x01")
 # The first bytes of a line tell whether it may be a request line; then its end is waited for.
 _PREFIX = 64
 
@@ -69,6 +71,11 @@ class _Direction:
     def _peek(self, ts_ns: int, data: bytes) -> None:
         self._seen += len(data)
         peeked = self._peeked
+        if self._searching and data[:1] in _FRAME_OF_TEXT and begins_json(data) is not None:
+            peeked[:] = data
+            self._connection.other_protocol(ts_ns, "websocket")
+            self._account()
+            return
         if peeked:
             peeked += data
             if self._looked >= _PREFIX and b"\n" not in data and len(peeked) <= 2 * self._looked + _PREFIX:

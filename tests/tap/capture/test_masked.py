@@ -132,3 +132,20 @@ def test_no_link_and_no_pipe_is_followed(tmp_path: Path) -> None:
         with pytest.raises(SourceError):
             PcapngWriter(str(tmp_path / name))
     assert target.read_bytes() == b"precious"
+
+
+def test_a_websocket_stays_readable_and_its_key_does_not_stay() -> None:
+    asked = (
+        b"GET /v1/realtime?model=m HTTP/1.1\r\nHost: node\r\nUpgrade: websocket\r\nSec-WebSocket-Key: MARKERa\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
+        b"Sec-WebSocket-Protocol: realtime, openai-insecure-api-key.MARKERb\r\n\r\n\x81\x85\x01\x02\x03\x04abcde"
+    )
+    out = masked([asked])
+    assert b"MARKER" not in out
+    assert len(out) == len(asked)
+    for kept in (
+        b"Upgrade: websocket\r\n",
+        b"Extensions: permessage-deflate; client_max_window_bits\r\n",
+        b"\x81\x85\x01\x02\x03\x04abcde",
+    ):
+        assert kept in out

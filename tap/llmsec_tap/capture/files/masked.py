@@ -8,7 +8,7 @@ Rules
 - Bytes come in any cut: what has begun in one piece is masked on in the next. Of a word that only its form gives away, the bytes of
   earlier pieces are out already.
 - HTTP/2 is known by its first bytes, and masked by masked_http2.py.
-Compressed bodies and other binary frames are not looked into. Bound: the first 8 KiB of a line are held, no more.
+Compressed bodies and other binary frames are not looked into, nor are frames of WebSocket that are deflated or, as all of a client's, masked. Bound: the first 8 KiB of a line are held, no more.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _PLAIN_HEADERS: Final = frozenset(
     b" x-stainless-runtime x-stainless-runtime-version x-stainless-retry-count anthropic-version anthropic-beta openai-version openai-processing-ms"
     b" x-request-id request-id x-amzn-requestid x-ratelimit-limit-requests x-ratelimit-limit-tokens x-ratelimit-remaining-requests"
     b" x-ratelimit-remaining-tokens x-ratelimit-reset-requests x-ratelimit-reset-tokens x-amzn-bedrock-input-token-count"
-    b" x-amzn-bedrock-output-token-count x-amzn-bedrock-invocation-latency x-content-type-options strict-transport-security".split()
+    b" x-amzn-bedrock-output-token-count x-amzn-bedrock-invocation-latency x-content-type-options strict-transport-security"
+    b" sec-websocket-version sec-websocket-extensions sec-websocket-accept mcp-protocol-version mcp-method".split()
 )
 # Lines of an event stream look like headers.
 _STREAM_FIELDS: Final = frozenset((b"data", b"event", b"id", b"retry"))
