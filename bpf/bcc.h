@@ -18,6 +18,7 @@ struct sock;
 #define PART_STEP(size) TAP_PART_BYTES
 
 #include "event.h"
+#include "registers.h"
 #include "state.h"
 
 /* The loader makes the rings, of another size; this one is their pattern. */

@@ -8,6 +8,7 @@
 #include <bpf/bpf_core_read.h>
 
 #include "event.h"
+#include "registers.h"
 #include "state.h"
 
 /* Set by the loader before load; read-only afterwards, so the verifier removes what is switched off. */

@@ -12,7 +12,7 @@ from typing import Final
 
 from llmsec_tap.errors import KernelError
 
-_SYS_BPF: Final = 321  # x86-64
+_SYS_BPF: Final = {"x86_64": 321, "aarch64": 280}.get(os.uname().machine, -1)
 _BPF_LINK_CREATE: Final = 28
 _UPROBE_MULTI_RETURN: Final = 1
 TRACE_UPROBE_MULTI: Final = 48  # enum bpf_attach_type

@@ -2,7 +2,7 @@
 
 Layout (linux/kernel/bpf/ringbuf.c): a page with the consumer's position, a page with the producer's, then the data, mapped twice
 over so that no record is cut at its end. A record: length and two flags (32 bits), page offset (32 bits), the bytes, padding to 8.
-Positions only grow. On x86-64, the one machine the tap runs on, loads and stores of an aligned word are ordered as written here.
+Positions only grow. x86-64 orders loads and stores of aligned words as they are written here; aarch64 does not, and is made to by `_Fence`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import mmap
 import os
 import select
 import struct
+import threading
+from collections.abc import Callable
 from typing import Final
 
 from llmsec_tap.capture.ebpf.events import HEADER_BYTES
@@ -23,6 +25,22 @@ _POSITION: Final = struct.Struct("@Q")
 _MAX_RECORDS = 4096
 _MAX_CONSUMED_BYTES = 4 << 20
 _COPY_WHOLE_BELOW = 2048
+
+
+class _Fence:
+    """What stands before a call of it is done before what stands behind it, on any machine: a release of a lock and then its acquisition (RCsc)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def __call__(self) -> None:
+        self._lock.release()
+        self._lock.acquire()
+
+
+def _no_fence() -> None:
+    return None
 
 
 class Ring:
@@ -40,6 +58,7 @@ class Ring:
         self._descriptor = os.dup(descriptor)
         self._wakeups = select.epoll()
         self._wakeups.register(self._descriptor, select.EPOLLIN | select.EPOLLET)
+        self._fence: Callable[[], None] = _no_fence if os.uname().machine == "x86_64" else _Fence()
         self._closed = False
 
     def fileno(self) -> int:
@@ -61,12 +80,14 @@ class Ring:
             return records
         data, words, mask = self._data, self._words, self._mask
         position, room = self._position, _MAX_CONSUMED_BYTES
-        produced = self._produced[0]
+        produced, fence = self._produced[0], self._fence
+        fence()  # records are there before the position says so
         while position < produced and room > 0 and len(records) < _MAX_RECORDS:
             at = _PAGE + (position & mask)
             head = words[at >> 2]
             if head & _BUSY:
                 break  # being written; what is behind it waits, so that the order holds
+            fence()  # the bytes are there before the flag goes
             length = head & _LENGTH
             position += length + 15 & ~7
             if head & _DISCARDED:
@@ -78,6 +99,7 @@ class Ring:
             room -= length
         if position != self._position:
             self._position = position
+            fence()  # the kernel writes there again once it reads the position
             _POSITION.pack_into(self._consumer, 0, position)
         return records
 
