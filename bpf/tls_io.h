@@ -56,6 +56,7 @@ static __always_inline int part_lost(struct connection *connection, struct moved
  */
 GLOBAL_SUBPROGRAM int submit_part(struct moved *moved)
 {
+	struct connection_key key; /* a key must be on the stack: before Linux 6.2 the verifier takes no argument's memory for one */
 	struct connection *connection;
 	struct tap_event *event;
 	__u64 size, source;
@@ -63,7 +64,8 @@ GLOBAL_SUBPROGRAM int submit_part(struct moved *moved)
 
 	if (!moved)
 		return 0;
-	connection = connections_lookup(&moved->key);
+	key = moved->key;
+	connection = connections_lookup(&key);
 	if (!connection)
 		return 0;
 	ring = ring_of(connection);
@@ -87,8 +89,8 @@ GLOBAL_SUBPROGRAM int submit_part(struct moved *moved)
 		COPY_PART(TAP_CLASS_16K);
 	else
 		COPY_PART(TAP_CLASS_64K);
-	event_head(event, TAP_DATA, moved->key.pid, moved->ts_ns);
-	event_connection(event, &moved->key, connection);
+	event_head(event, TAP_DATA, key.pid, moved->ts_ns);
+	event_connection(event, &key, connection);
 	event->direction = moved->direction;
 	event->length = size;
 	event->offset = connection->offsets[moved->direction & 1] + moved->done;
