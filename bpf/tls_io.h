@@ -56,7 +56,6 @@ static __always_inline int part_lost(struct connection *connection, struct moved
  */
 GLOBAL_SUBPROGRAM int submit_part(struct moved *moved)
 {
-	struct connection_key key; /* a key must be on the stack: before Linux 6.2 the verifier takes no argument's memory for one */
 	struct connection *connection;
 	struct tap_event *event;
 	__u64 size, source;
@@ -64,8 +63,8 @@ GLOBAL_SUBPROGRAM int submit_part(struct moved *moved)
 
 	if (!moved)
 		return 0;
-	key = moved->key;
-	connection = connections_lookup(&key);
+	KEY_OF_ARGUMENT(key, &moved->key);
+	connection = connections_lookup(key);
 	if (!connection)
 		return 0;
 	ring = ring_of(connection);
@@ -89,8 +88,8 @@ GLOBAL_SUBPROGRAM int submit_part(struct moved *moved)
 		COPY_PART(TAP_CLASS_16K);
 	else
 		COPY_PART(TAP_CLASS_64K);
-	event_head(event, TAP_DATA, key.pid, moved->ts_ns);
-	event_connection(event, &key, connection);
+	event_head(event, TAP_DATA, key->pid, moved->ts_ns);
+	event_connection(event, key, connection);
 	event->direction = moved->direction;
 	event->length = size;
 	event->offset = connection->offsets[moved->direction & 1] + moved->done;
