@@ -11,7 +11,6 @@ import contextlib
 import mmap
 import os
 import select
-import struct
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -20,7 +19,6 @@ from llmsec_tap.capture.ebpf.events import HEADER_BYTES
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _BUSY, _DISCARDED, _LENGTH = 1 << 31, 1 << 30, (1 << 30) - 1
-_POSITION: Final = struct.Struct("@Q")
 # Per `consume`, so that one call neither holds the interpreter for long nor takes much memory at once.
 _MAX_RECORDS = 4096
 _MAX_CONSUMED_BYTES = 4 << 20
@@ -53,7 +51,9 @@ class Ring:
         self._view = memoryview(self._data)
         self._words = self._view.cast("I")  # of the producer's page and the data
         self._produced = self._view[:_PAGE].cast("Q")
-        (self._position,) = _POSITION.unpack_from(self._consumer)
+        # Set as a word of memory. `struct.pack_into` writes zeros first, and the kernel takes a position of 0 for a full ring.
+        self._consumed = memoryview(self._consumer)[:8].cast("Q")
+        self._position = self._consumed[0]
         # By edges, so that only a wake-up ends a wait: the descriptor itself is ready as long as anything lies in the ring.
         self._descriptor = os.dup(descriptor)
         self._wakeups = select.epoll()
@@ -100,7 +100,7 @@ class Ring:
         if position != self._position:
             self._position = position
             fence()  # the kernel writes there again once it reads the position
-            _POSITION.pack_into(self._consumer, 0, position)
+            self._consumed[0] = position
         return records
 
     def close(self) -> None:
@@ -108,6 +108,7 @@ class Ring:
             self._closed = True
             self._wakeups.close()
             os.close(self._descriptor)
+            self._consumed.release()
             self._words.release()
             self._produced.release()
             self._view.release()
