@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,14 @@ def looked_at(group: Group, seconds: float) -> dict[str, float]:
     return {"cores": round((group.cpu_s() - cpu) / (time.monotonic() - begun), 3), "resident_mb": most}
 
 
+def stored(store: Path) -> Counter[str]:
+    """Exchanges in the store by completeness, of both agents: they write to one folder."""
+    sql = "SELECT completeness, count(*) AS n FROM exchanges WHERE provider IS NOT NULL GROUP BY 1"
+    command = [Path(sys.executable).parent / "llmsec-analyze", "query", "--store", store, "--format", "json", sql]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return Counter({row["completeness"]: row["n"] for row in map(json.loads, done.stdout.splitlines())})
+
+
 def main() -> None:
     from support.image_root import Contained, manifest
     from support.tls_front import free_port, make_certificate, wait_for_port
@@ -150,26 +159,20 @@ def main() -> None:
         calls = begin(seconds)
         result["load"] = looked_at(group, seconds)
         made = int(calls.communicate()[0])
-        time.sleep(3)
-        seen = running.value('llmsec_exchanges_delivered_total{completeness="complete"}')
+        time.sleep(5)  # the store writes every second or so
+        before = stored(running.store)
         lost = {each: running.value(each) for each in ("llmsec_kernel_lost_records_total", "llmsec_queue_left_out_records_total")}
-        result["load"] |= {"streams": made, "seen_complete": seen, **lost}
+        result["load"] |= {"streams": made, "stored": dict(before), **lost}
         calls = begin(30)
         time.sleep(12)
-        before = running.value('llmsec_exchanges_delivered_total{completeness="complete"}') or 0.0
         begun = time.monotonic()
         result["rollout"] = {"stop_s": round(running.stop(), 2)}
         running = start()
         result["rollout"] |= {"ready_s": round(running.ready(), 2), "blind_s": round(time.monotonic() - begun, 2)}
         made = int(calls.communicate()[0])
-        time.sleep(3)
-        after = running.value('llmsec_exchanges_delivered_total{completeness="complete"}') or 0.0
-        every = sum(
-            running.value(f'llmsec_exchanges_delivered_total{{completeness="{kind}"}}') or 0.0
-            for kind in ("complete", "truncated", "gapped", "partial")
-        )
-        result["rollout"] |= {"streams": made, "complete": before - (seen or 0.0) + after, "seen_by_new": every}
+        time.sleep(5)
         result["stop_s"] = round(running.stop(), 2)
+        result["rollout"] |= {"streams": made, "stored": dict(stored(running.store) - before)}
         server.kill()
         server.wait()
     group.end()

@@ -13,11 +13,13 @@ struct sock;
 
 /* Called from one place each, and bcc has no functions that are not inlined. */
 #define GLOBAL_SUBPROGRAM static __always_inline
+#define KEY_OF_ARGUMENT(name, from) struct connection_key *name = (from)
 /* One piece of memory a call, in steps that the verifier can count: it follows every turn of the loop here. */
 #define HAS_SEGMENTS 0
 #define PART_STEP(size) TAP_PART_BYTES
 
 #include "event.h"
+#include "registers.h"
 #include "state.h"
 
 /* The loader makes the rings, of another size; this one is their pattern. */

@@ -8,6 +8,7 @@
 #include <bpf/bpf_core_read.h>
 
 #include "event.h"
+#include "registers.h"
 #include "state.h"
 
 /* Set by the loader before load; read-only afterwards, so the verifier removes what is switched off. */
@@ -136,6 +137,8 @@ static __always_inline void *rings_lookup(const __u32 *key)
 }
 
 #define GLOBAL_SUBPROGRAM __attribute__((noinline))
+/* A map's key that a global function was handed: Linux 6.1's verifier takes it from the stack alone. */
+#define KEY_OF_ARGUMENT(name, from) struct connection_key name##_copy = *(from), *name = &name##_copy
 /* Calls that name several pieces of memory (plain.h). */
 #define HAS_SEGMENTS 1
 #define PART_STEP(size) (size)

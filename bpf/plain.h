@@ -21,7 +21,6 @@
 #define TAP_MSG_PEEK 0x2
 #define TAP_MSG_TRUNC 0x20
 #define TAP_MSG_ERRQUEUE 0x2000
-#define TAP_IN_SYSTEM_CALL (-38L) /* -ENOSYS: what the kernel keeps as the result until there is one */
 #define TAP_MAX_LOOKS 4096	  /* calls of a socket, before it counts as one without HTTP */
 /* Pieces of memory that one call may name (UIO_MAXIOV), and the parts that they are sent in. */
 #define TAP_MAX_STEPS (1024 + TAP_MAX_PARTS)
@@ -55,38 +54,39 @@ static __always_inline bool find_pieces(struct pieces *pieces, bool is_receive)
 	__u64 header[2];
 
 	/* io_uring's own threads have registers of no call, and its work at the end of a call those of one that is over. */
-	if (!regs->sp || (long)regs->ax != TAP_IN_SYSTEM_CALL)
+	if (!IN_SYSTEM_CALL(regs))
 		return false;
-	switch (regs->orig_ax) {
-	case 0:	 /* read */
-	case 45: /* recvfrom */
+	switch (SYSTEM_CALL(regs)) {
+	case SYS_READ:
+	case SYS_RECVFROM:
 		if (!is_receive)
 			return false;
 		goto buffer;
-	case 1:	 /* write */
-	case 44: /* sendto */
+	case SYS_WRITE:
+	case SYS_SENDTO:
 		if (is_receive)
 			return false;
 	buffer:
-		pieces->moved.buffer = regs->si;
+		pieces->moved.buffer = REG_SECOND(regs);
 		pieces->moved.segment = pieces->moved.length;
 		return true;
-	case 19:  /* readv */
-	case 327: /* preadv2 */
+	case SYS_READV:
+	case SYS_PREADV2:
 		if (!is_receive)
 			return false;
 		goto vector;
-	case 20:  /* writev */
-	case 328: /* pwritev2 */
+	case SYS_WRITEV:
+	case SYS_PWRITEV2:
 		if (is_receive)
 			return false;
 	vector:
-		pieces->next = regs->si;
-		pieces->left = regs->dx;
+		pieces->next = REG_SECOND(regs);
+		pieces->left = REG_THIRD(regs);
 		return true;
-	case 46: /* sendmsg */
-	case 47: /* recvmsg */
-		if (is_receive != (regs->orig_ax == 47) || bpf_probe_read_user(header, sizeof(header), (void *)(regs->si + TAP_MSGHDR_IOV)))
+	case SYS_SENDMSG:
+	case SYS_RECVMSG:
+		if (is_receive != (SYSTEM_CALL(regs) == SYS_RECVMSG) ||
+		    bpf_probe_read_user(header, sizeof(header), (void *)(REG_SECOND(regs) + TAP_MSGHDR_IOV)))
 			return false;
 		pieces->next = header[0];
 		pieces->left = header[1];

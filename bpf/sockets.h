@@ -239,15 +239,15 @@ static __always_inline __u64 socket_moved(struct sock *sock, int result, bool is
 static __always_inline int socket_call(long number)
 {
 	switch (number) {
-	case 0:	 /* read */
-	case 19: /* readv */
-	case 45: /* recvfrom */
-	case 47: /* recvmsg */
+	case SYS_READ:
+	case SYS_READV:
+	case SYS_RECVFROM:
+	case SYS_RECVMSG:
 		return 1;
-	case 1:	 /* write */
-	case 20: /* writev */
-	case 44: /* sendto */
-	case 46: /* sendmsg */
+	case SYS_WRITE:
+	case SYS_WRITEV:
+	case SYS_SENDTO:
+	case SYS_SENDMSG:
 		return 2;
 	default:
 		return 0;
@@ -264,7 +264,7 @@ static __always_inline int system_call(struct pt_regs *regs, long number)
 
 	if (!kind || !is_watched(bpf_get_current_pid_tgid() >> 32))
 		return 0;
-	bpf_probe_read_kernel(&descriptor, sizeof(descriptor), &regs->di);
+	bpf_probe_read_kernel(&descriptor, sizeof(descriptor), &REG_FIRST(regs));
 	sock = sock_of_descriptor(descriptor);
 	inode = sock ? inode_of(sock) : 0;
 	if (inode)

@@ -30,7 +30,7 @@ int tls_new(struct pt_regs *regs)
 SEC("uprobe")
 int tls_free(struct pt_regs *regs)
 {
-	return connection_freed(regs->di);
+	return connection_freed(REG_FIRST(regs));
 }
 
 SEC("uprobe")
@@ -48,7 +48,7 @@ int go_return(struct pt_regs *regs)
 SEC("uprobe")
 int go_close(struct pt_regs *regs)
 {
-	return connection_freed(regs->ax);
+	return connection_freed(GO_FIRST(regs));
 }
 
 SEC("uprobe")

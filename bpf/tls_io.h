@@ -63,7 +63,8 @@ GLOBAL_SUBPROGRAM int submit_part(struct moved *moved)
 
 	if (!moved)
 		return 0;
-	connection = connections_lookup(&moved->key);
+	KEY_OF_ARGUMENT(key, &moved->key);
+	connection = connections_lookup(key);
 	if (!connection)
 		return 0;
 	ring = ring_of(connection);
@@ -87,8 +88,8 @@ GLOBAL_SUBPROGRAM int submit_part(struct moved *moved)
 		COPY_PART(TAP_CLASS_16K);
 	else
 		COPY_PART(TAP_CLASS_64K);
-	event_head(event, TAP_DATA, moved->key.pid, moved->ts_ns);
-	event_connection(event, &moved->key, connection);
+	event_head(event, TAP_DATA, key->pid, moved->ts_ns);
+	event_connection(event, key, connection);
 	event->direction = moved->direction;
 	event->length = size;
 	event->offset = connection->offsets[moved->direction & 1] + moved->done;
@@ -143,9 +144,9 @@ static __always_inline int call_entered(struct pt_regs *regs, __u64 cookie)
 		call = &thread->calls[1];
 	else
 		return 0;
-	call->connection = regs->di;
-	call->buffer = regs->si;
-	call->size_out = cookie & TAP_COOKIE_SIZE_OUT ? regs->cx : 0;
+	call->connection = REG_FIRST(regs);
+	call->buffer = REG_SECOND(regs);
+	call->size_out = cookie & TAP_COOKIE_SIZE_OUT ? REG_FOURTH(regs) : 0;
 	call->direction = cookie & TAP_COOKIE_WRITE ? TAP_WRITE : TAP_READ;
 	call->stack = stack;
 	if (cookie & TAP_COOKIE_WRITE) /* a read's time is that of its return */
@@ -157,13 +158,13 @@ static __always_inline int call_entered(struct pt_regs *regs, __u64 cookie)
 
 static __always_inline int call_returned(struct pt_regs *regs)
 {
-	__u64 id = bpf_get_current_pid_tgid(), stack = regs->sp - 8, written = 0;
+	__u64 id = bpf_get_current_pid_tgid(), stack = STACK_AT_ENTRY(regs), written = 0;
 	struct connection_key key = {.pid = id >> 32};
 	struct connection *connection;
 	struct thread *thread;
 	struct moved moved = {};
 	struct call call;
-	int result = (int)regs->ax;
+	int result = (int)REG_RESULT(regs);
 
 	thread = threads_lookup(&id);
 	if (!thread)
@@ -207,10 +208,10 @@ static __always_inline int call_returned(struct pt_regs *regs)
 static __always_inline int connection_opened(struct pt_regs *regs)
 {
 	__u32 pid = bpf_get_current_pid_tgid() >> 32;
-	struct connection_key key = {.connection = regs->ax, .pid = pid};
+	struct connection_key key = {.connection = REG_RESULT(regs), .pid = pid};
 	struct connection *earlier, made = {};
 
-	if (!regs->ax || !is_watched(pid))
+	if (!REG_RESULT(regs) || !is_watched(pid))
 		return 0;
 	earlier = connections_lookup(&key);
 	if (earlier && !end_connection(&key, earlier)) {
@@ -233,7 +234,7 @@ static __always_inline int connection_freed(__u64 pointer)
 }
 
 /*
- * Go: arguments in ax, bx, cx and the goroutine in r14 (ABIInternal, Go 1.17 and later). A goroutine's stack moves and its
+ * Go: arguments and the goroutine in registers (ABIInternal, Go 1.17 and later; aarch64: 1.18). A goroutine's stack moves and its
  * thread changes, so returns are plain probes on each RET and the key is the goroutine. The descriptor is read from
  * *tls.Conn -> net.Conn (interface) -> *netFD -> poll.FD.Sysfd, a layout unchanged since Go 1.9.
  */
@@ -242,13 +243,13 @@ static __always_inline int connection_freed(__u64 pointer)
 static __always_inline int go_entered(struct pt_regs *regs, __u64 cookie)
 {
 	__u32 pid = bpf_get_current_pid_tgid() >> 32;
-	struct connection_key key = {.connection = regs->r14, .pid = pid};
+	struct connection_key key = {.connection = GO_GOROUTINE(regs), .pid = pid};
 	struct call call = {};
 
 	if (!is_watched(pid))
 		return 0;
-	call.connection = regs->ax;
-	call.buffer = regs->bx;
+	call.connection = GO_FIRST(regs);
+	call.buffer = GO_SECOND(regs);
 	call.direction = cookie & TAP_COOKIE_WRITE ? TAP_WRITE : TAP_READ;
 	call.entered_ns = bpf_ktime_get_boot_ns();
 	go_calls_update(&key, &call);
@@ -270,11 +271,11 @@ static __always_inline void *go_socket(__u64 connection)
 static __always_inline int go_returned(struct pt_regs *regs)
 {
 	__u32 pid = bpf_get_current_pid_tgid() >> 32;
-	struct connection_key goroutine = {.connection = regs->r14, .pid = pid}, key = {.pid = pid};
+	struct connection_key goroutine = {.connection = GO_GOROUTINE(regs), .pid = pid}, key = {.pid = pid};
 	struct call *known = go_calls_lookup(&goroutine), call;
 	struct connection *connection;
 	struct moved moved = {};
-	long result = regs->ax;
+	long result = GO_RESULT(regs);
 	__u64 inode;
 	void *sock;
 

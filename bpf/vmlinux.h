@@ -33,10 +33,18 @@ enum { BPF_ANY = 0, BPF_NOEXIST = 1 };
 enum { BPF_RB_NO_WAKEUP = 1, BPF_RB_FORCE_WAKEUP = 2 };
 enum { BPF_RB_AVAIL_DATA = 0, BPF_RB_RING_SIZE = 1 };
 
-/* The registers of a user program at a probe are not a kernel structure that moves: x86-64's layout is ABI. */
+/* The registers of a user program at a probe are not a kernel structure that moves: x86-64's layout is ABI, and aarch64's up to pstate;
+ * what stands behind it is the same in 5.10, 6.1 and 6.12 (a test compares it with kernels' BTF). */
+#if defined(__TARGET_ARCH_arm64)
+struct pt_regs {
+	unsigned long regs[31], sp, pc, pstate, orig_x0;
+	int syscallno;
+};
+#else
 struct pt_regs {
 	unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, orig_ax, ip, cs, flags, sp, ss;
 };
+#endif
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 

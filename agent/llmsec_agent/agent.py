@@ -80,7 +80,7 @@ def _plan(
         )
     return CapturePlan(
         selection=selection,
-        finder=read_offsets(None, None, fast=capture.fast_probes in (True, "auto")),
+        finder=read_offsets(None, capture.offsets_file, fast=capture.fast_probes in (True, "auto")),
         backend=capture.backend,
         ring_bytes=capture.ring_size,
         settings=CaptureSettings(

@@ -137,6 +137,23 @@ def test_the_rules_of_pod_security_are_kept_but_for_what_is_argued(name: str) ->
         assert f"`{exception.partition(':')[2]}`" in text, "docs/deployment.md does not argue it"
 
 
+def test_the_nightly_benchmark_is_off_by_itself_and_keeps_the_restricted_rules() -> None:
+    assert not [document for document in rendered({}) if document["kind"] == "CronJob"]
+    job = one(rendered({"benchmark": {"enabled": True}}), "CronJob")
+    assert (job["metadata"]["name"], job["spec"]["schedule"]) == ("llmsec-performance-benchmark", "0 2 * * *")
+    pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert {variable["name"]: variable["value"] for variable in container["env"]} == {
+        "BENCHMARK_DURATION": "300s",
+        "RESULTS_BUCKET": "/results",
+    }
+    security = {**pod["securityContext"], **container["securityContext"]}
+    assert not set(broken(pod, {**container, "ports": [], "securityContext": security}))
+    script = Path(container["command"][1]).relative_to("/opt/llmsec-trace")
+    assert (ROOT / script).is_file()
+    assert f"COPY {script} /opt/llmsec-trace/{script.parent}/" in (ROOT / "deploy/docker/Dockerfile").read_text()
+
+
 def test_privileged_is_for_those_who_ask() -> None:
     _, tap = pod_of(rendered({"privileged": True}))
     assert tap["securityContext"]["privileged"] is True

@@ -39,6 +39,10 @@ class Capture(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     fast_probes: Annotated[bool | Literal["auto"], key("probe libssl's internal functions where that is sure, at a third of the cost")] = (
         "auto"
     )
+    offsets_file: Annotated[
+        str | None,
+        key("TOML with the places of TLS functions in stripped programs, by build id (docs/capture.md)", filled=True),
+    ] = None
     ring_size: Annotated[
         int,
         key(

@@ -16,6 +16,7 @@ from llmsec_tap.capture.ebpf.core import object_path, supports_uprobe_multi
 from llmsec_tap.capture.ebpf.loader_api import KernelSettings, Probe, ProbePlan, Role
 from llmsec_tap.capture.host.proc import sees_host_pids
 from llmsec_tap.capture.probes.elf import ELFError, ELFFile
+from llmsec_tap.capture.probes.machine import MACHINES
 from llmsec_tap.capture.probes.mapped import mapped_files
 from llmsec_tap.errors import ConfigError, KernelError
 from llmsec_tap.journal import SILENT
@@ -46,9 +47,12 @@ def check_host() -> list[Finding]:
 
 def _kernel() -> Finding:
     release = os.uname().release
-    if os.uname().machine != "x86_64":
+    if os.uname().machine not in MACHINES:
         return Finding(
-            "kernel", "fail", f"{release} on {os.uname().machine}", "TLS capture runs on x86-64; captures of other hosts can be replayed."
+            "kernel",
+            "fail",
+            f"{release} on {os.uname().machine}",
+            "TLS capture runs on x86-64 and aarch64; captures of other hosts can be replayed.",
         )
     parts = release.split(".")
     version = int(parts[0]), int("".join(char for char in parts[1] if char.isdigit()) or 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llmsec_tap.errors import StorageError
@@ -15,7 +15,7 @@ TMP_SUFFIX = ".tmp"
 
 @contextmanager
 def publishing(target: Path) -> Iterator[int]:
-    """A descriptor to write to; when the block ends well, the file appears at `target` in one step, safely on the disk.
+    """A descriptor to write to; when the block ends well, the file appears at `target` in one step, safely on the disk, as its folder's owner's.
 
     The unfinished file beside the target is held by a lock for as long as its writer lives, which is how `remove_stale`
     tells a dead writer's remains from a file in the making.
@@ -23,6 +23,8 @@ def publishing(target: Path) -> Iterator[int]:
     path, descriptor = _locked_temporary(target)
     try:
         yield descriptor
+        with suppress(PermissionError):  # root without CAP_CHOWN
+            give(descriptor, target.parent)
         os.fsync(descriptor)
         path.rename(target)
         _sync_folder(target.parent)
@@ -48,7 +50,7 @@ def _locked_temporary(target: Path) -> tuple[Path, int]:
 
 
 def give(descriptor: int, root: Path) -> None:
-    """What root writes belongs to the owner of the store, who writes next."""
+    """What root writes belongs to the owner of the folder, who writes next."""
     if os.geteuid() == 0:
         owner = root.stat()
         if os.fstat(descriptor).st_uid != owner.st_uid:

@@ -58,12 +58,11 @@ _CONFIG: Final = struct.Struct("=9I")  # struct tap_config
 def object_path() -> Path:
     """The built object: beside the package's sources, or in the wheel. Raises KernelError where there is none."""
     package = Path(__file__).resolve().parents[2]
-    for candidate in (package.parents[1] / "bpf" / "tap.bpf.o", package / "bpf" / "tap.bpf.o"):
+    name = "tap.aarch64.bpf.o" if os.uname().machine == "aarch64" else "tap.bpf.o"
+    for candidate in (package.parents[1] / "bpf" / name, package / "bpf" / name):
         if candidate.is_file():
             return candidate
-    raise KernelError(
-        "the eBPF object tap.bpf.o is not installed", "Install a wheel, or build it: make -C bpf (needs clang and libbpf-dev)."
-    )
+    raise KernelError(f"the eBPF object {name} is not installed", "Install a wheel, or build it: make -C bpf (needs clang and libbpf-dev).")
 
 
 def supports_uprobe_multi() -> bool:

@@ -8,16 +8,21 @@ from __future__ import annotations
 import ctypes as ct
 import errno
 import os
+import re
 from typing import Final
 
 from llmsec_tap.errors import KernelError
 
-_SYS_BPF: Final = 321  # x86-64
+_SYS_BPF: Final = {"x86_64": 321, "aarch64": 280}.get(os.uname().machine, -1)
 _BPF_LINK_CREATE: Final = 28
 _UPROBE_MULTI_RETURN: Final = 1
 TRACE_UPROBE_MULTI: Final = 48  # enum bpf_attach_type
 MAP_TYPE_RINGBUF: Final = 27  # enum bpf_map_type
 _STRICT_DIRECT_ERRORS: Final = 0  # libbpf 1.x always returns NULL with errno
+
+# The verifier's words on a program that it refuses come as one message; what matters stands at its end.
+_MAX_PRINTED: Final = 1 << 20
+_VERDICT: Final = re.compile(r"prog '(\w+)': -- BEGIN PROG LOAD LOG --\n.*?([^\n]+)\nprocessed \d+ insns", re.DOTALL)
 
 _PrintCallback = ct.CFUNCTYPE(ct.c_int, ct.c_int, ct.c_char_p, ct.c_void_p)
 
@@ -103,8 +108,8 @@ class LibBPF:
         # The arguments are a va_list: format them by the C library.
         if level > 0 or template is None or arguments is None:
             return 0
-        buffer = ct.create_string_buffer(512)
-        ct.CDLL(None).vsnprintf(buffer, ct.c_size_t(512), template, ct.c_void_p(arguments))
+        buffer = ct.create_string_buffer(_MAX_PRINTED)
+        ct.CDLL(None).vsnprintf(buffer, ct.c_size_t(_MAX_PRINTED), template, ct.c_void_p(arguments))
         self.log = [*self.log[-7:], buffer.value.decode(errors="replace").strip()]
         return 0
 
@@ -144,6 +149,13 @@ def kernel_version() -> tuple[int, int]:
 
 def explain(fault: int, log: list[str]) -> KernelError:
     """What a refused load or attach means and what to do."""
+    verdict = next((found for line in log if (found := _VERDICT.search(line))), None)
+    if verdict is not None:  # with the same error as for missing rights
+        return KernelError(
+            f"this kernel ({os.uname().release}) refuses the eBPF program {verdict[1]}: {verdict[2][:200]}",
+            "Name capture.interfaces (--iface) to read plain HTTP there; docs/capture.md says which kernels take it.",
+            is_refusal=True,
+        )
     detail = next((line for line in log if line), "")
     if fault in (errno.EPERM, errno.EACCES):
         return KernelError(

@@ -2,7 +2,7 @@
 
 Layout (linux/kernel/bpf/ringbuf.c): a page with the consumer's position, a page with the producer's, then the data, mapped twice
 over so that no record is cut at its end. A record: length and two flags (32 bits), page offset (32 bits), the bytes, padding to 8.
-Positions only grow. On x86-64, the one machine the tap runs on, loads and stores of an aligned word are ordered as written here.
+Positions only grow. x86-64 orders loads and stores of aligned words as they are written here; aarch64 does not, and is made to by `_Fence`.
 """
 
 from __future__ import annotations
@@ -11,18 +11,34 @@ import contextlib
 import mmap
 import os
 import select
-import struct
+import threading
+from collections.abc import Callable
 from typing import Final
 
 from llmsec_tap.capture.ebpf.events import HEADER_BYTES
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _BUSY, _DISCARDED, _LENGTH = 1 << 31, 1 << 30, (1 << 30) - 1
-_POSITION: Final = struct.Struct("@Q")
 # Per `consume`, so that one call neither holds the interpreter for long nor takes much memory at once.
 _MAX_RECORDS = 4096
 _MAX_CONSUMED_BYTES = 4 << 20
 _COPY_WHOLE_BELOW = 2048
+
+
+class _Fence:
+    """What stands before a call of it is done before what stands behind it, on any machine: a release of a lock and then its acquisition (RCsc)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def __call__(self) -> None:
+        self._lock.release()
+        self._lock.acquire()
+
+
+def _no_fence() -> None:
+    return None
 
 
 class Ring:
@@ -35,11 +51,14 @@ class Ring:
         self._view = memoryview(self._data)
         self._words = self._view.cast("I")  # of the producer's page and the data
         self._produced = self._view[:_PAGE].cast("Q")
-        (self._position,) = _POSITION.unpack_from(self._consumer)
+        # Set as a word of memory. `struct.pack_into` writes zeros first, and the kernel takes a position of 0 for a full ring.
+        self._consumed = memoryview(self._consumer)[:8].cast("Q")
+        self._position = self._consumed[0]
         # By edges, so that only a wake-up ends a wait: the descriptor itself is ready as long as anything lies in the ring.
         self._descriptor = os.dup(descriptor)
         self._wakeups = select.epoll()
         self._wakeups.register(self._descriptor, select.EPOLLIN | select.EPOLLET)
+        self._fence: Callable[[], None] = _no_fence if os.uname().machine == "x86_64" else _Fence()
         self._closed = False
 
     def fileno(self) -> int:
@@ -61,12 +80,14 @@ class Ring:
             return records
         data, words, mask = self._data, self._words, self._mask
         position, room = self._position, _MAX_CONSUMED_BYTES
-        produced = self._produced[0]
+        produced, fence = self._produced[0], self._fence
+        fence()  # records are there before the position says so
         while position < produced and room > 0 and len(records) < _MAX_RECORDS:
             at = _PAGE + (position & mask)
             head = words[at >> 2]
             if head & _BUSY:
                 break  # being written; what is behind it waits, so that the order holds
+            fence()  # the bytes are there before the flag goes
             length = head & _LENGTH
             position += length + 15 & ~7
             if head & _DISCARDED:
@@ -78,7 +99,8 @@ class Ring:
             room -= length
         if position != self._position:
             self._position = position
-            _POSITION.pack_into(self._consumer, 0, position)
+            fence()  # the kernel writes there again once it reads the position
+            self._consumed[0] = position
         return records
 
     def close(self) -> None:
@@ -86,6 +108,7 @@ class Ring:
             self._closed = True
             self._wakeups.close()
             os.close(self._descriptor)
+            self._consumed.release()
             self._words.release()
             self._produced.release()
             self._view.release()

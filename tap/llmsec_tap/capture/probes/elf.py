@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
-from llmsec_tap.capture.probes import x86
+from llmsec_tap.capture.probes.machine import HOST, Machine
 
 _EHDR: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 _PHDR: Final = struct.Struct("<IIQQQQQQ")
@@ -29,11 +29,9 @@ _SHDR: Final = struct.Struct("<IIQQQQIIQQ")
 _SYM: Final = struct.Struct("<IBBHQQ")
 _PT_LOAD, _PT_NOTE, _PT_GNU_EH_FRAME = 1, 4, 0x6474E550
 _PF_X, _PF_W = 1, 2
-_ENDINGS: Final = frozenset((0xC3, 0xCC, 0x90, 0x00))  # ret, int3, nop, the last byte of a long nop
 _SHT_SYMTAB, _SHT_DYNSYM, _SHT_NOBITS = 2, 11, 8
 _STT_FUNC = 2
 _NT_GNU_BUILD_ID = 3
-_EM_X86_64 = 62
 _EMPTY_SECTION: Final = (0,) * 10
 _EH_TABLE: Final = b"\x01\x1b\x03\x3b"  # version 1; pointer pcrel, count udata4, table sorted and relative to the header
 _EH_ENTRY: Final = struct.Struct("<ii")
@@ -87,10 +85,11 @@ class Evidence(NamedTuple):
 class ELFFile:
     """Use as a context manager, with a path or an open descriptor (which stays the caller's).
 
-    Raises ELFError on anything that is not a sound 64-bit x86 ELF file, OSError if it is unreadable.
+    Raises ELFError on anything that is not a sound 64-bit ELF file of this machine, OSError if it is unreadable.
     """
 
-    def __init__(self, source: str | Path | int) -> None:
+    def __init__(self, source: str | Path | int, machine: Machine = HOST) -> None:
+        self.machine = machine
         self._own = not isinstance(source, int)
         # Without O_NONBLOCK the owner of a file could hold us up: by a lease, or with a FIFO in its place.
         self._fd = source if isinstance(source, int) else os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -131,8 +130,8 @@ class ELFFile:
         ident, _, machine, _, _, ph_at, sh_at, _, _, ph_size, ph_count, sh_size, sh_count, names = _EHDR.unpack(self.read(0, _EHDR.size))
         if ident[:4] != b"\x7fELF" or ident[4] != 2 or ident[5] != 1:
             raise ELFError("not a 64-bit little-endian ELF file")
-        if machine != _EM_X86_64:
-            raise ELFError(f"machine {machine}, not x86-64")
+        if machine != self.machine.ELF_MACHINE:
+            raise ELFError(f"machine {machine}, not {self.machine.NAME}")
         if ph_size != _PHDR.size or (sh_at and sh_size != _SHDR.size):
             raise ELFError("damaged headers")
         self.segments = self._table(_PHDR, ph_at, min(ph_count, _MAX_SEGMENTS))
@@ -267,7 +266,7 @@ class ELFFile:
         A probe in the middle of an instruction would damage the process, so doubt is a no.
         """
         address = self._code_address(offset)
-        if address is None or offset < self._headers_end:
+        if address is None or offset < self._headers_end or offset % self.machine.ALIGNMENT:
             return False
         with contextlib.suppress(ELFError, struct.error):
             known = self._unwind_range(address)
@@ -275,11 +274,11 @@ class ELFFile:
                 return False
             before = self.read(max(0, offset - _WALK), min(_WALK, offset))
             head = self.read(offset, min(_WALK, self.size - offset))
-            if not x86.begins(head):
+            if not self.machine.begins(head):
                 return False
             if known is not None or is_named:
                 return True
-            return (offset % 16 == 0 or before[-1:] in (bytes((ending,)) for ending in _ENDINGS)) and x86.falls_on(before, head)
+            return (offset % 16 == 0 or self.machine.ends(before)) and self.machine.falls_on(before, head)
         return False
 
     def _unwind_range(self, address: int) -> tuple[int, int] | None:

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from llmsec_tap.capture.probes.elf import ELFError, ELFFile
+from llmsec_tap.capture.probes.machine import library_folders
 from llmsec_tap.capture.probes.mapped import NEVER_TLS, MappedFile, OpenFile, open_below
 
 _TLS_LIBRARY: Final = re.compile(r"^lib(?:ssl|gnutls)[^/]*\.so[^/]*$")
-_FOLDERS: Final = ("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib")
+_FOLDERS: Final = library_folders()
 # Of one program: curl needs 27 libraries, most of which need no others. A hint may be incomplete.
 _MAX_FILES = 48
 _MAX_FOLDERS = 16

@@ -18,6 +18,7 @@ from llmsec_tap.capture.ebpf.loader_api import Probe, ProbePlan, Role
 from llmsec_tap.capture.probes import x86
 from llmsec_tap.capture.probes.build_ids import KNOWN_BUILD_IDS, Offsets
 from llmsec_tap.capture.probes.elf import ELFError, ELFFile, Evidence, Function
+from llmsec_tap.capture.probes.machine import HOST, library_folders
 from llmsec_tap.capture.probes.mapped import CannotOpen, MappedFile, OpenFile, device_of, mapped_files, open_mapped
 from llmsec_tap.capture.probes.needed import NeededLibraries
 
@@ -54,7 +55,6 @@ _MAX_FILES_KNOWN = 1024
 _MAX_BUILDS_KNOWN = 256
 # The instructions that a function's probe stands on.
 _ENTRY_BYTES = 16
-_HOST_LINKER: Final = "/lib64/ld-linux-x86-64.so.2"
 
 # Text that the code of a TLS implementation carries even where its symbols are stripped.
 _TRACES: Final[tuple[tuple[bytes, str], ...]] = (
@@ -281,7 +281,7 @@ class TargetFinder:
             function = functions[name]
             try:
                 code = file.code(function) if function.size <= _MAX_GO_FUNCTION else b""
-                ends = x86.returns(code)
+                ends = file.machine.returns(code)
             except x86.UnknownInstruction:
                 ends = []
             if not ends:
@@ -300,9 +300,8 @@ class TargetFinder:
 def installed_libraries() -> list[MappedFile]:
     """The host's own TLS libraries and dynamic loader: processes that start later most likely map these."""
     found = []
-    folders = ("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
     seen: set[tuple[str, int]] = set()
-    for folder in folders:
+    for folder in library_folders():
         for pattern in ("libssl.so.*", "libgnutls.so.*"):
             for path in sorted(Path(folder).glob(pattern)):
                 try:
@@ -314,8 +313,8 @@ def installed_libraries() -> list[MappedFile]:
                     seen.add(identity)
                     found.append(MappedFile(str(path), identity, str(path), is_exe=False))
     with contextlib.suppress(OSError):
-        status = Path(_HOST_LINKER).stat()
-        found.append(MappedFile(_HOST_LINKER, (device_of(status), status.st_ino), _HOST_LINKER, is_exe=False))
+        status = Path(HOST.LINKER).stat()
+        found.append(MappedFile(HOST.LINKER, (device_of(status), status.st_ino), HOST.LINKER, is_exe=False))
     return found
 
 
@@ -382,6 +381,8 @@ def _fast_probes(file: ELFFile, functions: dict[str, Function], probes: list[Pro
     exported ones. Sure means: both callers' first direct call goes to the same function, which begins with a push; and it takes the
     arguments that are expected: those of OpenSSL up to 3.2, before SSL_write_ex2 brought flags.
     """
+    if file.machine is not x86:
+        return probes, f"classic probes: kernels of {file.machine.NAME} execute every probed instruction out of line"
     if _WITH_FLAGS in functions:
         return probes, "classic probes: this OpenSSL's internal functions take other arguments"
     fast: list[Probe] = []

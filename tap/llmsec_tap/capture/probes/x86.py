@@ -10,6 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+ELF_MACHINE: Final = 62  # EM_X86_64
+NAME: Final = "x86-64"
+MULTIARCH: Final = "x86_64-linux-gnu"
+LINKER: Final = "/lib64/ld-linux-x86-64.so.2"
+ALIGNMENT: Final = 1
+
 _PREFIXES: Final = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
 _ILLEGAL: Final = frozenset(b"\x06\x07\x0e\x16\x17\x1e\x1f\x27\x2f\x37\x3f\x60\x61\x82\x9a\xce\xd4\xd5\xd6\xea")
 # One-byte opcodes without ModRM: sizes of their immediate ("z": 4, or 2 with a 66 prefix).
@@ -82,6 +88,11 @@ def begins(code: bytes) -> bool:
     return False
 
 
+def ends(before: bytes) -> bool:
+    """Whether these bytes may be the last of a function or of what fills up to the next."""
+    return before[-1:] in _ENDINGS
+
+
 def falls_on(before: bytes, code: bytes) -> bool:
     """Whether the walks through the bytes before reach the first byte of `code`, rather than pass over it.
 
@@ -110,6 +121,7 @@ def is_push(code: bytes) -> bool:
 
 _PUSHES: Final = frozenset(bytes([value]) for value in range(0x50, 0x58))
 _LEAVES: Final = frozenset((0xC2, 0xC3, 0xE9, 0xEB))  # ret, jmp
+_ENDINGS: Final = frozenset((b"\xc3", b"\xcc", b"\x90", b"\x00"))  # ret, int3, nop, the last byte of a long nop
 _ENOUGH: Final = 4
 
 
