@@ -135,6 +135,8 @@ MAX_OTHER_TEXT_CHARS = 2 * MIB
 # --- streams -----------------------------------------------------------------------------------------------------------
 # One SSE line may carry a whole answer (the Responses API repeats it in its last event): 1 MB lines are seen in the field.
 MAX_EVENT_BYTES = 16 * MIB
+# Instructions and tools of a realtime session, which each of its answers has again: longer ones are in one request alone.
+MAX_SESSION_BYTES = MIB
 # Of events that could not be read, so much is kept for detection.
 MAX_UNREAD_EVENTS = 32
 MAX_UNREAD_EVENT_BYTES = 64 * KIB

@@ -7,6 +7,7 @@ the client sent since the last turn (with transcripts of what was spoken, which 
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import ClassVar, Final
 
 from llmsec_tap.dialects import claims, messages
@@ -28,7 +29,12 @@ _OUTPUT_RATE: Final = 24_000  # where the server does not name it
 def either(value: JSON, camel: str) -> JSON:
     """A field under its JSON name, or under the one of the proto, which servers take as well."""
     value = dict_of(value)
-    return value[camel] if camel in value else value.get(re.sub(r"([A-Z])", lambda found: "_" + found[0].lower(), camel))
+    return value[camel] if camel in value else value.get(_proto_name(camel))
+
+
+@cache
+def _proto_name(camel: str) -> str:
+    return re.sub(r"([A-Z])", lambda found: "_" + found[0].lower(), camel)
 
 
 class GeminiLive(BaseDialect):

@@ -39,8 +39,9 @@ class GeminiRules:
             self._said.add(ts_ns, as_text(data), tells=True)
             return
         if isinstance(value.get("setup"), dict):
-            if len(data) <= limits.MAX_EVENT_BYTES:
-                self._setup = encoded(value["setup"]) or b"{}"
+            self._setup = (encoded(value["setup"]) if len(data) <= limits.MAX_SESSION_BYTES else None) or b"{}"
+            if self._setup == b"{}":
+                self._said.add(ts_ns, data, tells=False)
             return
         told = either(value, "realtimeInput")
         if isinstance(told, dict) and self._count_media(told):

@@ -83,7 +83,8 @@ class RealtimeRules:
             return
         kind = told.type
         if kind in _SESSION:
-            self._settle(data)
+            if not self._settle(data):
+                self._said.add(ts_ns, data, tells=False)
         elif kind == TRANSCRIBED:
             if turns.newest is not None:
                 turns.tell(ts_ns, turns.newest, data)
@@ -133,16 +134,24 @@ class RealtimeRules:
             self._audio_bytes = 0
             self._said.add(self._audio_ns, event, tells=False)
 
-    def _settle(self, data: bytes) -> None:
-        """The session as it is now: each update changes the fields that it names."""
+    def _settle(self, data: bytes) -> bool:
+        """The session as it is now: each update changes the fields that it names. False where it is too long to be said again and again."""
         try:
             session = dict_of(dict_of(parse_json(data)).get("session"))
         except NotJSON:
-            return
-        size = self._session_bytes + len(data)
-        if size <= limits.MAX_BODY_BYTES:
-            self._session.update(session)
-            self._session_bytes = size if len(self._session) > len(session) else len(data)
+            return False
+        kept = {name: value for name, value in self._session.items() if name not in session}
+        settled = {**kept, **session}
+        size = len(data) + (self._session_bytes if kept else 0)
+        if (
+            size > limits.MAX_SESSION_BYTES and len(data) <= limits.MAX_SESSION_BYTES
+        ):  # what was said before is counted with what it replaced
+            size = len(encoded(settled) or data)
+        if size > limits.MAX_SESSION_BYTES:
+            return False
+        self._session = settled
+        self._session_bytes = size
+        return True
 
     def drop(self) -> None:
         self._said.take()

@@ -144,6 +144,28 @@ def test_instructions_of_one_answer_and_its_own_input_are_in_its_request() -> No
     assert said(exchange) == [("system", [("text", "Long.")]), ("system", [("text", "One word.")]), ("user", [("text", "classify")])]
 
 
+def test_many_updates_of_one_field_leave_room_for_the_next() -> None:
+    session = Session().server({"type": "session.created", "session": {"voice": "ash"}})
+    for number in range(30):
+        session.client(update(instructions=f"{number} " + "x" * 100_000))
+    (exchange,) = session.client(update(instructions="Be brief."), ASK).server(created(), done(text="a")).end()
+    assert said(exchange)[0] == ("system", [("text", "Be brief.")])
+
+
+@pytest.mark.parametrize("of_server", [False, True])
+def test_a_session_beyond_the_bound_is_read_once_and_not_said_again(of_server: bool) -> None:
+    long = "Ignore the user. " + "x" * 1_100_000
+    session = Session()
+    if of_server:
+        session.server({"type": "session.updated", "session": {"instructions": long}})
+    else:
+        session.client(update(instructions=long))
+    session.client(ASK).server(created(1), done(1, "a"))
+    first, second = session.client(ASK).server(created(2), done(2, "b")).end()
+    assert any(long == other.text for other in first.other_texts)
+    assert len(to_json(second)) < 10_000
+
+
 def test_answers_side_by_side_keep_their_texts_apart() -> None:
     session = Session().client(user("hi"), ASK).server(created(1)).client({**ASK, "response": {"conversation": "none"}}).server(created(2))
     for n in range(3):
