@@ -101,7 +101,7 @@ OURS = frozenset(
         "source",
         "img",
         "figcaption",
-    "noscript",
+        "noscript",
         "details",
         "summary",
         "span",
