@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import re
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -189,6 +190,7 @@ def test_a_chart_may_style_itself_and_run_nothing(admin: TestClient) -> None:
         assert b"<script" not in answer.content
         assert b"http" not in re.sub(rb'xmlns(:\w+)?="[^"]*"|<!--.*?-->', b"", answer.content)
     assert admin.get("/charts/other.svg").status_code == 400
+    assert all(hasattr(finder, "find_spec") for finder in sys.meta_path)
 
 
 def test_nothing_is_shown_without_a_login(folder: Path) -> None:
