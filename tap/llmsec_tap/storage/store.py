@@ -10,7 +10,6 @@ llmsec-data/
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,15 +58,12 @@ class Store:
 
 
 def open_store(location: str | Path, journal: Journal = WARNINGS) -> Store:
-    """Open for reading. Repairs the views of a moved folder of one's own; needs no write permission otherwise.
-
-    Root leaves another's folder as it is: what root writes there, its owner, who captures into it, could not read.
-    """
+    """Open for reading. Repairs the views of a moved folder where it may write; needs no write permission otherwise."""
     root = folder_of(location)
     info = _read_info(root)
     if info is None:
         raise StorageError(f"{root} is not a store", "give the folder that a capture or replay wrote, with --store")
-    if _is_behind(root, info) and root.stat().st_uid == os.geteuid():
+    if _is_behind(root, info):
         try:
             info = _bring_up_to_date(root, info, journal)
         except StorageError:

@@ -476,7 +476,8 @@ def _comparable(exchange: Exchange) -> dict[str, object]:
 
 
 def _captures() -> list[Path]:
-    return [LIVE, *sorted((FIXTURES / "golden").glob("*.pcap*"))]
+    """Those of HTTP/1 alone: after an upgrade the bytes are another protocol's, which HTTP/2 carries otherwise (RFC 8441)."""
+    return [LIVE, *(path for path in sorted((FIXTURES / "golden").glob("*.pcap*")) if "websocket" not in path.name)]
 
 
 def _is_whole(exchange: Exchange) -> bool:
