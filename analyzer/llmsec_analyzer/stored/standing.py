@@ -57,10 +57,7 @@ class StandingSession(QuerySession):
         """A connection of one's own to what is there now; close it. Raises StorageError."""
         with self._guard:
             if time.monotonic() - self._looked > _LOOK_S:
-                try:
-                    self._survey(self._connection)
-                except (duckdb.Error, RuntimeError):
-                    self._renew(self.generation)
+                self._look()
             return _Lent(self)
 
     def now(self) -> tuple[int, duckdb.DuckDBPyConnection]:
@@ -71,18 +68,26 @@ class StandingSession(QuerySession):
     def again(self, generation: int) -> tuple[int, duckdb.DuckDBPyConnection]:
         """`now`, after a fault of what was there at `generation`."""
         with self._guard:
-            self._renew(generation)
+            if generation == self.generation:
+                self._renew()
+            else:
+                self._look()
             return self.now()
 
-    def _renew(self, generation: int) -> None:
-        if generation == self.generation:
-            # The old one is not closed here, which would close what was lent of it: it ends with the last of those.
-            self._connection = self._connect()
-            self._forget()
-            try:
-                self._survey(self._connection)
-            except (duckdb.Error, RuntimeError) as fault:
-                raise StorageError(f"the store cannot be read: {str(fault).splitlines()[0]}", "ask again") from None
+    def _look(self) -> None:
+        try:
+            self._survey(self._connection)
+        except (duckdb.Error, RuntimeError):
+            self._renew()
+
+    def _renew(self) -> None:
+        # The old one is not closed here, which would close what was lent of it: it ends with the last of those.
+        self._connection = self._connect()
+        self._forget()
+        try:
+            self._survey(self._connection)
+        except (duckdb.Error, RuntimeError) as fault:
+            raise StorageError(f"the store cannot be read: {str(fault).splitlines()[0]}", "ask again") from None
 
     def _forget(self) -> None:
         self._seen: frozenset[Path] = frozenset()
