@@ -25,6 +25,7 @@ from llmsec_tap.storage.damage import TAP_FILES, is_framed, parts
 from llmsec_tap.storage.views import deduplicated_views, narrowed_view, these_parts
 
 _LOOK_S: Final = 0.5
+_ATTEMPTS: Final = 4
 # Beyond it the copies are looked for by each question again.
 MAX_ROWS: Final = 20_000_000
 # Rows are counted by so much of time, to know how far back a page reaches.
@@ -81,13 +82,17 @@ class StandingSession(QuerySession):
             self._renew()
 
     def _renew(self) -> None:
-        # The old one is not closed here, which would close what was lent of it: it ends with the last of those.
-        self._connection = self._connect()
-        self._forget()
-        try:
-            self._survey(self._connection)
-        except (duckdb.Error, RuntimeError) as fault:
-            raise StorageError(f"the store cannot be read: {str(fault).splitlines()[0]}", "ask again") from None
+        for attempt in reversed(range(_ATTEMPTS)):
+            # The old one is not closed here, which would close what was lent of it: it ends with the last of those.
+            self._connection = self._connect()
+            self._forget()
+            try:
+                self._survey(self._connection)
+            except (duckdb.Error, RuntimeError) as fault:  # such as a part that went between two looks
+                if not attempt:
+                    raise StorageError(f"the store cannot be read: {str(fault).splitlines()[0]}", "ask again") from None
+            else:
+                return
 
     def _forget(self) -> None:
         self._seen: frozenset[Path] = frozenset()
@@ -242,7 +247,8 @@ class _Lent(QuerySession):
         try:
             yield
         finally:
-            self._connection.execute("DROP VIEW IF EXISTS temp.exchanges")  # a fault may have made the connection anew
+            with suppress(duckdb.ConnectionException):  # a fault has closed it
+                self._connection.execute("DROP VIEW IF EXISTS temp.exchanges")
 
     def reach(self, before_ns: int | None, rows: int) -> int | None:
         found = self._connection.execute(
