@@ -97,15 +97,13 @@ class QuerySession:
             raise
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
-        try:
-            return self._locked()
-        except duckdb.Error as fault:
-            if not self._look_for_damage():
-                raise sql_error(fault) from None
-        try:
-            return self._locked()
-        except duckdb.Error as fault:
-            raise sql_error(fault) from None
+        for attempt in reversed(range(_ATTEMPTS)):
+            try:
+                return self._locked()
+            except duckdb.Error as fault:  # a part may have gone between two looks; damage is looked for last
+                if not attempt or (attempt == 1 and not self._look_for_damage()):
+                    raise sql_error(fault) from None
+        raise AssertionError("unreachable")
 
     def _locked(self) -> duckdb.DuckDBPyConnection:
         connection = duckdb.connect()
