@@ -7,7 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
+from llmsec_agent.console.access import Access
+from llmsec_agent.console.app import console
 from llmsec_analyzer.stored import alerts as found_alerts
 from llmsec_analyzer.stored import deviations as found_deviations
 from llmsec_analyzer.stored import exchanges as listing
@@ -23,6 +26,7 @@ from llmsec_tap.storage.clickhouse.migrations import migrate
 from llmsec_tap.storage.clickhouse.tables import Layout
 from llmsec_tap.storage.taps import Beat, write_beat
 from support.clickhouse_front import copy_folder
+from support.journal import Said
 
 DOCS = Path(__file__).parents[2] / "docs"
 QUERIES = [re.findall(r"```sql\n(.*?)```", (DOCS / name).read_text(), re.DOTALL) for name in ("query.md", "query-clickhouse.md")]
@@ -264,3 +268,35 @@ def test_what_answers_garbage_is_a_storage_error(tmp_path):
     finally:
         server.shutdown()
         server.server_close()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "/?since=all", "/exchanges", "/exchanges?tenant=later", "/exchanges?rule=*", "/exchanges?text=malm", "/exchanges?since=2020-01-01&has_error=1", "/exchanges?process=python",
+        "/findings?since=all", "/alerts?since=all", "/deviations?since=all", "/tenants?since=all", "/workloads?since=all", "/taps",
+        "/exchanges.csv",
+    ],
+)  # fmt: skip
+def test_the_console_shows_the_same(both, page):
+    shown = []
+    for location in both:
+        app = console(str(location), "store", Access("x" * 20), Said(), is_secure=False)
+        with TestClient(app, base_url="http://127.0.0.1") as browser:
+            browser.get("/login?token=" + "x" * 20)
+            answer = browser.get(page)
+        assert answer.status_code == 200, answer.text
+        shown.append(re.sub(r'name="csrf" value="\w+"', "", answer.text))
+    assert shown[0] == shown[1]
+
+
+def test_the_console_shows_a_conversation_of_a_database(both):
+    app = console(both[1], "store", Access("x" * 20), Said(), is_secure=False)
+    with TestClient(app, base_url="http://127.0.0.1") as browser:
+        browser.get("/login?token=" + "x" * 20)
+        found = re.findall(r'href="/exchanges/(\w{32})"', browser.get("/exchanges").text)
+        pages = [browser.get(f"/exchanges/{one}") for one in found]
+    assert {page.status_code for page in pages} == {200}
+    assert sum("Malmö" in page.text for page in pages) == 4
+    # What somebody acknowledged is kept in a folder.
+    assert not any('value="acknowledge"' in page.text for page in pages)

@@ -29,15 +29,20 @@ from llmsec_agent.console import charts, figures, live, templates
 from llmsec_agent.console.access import SESSION_S, Access, Guard, Role, User, user_of
 from llmsec_agent.console.asking import Asking, BusyError
 from llmsec_agent.console.reading import passages
+from llmsec_agent.console.triage import BY, Triage, acknowledge, acknowledged
+from llmsec_agent.suppressing import marked, marking
 from llmsec_analyzer.risk import SEVERITIES
+from llmsec_analyzer.show.explanation import ADVICE
 from llmsec_analyzer.stored import exchanges as listing
 from llmsec_analyzer.stored.alerts import AlertFilter, stored_alerts
 from llmsec_analyzer.stored.deviations import DeviationFilter, stored_deviations
 from llmsec_analyzer.stored.findings import FindingFilter, stored_findings
+from llmsec_analyzer.stored.session import QuerySession
 from llmsec_analyzer.stored.stores import Session
 from llmsec_tap.errors import ConfigError, LLMSecError
 from llmsec_tap.journal import Journal
 from llmsec_tap.model import Exchange, to_json
+from llmsec_tap.storage.clickhouse.address import is_clickhouse
 
 _HERE: Final = Path(__file__).parent
 _PAGE: Final = 50
@@ -46,7 +51,10 @@ _MAX_FORM: Final = 16 << 10
 _MINUTE_NS: Final = 60 * 1_000_000_000
 _LONGEST: Final = 200  # rows of a table without pages
 Columns = tuple[tuple[str, str], ...]
-_FIELDS: Final = ("model", "provider", "api", "tenant", "status", "completeness", "since", "until", "text", "risk", "rule")
+_FIELDS: Final = (
+    *("model", "provider", "api", "tenant", "status", "completeness", "since", "until", "text", "risk", "rule"),
+    *("key", "end_user", "session", "process", "node"),
+)
 # What is no content, and so may be asked for and exported by a viewer.
 _COLUMNS: Final = (
     "exchange_id",
@@ -66,6 +74,9 @@ _COLUMNS: Final = (
 )
 
 
+_NO_TRIAGE: Final = Triage()
+
+
 @dataclass(frozen=True)
 class Pages:
     """What handlers share."""
@@ -76,11 +87,12 @@ class Pages:
     templates: jinja2.Environment
     shown: str  # the store, as people call it
     is_secure: bool
+    triage: Triage
 
 
-def console(location: str, shown: str, access: Access, journal: Journal, *, is_secure: bool) -> Starlette:
+def console(location: str, shown: str, access: Access, journal: Journal, *, is_secure: bool, triage: Triage = _NO_TRIAGE) -> Starlette:
     """The application over one store. `is_secure`: it is served over TLS."""
-    pages = Pages(Asking(location, journal), access, journal, templates.made(), shown, is_secure)
+    pages = Pages(Asking(location, journal), access, journal, templates.made(), shown, is_secure, triage)
 
     def route(
         path: str, handler: Callable[[Pages, Request], Response], *, role: Role | None = "viewer", methods: tuple[str, ...] = ("GET",)
@@ -98,6 +110,7 @@ def console(location: str, shown: str, access: Access, journal: Journal, *, is_s
             route("/exchanges.{kind:str}", _export),
             route("/exchanges/{exchange_id}", _exchange),
             route("/exchanges/{exchange_id}/record.json", _record, role="analyst"),
+            Route("/exchanges/{exchange_id}/findings/{finding_id}", _posted(pages, _decide, "analyst"), methods=["POST"]),
             route("/findings", _findings),
             route("/alerts", _alerts),
             route("/deviations", _deviations),
@@ -246,10 +259,33 @@ def _login(pages: Pages) -> Callable[[Request], Any]:
     return answer
 
 
+async def _own_form(request: Request) -> dict[str, str] | None:
+    """The fields of a form of this session's; None for another. Somebody logged in by a proxy's header has no session: there the origin speaks for the page."""
+    form = await _form(request)
+    if form is None or not _is_from_here(request):
+        return None
+    expected = request.session.get("csrf")
+    if expected is None:
+        return form if request.headers.get("origin") is not None else None
+    return form if secrets.compare_digest(form.get("csrf", ""), expected) else None
+
+
+def _posted(pages: Pages, handler: Callable[[Pages, Request, dict[str, str]], Response], role: Role) -> Callable[[Request], Any]:
+    """What changes something: for whom may do it, from a form of this console's own."""
+
+    async def answer(request: Request) -> Response:
+        form = await _own_form(request)
+        if form is None:
+            return PlainTextResponse("This form did not come from the console.", 403)
+        answered: Response = await _in_thread(_guarded(pages, lambda pages, request: handler(pages, request, form), role), request)
+        return answered
+
+    return answer
+
+
 def _logout(_pages: Pages) -> Callable[[Request], Any]:
     async def answer(request: Request) -> Response:
-        form = await _form(request)
-        if form is None or not secrets.compare_digest(form.get("csrf", ""), request.session.get("csrf", "-")) or not _is_from_here(request):
+        if await _own_form(request) is None:
             return PlainTextResponse("This form did not come from the console.", 403)
         request.session.clear()
         return RedirectResponse("/login", 303)
@@ -301,6 +337,11 @@ def _filter(query: Mapping[str, str], limit: int = _PAGE) -> listing.Filter:
         completeness=given.get("completeness"),
         text=given.get("text"),
         rule=given.get("rule"),
+        key=given.get("key"),
+        end_user=given.get("end_user"),
+        session=given.get("session"),
+        process=given.get("process"),
+        node=given.get("node"),
         status=numbers.get("status"),
         risk=numbers.get("risk"),
         has_error=query.get("has_error") == "1",
@@ -459,27 +500,75 @@ def _exchange(pages: Pages, request: Request) -> Response:
     user = user_of(request)
     may_read = user is not None and user.may("analyst")
 
-    def question(session: Session) -> Exchange:
+    def question(session: Session) -> tuple[Exchange, dict[str, Any]]:
         exchange = listing.find(session, request.path_params["exchange_id"])
         if may_read:
             _audit(pages, request, session, "query", page="exchange", exchange_id=exchange.exchange_id)
-        return exchange
+        return exchange, acknowledged(session.store) if isinstance(session, QuerySession) and exchange.findings else {}
 
-    exchange = pages.asking.ask(question)
+    exchange, seen = pages.asking.ask(question)
+    entries = pages.triage.entries()
+    exchange = msgspec.structs.replace(exchange, findings=[marked(finding, exchange, entries) for finding in exchange.findings])
     if not may_read:
         exchange = exchange.without_content()
     return _page(
-        pages, request, "exchange.html", exchange=exchange, passages=passages(exchange) if may_read else [], timeline=_timeline(exchange), severities=SEVERITIES
-    )  # fmt: skip
+        pages,
+        request,
+        "exchange.html",
+        exchange=exchange,
+        passages=passages(exchange) if may_read else [],
+        timeline=_timeline(exchange),
+        acknowledged=seen,
+        advice=ADVICE,
+        may_acknowledge=may_read and not is_clickhouse(pages.asking.location),
+        may_suppress=user is not None and user.may("admin") and pages.triage.suppressions is not None,
+        by=BY,
+    )
 
 
-def _timeline(exchange: Exchange) -> list[tuple[str, float]]:
-    """Events and the milliseconds from the beginning."""
+def _decide(pages: Pages, request: Request, form: dict[str, str]) -> Response:
+    """Acknowledge or suppress one finding."""
+    user = user_of(request)
+    assert user is not None
+    exchange_id, finding_id = request.path_params["exchange_id"], request.path_params["finding_id"]
+
+    def question(session: Session) -> None:
+        exchange = listing.find(session, exchange_id)
+        finding = next((one for one in exchange.findings if one.finding_id == finding_id), None)
+        if finding is None:
+            raise ConfigError("this exchange has no such finding", "open its page again")
+        facts = {"page": "exchange", "rule_id": finding.rule_id, "finding_id": finding_id}
+        match form.get("do"):
+            case "acknowledge" if isinstance(session, QuerySession):
+                acknowledge(session.store, finding, user.name, form.get("note", ""))
+                _audit(pages, request, session, "configuration", state="finding acknowledged", **facts)
+            case "suppress" if user.may("admin"):
+                by = [name for name in BY if form.get(f"by_{name}")]
+                entry = pages.triage.suppress(
+                    finding, exchange, reason=form.get("reason", ""), owner=user.name, until=form.get("until", ""), by=by
+                )
+                _audit(pages, request, session, "configuration", state="suppression added", owner=user.name, until=entry.until, **facts)
+            case _:
+                raise ConfigError("this cannot be done here", "acknowledge needs a folder as the store, suppress the role admin")
+
+    pages.asking.ask(question)
+    return RedirectResponse(f"/exchanges/{exchange_id}#finding-{finding_id}", 303)
+
+
+def _timeline(exchange: Exchange) -> list[tuple[str, float | None]]:
+    """Events and the milliseconds from the beginning; None: its place is known, its time is not."""
     began = exchange.started_ns
     if began is None:
         return []
     marks = [("first byte of the answer", exchange.first_byte_ns), ("first token", exchange.first_token_ns), ("end", exchange.ended_ns)]
-    return [("request", 0.0), *((name, (at - began) / 1e6) for name, at in marks if at is not None)]
+    known = [("request", 0.0), *((name, (at - began) / 1e6) for name, at in marks if at is not None)]
+    early = sorted((finding.at_output_token, finding.rule_id) for finding in exchange.findings if finding.at_output_token is not None)
+    found: list[tuple[str, float | None]] = [(f"{rule} found, at piece {token} of the answer", None) for token, rule in early]
+    lost: list[tuple[str, float | None]] = [
+        (f"{one.name}, {one.count} times", None) for one in exchange.anomalies if "gap" in one.name or "lost" in one.name
+    ]
+    end = known[-1:] if exchange.ended_ns is not None else []
+    return [*known[: len(known) - len(end)], *found, *lost, *end]
 
 
 def _record(pages: Pages, request: Request) -> Response:
@@ -504,13 +593,20 @@ def _findings(pages: Pages, request: Request) -> Response:
     )  # fmt: skip
 
     rules = pages.asking.known(("rules", span), lambda session: figures.rules(session, span))
-    found = pages.asking.ask(lambda session: list(stored_findings(session, wanted)))
+    mark = marking(pages.triage.entries())
+
+    def question(session: Session) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        found = list(stored_findings(session, wanted, mark))
+        return found, acknowledged(session.store) if isinstance(session, QuerySession) and found else {}
+
+    found, seen = pages.asking.ask(question)
     return _page(
         pages,
         request,
         "findings.html",
         rules=rules,
         found=found,
+        acknowledged=seen,
         query=query,
         since=name,
         severities=SEVERITIES,

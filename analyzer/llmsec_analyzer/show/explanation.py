@@ -19,7 +19,8 @@ _MATCH: Final = 1_200
 _DECODED: Final = 4_000
 _INDENT: Final = "    "
 
-_ADVICE: Final[Mapping[Category, str]] = {
+# What to do about a finding.
+ADVICE: Final[Mapping[Category, str]] = {
     "secret": "Revoke it at its issuer and issue another: whoever reads this store or the model's logs has it. Then look for it elsewhere with `findings --fingerprint`.",
     "pii": "See whether the model may have this: a contract, a purpose, a place. If not, mask it before it is sent; `--redact` masks what is stored.",
     "prompt_injection": "Read the text, then what the model did next: its answer and tool calls (`exchanges show`). If it came from a tool or document, find who can write there.",
@@ -50,7 +51,7 @@ def explanation(finding: Finding, exchange: Exchange, rules: Mapping[str, Rule],
     yield "taxonomy: " + (", ".join(f"{name} {value}" for name, value in known if value) or "none")
     yield f"fingerprint: {_one(finding.fingerprint) or 'none'}"
     yield from _text(finding, exchange, part, fingerprint)
-    yield f"what to do: {_ADVICE[finding.category]}"
+    yield f"what to do: {ADVICE[finding.category]}"
 
 
 def _exchange(exchange: Exchange) -> str:

@@ -42,6 +42,9 @@ class Position(NamedTuple):
     exchange_id: str
 
 
+_COLUMNS: Final = {"key": "api_key_fingerprint", "session": "session_id", "process": "process.comm"}
+
+
 @dataclass(frozen=True)
 class Filter:
     model: str | None = None
@@ -56,6 +59,11 @@ class Filter:
     text: str | None = None  # in what was asked or answered, in either case
     risk: int | None = None  # at least
     rule: str | None = None  # with a finding of it
+    key: str | None = None  # fingerprint of the API key
+    end_user: str | None = None  # its fingerprint
+    session: str | None = None
+    process: str | None = None  # its name
+    node: str | None = None
     before: Position | None = None  # older than this one, for the next page
     limit: int = 50
 
@@ -65,10 +73,10 @@ class Filter:
         if self.model is not None:
             conditions.append(f"({sql.matches.format('request_model')} OR {sql.matches.format('response_model')})")
             parameters += [sql.pattern(self.model)] * 2
-        for column in ("provider", "api", "tenant", "status", "completeness"):
-            value = getattr(self, column)
+        for name in ("provider", "api", "tenant", "status", "completeness", "key", "end_user", "session", "process", "node"):
+            value = getattr(self, name)
             if value is not None:
-                conditions.append(f"{column} = ?")
+                conditions.append(f"{_COLUMNS.get(name, name)} = ?")
                 parameters.append(value)
         if self.has_error:
             conditions.append("(error_type IS NOT NULL OR status >= 400)")
@@ -161,13 +169,15 @@ def _page(session: Session, wanted: Filter) -> list[dict[str, Any]]:
     found = session.select(
         f"""
         SELECT {_list_columns(session.dialect)}, exchange_id, coalesce(started_ns, 0) AS started_ns, tenant, risk_score, cost_usd,
-            {session.dialect.length.format("findings")} AS findings,
+            {session.dialect.length.format("findings")} AS finding_count,
             method, path, tls.server_name AS server_name, tls.transport AS transport, server
         FROM exchanges {where} {_NEWEST_FIRST}
         """,  # noqa: S608 - our own clauses
         [*parameters, wanted.limit],
     )
-    return [dict(zip(found.names, row, strict=True)) for row in found.rows()]
+    # ClickHouse takes an alias that is a column's name for that column, in conditions too.
+    names = ["findings" if name == "finding_count" else name for name in found.names]
+    return [dict(zip(names, row, strict=True)) for row in found.rows()]
 
 
 def of_anomalies(session: Session, names: Sequence[str] | None) -> Iterator[Exchange]:

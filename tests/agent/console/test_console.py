@@ -23,6 +23,8 @@ from llmsec_agent.console.app import console
 from llmsec_agent.console.asking import Asking
 from llmsec_agent.console.reading import MAX_TEXT, passages, runs
 from llmsec_agent.console.serving import ServeSettings, access_of
+from llmsec_agent.console.triage import MAX_BYTES, Triage
+from llmsec_analyzer.judge.suppressions import load_suppressions
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.model import Message, Part, Request
 from llmsec_tap.storage import StoreWriter, audit, create_store
@@ -49,7 +51,7 @@ def client(folder: Path, role: str | None = "admin", **options: object) -> TestC
         TOKEN, {name: (hashed("correct horse"), name) for name in ("viewer", "analyst", "admin")}, hosts=frozenset(("127.0.0.1",))
     )  # type: ignore[misc]
     made = TestClient(
-        console(str(folder), "store", access, Said(), is_secure=False), base_url="http://127.0.0.1:8765", follow_redirects=False
+        console(str(folder), "store", access, Said(), is_secure=False, **options), base_url="http://127.0.0.1:8765", follow_redirects=False
     )
     if role is not None:
         assert made.post("/login", data={"name": role, "password": "correct horse"}).status_code == 303
@@ -268,6 +270,82 @@ def test_each_look_at_content_is_in_the_audit_log(folder: Path) -> None:
         ("query", "analyst", "exchange"),
         ("export", "analyst", "exchanges.jsonl"),
     ]
+
+
+def csrf_of(made: TestClient) -> str:
+    found = re.search(r'name="csrf" value="(\w+)"', made.get("/taps").text)
+    assert found is not None
+    return found[1]
+
+
+@pytest.fixture
+def decided(tmp_path: Path) -> Path:
+    writer = StoreWriter(create_store(tmp_path / "store"))
+    for number in (1, 21):
+        writer.add(
+            msgspec.structs.replace(
+                exchange(number), findings=[msgspec.structs.replace(finding("request.messages[0].parts[0]", 0, 2), finding_id=f"f{number}")]
+            )
+        )
+    writer.close()
+    return tmp_path / "store"
+
+
+def test_an_analyst_acknowledges_a_finding(decided: Path) -> None:
+    page = f"/exchanges/{1:032x}"
+    with client(decided, "analyst") as made:
+        given = {"csrf": csrf_of(made), "do": "acknowledge", "note": "  <b>seen</b>\nby us "}
+        assert made.post(f"{page}/findings/f1", data=given).headers["location"] == f"{page}#finding-f1"
+        assert "Acknowledged by <bdi>analyst</bdi>" in made.get(page).text
+        assert "&lt;b&gt;seen&lt;/b&gt; by us" in made.get(page).text
+        assert made.get("/findings?since=all").text.count("acknowledged by <bdi>analyst</bdi>") == 1
+        assert (decided / "triage.jsonl").stat().st_mode & 0o777 == 0o600
+        entry = list(audit.entries(create_store(decided)))[-1]
+        assert [one for one in audit.entries(create_store(decided)) if one.facts.get("state") == "finding acknowledged"], entry
+        assert made.post(f"{page}/findings/f1", data={**given, "note": "x" * 501}).status_code == 400
+        assert made.post(f"{page}/findings/f9", data=given).status_code == 400
+        assert (
+            made.post(f"{page}/findings/f1", data={**given, "do": "suppress", "reason": "r", "until": "9d", "by_rule": "1"}).status_code
+            == 400
+        )
+        assert made.post(f"{page}/findings/f1", data={**given, "csrf": "0"}).status_code == 403
+        assert made.post(f"{page}/findings/f1", data=given, headers={"origin": "https://evil.example"}).status_code == 403
+    with client(decided, "viewer") as made:
+        assert made.post(f"{page}/findings/f1", data={"csrf": csrf_of(made), "do": "acknowledge"}).status_code == 403
+
+
+def test_an_admin_suppresses_it_in_the_file(decided: Path, tmp_path: Path) -> None:
+    file, page = tmp_path / "suppressions.yaml", f"/exchanges/{1:032x}"
+    with client(decided, triage=Triage(file, (str(file),))) as made:
+        given = {"csrf": csrf_of(made), "do": "suppress", "reason": "a drill", "until": "9d", "by_fingerprint": "1"}
+        for wrong in ({"until": "yesterday"}, {"reason": " "}, {"do": "delete"}):
+            assert made.post(f"{page}/findings/f1", data={**given, **wrong}).status_code == 400
+        assert not file.exists()
+        assert made.post(f"{page}/findings/f1", data=given).status_code == 303
+        assert "suppressed until" in made.get(page).text
+        # Both have the same fingerprint.
+        assert "injection.override" not in made.get("/findings?since=all").text.split("The gravest")[1]
+        assert made.get("/findings?since=all&suppressed=1").text.count("a drill") == 2
+    (entry,) = load_suppressions([str(file)])
+    assert (entry.entry.reason, entry.entry.owner, entry.entry.fingerprint, entry.entry.rule) == ("a drill", "admin", "abc", None)
+
+
+def test_a_damaged_file_of_decisions_hides_nothing(decided: Path) -> None:
+    (decided / "triage.jsonl").write_bytes(b'{"finding_id": 7}\n\xff\xfe\n{"finding_id":"f1","by":"\\u202ex","at_ns":1}\n')
+    with client(decided) as made:
+        assert "Acknowledged by <bdi>" in made.get(f"/exchanges/{1:032x}").text
+        assert "\u202e" not in made.get(f"/exchanges/{1:032x}").text
+        (decided / "triage.jsonl").write_bytes(b"x" * MAX_BYTES)
+        answer = made.post(f"/exchanges/{1:032x}/findings/f1", data={"csrf": csrf_of(made), "do": "acknowledge"})
+        assert (answer.status_code, "is full" in answer.text) == (400, True)
+
+
+def test_others_of_the_same_key_user_session_and_process_are_a_click_away(admin: TestClient) -> None:
+    text = admin.get(f"/exchanges/{'f' * 32}").text
+    for field in ("key", "end_user", "session", "process", "node"):
+        link = re.search(rf'href="(/exchanges\?{field}=[^"]+)"', text)
+        assert link is not None, field
+        assert admin.get(link[1].replace("&amp;", "&")).text.count('<td><a href="/exchanges/') == 1, field
 
 
 def test_pages_of_a_list_follow_each_other(admin: TestClient) -> None:

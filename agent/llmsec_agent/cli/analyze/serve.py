@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from llmsec_agent.cli.analyze.query import StoreOption
+from llmsec_agent.cli.analyze.scan import ConfigOption
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.storage import DEFAULT_STORE
 
@@ -35,6 +36,13 @@ def serve(
     trusted_proxy: Annotated[
         str | None, typer.Option("--trusted-proxy", metavar="ADDRESS", help="The proxy whose header is believed.")
     ] = None,
+    suppressions: Annotated[
+        str | None,
+        typer.Option(
+            "--suppressions", metavar="FILE", help="Where admins' suppressions go. Default: the configuration's, if it names one."
+        ),
+    ] = None,
+    config: ConfigOption = None,
     add_user: Annotated[
         str | None,
         typer.Option("--add-user", metavar="NAME:ROLE", help="Print a line for --users, with the password of standard input, and end."),
@@ -64,12 +72,16 @@ def serve(
         from llmsec_agent.console.app import console
     except ImportError as fault:
         raise ConfigError(f"the console needs the package {fault.name}", "pip install 'llmsec-trace[console]'") from None
+    from llmsec_agent.config import load_config
     from llmsec_agent.console.serving import ServeSettings, access_of, drop_rights, listen, tls_of
+    from llmsec_agent.console.triage import triage_of
     from llmsec_agent.journals import journal
+    from llmsec_agent.text import report
     from llmsec_analyzer.stored.stores import open_session
 
     settings = ServeSettings(store, host, port, tls_cert, tls_key, token_file, users, trusted_header, trusted_proxy)
     log = journal()
+    triage = triage_of(suppressions, load_config(config, report).security.suppressions)
     access, made = access_of(settings)
     tls_of(settings)
     listener = listen(settings)
@@ -77,15 +89,15 @@ def serve(
     with open_session(store, log):  # what is wrong with it is said now
         pass
     shown = store if "://" not in store else store.split("@")[-1]
-    app = console(store, shown, access, log, is_secure=tls_cert is not None)
+    app = console(store, shown, access, log, is_secure=tls_cert is not None, triage=triage)
     address = f"{'https' if tls_cert else 'http'}://{'[' + host + ']' if ':' in host else host}:{listener.getsockname()[1]}/"
     typer.echo(f"console of {shown}: {address}{'login?token=' + made if made else ''}", err=True)
     typer.echo("Ctrl-C stops it.", err=True)
-    config = uvicorn.Config(
+    served = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, ssl_certfile=tls_cert, ssl_keyfile=tls_key, proxy_headers=False,
         limit_concurrency=64, timeout_keep_alive=5, timeout_graceful_shutdown=3, h11_max_incomplete_event_size=64 << 10, lifespan="off", ws="none",
     )  # fmt: skip
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        uvicorn.Server(served).run(sockets=[listener])
     finally:
         app.state.pages.asking.close()
