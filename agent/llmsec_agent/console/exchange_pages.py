@@ -1,0 +1,218 @@
+"""Exchanges: the list, its exports, one conversation, and what is decided about its findings."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterator
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+
+from llmsec_agent.console.access import user_of
+from llmsec_agent.console.handling import PAGE, Pages, audit, filter_of, page_of
+from llmsec_agent.console.reading import passages
+from llmsec_agent.console.triage import BY, acknowledge, acknowledged
+from llmsec_agent.suppressing import marked
+from llmsec_analyzer.show.explanation import ADVICE
+from llmsec_analyzer.stored import exchanges as listing
+from llmsec_analyzer.stored.session import QuerySession
+from llmsec_analyzer.stored.stores import Session
+from llmsec_tap.errors import ConfigError
+from llmsec_tap.model import Exchange, to_json
+from llmsec_tap.storage.clickhouse.address import is_clickhouse
+
+_MAX_EXPORT: Final = 100_000
+# What is no content, and so may be asked for and exported by a viewer.
+_COLUMNS: Final = (
+    "exchange_id",
+    "started",
+    "ms",
+    "provider",
+    "model",
+    "status",
+    "in",
+    "out",
+    "note",
+    "tenant",
+    "risk_score",
+    "findings",
+    "cost_usd",
+    "server",
+)
+
+
+def exchanges(pages: Pages, request: Request) -> Response:
+    query = {name: value for name, value in request.query_params.items() if value}
+    wanted = filter_of(query)
+    user = user_of(request)
+    may_read = user is not None and user.may("analyst")
+    if wanted.text is not None and not may_read:
+        raise ConfigError("content is searched by analysts", "ask for the role analyst, or leave out the text")
+
+    def question(session: Session) -> list[dict[str, Any]]:
+        if may_read:
+            audit(pages, request, session, "query", page="exchanges", filter=sorted(query))
+        return listing.page(session, dataclasses.replace(wanted, limit=PAGE + 1))
+
+    rows = pages.asking.ask(question)
+    if not may_read:
+        rows = [{**row, "input": ""} for row in rows]
+    more = rows[PAGE - 1] if len(rows) > PAGE else None
+    query.pop("before", None)
+    older = urlencode({**query, "before": f"{more['started_ns']}-{more['exchange_id']}"}) if more else None
+    return page_of(
+        pages,
+        request,
+        "exchanges.html",
+        rows=rows[:PAGE],
+        query=query,
+        older=older,
+        address=urlencode(query),
+        is_first=wanted.before is None,
+    )
+
+
+def export(pages: Pages, request: Request) -> Response:
+    """What is filtered, at most so many. A viewer gets what a list shows, without content; whole records are for analysts."""
+    kind = request.path_params["kind"]
+    user = user_of(request)
+    assert user is not None
+    wanted = dataclasses.replace(filter_of(request.query_params, _MAX_EXPORT), before=None)
+    if kind not in ("jsonl", "csv", "parquet"):
+        raise ConfigError(f"exports are jsonl, csv or parquet, not {kind}", "choose one on the list's page")
+    if (kind == "jsonl" or wanted.text is not None) and not user.may("analyst"):
+        raise ConfigError("whole records hold content, which your role does not see", "csv and parquet hold none")
+    name = {"content-disposition": f'attachment; filename="exchanges.{kind}"'}
+    if kind == "jsonl":
+        return StreamingResponse(_records(pages, request, wanted), media_type="application/jsonl", headers=name)
+
+    def question(session: Session) -> list[dict[str, Any]]:
+        audit(pages, request, session, "export", page=f"exchanges.{kind}", filter=sorted(request.query_params))
+        return [{column: row[column] for column in _COLUMNS} for row in listing.page(session, wanted)]
+
+    rows = pages.asking.ask(question)
+    if kind == "parquet":
+        import polars as pl
+
+        made = io.BytesIO()
+        pl.DataFrame(rows, infer_schema_length=None).write_parquet(made)
+        return Response(made.getvalue(), media_type="application/vnd.apache.parquet", headers=name)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS)
+    writer.writeheader()
+    # A spreadsheet takes a cell that begins so for a formula.
+    writer.writerows(
+        {key: f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t") else value for key, value in row.items()}
+        for row in rows
+    )
+    return Response(text.getvalue(), media_type="text/csv; charset=utf-8", headers=name)
+
+
+def _records(pages: Pages, request: Request, wanted: listing.Filter) -> Iterator[bytes]:
+    """Page by page, so that no question of an export is long."""
+    left = wanted.limit
+    audited = False
+    while left > 0:
+        page = dataclasses.replace(wanted, limit=min(left, 500))
+
+        def question(session: Session, page: listing.Filter = page, audited: bool = audited) -> list[Exchange]:
+            if not audited:
+                audit(pages, request, session, "export", page="exchanges.jsonl", filter=sorted(request.query_params))
+            return listing.records_page(session, page)
+
+        found = pages.asking.ask(question)
+        audited = True
+        yield b"".join(to_json(exchange) + b"\n" for exchange in found)
+        if len(found) < page.limit:
+            return
+        left -= len(found)
+        wanted = dataclasses.replace(wanted, before=listing.Position(found[-1].started_ns or 0, found[-1].exchange_id))
+
+
+def exchange_page(pages: Pages, request: Request) -> Response:
+    user = user_of(request)
+    may_read = user is not None and user.may("analyst")
+
+    def question(session: Session) -> tuple[Exchange, dict[str, Any]]:
+        exchange = listing.find(session, request.path_params["exchange_id"])
+        if may_read:
+            audit(pages, request, session, "query", page="exchange", exchange_id=exchange.exchange_id)
+        return exchange, acknowledged(session.store) if isinstance(session, QuerySession) and exchange.findings else {}
+
+    exchange, seen = pages.asking.ask(question)
+    entries = pages.triage.entries()
+    exchange = msgspec.structs.replace(exchange, findings=[marked(finding, exchange, entries) for finding in exchange.findings])
+    if not may_read:
+        exchange = exchange.without_content()
+    return page_of(
+        pages,
+        request,
+        "exchange.html",
+        exchange=exchange,
+        passages=passages(exchange) if may_read else [],
+        timeline=_timeline(exchange),
+        acknowledged=seen,
+        advice=ADVICE,
+        may_acknowledge=may_read and not is_clickhouse(pages.asking.location),
+        may_suppress=user is not None and user.may("admin") and pages.triage.suppressions is not None,
+        by=BY,
+    )
+
+
+def decide(pages: Pages, request: Request, form: dict[str, str]) -> Response:
+    """Acknowledge or suppress one finding."""
+    user = user_of(request)
+    assert user is not None
+    exchange_id, finding_id = request.path_params["exchange_id"], request.path_params["finding_id"]
+
+    def question(session: Session) -> None:
+        exchange = listing.find(session, exchange_id)
+        finding = next((one for one in exchange.findings if one.finding_id == finding_id), None)
+        if finding is None:
+            raise ConfigError("this exchange has no such finding", "open its page again")
+        facts = {"page": "exchange", "rule_id": finding.rule_id, "finding_id": finding_id}
+        match form.get("do"):
+            case "acknowledge" if isinstance(session, QuerySession):
+                acknowledge(session.store, finding, user.name, form.get("note", ""))
+                audit(pages, request, session, "configuration", state="finding acknowledged", **facts)
+            case "suppress" if user.may("admin"):
+                by = [name for name in BY if form.get(f"by_{name}")]
+                entry = pages.triage.suppress(
+                    finding, exchange, reason=form.get("reason", ""), owner=user.name, until=form.get("until", ""), by=by
+                )
+                audit(pages, request, session, "configuration", state="suppression added", owner=user.name, until=entry.until, **facts)
+            case _:
+                raise ConfigError("this cannot be done here", "acknowledge needs a folder as the store, suppress the role admin")
+
+    pages.asking.ask(question)
+    return RedirectResponse(f"/exchanges/{exchange_id}#finding-{finding_id}", 303)
+
+
+def _timeline(exchange: Exchange) -> list[tuple[str, float | None]]:
+    """Events and the milliseconds from the beginning; None: its place is known, its time is not."""
+    began = exchange.started_ns
+    if began is None:
+        return []
+    marks = [("first byte of the answer", exchange.first_byte_ns), ("first token", exchange.first_token_ns), ("end", exchange.ended_ns)]
+    known = [("request", 0.0), *((name, (at - began) / 1e6) for name, at in marks if at is not None)]
+    early = sorted((finding.at_output_token, finding.rule_id) for finding in exchange.findings if finding.at_output_token is not None)
+    found: list[tuple[str, float | None]] = [(f"{rule} found, at piece {token} of the answer", None) for token, rule in early]
+    lost: list[tuple[str, float | None]] = [
+        (f"{one.name}, {one.count} times", None) for one in exchange.anomalies if "gap" in one.name or "lost" in one.name
+    ]
+    end = known[-1:] if exchange.ended_ns is not None else []
+    return [*known[: len(known) - len(end)], *found, *lost, *end]
+
+
+def record(pages: Pages, request: Request) -> Response:
+    def question(session: Session) -> Exchange:
+        exchange = listing.find(session, request.path_params["exchange_id"])
+        audit(pages, request, session, "export", page="record", exchange_id=exchange.exchange_id)
+        return exchange
+
+    return Response(msgspec.json.format(to_json(pages.asking.ask(question)), indent=2), media_type="application/json")
