@@ -121,6 +121,7 @@ class Recorder:
         self._bytes = 0
         self._thread: threading.Thread | None = None
         self._closing = False
+        self._is_idle = False
         self._decoder = Decoder(
             self._ended,
             self._fingerprint,
@@ -177,7 +178,9 @@ class Recorder:
             self._bytes += size + _ITEM_COST_BYTES
             if self._thread is None:
                 self._start()
-        if kind != Kind.DATA or self._bytes > self._max_queued_bytes // 4:
+        # While calls come, the thread looks by itself: waking it costs the caller more than all the rest.
+        if self._is_idle or self._bytes > self._max_queued_bytes // 4:
+            self._is_idle = False
             self._awake()
 
     def fault(self) -> None:
@@ -254,9 +257,11 @@ class Recorder:
         suppress()
         generation = self._generation
         while not self._closing and generation == self._generation:
-            self._wake.acquire(timeout=_POLL_S if len(self._decoder) else _IDLE_S)
-            if not self._closing:
-                time.sleep(0.005)  # what is under way on the caller's side goes first
+            is_busy = bool(self._items) or len(self._decoder) > 0
+            self._is_idle = not is_busy
+            self._wake.acquire(timeout=_POLL_S if is_busy else _IDLE_S)
+            if not is_busy and not self._closing:
+                self._wake.acquire(timeout=_POLL_S)  # what is under way on the caller's side goes first
             self._step()
         self._step()
         self._decoder.close(time.monotonic_ns() + self._offset_ns)

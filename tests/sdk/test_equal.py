@@ -229,3 +229,36 @@ def test_a_client_s_records_equal_those_of_the_wire(run: Callable[[str, Instrume
         assert mine.server == f"127.0.0.1:{relay.port}"
         _counts[0] += 1
     print(f"{run.__name__}: {len(ours)} of {len(theirs)} equal; so far {_counts[0]} of {_counts[1]}")
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_records_of_http_2_equal_those_of_the_wire(is_async: bool) -> None:
+    httpx = pytest.importorskip("httpx", reason="in the dependency group `peers`")
+    pytest.importorskip("hypercorn", reason="in the dependency group `peers`")
+    from peers.test_http2_peers import BODY as BODY_2
+    from peers.test_http2_peers import serving
+
+    async def run(client: Any, url: str) -> None:
+        async with client:
+            for body in (BODY_2, BODY_2 | {"model": "gpt-4o-mini"}):
+                async with client.stream("POST", url, json=body, headers=KEYED) as answer:
+                    assert b"[DONE]" in await answer.aread()
+
+    with serving() as port, Relay(port) as relay, recording() as sdk:
+        url = f"http://127.0.0.1:{relay.port}/v1/chat/completions"
+        client = (httpx.AsyncClient if is_async else httpx.Client)(http1=False, http2=True)
+        for hook, owner in hooks_in(client):
+            hook.put(owner, sdk.recorder, again=True)
+        if is_async:
+            asyncio.run(run(client, url))
+        else:
+            with client:
+                for body in (BODY_2, BODY_2 | {"model": "gpt-4o-mini"}):
+                    assert b"[DONE]" in client.post(url, json=body, headers=KEYED).content
+        ours = sorted(sdk.flush(), key=_by_request)
+    theirs = sorted(replay(relay.capture())[0], key=_by_request)
+    assert len(ours) == len(theirs) == 2
+    for mine, tapped in zip(ours, theirs, strict=True):
+        assert differences(mine, tapped) == {}
+        assert mine.http_version == "2"
+        assert mine.streaming

@@ -235,6 +235,29 @@ def test_copies_and_pickles_work_as_before() -> None:
             assert made.handle_request(httpx.Request("GET", "http://x/")).status_code == 204
 
 
+def test_a_transport_that_is_sync_and_async_is_recorded_as_its_client_uses_it() -> None:
+    class Both(httpx.MockTransport):  # type: ignore[misc, name-defined]
+        pass
+
+    body = b'{"choices": [{"index": 0, "message": {"role": "assistant", "content": "yes"}}]}'
+    both = Both(lambda _request: httpx.Response(200, content=body, headers={"content-type": "application/json"}))
+
+    async def run(client: Any) -> None:
+        async with client:
+            await client.post("http://model.test/v1/chat/completions", json=BODY)
+
+    with recording() as sdk:
+        for client in (httpx.Client(transport=both), httpx.AsyncClient(transport=both)):
+            for hook, owner in hooks_in(client):
+                hook.put(owner, sdk.recorder, again=True)
+            if isinstance(client, httpx.Client):
+                client.post("http://model.test/v1/chat/completions", json=BODY)
+                client.close()
+            else:
+                asyncio.run(run(client))
+        assert [record.output_text for record in sdk.flush()] == ["yes", "yes"]
+
+
 def _answer(request: Any) -> Any:
     return httpx.Response(204)
 

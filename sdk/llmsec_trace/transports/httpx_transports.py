@@ -69,9 +69,8 @@ def hooks_of(client: Any) -> list[tuple[type[Hook], Any]]:
     """The transports of a client, with the hook of each."""
     own = vars(client)
     transports = [own.get("_transport"), *(own.get("_mounts") or {}).values()]
-    hooks: list[tuple[type[Hook], Any]] = [
-        (AsyncHook if hasattr(one, "handle_async_request") else SyncHook, one) for one in transports if one is not None
-    ]
+    kind: type[Hook] = AsyncHook if hasattr(client, "aclose") else SyncHook  # a transport may be of both kinds
+    hooks: list[tuple[type[Hook], Any]] = [(kind, one) for one in transports if one is not None]
     if isinstance(inner := own.get("_loop_clients"), dict) and hasattr(client, InnerClientsHook.name):
         hooks.append((InnerClientsHook, client))
         for made in list(inner.values()):
@@ -116,6 +115,10 @@ def _answered(hook: Hook, call: Call, request: Any, response: Any) -> None:
         addresses = socket_address(info("client_addr")), socket_address(info("server_addr"))
         call.answered(Answered(response.status_code, response.headers.raw, version, *addresses))
         _restore(request)
+        if hasattr(response, "_content"):  # it was made whole, in memory (a mock, a cache): nobody will read its stream
+            call.data(b"".join(response.stream))
+            call.end()
+            return
         kind: Any = type(response.stream)
         response.stream = _received(kind)(response.stream, call)
     except Exception:  # noqa: BLE001 - as above
