@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llmsec_trace.destinations.base import Destination, DestinationError
     from llmsec_trace.destinations.callback import Callback
     from llmsec_trace.destinations.folder import Folder
+    from llmsec_trace.fallback import LLMSecClient, OpenAIFallbackClient
     from llmsec_trace.instrumenting import Instrumentation, flush, instrument, stats, uninstrument
     from llmsec_trace.recorder import Examiner, Stats
     from llmsec_trace.trace import TraceContext, get_current_trace, set_metadata, set_tag
@@ -25,6 +26,8 @@ _HOMES = {
     "DestinationError": "destinations.base",
     "Examiner": "recorder",
     "Folder": "destinations.folder",
+    "LLMSecClient": "fallback",
+    "OpenAIFallbackClient": "fallback",
     "Instrumentation": "instrumenting",
     "InstrumentationConfig": "config",
     "SecurityConfig": "config",
@@ -51,6 +54,8 @@ __all__ = [
     "Folder",
     "Instrumentation",
     "InstrumentationConfig",
+    "LLMSecClient",
+    "OpenAIFallbackClient",
     "SecurityConfig",
     "Stats",
     "TraceContext",

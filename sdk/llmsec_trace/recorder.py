@@ -193,7 +193,7 @@ class Recorder:
         until = time.monotonic() + timeout_s
         done = threading.Event()
         with self._lock:
-            if self._thread is None:
+            if self._thread is None or self._closing:
                 return True
             self._items.append((None, Kind.FLUSH, 0, done))
         self._awake()
