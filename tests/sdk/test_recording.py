@@ -164,6 +164,55 @@ def test_without_a_client_all_that_are_made_later_are_recorded_until_it_is_undon
     assert len(got) == 4
 
 
+def test_vendors_clients_that_are_made_later_are_recorded(server: str) -> None:
+    openai = pytest.importorskip("openai", reason="in the dependency group `peers`")
+    session = pytest.importorskip("botocore.session", reason="in the dependency group `peers`").get_session()
+    session.set_credentials("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
+    import llmsec_trace
+
+    got: list[Exchange] = []
+    with instrument(config=InstrumentationConfig(destinations=[Callback(got.append)])):
+        with openai.OpenAI(base_url=f"{server}/v1", api_key="sk-test-0123456789abcdef") as client:
+            client.with_options(timeout=5).chat.completions.create(model="m", messages=BODY["messages"])
+        bedrock = session.create_client("bedrock-runtime", region_name="us-east-1", endpoint_url=server)
+        bedrock.converse(modelId="anthropic.claude-x-v1:0", messages=[{"role": "user", "content": [{"text": "x"}]}])
+        bedrock.close()
+    assert llmsec_trace.flush()
+    assert sorted(str(record.api) for record in got) == ["bedrock.converse", "openai.chat"]
+
+
+def test_a_task_that_is_cancelled_in_a_stream_is_cancelled_and_recorded_as_far_as_it_came(server: str) -> None:
+    async def run(sdk: Recording) -> None:
+        async with httpx.AsyncClient() as client:
+            for hook, owner in hooks_in(client):
+                hook.put(owner, sdk.recorder, again=True)
+            began = asyncio.Event()
+
+            async def read() -> None:
+                async with client.stream("POST", server + CHAT, json=STREAM) as answer:
+                    async for _ in answer.aiter_raw():
+                        began.set()
+                        await asyncio.sleep(10)
+
+            task = asyncio.create_task(read())
+            await began.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    with recording() as sdk:
+        asyncio.run(run(sdk))
+        (record,) = sdk.flush()
+    assert record.completeness == "aborted"
+    assert record.output_text == "Passive"
+
+
+def test_importing_takes_less_than_150_ms() -> None:
+    line = "import time; t = time.perf_counter(); from llmsec_trace import instrument; print(time.perf_counter() - t)"
+    took = [float(subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True).stdout) for _ in range(7)]
+    assert min(took) < 0.15
+
+
 @pytest.mark.parametrize("thing", [3, "text", object(), [], {}, lambda: None, None.__class__])
 def test_what_holds_no_client_is_one_clear_error(thing: Any) -> None:
     with pytest.raises(ConfigError, match="found no HTTP client in"):
