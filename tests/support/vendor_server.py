@@ -62,6 +62,19 @@ def _claude_events() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+_COHERE_USAGE = {"billed_units": {"input_tokens": 11, "output_tokens": 6}, "tokens": {"input_tokens": 11, "output_tokens": 6}}
+
+
+def _cohere_events() -> list[dict[str, Any]]:
+    return [
+        {"type": "message-start", "id": "c-1", "delta": {"message": {"role": "assistant", "content": [], "tool_plan": "", "tool_calls": [], "citations": []}}},
+        {"type": "content-start", "index": 0, "delta": {"message": {"content": {"type": "text", "text": ""}}}},
+        *[{"type": "content-delta", "index": 0, "delta": {"message": {"content": {"text": word}}}} for word in WORDS],
+        {"type": "content-end", "index": 0},
+        {"type": "message-end", "delta": {"finish_reason": "COMPLETE", "usage": _COHERE_USAGE}},
+    ]  # fmt: skip
+
+
 def _invoke_stream() -> list[bytes]:
     return [_aws("chunk", {"bytes": base64.b64encode(_json(event)).decode(), "p": "abcdef"}) for event in _claude_events()]
 
@@ -125,7 +138,20 @@ class _Handler(BaseHTTPRequestHandler):
             self._whole(_converse())
         elif path.endswith("/converse-stream"):
             self._parts("application/vnd.amazon.eventstream", _converse_stream())
-        elif path.endswith("/invoke"):
+        elif path == "/v1/messages" and body.get("stream"):
+            self._parts("text/event-stream", [_sse(event, name=event["type"]) for event in _claude_events()])
+        elif path == "/v2/chat" and body.get("stream"):
+            self._parts("text/event-stream", [_sse(event, name=event["type"]) for event in _cohere_events()])
+        elif path == "/v2/chat":
+            self._whole(
+                {
+                    "id": "c-1",
+                    "message": {"role": "assistant", "content": [{"type": "text", "text": TEXT}]},
+                    "finish_reason": "COMPLETE",
+                    "usage": _COHERE_USAGE,
+                }
+            )
+        elif path.endswith("/invoke") or path == "/v1/messages":
             self._whole(
                 {
                     "id": "msg_1",

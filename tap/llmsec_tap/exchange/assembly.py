@@ -172,7 +172,22 @@ class ExchangeAssembly:
     def is_ended(self) -> bool:
         return self._done
 
+    @property
+    def is_claimed(self) -> bool:
+        """A dialect reads it."""
+        return self._dialect is not None
+
+    @property
+    def answer_bytes(self) -> int:
+        """Of the answer's body so far, as on the wire."""
+        return max(self.response.bytes, self._frames.fed_bytes if self._frames is not None else 0)
+
     # --- the request --------------------------------------------------------------------------------------------------
+
+    def spoken_in(self, version: str) -> None:
+        """The version of HTTP, where only the answer shows it to whoever gives heads and bodies (the SDK)."""
+        if self._request_head is not None:
+            self._request_head.version = version
 
     def request_head(self, head: Head) -> None:
         self._request_head = head
@@ -517,7 +532,7 @@ class ExchangeAssembly:
             request_head=self._request_head,
             response_head=self._response_head,
             request_bytes=self.request.bytes,
-            response_bytes=max(self.response.bytes, self._frames.fed_bytes if self._frames else 0),
+            response_bytes=self.answer_bytes,
             started_ns=self._started_ns,
             response_body_ns=self._response_body_ns,
             ended_ns=ended_ns,

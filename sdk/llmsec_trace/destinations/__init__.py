@@ -1,0 +1,1 @@
+"""Where records go: one file for each kind of place."""

@@ -1,0 +1,31 @@
+"""What a place for records is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from llmsec_tap.errors import LLMSecError
+from llmsec_tap.model import Exchange
+
+
+class DestinationError(LLMSecError):
+    """A batch was not taken. `is_lasting`: no later try will do better, so it is given up and counted."""
+
+    def __init__(self, message: str, hint: str = "", *, is_lasting: bool = False) -> None:
+        super().__init__(message, hint)
+        self.is_lasting = is_lasting
+
+
+class Destination(Protocol):
+    """Both methods are called on a thread that belongs to this destination alone, and may block.
+
+    A destination that holds what a forked child must not share (a file, a connection) also has `forked()`, which is called in the child
+    before anything else, and must neither block nor raise.
+    """
+
+    def send(self, batch: Sequence[Exchange]) -> None:
+        """Take all of these. Raises DestinationError where the batch is to be tried again, or cannot be taken; any other exception gives it up."""
+
+    def close(self) -> None:
+        """Nothing more comes."""

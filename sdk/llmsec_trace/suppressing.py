@@ -1,0 +1,12 @@
+"""Threads of ours record nothing: what sends records would make records of its own sending."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+
+is_suppressed: ContextVar[bool] = ContextVar("llmsec_suppressed", default=False)
+
+
+def suppress() -> None:
+    """In this thread, from now on."""
+    is_suppressed.set(True)

@@ -1,0 +1,1 @@
+"""The places of HTTP libraries through which every request passes: one file for each library."""

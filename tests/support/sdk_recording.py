@@ -1,0 +1,35 @@
+"""An instrumented client's records, and those of the wire that it spoke over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from llmsec_tap.identity.credentials import fingerprinter
+from llmsec_tap.model import Exchange
+from llmsec_trace.config import InstrumentationConfig
+from llmsec_trace.destinations.callback import Callback
+from llmsec_trace.recorder import Recorder
+from support.replay import KEY
+
+
+class Recording:
+    """`records` after `flush`."""
+
+    def __init__(self, config: InstrumentationConfig | None = None) -> None:
+        self.records: list[Exchange] = []
+        self.recorder = Recorder(config or InstrumentationConfig(), [Callback(self.records.append)], fingerprinter(KEY), grace_s=0.0)
+
+    def flush(self) -> list[Exchange]:
+        assert self.recorder.flush(20)
+        assert self.recorder.stats().faults == 0
+        return sorted(self.records, key=lambda record: record.started_ns or 0)
+
+
+@contextmanager
+def recording(config: InstrumentationConfig | None = None) -> Iterator[Recording]:
+    made = Recording(config)
+    try:
+        yield made
+    finally:
+        made.recorder.close()
