@@ -29,6 +29,7 @@ from llmsec_agent.reload import News
 from llmsec_agent.run import Deliver, Detection, OnEarly, Run
 from llmsec_agent.shares import Shares
 from llmsec_agent.sinks.audit import AuditSink
+from llmsec_agent.sinks.live import LiveSink
 from llmsec_agent.sinks.store import StoreSink
 from llmsec_agent.stop import Stop
 from llmsec_agent.traffic import Traffic
@@ -52,6 +53,7 @@ from llmsec_tap.journal import SILENT, Journal
 from llmsec_tap.memory import resident_bytes
 from llmsec_tap.storage.audit import whoami
 from llmsec_tap.storage.handover import enter, owner_of
+from llmsec_tap.storage.live_feed import FeedWriter
 from llmsec_tap.storage.retention import Retention
 from llmsec_tap.storage.store import create_store
 from llmsec_tap.storage.taps import Beat
@@ -145,7 +147,7 @@ def capture(
             compact_by=compact_by,
         )
         store_sink = StoreSink(writer, retention if sibling.is_first else None, actor)
-        sinks.append(store_sink)
+        sinks += [store_sink, LiveSink(FeedWriter(opened))]
         log = AuditSink(opened, settings.audit, actor)
         if settings.configuration and sibling.is_first:
             log.add("configuration", **settings.configuration)

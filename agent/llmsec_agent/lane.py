@@ -43,7 +43,7 @@ class Sink(Protocol):
     takes_events: bool  # it is given events, and no exchanges
 
     def encode(self, item: Any) -> tuple[Any, int]:
-        """What is kept of an exchange or event until it is written, and the bytes that takes."""
+        """What is kept of an exchange or event until it is written, and the bytes that takes; 0: the sink has no use for it."""
 
     def write(self, items: Sequence[Any]) -> int:
         """Take the first items, in their order, and say how many. Raises SinkError or StorageError where not even the first can be taken."""
@@ -86,6 +86,8 @@ class Lane:
     def offer(self, item: Exchange | Event | Alert) -> bool:
         """False where it was dropped."""
         item, size = self.sink.encode(item)
+        if not size:
+            return True
         with self._changed:
             while self._may_wait and self.bytes and self.bytes + size > self._max_bytes and not (self._stop.is_requested or self._is_over):
                 self._changed.wait(_WAIT_S)

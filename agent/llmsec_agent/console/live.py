@@ -1,4 +1,4 @@
-"""Exchanges as a store gets them, as server-sent events. The store is looked at twice a second; each exchange is told once."""
+"""Exchanges as they end and findings as they are made, as server-sent events: from what taps say to who looks, and from the parts of a store. Each is told once."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from starlette.concurrency import run_in_threadpool
 
 from llmsec_agent.console.asking import Asking, BusyError
 from llmsec_agent.console.templates import duration, moment, number
+from llmsec_analyzer.stored.session import QuerySession
 from llmsec_analyzer.stored.stores import Session
 from llmsec_tap.errors import LLMSecError
+from llmsec_tap.storage import Store
+from llmsec_tap.storage.live_feed import FeedReader, Line
 from llmsec_tap.visible import visible
 
-_EVERY_S: Final = 0.5
+_EVERY_S: Final = 0.25
 # A part comes some time after its exchanges have ended, and those of another tap later still.
 _BEHIND_NS: Final = 30_000_000_000
 _AT_ONCE: Final = 200
@@ -25,34 +28,95 @@ _REMEMBERED: Final = 10_000
 _QUIET_S: Final = 15.0
 
 
+class _Look:
+    """One page's view of a store: what it was told, and how far it has read."""
+
+    def __init__(self, asking: Asking, start_ns: int | None) -> None:
+        self._asking = asking
+        self._start_ns = start_ns
+        self._began = time.time_ns() if start_ns is None else start_ns
+        self._told: OrderedDict[str, None] = OrderedDict()
+        self._generation = -1
+        self._feed: FeedReader | None = None
+
+    def new(self) -> list[bytes]:
+        """Events since the last look. Raises StorageError, ConfigError."""
+        since = max(self._began, time.time_ns() - _BEHIND_NS) if self._start_ns is None else self._began
+
+        def asked(session: Session) -> tuple[Store | None, list[dict[str, Any]]]:
+            return session.store if isinstance(session, QuerySession) else None, _ended(session, since)
+
+        self._generation, found = self._asking.since(self._generation, asked)
+        store, rows = found or (None, [])
+        if self._feed is None and store is not None:
+            self._feed = FeedReader(store)
+        lines = self._feed.lines() if self._feed is not None else []
+        told = [_event({"id": line.exchange_id, "finding": _finding_cells(line)}) for line in lines if line.rule is not None]
+        told += [
+            _event({"id": line.exchange_id, "cells": _line_cells(line)})
+            for line in lines
+            if line.rule is None and self._is_new(line.exchange_id)
+        ]
+        told += [_event({"id": row["exchange_id"], "cells": _cells(row)}) for row in rows if self._is_new(row["exchange_id"])]
+        return told
+
+    def close(self) -> None:
+        if self._feed is not None:
+            self._feed.close()
+
+    def _is_new(self, exchange_id: str) -> bool:
+        if exchange_id in self._told:
+            return False
+        self._told[exchange_id] = None
+        while len(self._told) > _REMEMBERED:
+            self._told.popitem(last=False)
+        return True
+
+
 async def events(asking: Asking, start_ns: int | None = None) -> AsyncIterator[bytes]:
     """`start_ns`: what ended from then on; by default from now."""
-    began = time.time_ns() if start_ns is None else start_ns
-    told: OrderedDict[str, None] = OrderedDict()
+    look = _Look(asking, start_ns)
+    try:
+        async for event in _followed(look):
+            yield event
+    finally:
+        look.close()
+
+
+async def _followed(look: _Look) -> AsyncIterator[bytes]:
     heard = time.monotonic()
-    generation = -1
     yield b"retry: 2000\n\n"
     while True:
-        since = max(began, time.time_ns() - _BEHIND_NS) if start_ns is None else began
         try:
-            generation, found = await run_in_threadpool(asking.since, generation, lambda session, since=since: _ended(session, since))
-            rows = found or []
+            told = await run_in_threadpool(look.new)
         except BusyError:
-            rows = []
+            told = []
         except LLMSecError as fault:
-            yield f": {visible(str(fault))}\n\n".encode()
-            rows = []
-        for row in rows:
-            if row["exchange_id"] not in told:
-                told[row["exchange_id"]] = None
-                yield b"data: " + msgspec.json.encode({"id": row["exchange_id"], "cells": _cells(row)}) + b"\n\n"
-                heard = time.monotonic()
-        while len(told) > _REMEMBERED:
-            told.popitem(last=False)
+            told = [f": {visible(str(fault))}\n\n".encode()]
+        for event in told:
+            yield event
+            heard = time.monotonic()
         if time.monotonic() - heard > _QUIET_S:  # a connection that is gone shows when it is written to
             heard = time.monotonic()
             yield b": nothing new\n\n"
         await asyncio.sleep(_EVERY_S)
+
+
+def _event(content: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(content) + b"\n\n"
+
+
+def _line_cells(line: Line) -> list[str]:
+    texts = (line.provider or "-", line.what or "-", line.status or "-")
+    return [
+        moment(line.ts_ns), *(visible(str(text)) for text in texts), number(line.output_tokens), duration(line.duration_ms), number(line.risk),
+        visible(line.tenant or ""), str(line.findings or ""),
+    ]  # fmt: skip
+
+
+def _finding_cells(line: Line) -> list[str]:
+    at = f"at piece {line.at_output_token} of the answer" if line.at_output_token is not None else ""
+    return [moment(line.ts_ns), *(visible(text or "") for text in (line.severity, line.rule, line.place)), at]
 
 
 def _ended(session: Session, since_ns: int) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ for (const time of document.querySelectorAll("time[datetime]")) {
   }
 }
 
-// The live page: each event is one exchange, as text alone.
+// The live page: each event is one exchange or one finding, as text alone.
 const live = document.querySelector("table[data-live]");
 if (live) {
   const body = live.tBodies[0];
@@ -22,15 +22,14 @@ if (live) {
   const events = new EventSource(live.dataset.live);
   events.onopen = () => { state.textContent = "Following the store."; };
   events.onerror = () => { state.textContent = "The console does not answer; what is shown may be old. Trying again."; };
-  events.onmessage = (event) => {
-    if (paused) return;
-    const row = JSON.parse(event.data);
-    const line = body.insertRow(0);
-    for (const [index, value] of row.cells.entries()) {
+  const early = document.getElementById("live-findings");
+  const add = (rows, id, cells, numbers, most) => {
+    const line = rows.insertRow(0);
+    for (const [index, value] of cells.entries()) {
       const cell = line.insertCell();
       if (index === 0) {
         const link = document.createElement("a");
-        link.href = "/exchanges/" + encodeURIComponent(row.id);
+        link.href = "/exchanges/" + encodeURIComponent(id);
         link.textContent = new Date(value).toLocaleTimeString();
         link.title = value + " (UTC)";
         cell.append(link);
@@ -39,8 +38,18 @@ if (live) {
         text.textContent = value;
         cell.append(text);
       }
-      if ([3, 4, 5, 6].includes(index)) cell.className = "number";
+      if (numbers.includes(index)) cell.className = "number";
     }
-    while (body.rows.length > 200) body.deleteRow(-1);
+    while (rows.rows.length > most) rows.deleteRow(-1);
+  };
+  events.onmessage = (event) => {
+    if (paused) return;
+    const row = JSON.parse(event.data);
+    if (row.finding) {
+      early.hidden = false;
+      add(early.querySelector("tbody"), row.id, row.finding, [], 20);
+    } else {
+      add(body, row.id, row.cells, [3, 4, 5, 6], 200);
+    }
   };
 }
