@@ -99,7 +99,7 @@ def _not_found(pages: Pages) -> Callable[[Request, Exception], Response]:
 def _overview(pages: Pages, request: Request) -> Response:
     name, span = span_of(request)
 
-    totals, width, columns = pages.asking.known(("columns", span), lambda session: _over_time(session, span))
+    of_ns, totals, width, columns = pages.asking.known(("columns", span), lambda session: _over_time(session, span))
 
     def question(session: Session) -> dict[str, Any]:
         return {
@@ -118,7 +118,7 @@ def _overview(pages: Pages, request: Request) -> Response:
         "overview.html",
         since=name,
         charts=charts.NAMES,
-        now=time.time_ns(),
+        of_ns=of_ns,
         totals=totals,
         columns=columns,
         labels=[charts.moment(column.begin_ns, width) for column in columns],
@@ -126,9 +126,10 @@ def _overview(pages: Pages, request: Request) -> Response:
     )
 
 
-def _over_time(session: Session, span: figures.Span) -> tuple[figures.Totals, int, list[figures.Column]]:
+def _over_time(session: Session, span: figures.Span) -> tuple[int, figures.Totals, int, list[figures.Column]]:
+    of_ns = time.time_ns()
     totals = figures.totals(session, span)
-    return totals, *figures.columns(session, span, totals)
+    return of_ns, totals, *figures.columns(session, span, totals)
 
 
 def _chart(pages: Pages, request: Request) -> Response:
@@ -137,7 +138,7 @@ def _chart(pages: Pages, request: Request) -> Response:
         raise ConfigError("there is no such chart", "the overview has them all")
     _, span = span_of(request)
 
-    _, width, columns = pages.asking.known(("columns", span), lambda session: _over_time(session, span))
+    _, _, width, columns = pages.asking.known(("columns", span), lambda session: _over_time(session, span))
     theme: charts.Theme = "dark" if request.query_params.get("theme") == "dark" else "light"
     # A picture has no page around it whose style could be changed; its own must be allowed.
     headers = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'", "cache-control": "private, max-age=10"}

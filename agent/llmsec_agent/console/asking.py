@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from llmsec_analyzer.stored.session import QuerySession
 from llmsec_analyzer.stored.standing import StandingSession
@@ -25,6 +25,8 @@ _WAIT_S: Final = 10.0
 QUESTION_S: Final = 20.0
 # A database does not say whether it has something new.
 _FRESH_S: Final = 5.0
+# Figures of a large folder that a capture writes to would be found out all the time; pages say of when they are.
+_OLDEST_S: Final = 30.0
 _MOST_KEPT: Final = 64
 
 
@@ -40,6 +42,7 @@ class _Kept:
     value: Any = None
     generation: int = -1
     at: float = 0.0
+    keep_s: float = 0.0
 
 
 class Asking:
@@ -64,21 +67,25 @@ class Asking:
             self._places.release()
 
     def known(self, about: Hashable, question: Callable[[Session], _T]) -> _T:
-        """As `ask`, and the same again while a folder has nothing new (a database: for some seconds). Its readers change nothing of it."""
+        """As `ask`, and the same again while a folder has nothing new, or for ten times as long as it took, half a minute at most (a database: for
+        some seconds). Its readers change nothing of it.
+        """
         with self._opening:
             kept = self._kept.setdefault(about, _Kept())
             self._kept.move_to_end(about)
             while len(self._kept) > _MOST_KEPT:
                 self._kept.popitem(last=False)
         with kept.lock:  # who asks the same meanwhile waits for the answer
+            if kept.at and time.monotonic() - kept.at < kept.keep_s:
+                return cast("_T", kept.value)
 
             def asked(session: Session) -> _T:
                 generation = self._folder.generation if self._folder is not None else -1
-                is_fresh = time.monotonic() - kept.at < _FRESH_S if self._folder is None else kept.generation == generation
-                if kept.at == 0.0 or not is_fresh:
+                if not kept.at or generation < 0 or generation != kept.generation:
+                    began = time.monotonic()
                     kept.value, kept.generation, kept.at = question(session), generation, time.monotonic()
-                value: _T = kept.value
-                return value
+                    kept.keep_s = _FRESH_S if generation < 0 else min(_OLDEST_S, 10 * (kept.at - began))
+                return cast("_T", kept.value)
 
             return self.ask(asked)
 

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import sys
+import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,6 +26,7 @@ from llmsec_agent.console.reading import MAX_TEXT, passages, runs
 from llmsec_agent.console.serving import ServeSettings, access_of
 from llmsec_agent.console.triage import MAX_BYTES, Triage
 from llmsec_analyzer.judge.suppressions import load_suppressions
+from llmsec_analyzer.stored.stores import Session
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.model import Message, Part, Request
 from llmsec_tap.storage import StoreWriter, audit, create_store
@@ -479,6 +481,31 @@ def test_a_proxy_is_believed_from_its_address_alone(folder: Path) -> None:
     for peer, status in (("192.0.2.9", 200), ("192.0.2.10", 303)):
         with TestClient(app, base_url="http://127.0.0.1:8765", client=(peer, 1), follow_redirects=False) as made:
             assert made.get("/taps", headers={"x-user": "ann:analyst"}).status_code == status
+
+
+def test_figures_are_found_out_once_for_what_is_there(tmp_path: Path) -> None:
+    writer = StoreWriter(create_store(tmp_path / "store"))
+    asking, asked = Asking(str(tmp_path / "store"), Said()), 0
+
+    def count(session: Session) -> int:
+        nonlocal asked
+        asked += 1
+        return int(next(iter(session.select("SELECT count(*) FROM exchanges").rows()))[0])
+
+    assert [asking.known("n", count) for _ in range(5)] == [0] * 5
+    assert asked == 1
+    writer.add(exchange(1))
+    writer.flush()
+    deadline = time.monotonic() + 10
+    while asking.known("n", count) == 0 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert (asking.known("n", count), asked) == (1, 2)
+    assert asking.known("other", count) == 1
+    for number in range(200):  # what nobody asks for any more is forgotten
+        asking.known(number, count)
+    assert len(asking._kept) == 64
+    writer.close()
+    asking.close()
 
 
 def test_live_tells_each_exchange_once(tmp_path: Path) -> None:
