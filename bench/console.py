@@ -66,6 +66,7 @@ def first_paint(address: str, base: str, page: str) -> float | None:
         shown = started.new_page()
         shown.goto(address)
         shown.goto(base + page, wait_until="load")
+        shown.wait_for_function("performance.getEntriesByName('first-contentful-paint').length")
         paint = shown.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
         started.close()
         return float(paint)

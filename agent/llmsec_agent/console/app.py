@@ -43,6 +43,7 @@ _HERE: Final = Path(__file__).parent
 _PAGE: Final = 50
 _MAX_EXPORT: Final = 100_000
 _MAX_FORM: Final = 16 << 10
+_MINUTE_NS: Final = 60 * 1_000_000_000
 _LONGEST: Final = 200  # rows of a table without pages
 Columns = tuple[tuple[str, str], ...]
 _FIELDS: Final = ("model", "provider", "api", "tenant", "status", "completeness", "since", "until", "text", "risk", "rule")
@@ -270,7 +271,8 @@ def _span(request: Request) -> tuple[str, figures.Span]:
     name = request.query_params.get("since", "")
     if name not in templates.SPANS:
         name = "24h"
-    since = None if name == "all" else listing.parse_time(name, "since")
+    # A whole minute: who looks again within it asks the same.
+    since = None if name == "all" else listing.parse_time(name, "since") // _MINUTE_NS * _MINUTE_NS
     return name, figures.Span(since_ns=since)
 
 
@@ -320,13 +322,10 @@ def _audit(pages: Pages, request: Request, session: Session, event: str, **facts
 def _overview(pages: Pages, request: Request) -> Response:
     name, span = _span(request)
 
+    totals, width, columns = pages.asking.known(("columns", span), lambda session: _over_time(session, span))
+
     def question(session: Session) -> dict[str, Any]:
-        known = figures.totals(session, span)
-        width, columns = figures.columns(session, span, known)
         return {
-            "totals": known,
-            "columns": columns,
-            "labels": [charts.moment(column.begin_ns, width) for column in columns],
             "models": figures.top(session, span, "model"),
             "tenants": figures.top(session, span, "tenant"),
             "workloads": figures.top(session, span, "process.comm"),
@@ -334,10 +333,25 @@ def _overview(pages: Pages, request: Request) -> Response:
             "losses": figures.losses(session, span),
         }
 
-    values = pages.asking.ask(question)
-    if "since" not in request.query_params and not values["totals"].exchanges:
+    if "since" not in request.query_params and not totals.exchanges:
         return RedirectResponse("/?since=all", 303)
-    return _page(pages, request, "overview.html", since=name, charts=charts.NAMES, now=time.time_ns(), **values)
+    return _page(
+        pages,
+        request,
+        "overview.html",
+        since=name,
+        charts=charts.NAMES,
+        now=time.time_ns(),
+        totals=totals,
+        columns=columns,
+        labels=[charts.moment(column.begin_ns, width) for column in columns],
+        **pages.asking.known(("overview", span), question),
+    )
+
+
+def _over_time(session: Session, span: figures.Span) -> tuple[figures.Totals, int, list[figures.Column]]:
+    totals = figures.totals(session, span)
+    return totals, *figures.columns(session, span, totals)
 
 
 def _chart(pages: Pages, request: Request) -> Response:
@@ -346,10 +360,7 @@ def _chart(pages: Pages, request: Request) -> Response:
         raise ConfigError("there is no such chart", "the overview has them all")
     _, span = _span(request)
 
-    def question(session: Session) -> tuple[int, list[figures.Column]]:
-        return figures.columns(session, span, figures.totals(session, span))
-
-    width, columns = pages.asking.ask(question)
+    _, width, columns = pages.asking.known(("columns", span), lambda session: _over_time(session, span))
     theme: charts.Theme = "dark" if request.query_params.get("theme") == "dark" else "light"
     # A picture has no page around it whose style could be changed; its own must be allowed.
     headers = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'", "cache-control": "private, max-age=10"}
@@ -433,7 +444,7 @@ def _records(pages: Pages, request: Request, wanted: listing.Filter) -> Iterator
         def question(session: Session, page: listing.Filter = page, audited: bool = audited) -> list[Exchange]:
             if not audited:
                 _audit(pages, request, session, "export", page="exchanges.jsonl", filter=sorted(request.query_params))
-            return list(listing.records(session, page))
+            return listing.records_page(session, page)
 
         found = pages.asking.ask(question)
         audited = True
@@ -492,10 +503,8 @@ def _findings(pages: Pages, request: Request) -> Response:
         suppressed=request.query_params.get("suppressed") == "1",
     )  # fmt: skip
 
-    def question(session: Session) -> tuple[list[Any], list[dict[str, Any]]]:
-        return figures.rules(session, span), list(stored_findings(session, wanted))
-
-    rules, found = pages.asking.ask(question)
+    rules = pages.asking.known(("rules", span), lambda session: figures.rules(session, span))
+    found = pages.asking.ask(lambda session: list(stored_findings(session, wanted)))
     return _page(
         pages,
         request,
@@ -523,7 +532,7 @@ def _table(
     empty: str,
 ) -> Response:
     name, span = _span(request)
-    rows = pages.asking.ask(lambda session: question(session, span))
+    rows = pages.asking.known((command, span), lambda session: question(session, span))
     return _page(pages, request, "table.html", title=title, command=command, columns=columns, rows=rows, since=name, empty=empty)
 
 

@@ -1,75 +1,113 @@
-"""Questions of pages to a store: a few sessions that requests share, and a time after which a question is given up."""
+"""Questions of pages to a store: how many at once, for how long, and what is still known from the last time."""
 
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Final, TypeVar
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
 
 from llmsec_analyzer.stored.session import QuerySession
+from llmsec_analyzer.stored.standing import StandingSession
 from llmsec_analyzer.stored.stores import Session, open_session
 from llmsec_tap.errors import StorageError
 from llmsec_tap.journal import Journal
+from llmsec_tap.storage.clickhouse.address import is_clickhouse
 
 _T = TypeVar("_T")
 # Each has a core's worth of work at most; who asks beyond that waits.
-_SESSIONS: Final = 3
+_AT_ONCE: Final = 3
 _WAIT_S: Final = 10.0
 # A question that takes longer is wrong for a page.
 QUESTION_S: Final = 20.0
-# New parts are seen at once; what a session looks at when it begins (taps, damaged parts) is looked at again after so long.
-_FRESH_S: Final = 30.0
+# A database does not say whether it has something new.
+_FRESH_S: Final = 5.0
+_MOST_KEPT: Final = 64
 
 
 class BusyError(StorageError):
     """Everything that may ask the store does so."""
 
 
+@dataclass
+class _Kept:
+    """An answer, and what it is of; `lock` is held by who finds it out."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    value: Any = None
+    generation: int = -1
+    at: float = 0.0
+
+
 class Asking:
-    """Sessions of one store, opened when they are first needed."""
+    """One store, opened when it is first needed."""
 
     def __init__(self, location: str, journal: Journal) -> None:
         self.location = location
         self._journal = journal
-        self._free: queue.LifoQueue[tuple[Session, float] | None] = queue.LifoQueue()
-        for _ in range(_SESSIONS):
-            self._free.put(None)
+        self._places = threading.BoundedSemaphore(_AT_ONCE)
+        self._opening = threading.Lock()
+        self._folder: StandingSession | None = None
+        self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
 
     def ask(self, question: Callable[[Session], _T]) -> _T:
         """What it gives. Raises StorageError, ConfigError; BusyError where the store is asked too much."""
-        with self._session() as session, _limited(session):
-            return question(session)
+        if not self._places.acquire(timeout=_WAIT_S):
+            raise BusyError("the store is asked too much at once", "try again in a moment")
+        try:
+            with contextlib.closing(self._session()) as session, _limited(session):
+                return question(session)
+        finally:
+            self._places.release()
+
+    def known(self, about: Hashable, question: Callable[[Session], _T]) -> _T:
+        """As `ask`, and the same again while a folder has nothing new (a database: for some seconds). Its readers change nothing of it."""
+        with self._opening:
+            kept = self._kept.setdefault(about, _Kept())
+            self._kept.move_to_end(about)
+            while len(self._kept) > _MOST_KEPT:
+                self._kept.popitem(last=False)
+        with kept.lock:  # who asks the same meanwhile waits for the answer
+
+            def asked(session: Session) -> _T:
+                generation = self._folder.generation if self._folder is not None else -1
+                is_fresh = time.monotonic() - kept.at < _FRESH_S if self._folder is None else kept.generation == generation
+                if kept.at == 0.0 or not is_fresh:
+                    kept.value, kept.generation, kept.at = question(session), generation, time.monotonic()
+                value: _T = kept.value
+                return value
+
+            return self.ask(asked)
+
+    def since(self, generation: int, question: Callable[[Session], _T]) -> tuple[int, _T | None]:
+        """As `ask`, but only where a folder has something new since that generation (-1: in any case); with the generation to ask for next."""
+
+        def asked(session: Session) -> tuple[int, _T | None]:
+            now = self._folder.generation if self._folder is not None else -1
+            return now, question(session) if now != generation or now < 0 else None
+
+        return self.ask(asked)
 
     def close(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                held = self._free.get_nowait()
-                if held is not None:
-                    held[0].close()
+        with self._opening:
+            if self._folder is not None:
+                self._folder.close()
+            self._folder = None
 
-    @contextlib.contextmanager
-    def _session(self) -> Iterator[Session]:
+    def _session(self) -> Session:
+        if is_clickhouse(self.location):
+            return open_session(self.location, self._journal)
+        with self._opening:
+            if self._folder is None:
+                self._folder = StandingSession.open(self.location, self._journal)
         try:
-            held = self._free.get(timeout=_WAIT_S)
-        except queue.Empty:
-            raise BusyError("the store is asked too much at once", "try again in a moment") from None
-        if held is not None and time.monotonic() - held[1] > _FRESH_S:
-            held[0].close()
-            held = None
-        try:
-            if held is None:
-                held = open_session(self.location, self._journal), time.monotonic()
-            yield held[0]
-        except BaseException:
-            if held is not None:
-                held[0].close()
-            held = None
+            return self._folder.lend()
+        except StorageError:
+            self.close()  # the folder may have been moved, or made anew
             raise
-        finally:
-            self._free.put(held)
 
 
 @contextlib.contextmanager

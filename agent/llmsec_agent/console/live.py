@@ -30,11 +30,13 @@ async def events(asking: Asking, start_ns: int | None = None) -> AsyncIterator[b
     began = time.time_ns() if start_ns is None else start_ns
     told: OrderedDict[str, None] = OrderedDict()
     heard = time.monotonic()
+    generation = -1
     yield b"retry: 2000\n\n"
     while True:
         since = max(began, time.time_ns() - _BEHIND_NS) if start_ns is None else began
         try:
-            rows = await run_in_threadpool(asking.ask, lambda session, since=since: _ended(session, since))
+            generation, found = await run_in_threadpool(asking.since, generation, lambda session, since=since: _ended(session, since))
+            rows = found or []
         except BusyError:
             rows = []
         except LLMSecError as fault:

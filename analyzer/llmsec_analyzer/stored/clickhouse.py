@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -64,6 +65,12 @@ class ClickHouseSession:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def narrowed(self, since_ns: int | None, until_ns: int | None) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def reach(self, before_ns: int | None, rows: int) -> int | None:
+        return None
 
     def close(self) -> None:
         self._streams.close()

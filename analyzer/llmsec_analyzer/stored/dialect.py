@@ -19,6 +19,7 @@ class Dialect:
     whole: str
     left: str
     any_anomaly: str
+    has_rule: str  # a finding of it
     among: str
     contains: str  # a text in another, in either case
     length: str
@@ -43,6 +44,7 @@ DUCKDB: Final = Dialect(
     whole="round({})::BIGINT",
     left="left({}, {})",
     any_anomaly="list_has_any(list_transform(anomalies, lambda a: a.name), ?)",
+    has_rule="list_contains(list_transform(findings, lambda f: f.rule_id), ?)",
     among="list_contains(?, {})",
     contains="contains(lower({}), lower(?))",
     length="len({})",
@@ -57,6 +59,7 @@ CLICKHOUSE: Final = Dialect(
     whole="CAST(round({}) AS Nullable(Int64))",
     left="leftUTF8({}, {})",
     any_anomaly="hasAny(arrayMap(a -> a.name, anomalies), ?)",
+    has_rule="has(arrayMap(f -> f.rule_id, findings), ?)",
     among="has(?, {})",
     contains="positionCaseInsensitiveUTF8({}, ?) > 0",
     length="length({})",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from llmsec_analyzer.stored.dialect import Dialect
 from llmsec_analyzer.stored.stores import Result, Session
@@ -84,7 +85,7 @@ class Filter:
             conditions.append("risk_score >= ?")
             parameters.append(self.risk)
         if self.rule is not None:
-            conditions.append("exchange_id IN (SELECT exchange_id FROM findings WHERE rule_id = ?)")
+            conditions.append(sql.has_rule)
             parameters.append(self.rule)
         if self.before is not None:
             conditions.append("(coalesce(started_ns, 0) < ? OR (coalesce(started_ns, 0) = ? AND exchange_id > ?))")
@@ -112,30 +113,61 @@ def listed(session: Session, wanted: Filter) -> Result:
     """A row for each exchange, newest first: what a list shows of it."""
     where, parameters = wanted.where(session.dialect)
     return session.select(
-        f"SELECT {_list_columns(session.dialect)} FROM exchanges {where} ORDER BY started_ns DESC NULLS LAST, exchange_id LIMIT ?",  # noqa: S608 - values are parameters
+        f"SELECT {_list_columns(session.dialect)} FROM exchanges {where} {_NEWEST_FIRST}",  # noqa: S608 - values are parameters
         [*parameters, wanted.limit],
     )
 
 
 def page(session: Session, wanted: Filter) -> list[dict[str, Any]]:
     """A page of a list, newest first, as dicts: what a list shows of each, its whole id and where it stands."""
+    return _widened(session, wanted, _page)
+
+
+def records(session: Session, wanted: Filter) -> Iterator[Exchange]:
+    """Whole records, newest first."""
+    where, parameters = wanted.where(session.dialect)
+    return _records(session, f"{where} {_NEWEST_FIRST}", [*parameters, wanted.limit])
+
+
+def records_page(session: Session, wanted: Filter) -> list[Exchange]:
+    """A page of whole records, newest first."""
+    return _widened(session, wanted, lambda session, wanted: list(records(session, wanted)))
+
+
+_NEWEST_FIRST: Final = "ORDER BY started_ns DESC NULLS LAST, exchange_id LIMIT ?"
+_T = TypeVar("_T")
+
+
+def _widened(session: Session, wanted: Filter, asked: Callable[[Session, Filter], list[_T]]) -> list[_T]:
+    """The page, once it is full. A large store is asked for its newest part first, then for sixteen times as much, until the page is full."""
+    before = wanted.before.started_ns if wanted.before is not None else wanted.until_ns
+    rows = wanted.limit * 2
+    while (since_ns := session.reach(before, rows)) is not None and since_ns > (wanted.since_ns or 0):
+        until_ns = wanted.until_ns if wanted.before is None else min(wanted.before.started_ns + 1, wanted.until_ns or _LAST_NS)
+        with session.narrowed(since_ns, until_ns):
+            found = asked(session, dataclasses.replace(wanted, since_ns=since_ns, until_ns=until_ns))
+        if len(found) >= wanted.limit:
+            return found
+        rows *= 16
+    with session.narrowed(wanted.since_ns, wanted.until_ns):
+        return asked(session, wanted)
+
+
+_LAST_NS: Final = 2**63 - 1
+
+
+def _page(session: Session, wanted: Filter) -> list[dict[str, Any]]:
     where, parameters = wanted.where(session.dialect)
     found = session.select(
         f"""
         SELECT {_list_columns(session.dialect)}, exchange_id, coalesce(started_ns, 0) AS started_ns, tenant, risk_score, cost_usd,
             {session.dialect.length.format("findings")} AS findings,
             method, path, tls.server_name AS server_name, tls.transport AS transport, server
-        FROM exchanges {where} ORDER BY coalesce(started_ns, 0) DESC, exchange_id LIMIT ?
+        FROM exchanges {where} {_NEWEST_FIRST}
         """,  # noqa: S608 - our own clauses
         [*parameters, wanted.limit],
     )
     return [dict(zip(found.names, row, strict=True)) for row in found.rows()]
-
-
-def records(session: Session, wanted: Filter) -> Iterator[Exchange]:
-    """Whole records, newest first."""
-    where, parameters = wanted.where(session.dialect)
-    return _records(session, f"{where} ORDER BY started_ns DESC NULLS LAST, exchange_id LIMIT ?", [*parameters, wanted.limit])
 
 
 def of_anomalies(session: Session, names: Sequence[str] | None) -> Iterator[Exchange]:
@@ -181,18 +213,42 @@ def find(session: Session, prefix: str) -> Exchange:
     prefix = prefix.strip()
     if not prefix:
         raise ConfigError("an empty id matches everything", "give at least its first characters")
-    rows = session.select(
-        f"SELECT exchange_id FROM exchanges WHERE {session.dialect.starts_with.format('exchange_id')} ORDER BY exchange_id LIMIT 4",  # noqa: S608 - our own clauses
-        [prefix],
-    ).rows()
-    found = [row[0] for row in rows]
-    if not found:
+    millisecond = _time_of(prefix)
+    exchange = None
+    if millisecond is not None:
+        exchange = _found(session, prefix, millisecond * 1_000_000, (millisecond + 1) * 1_000_000)
+    exchange = exchange or _found(session, prefix, None, None)
+    if exchange is None:
         raise ConfigError(f"no exchange with an id that begins with {prefix!r}", "llmsec-analyze exchanges lists ids")
+    return exchange
+
+
+_ID_DIGITS: Final = 32
+
+
+def _time_of(exchange_id: str) -> int | None:
+    """The millisecond of its start, which its first twelve digits are (exchange/ids.py): so few parts of a store are looked into."""
+    return int(exchange_id[:12], 16) if re.match(r"[0-9a-f]{12}", exchange_id) else None
+
+
+def _found(session: Session, prefix: str, since_ns: int | None, until_ns: int | None) -> Exchange | None:
+    clause, values = ("", []) if since_ns is None else ("AND started_ns >= ? AND started_ns < ?", [since_ns, until_ns])
+    with session.narrowed(since_ns, until_ns):
+        found = prefix if len(prefix) == _ID_DIGITS else _only(session, prefix, clause, values)
+        return next(_records(session, f"WHERE exchange_id = ? {clause}", [found, *values]), None) if found is not None else None
+
+
+def _only(session: Session, prefix: str, clause: str, values: list[Any]) -> str | None:
+    """The one id that begins so; None where there is none. ConfigError where there are more."""
+    rows = session.select(
+        f"SELECT exchange_id FROM exchanges WHERE {session.dialect.starts_with.format('exchange_id')} {clause} ORDER BY exchange_id LIMIT 4",  # noqa: S608 - our own clauses
+        [prefix, *values],
+    ).rows()
+    found = [str(row[0]) for row in rows]
     if len(found) > 1 and prefix not in found:
         some = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
         raise ConfigError(f"more than one exchange has an id that begins with {prefix!r}", f"one of {some}")
-    wanted = prefix if prefix in found else found[0]
-    return next(_records(session, "WHERE exchange_id = ?", [wanted]))
+    return prefix if prefix in found else next(iter(found), None)
 
 
 def _records(session: Session, clauses: str, parameters: list[Any]) -> Iterator[Exchange]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -161,6 +162,12 @@ class QuerySession:
     def interrupt(self) -> None:
         """End the statement that runs now, from another thread."""
         self._connection.interrupt()
+
+    def narrowed(self, since_ns: int | None, until_ns: int | None) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def reach(self, before_ns: int | None, rows: int) -> int | None:
+        return None
 
     def run(self, sql: str) -> Result:
         """Run one statement of a user's. ConfigError where it is wrong or does more than read."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -40,6 +41,12 @@ class Session(Protocol):
 
     def batches(self, sql: str) -> pa.RecordBatchReader:
         """As `run`, but Arrow record batches, as they come."""
+
+    def narrowed(self, since_ns: int | None, until_ns: int | None) -> AbstractContextManager[None]:
+        """What is asked within has these bounds of `started_ns` in its own words too, and is answered before the end: so less may be looked into."""
+
+    def reach(self, before_ns: int | None, rows: int) -> int | None:
+        """A time since which there are at least so many exchanges before that one (None: before none), where it is known at once; else None."""
 
     def close(self) -> None: ...
 

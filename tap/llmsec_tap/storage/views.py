@@ -335,16 +335,44 @@ def view_statements(files: str, tap_files: str | None) -> list[str]:
     source = f"""(SELECT row_key, max(stored_seq) AS stored_seq FROM {parts} GROUP BY row_key) newest
 RIGHT JOIN {parts} r ON r.row_key = newest.row_key
 WHERE newest.row_key IS NULL OR r.stored_seq = newest.stored_seq"""  # noqa: S608 - the path is quoted
+    return [f"CREATE VIEW {name} AS {sql}" for name, sql in _views(source, tap_files)]
+
+
+def deduplicated_views(files: str, tap_files: str | None, older: str | None, *, alike: bool) -> list[str]:
+    """Statements that replace the views of `view_statements` where it is known which rows are older copies (`deduplicated`)."""
+    views = _views(deduplicated(files, older, alike=alike), tap_files)
+    return [f"CREATE OR REPLACE VIEW {name} AS {sql}" for name, sql in views if name in ("exchanges", TAPS)]
+
+
+def narrowed_view(files: str, older: str | None, *, alike: bool) -> str:
+    """A statement that has a connection of its own see these parts alone."""
+    return next(
+        f"CREATE OR REPLACE TEMP VIEW {name} AS {sql}"
+        for name, sql in _views(deduplicated(files, older, alike=alike), None)
+        if name == "exchanges"
+    )
+
+
+def deduplicated(files: str, older: str | None, *, alike: bool) -> str:
+    """A FROM clause. `older`: a table with row_key and stored_seq of each older copy; None: there are none. `alike`: all parts have the same columns, so
+    none but those in question is opened to look.
+    """
+    parts = f"read_parquet({files}, union_by_name={str(not alike).lower()}, hive_partitioning=false) r"
+    return f"{parts} ANTI JOIN {older} o ON r.row_key = o.row_key AND r.stored_seq = o.stored_seq" if older else parts
+
+
+def _views(source: str, tap_files: str | None) -> list[tuple[str, str]]:
+    """Names and their SELECT; `source` is the FROM clause of exchanges."""
     none = ", ".join(f'NULL::{sql_type(kind)} AS "{name}"' for name, kind in TAP_COLUMNS)
     taps = (
         f"(SELECT {none} LIMIT 0) t" if tap_files is None else f"read_parquet({tap_files}, union_by_name=true, hive_partitioning=false) t"
     )
     sources = {"exchanges": source, TAPS: taps}
-    statements = []
+    made = []
     for view in VIEWS:
         columns = ",\n  ".join(f'{column.sql} AS "{column.name}"' for column in view.columns)
-        statements.append(f"CREATE VIEW {view.name} AS SELECT\n  {columns}\nFROM {view.source or sources[view.name]}")
-    return statements
+        made.append((view.name, f"SELECT\n  {columns}\nFROM {view.source or sources[view.name]}"))
+    return made
 
 
 def comment_statements() -> list[str]:
