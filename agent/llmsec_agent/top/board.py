@@ -60,11 +60,14 @@ class _Open:
 class Board:
     """Give it events in the order they come; times are epoch nanoseconds, those of the events."""
 
-    def __init__(self, now_ns: int | None = None, *, monotonic: Callable[[], int] = time.monotonic_ns) -> None:
-        """`now_ns`: where events are of now. Without it the first event says when it is: a file of events is played as of its own time."""
+    def __init__(self, now_ns: int | None = None, *, reach_ns: int = 0, monotonic: Callable[[], int] = time.monotonic_ns) -> None:
+        """`now_ns`: where events are of now. Without it the first event says when it is: a file of events is played as of its own time.
+
+        `reach_ns`: so far before now the first events are of, as of a store.
+        """
         self._monotonic = monotonic
         self._anchor = (now_ns, monotonic())
-        began = now_ns or 0
+        began = (now_ns or 0) - reach_ns
         self.processes = Windows(began)
         self.models = Windows(began)
         self._has_begun = now_ns is not None
