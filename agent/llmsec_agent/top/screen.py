@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Sequence
 from typing import ClassVar, Final
 
 from rich.text import Text
@@ -138,8 +140,8 @@ class Top(App[None]):
         Binding("question_mark,h,f1", "help"),
     ]
 
-    def __init__(self, source: Source, board: Board, *, on_end: Callable[[], None] | None = None) -> None:
-        """`on_end` is called where the source has ended; without it the screen stays."""
+    def __init__(self, source: Source, board: Board, *, leaves_at_end: bool = False) -> None:
+        """`leaves_at_end`: where the source has ended, rather than that it can still be read."""
         # Without a colour of its own a terminal's own are used, and NO_COLOR has none at all rather than greys.
         super().__init__(ansi_color=True if os.environ.get("NO_COLOR") else None)
         self.source, self.board = source, board
@@ -147,7 +149,7 @@ class Top(App[None]):
         self.by = 0
         self.is_paused = False
         self.said = ""
-        self._on_end = on_end
+        self._leaves_at_end = leaves_at_end
         self._drawn = (-1, -1, "", 0)
         self._is_laid_out = False
 
@@ -164,6 +166,8 @@ class Top(App[None]):
         self._lay_out(self.size.width)
         self._is_laid_out = True
         self.query_one("#processes").focus()
+        for number in (signal.SIGTERM, signal.SIGHUP):  # the terminal is left as it was
+            asyncio.get_running_loop().add_signal_handler(number, self.exit)
         self.source.start()
         self._look()
         self.set_interval(_EVERY_S, self._look)
@@ -191,8 +195,7 @@ class Top(App[None]):
             match told:
                 case Said(text, is_end):
                     self.said = visible(text)
-                    if is_end and self._on_end is not None:
-                        self._on_end()
+                    if is_end and self._leaves_at_end:
                         self.exit()
                 case Stored(rows, losses):
                     self.board.take_stored(rows)

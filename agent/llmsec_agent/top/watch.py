@@ -1,4 +1,4 @@
-"""The live view's runs: over a store, over events from standard input."""
+"""The live view's runs: over a store, over events from standard input, over a capture's."""
 
 from __future__ import annotations
 
@@ -27,9 +27,16 @@ def watch_input() -> None:
     _run(source, Board())
 
 
-def _run(source: Source, board: Board) -> None:
+def draw_capture(events: int) -> None:
+    """Events of a capture of our own, until it ends."""
+    source = Lines(events, "capture")
+    give_up_rights()
+    _run(source, Board(time.time_ns()), leaves_at_end=True)
+
+
+def _run(source: Source, board: Board, *, leaves_at_end: bool = False) -> None:
     try:
-        Top(source, board).run()
+        Top(source, board, leaves_at_end=leaves_at_end).run()
     finally:
         if not source.close():
             # A question of a large store is under way: nobody waits for it, and its thread must not outlive the interpreter.
