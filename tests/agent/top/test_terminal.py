@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from llmsec_agent.events import Ended, to_line
 from llmsec_tap.storage import StoreWriter, audit, create_store
 from support.exchanges import a_finding
 from support.hostile import HOSTILE, exchange
+from support.tls_front import children
 from support.tmux import Terminal, terminal
 
 TOP = f"{sys.executable} -m llmsec_agent.cli.tap.app top"
@@ -61,7 +63,7 @@ def is_clean(shell: Terminal) -> None:
     """The screen from before is back, with its cursor, and no mouse is reported."""
     assert [shell.fact(name) for name in ("alternate_on", "cursor_flag", "mouse_any_flag")] == ["0", "1", "0"]
     shell.keys("echo typed", "Enter")
-    shell.until(lambda screen: "\ntyped" in screen)
+    shell.until(lambda screen: re.search("(?<!echo )typed", screen) is not None)
 
 
 def test_a_growing_store_is_followed_and_keys_work(tmp_path: Path) -> None:
@@ -97,6 +99,17 @@ def test_ctrl_c_leaves_as_q_does(tmp_path: Path) -> None:
     with terminal(tmp_path) as shell:
         begin(shell, f"{TOP} --store store")
         shell.keys("C-c")
+        shell.until(lambda screen: code(screen) == "0")
+        is_clean(shell)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_the_terminal_as_it_was(tmp_path: Path, number: signal.Signals) -> None:
+    fill(tmp_path / "store", "m")
+    with terminal(tmp_path) as shell:
+        begin(shell, f"{TOP} --store store")
+        (pid,) = children(int(shell.fact("pane_pid")))
+        os.kill(pid, number)
         shell.until(lambda screen: code(screen) == "0")
         is_clean(shell)
 
@@ -157,6 +170,7 @@ def test_the_end_of_events_leaves_them_to_be_read(tmp_path: Path) -> None:
         ("--store missing", "xterm", "code 4"),
         ("--store store", "dumb", "error: the live view cannot draw on a terminal of the kind 'dumb'"),
         ("", "xterm", "error: nothing to watch"),
+        ("- --all", "xterm", "error: `-` reads the events of another capture"),
         ("events", "xterm", "error: top takes `-` or nothing"),
         ("-", "xterm", "error: `-` reads events, and standard input is a terminal"),
         ("--store store > out", "xterm", "and standard output is none"),
