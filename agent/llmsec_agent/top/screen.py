@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
@@ -27,6 +28,8 @@ from llmsec_tap.visible import visible
 _EVERY_S: Final = 0.25
 # Taking events in has this much of each interval: keys stay quick.
 _TAKING_S: Final = 0.12
+# A drawing is followed by none for so many times what it took: a busy host is not made busier.
+_DRAWING_SHARE: Final = 8
 _MAX_ROWS: Final = 200
 # A screen lays out no megabytes; the commands print all of a record.
 _MAX_TEXT: Final = 100_000
@@ -152,6 +155,7 @@ class Top(App[None]):
         self._leaves_at_end = leaves_at_end
         self._drawn = (-1, -1, "", 0)
         self._is_laid_out = False
+        self._next_drawing = 0.0
 
     def compose(self) -> ComposeResult:
         yield Static(id="head", classes="bar", markup=False)
@@ -203,7 +207,10 @@ class Top(App[None]):
                     self.board.changes += 1
                 case _:
                     self.board.take(told)
-        self.draw()
+        if time.monotonic() >= self._next_drawing:
+            began = time.monotonic()
+            self.draw()
+            self._next_drawing = began + (time.monotonic() - began) * _DRAWING_SHARE
 
     def draw(self) -> None:
         """Where something is new, or time has gone on."""

@@ -226,6 +226,7 @@ class Follower:
         self._queue = _Queue()
         self._known: OrderedDict[str, None] = OrderedDict()
         self._said = ""
+        self._cut = 0
 
     def check(self) -> None:
         """Raises what is wrong with the store, now rather than on the screen."""
@@ -268,12 +269,12 @@ class Follower:
     def _tell(self, rows: list[dict[str, Any]], losses: dict[str, int]) -> None:
         new = [row for row in rows if row["exchange_id"] not in self._known]
         if len(rows) == _AT_ONCE and len(new) == _AT_ONCE:
-            self._say(f"more than {_AT_ONCE:,} exchanges at once: not all are shown")
+            self._cut += 1
         for row in new:
             self._known[row["exchange_id"]] = None
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
-        self._queue.put(Stored([facts_of(row) for row in new], losses))
+        self._queue.put(Stored([facts_of(row) for row in new], losses | {"looks cut short": self._cut}))
 
     def _say(self, text: str) -> None:
         if text != self._said:

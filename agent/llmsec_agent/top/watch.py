@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from llmsec_agent.console.serving import drop_rights
+from llmsec_agent.store_rights import drop_rights
 from llmsec_agent.top.board import Board
 from llmsec_agent.top.screen import Top
 from llmsec_agent.top.sources import REACH_NS, Follower, Lines, Source

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -130,7 +132,7 @@ def test_a_store_tells_each_exchange_once_and_what_its_taps_lost(tmp_path: Path)
     (first,) = told(source, 1)
     assert isinstance(first, Stored)
     assert [one.exchange_id for one in first.rows] == [f"{1:032x}"]
-    assert first.losses == {"not stored": 4, "lost records": 1}
+    assert first.losses == {"not stored": 4, "lost records": 1, "looks cut short": 0}
     assert first.rows[0].process is None
     assert [finding.rule_id for finding in first.rows[0].findings] == ["injection.override"]
     writer = StoreWriter(create_store(root))
@@ -144,8 +146,30 @@ def test_a_store_tells_each_exchange_once_and_what_its_taps_lost(tmp_path: Path)
     assert source.close()
 
 
+def test_more_than_a_look_takes_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_AT_ONCE", 3)
+    writer = StoreWriter(create_store(tmp_path / "store"))
+    for number in range(5):
+        writer.add(now_ended(number, number / 1000))  # type: ignore[arg-type]
+    writer.close()
+    source = Follower(str(tmp_path / "store"), "store", time.time_ns())
+    source.start()
+    (look,) = told(source, 1)
+    assert isinstance(look, Stored)
+    assert len(look.rows) == 3
+    assert look.losses["looks cut short"] == 1
+    assert source.close()
+
+
 def test_a_store_that_is_none_is_said_before_anything_is_drawn(tmp_path: Path) -> None:
     source = Follower(str(tmp_path / "none"), "none", time.time_ns())
     with pytest.raises(StorageError):
         source.check()
     source.close()
+
+
+def test_the_view_needs_nothing_of_the_console(tmp_path: Path) -> None:
+    """They are different extras."""
+    pytest.importorskip("textual", reason="the extra `top`")
+    blocked = "import sys; sys.modules.update(dict.fromkeys(('starlette', 'uvicorn', 'jinja2', 'pygal')))"
+    subprocess.run([sys.executable, "-c", f"{blocked}; import llmsec_agent.top.watch, llmsec_agent.top.captured"], check=True, timeout=60)

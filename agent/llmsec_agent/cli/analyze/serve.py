@@ -64,8 +64,9 @@ def serve(
         from llmsec_agent.console.app import console
     except ImportError as fault:
         raise ConfigError(f"the console needs the package {fault.name}", "pip install 'llmsec-trace[console]'") from None
-    from llmsec_agent.console.serving import ServeSettings, access_of, drop_rights, listen, tls_of
+    from llmsec_agent.console.serving import ServeSettings, access_of, listen, tls_of
     from llmsec_agent.journals import journal
+    from llmsec_agent.store_rights import drop_rights
     from llmsec_analyzer.stored.stores import open_session
 
     settings = ServeSettings(store, host, port, tls_cert, tls_key, token_file, users, trusted_header, trusted_proxy)
