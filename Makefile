@@ -13,11 +13,11 @@ unexport PYTHONDONTWRITEBYTECODE
 	@touch $@
 
 .venv/.demo: .venv/.made uv.lock pyproject.toml
-	$(UV) sync --quiet --frozen --no-dev --extra tokens --extra console --inexact
+	$(UV) sync --quiet --frozen --no-dev --extra tokens --extra console --extra top --inexact
 	@touch $@
 
 .venv/.dev: .venv/.made uv.lock pyproject.toml
-	$(UV) sync --quiet --frozen --extra tokens --extra ml --extra classifier --extra names --extra clickhouse --extra tenants --extra otlp --extra alerts --extra apprise --extra console --group dev --group peers --inexact
+	$(UV) sync --quiet --frozen --extra tokens --extra ml --extra classifier --extra names --extra clickhouse --extra tenants --extra otlp --extra alerts --extra apprise --extra console --extra top --group dev --group peers --inexact
 	@touch $@
 
 demo: .venv/.demo  ## replay a shipped capture of a real server, then ask SQL of it

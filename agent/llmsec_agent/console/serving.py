@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import secrets
 import socket
 import ssl
@@ -11,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmsec_agent.console.access import Access, read_token, read_users
-from llmsec_tap import privileges
 from llmsec_tap.errors import ConfigError
-from llmsec_tap.storage.clickhouse.address import is_clickhouse
 
 _LOCAL = frozenset(("127.0.0.1", "localhost", "::1"))
 
@@ -85,18 +82,6 @@ def listen(settings: ServeSettings) -> socket.socket:
             f"cannot listen on {settings.host} port {settings.port}: {fault.strerror}", "--port takes another one, 0 any"
         ) from None
     return listener
-
-
-def drop_rights(store: str) -> None:
-    """Root serves as the owner of the store, where that user may read this program; otherwise with the right to read files and no other."""
-    try:
-        owner = 0 if is_clickhouse(store) else Path(store).stat().st_uid
-    except OSError:
-        owner = 0  # there is no such folder, which is said when it is opened
-    if os.geteuid() == 0 and owner and privileges.may_read_programs(user := privileges.by_uid(owner)):
-        privileges.become(user)
-        return
-    privileges.limit_capabilities(("CAP_DAC_READ_SEARCH",) if owner else ())
 
 
 def tls_of(settings: ServeSettings) -> None:

@@ -73,9 +73,10 @@ def serve(
     except ImportError as fault:
         raise ConfigError(f"the console needs the package {fault.name}", "pip install 'llmsec-trace[console]'") from None
     from llmsec_agent.config import load_config
-    from llmsec_agent.console.serving import ServeSettings, access_of, drop_rights, listen, tls_of
+    from llmsec_agent.console.serving import ServeSettings, access_of, listen, tls_of
     from llmsec_agent.console.triage import triage_of
     from llmsec_agent.journals import journal
+    from llmsec_agent.store_rights import drop_rights
     from llmsec_agent.text import report
     from llmsec_analyzer.stored.stores import open_session
 

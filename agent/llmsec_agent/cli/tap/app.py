@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llmsec_agent.cli.tap import agent, capture, check, deliver, size, targets, telemetry
+from llmsec_agent.cli.tap import agent, capture, check, deliver, size, targets, telemetry, top
 from llmsec_agent.text import report_fault
 from llmsec_tap import __version__
 from llmsec_tap.errors import LLMSecError
@@ -21,7 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _module in (capture, agent, deliver, telemetry, targets, check, size):
+for _module in (capture, agent, top, deliver, telemetry, targets, check, size):
     _module.register(app)
 
 
