@@ -191,6 +191,17 @@ def test_a_block_reaches_the_caller_of_requests() -> None:
             ask(session, "http://127.0.0.1:1", SSN)
 
 
+def test_a_block_reaches_the_caller_of_botocore() -> None:
+    session = pytest.importorskip("botocore.session", reason="in the dependency group `peers`").get_session()
+    session.set_credentials("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
+    with recording(config_of(custom_rules=[BLOCK])) as sdk:
+        client = hooked(sdk, session.create_client("bedrock-runtime", region_name="us-east-1", endpoint_url="http://127.0.0.1:1"))
+        with pytest.raises(RequestBlocked):
+            client.converse(modelId="m", messages=[{"role": "user", "content": [{"text": SSN}]}])
+        assert sdk.recorder.stats().blocked == 1
+        client.close()
+
+
 def test_the_design_s_policy_finds_and_blocks_only_where_the_configuration_says_so(server: str) -> None:
     with recording(config_of(policy_class=CompanySecurityPolicy)) as sdk, httpx.Client() as client:
         hooked(sdk, client)
