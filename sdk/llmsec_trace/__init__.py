@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llmsec_tap.errors import ConfigError
-    from llmsec_tap.model import Exchange
+    from llmsec_tap.model import Exchange, Finding
     from llmsec_trace.config import InstrumentationConfig, SecurityConfig, TracingConfig
     from llmsec_trace.destinations.base import Destination, DestinationError
     from llmsec_trace.destinations.callback import Callback
     from llmsec_trace.destinations.folder import Folder
     from llmsec_trace.fallback import LLMSecClient, OpenAIFallbackClient
     from llmsec_trace.instrumenting import Instrumentation, flush, instrument, stats, uninstrument
+    from llmsec_trace.policy import PolicyResults, RequestBlocked, SecurityPolicy
     from llmsec_trace.recorder import Examiner, Stats
     from llmsec_trace.trace import TraceContext, get_current_trace, set_metadata, set_tag
 
@@ -30,7 +31,10 @@ _HOMES = {
     "OpenAIFallbackClient": "fallback",
     "Instrumentation": "instrumenting",
     "InstrumentationConfig": "config",
+    "PolicyResults": "policy",
+    "RequestBlocked": "policy",
     "SecurityConfig": "config",
+    "SecurityPolicy": "policy",
     "Stats": "recorder",
     "TraceContext": "trace",
     "TracingConfig": "config",
@@ -42,7 +46,7 @@ _HOMES = {
     "stats": "instrumenting",
     "uninstrument": "instrumenting",
 }
-_TAPS = {"ConfigError": "llmsec_tap.errors", "Exchange": "llmsec_tap.model"}
+_TAPS = {"ConfigError": "llmsec_tap.errors", "Exchange": "llmsec_tap.model", "Finding": "llmsec_tap.model"}
 
 __all__ = [
     "Callback",
@@ -51,12 +55,16 @@ __all__ = [
     "DestinationError",
     "Examiner",
     "Exchange",
+    "Finding",
     "Folder",
     "Instrumentation",
     "InstrumentationConfig",
     "LLMSecClient",
     "OpenAIFallbackClient",
+    "PolicyResults",
+    "RequestBlocked",
     "SecurityConfig",
+    "SecurityPolicy",
     "Stats",
     "TraceContext",
     "TracingConfig",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 if TYPE_CHECKING:
     from llmsec_tap.exchange.assembly import ExchangeAssembly
     from llmsec_tap.wire.http1 import ResponseParser
+    from llmsec_trace.policy import Screening
     from llmsec_trace.recorder import Recorder
     from llmsec_trace.trace import TraceContext
 
@@ -64,7 +65,7 @@ CLOSED: Final = Ended("closed")
 class Call:
     """Made by `Recorder.begin`. Any thread; the fields below the line are the recorder's alone."""
 
-    __slots__ = ("__weakref__", "answered_from", "asked", "assembly", "error", "generation", "is_over", "is_wanted", "lost_bytes", "parser", "recorder", "trace")  # fmt: skip
+    __slots__ = ("__weakref__", "answered_from", "asked", "assembly", "error", "generation", "is_over", "is_wanted", "lost_bytes", "parser", "recorder", "screening", "trace")  # fmt: skip
 
     def __init__(self, recorder: Recorder, asked: Asked, trace: TraceContext, generation: int) -> None:
         self.recorder = recorder
@@ -74,6 +75,7 @@ class Call:
         self.is_over = False
         self.is_wanted = True  # the recorder sets it to False where more of the answer would be thrown away
         self.lost_bytes = 0  # that found no room in the queue since the last that did
+        self.screening: Screening | None = None  # what the application's own rules and policy say
         # ----
         self.assembly: ExchangeAssembly | None = None
         self.parser: ResponseParser | None = None

@@ -10,7 +10,7 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,11 +19,14 @@ from urllib.parse import urlsplit
 from llmsec_tap.errors import ConfigError
 
 if TYPE_CHECKING:
+    from llmsec_tap.model import Finding
     from llmsec_trace.destinations.base import Destination
+    from llmsec_trace.trace import TraceContext
 
 _TRUE: Final = frozenset(("true", "1", "yes", "on"))
 _FALSE: Final = frozenset(("false", "0", "no", "off"))
 _ACTIONS: Final = ("block", "alert")
+SEVERITIES: Final = ("info", "low", "medium", "high", "critical")
 _MAX_SHOWN: Final = 80
 
 
@@ -58,7 +61,11 @@ class TracingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SecurityConfig:
-    """What detection looks for. `policy_class` is a class of the application's own, `custom_rules` are patterns of its own."""
+    """What detection looks for. `policy_class` is a SecurityPolicy of the application's own, `custom_rules` are patterns of its own (RE2).
+
+    block_on     violations of the policy that are so severe or more keep a request from leaving; none: no violation does
+    on_finding   called with each finding and the trace of its call, on a thread of ours
+    """
 
     enabled: bool = _key(default=True, kind="flag", env="LLMSEC_SECURITY_ENABLED")
     prompt_injection_threshold: float = _key(0.8, "number", "LLMSEC_INJECTION_THRESHOLD", at_least=0, at_most=1)
@@ -67,6 +74,8 @@ class SecurityConfig:
     analysis_timeout_seconds: float = _key(1, "number", above=0, at_most=3_600)
     policy_class: type | None = field(default=None, metadata={"kind": "class"})
     custom_rules: Sequence[Mapping[str, str]] = _key((), "rules")
+    block_on: str | None = _key(None, "severity")
+    on_finding: Callable[[Finding, TraceContext], None] | None = field(default=None, metadata={"kind": "function"})
 
     def __post_init__(self) -> None:
         _check(self)
@@ -126,7 +135,7 @@ class InstrumentationConfig:
 
 _SECTIONS: Final[dict[str, type]] = {"tracing": TracingConfig, "security": SecurityConfig}
 # What only code can give.
-_OBJECTS: Final = frozenset(("class", "destinations"))
+_OBJECTS: Final = frozenset(("class", "destinations", "function"))
 
 
 def _error(where: str, problems: list[str]) -> ConfigError:
@@ -156,14 +165,8 @@ def _fault(value: Any, facts: Mapping[str, Any], name: str) -> str:
         return "" if isinstance(value, bool) else f"must be true or false, not {type(value).__name__}"
     if kind in ("number", "count"):
         return _number_fault(value, facts, is_count=kind == "count")
-    if kind == "class":
-        return "" if value is None or isinstance(value, type) else f"must be a class, not {type(value).__name__}"
-    if kind == "rules":
-        return _rules_fault(value)
-    if kind == "destinations":
-        return _destinations_fault(value)
-    if kind == "headers":
-        return _headers_fault(value)
+    if kind in _GIVEN:
+        return _GIVEN[kind](value)
     if value is None and kind == "name or none":
         return ""
     if not isinstance(value, str):
@@ -212,10 +215,22 @@ def _rules_fault(value: Any) -> str:
             return f"[{number}] must hold text that is not empty"
         if rule["action"] not in _ACTIONS:
             return f"[{number}].action must be one of {', '.join(_ACTIONS)}"
-        try:
-            re.compile(rule["pattern"])
-        except (re.error, RecursionError, OverflowError):
-            return f"[{number}].pattern is no regular expression"
+        wrong = _pattern_fault(rule["pattern"])
+        if wrong:
+            return f"[{number}].pattern {wrong}"
+    return ""
+
+
+def _pattern_fault(pattern: str) -> str:
+    """RE2 takes time that grows with the text alone; what it cannot do (look-around, back references) is refused."""
+    import re2  # type: ignore[import-untyped]  # noqa: PLC0415 - most applications have no rules
+
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        re2.compile(pattern, options)
+    except (re2.error, UnicodeEncodeError):
+        return "is no regular expression of RE2's syntax"
     return ""
 
 
@@ -226,6 +241,32 @@ def _destinations_fault(value: Any) -> str:
         if not all(callable(getattr(destination, name, None)) for name in ("send", "close")):
             return f"[{number}] must have the methods send and close, which {type(destination).__name__} has not"
     return ""
+
+
+def _class_fault(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, type):
+        return f"must be a class, not {type(value).__name__}"
+    return "" if callable(getattr(value, "analyze_request", None)) else "must be a subclass of SecurityPolicy"
+
+
+def _function_fault(value: Any) -> str:
+    return "" if value is None or callable(value) else f"must be a function, not {type(value).__name__}"
+
+
+def _severity_fault(value: Any) -> str:
+    return "" if value is None or value in SEVERITIES else f"must be one of {', '.join(SEVERITIES)}"
+
+
+_GIVEN: Final[dict[str, Callable[[Any], str]]] = {
+    "class": _class_fault,
+    "function": _function_fault,
+    "severity": _severity_fault,
+    "rules": _rules_fault,
+    "destinations": _destinations_fault,
+    "headers": _headers_fault,
+}
 
 
 # --- the environment, and files ---------------------------------------------------------------------------------------------

@@ -31,14 +31,18 @@ MAX_OPEN_CALLS: Final = 10_000
 _UNKNOWN: Final = "0.0.0.0:0"  # as the tap has it where it knows no address
 
 
-class Examiner(Protocol):
-    """Detection's place in the recorder. All of it is called on the recorder's thread, and may raise nothing."""
+class Looking(Protocol):
+    """Who looks at calls while they run. All of it is called on the recorder's thread, and may raise nothing."""
 
     def listener(self, assembly: ExchangeAssembly) -> DeltaListener | None:
         """Who is told the increments of one answer as they come; None: nobody."""
 
     def requested(self, exchange: Exchange) -> None:
         """What a record could say of a call when its request is whole; the answer may still take minutes."""
+
+
+class Examiner(Looking, Protocol):
+    """Detection of the application's own in place of ours."""
 
     def examine(self, exchanges: list[Exchange]) -> None:
         """The last look at whole records before they are handed on: findings and scores are put on them here."""
@@ -56,7 +60,7 @@ class _CallFlow(Flow):
 
 
 class Decoder:
-    """`feed` what the queue gives, in its order; `on_record` is given each call's exchange when it has ended."""
+    """`feed` what the queue gives, in its order; `on_record` is given each call's exchange when it has ended, `on_open` its id when its request is whole."""
 
     def __init__(
         self,
@@ -64,12 +68,15 @@ class Decoder:
         fingerprint: Fingerprinter,
         *,
         tenant: str | None = None,
-        examiner: Examiner | None = None,
+        examiner: Looking | None = None,
+        on_open: Callable[[Call, str], None] = lambda _call, _exchange_id: None,
         on_defect: Callable[[str], None] = lambda _decoder: None,
         shield: bool = True,
     ) -> None:
         self._on_record = on_record
         self._examiner = examiner
+        self._on_open = on_open
+        self._fed: Call | None = None  # of the piece that is decoded at this moment
         self._account = Account()
         self._open: dict[Call, None] = {}
         self._process = _this_process()
@@ -88,6 +95,7 @@ class Decoder:
         return len(self._open)
 
     def feed(self, call: Call, kind: Kind, ts_ns: int, payload: Any) -> None:
+        self._fed = call
         if kind == Kind.REQUEST:
             self._request(call, ts_ns, payload)
             return
@@ -204,6 +212,8 @@ class Decoder:
         return self._examiner.listener(assembly) if self._examiner is not None else None
 
     def _requested(self, exchange: Exchange) -> None:
+        if self._fed is not None:
+            self._on_open(self._fed, exchange.exchange_id)
         if self._examiner is not None:
             self._examiner.requested(exchange)
 

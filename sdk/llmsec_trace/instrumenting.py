@@ -29,7 +29,7 @@ log = logging.getLogger("llmsec_trace")
 
 _Client = TypeVar("_Client")
 
-FLUSH_S: Final = 5.0
+FLUSH_S: Final = 10.0  # the detection process may have to be started first
 _lock: Final = threading.Lock()
 _recorders: list[Recorder] = []
 _fingerprints: list[Fingerprinter] = []
@@ -99,7 +99,7 @@ def recorder_of(config: InstrumentationConfig, examiner: Examiner | None = None)
                 return known
         if not _fingerprints:
             _fingerprints.append(_fingerprinter())
-        recorder = Recorder(config, destinations_of(config), _fingerprints[0], examiner=examiner)
+        recorder = Recorder(config, destinations_of(config), _fingerprints[0], examiner=examiner, detects=examiner is None)
         _recorders.append(recorder)
         return recorder
 

@@ -18,14 +18,16 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from llmsec_analyzer.worker.child import ChildDetector, StartDetector
 from llmsec_tap.identity.credentials import Fingerprinter
 from llmsec_tap.identity.secret_shapes import is_secret_name, mask_vendor_forms
-from llmsec_tap.model import Exchange
+from llmsec_tap.model import AnomalyCount, Exchange
 from llmsec_trace.call import Asked, Call, Item, Kind
 from llmsec_trace.config import InstrumentationConfig
 from llmsec_trace.decoding import Decoder
@@ -33,8 +35,13 @@ from llmsec_trace.decoding import Examiner as Examiner  # noqa: PLC0414 - part o
 from llmsec_trace.describe import NOT_A_MODEL, describe
 from llmsec_trace.destinations.base import Destination
 from llmsec_trace.lane import Lane
+from llmsec_trace.policy import Guard, Screening, put_on
 from llmsec_trace.suppressing import is_suppressed, suppress
+from llmsec_trace.telling import Telling, Traces
 from llmsec_trace.trace import MAX_VALUE_CHARS, TraceContext, current, is_sampled, new_trace_id
+
+if TYPE_CHECKING:
+    from llmsec_trace.detection import Detection
 
 log = logging.getLogger("llmsec_trace")
 log.addHandler(logging.NullHandler())  # the application decides what is printed
@@ -45,6 +52,7 @@ _ITEM_COST_BYTES: Final = 200
 # A record waits so long for tags that are set after its call.
 GRACE_S: Final = 1.0
 EXIT_S: Final = 5.0
+_LEAST_LANE_S: Final = 1.0  # detection may have taken the rest
 _POLL_S: Final = 0.05
 _IDLE_S: Final = 0.5
 # The decoding thread lets others run after each item, as long as no more than this waits.
@@ -63,6 +71,10 @@ class Stats:
     late_tags   tags that came after their record was handed on
     faults      faults of ours, each of which cost at most one record
     waiting     records and calls under way now
+    blocked     requests that a rule or a policy kept from leaving
+    unchecked   requests that rules and policies did not look at, or not in time: they went on
+    policy_faults  what a policy or on_finding raised
+    undetected  records that detection did not look at whole (`risk_score` is null, or an anomaly `detection_…` says what was left out)
     """
 
     calls: int = 0
@@ -75,6 +87,10 @@ class Stats:
     late_tags: int = 0
     faults: int = 0
     waiting: int = 0
+    blocked: int = 0
+    unchecked: int = 0
+    policy_faults: int = 0
+    undetected: int = 0
 
     def __add__(self, more: Stats) -> Stats:
         return Stats(**{item.name: getattr(self, item.name) + getattr(more, item.name) for item in fields(Stats)})
@@ -90,11 +106,13 @@ class Recorder:
         fingerprint: Fingerprinter,
         *,
         examiner: Examiner | None = None,
+        detects: bool = False,
+        start_detector: StartDetector = ChildDetector,
         max_queued_bytes: int = MAX_QUEUED_BYTES,
         grace_s: float = GRACE_S,
         shield: bool = True,
     ) -> None:
-        """`examiner`: detection. `shield=False` lets faults of decoders through to the count of faults with a traceback (tests)."""
+        """`detects`: by `config.security`, in a process of its own; `examiner`: an examiner instead of that one. `shield=False` lets faults of decoders through to the count of faults with a traceback (tests)."""
         self.config = config
         self._fingerprint = fingerprint
         self._examiner = examiner
@@ -108,6 +126,16 @@ class Recorder:
             Lane(one, batch_size=tracing.batch_size, interval_s=tracing.flush_interval_seconds, max_items=tracing.max_queue_size)
             for one in destinations
         ]
+        security = config.security
+        self._telling = Telling(security.on_finding) if security.on_finding is not None else None
+        self._traces = Traces(self._telling)
+        self._detection: Detection | None = None
+        if detects and security.enabled:
+            from llmsec_trace.detection import Detection  # noqa: PLC0415 - RE2 and more, where it is needed
+
+            self._detection = Detection(security, self._hand_on, self._traces.found, start_detector)
+        has_policy = security.enabled and (bool(security.custom_rules) or security.policy_class is not None)
+        self._guard = Guard(security) if has_policy else None
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         self._generation = 0
         self._stats = Stats()
@@ -126,16 +154,22 @@ class Recorder:
             self._ended,
             self._fingerprint,
             tenant=self.config.tenant_id,
-            examiner=self._examiner,
+            examiner=self._examiner or self._detection,
+            on_open=self._opened,
             on_defect=self._defect,
             shield=self._shield,
         )
+        self._screenings: dict[str, Screening] = {}  # of records that detection has
         self._done: deque[tuple[float, Call, Exchange]] = deque()  # for the moment that tags may still come
 
     def forked(self) -> None:
         """In a child: calls that are under way are the parent's."""
         self._generation += 1
         self._stats = Stats()
+        self._traces.clear()
+        for part in (self._detection, self._guard, self._telling):
+            if part is not None:
+                part.forked()
         self._clear()
         for lane in self.lanes:
             lane.forked()
@@ -155,6 +189,16 @@ class Recorder:
         self._stats.calls += 1
         self.put(call, Kind.REQUEST, asked, len(asked.body or b"") + 1024)
         return call
+
+    def screen(self, asked: Asked, call: Call | None) -> Screening | None:
+        """Have the application's rules and policy look at a request. Given back is what the caller is to wait for; None: nothing."""
+        guard = self._guard
+        if guard is None or is_suppressed.get() or (call is None and not guard.may_block):
+            return None
+        screening = guard.screen(asked)
+        if call is not None:
+            call.screening = screening
+        return screening if guard.may_block else None
 
     def put(self, call: Call, kind: Kind, payload: Any, size: int) -> None:
         now_ns = time.monotonic_ns() + self._offset_ns
@@ -195,10 +239,12 @@ class Recorder:
         with self._lock:
             if self._thread is None or self._closing:
                 return True
-            self._items.append((None, Kind.FLUSH, 0, done))
+            self._items.append((None, Kind.FLUSH, 0, (done, until)))
         self._awake()
         is_done = done.wait(timeout_s)
         flushed = [lane.flush(max(0.05, until - time.monotonic())) for lane in self.lanes]
+        if self._telling is not None:
+            flushed.append(self._telling.flush(max(0.05, until - time.monotonic())))
         return is_done and all(flushed)
 
     def close(self, timeout_s: float = EXIT_S) -> bool:
@@ -210,13 +256,19 @@ class Recorder:
         if thread is not None:
             self._awake()
             thread.join(timeout_s)
-        closed = [lane.close(max(0.05, until - time.monotonic())) for lane in self.lanes]
+        closed = [lane.close(max(_LEAST_LANE_S, until - time.monotonic())) for lane in self.lanes]
         return all(closed)
 
     def stats(self) -> Stats:
         own = self._stats
         lanes = Stats(sent=sum(lane.sent for lane in self.lanes), dropped=sum(lane.dropped for lane in self.lanes))
-        return own + lanes + Stats(waiting=len(self._decoder) + len(self._done) + sum(lane.waiting for lane in self.lanes))
+        detecting = self._detection.waiting if self._detection is not None else 0
+        waiting = Stats(waiting=len(self._decoder) + len(self._done) + detecting + sum(lane.waiting for lane in self.lanes))
+        total = own + lanes + waiting
+        if self._guard is not None:
+            guard = self._guard.stats
+            total += Stats(blocked=guard.blocked, unchecked=guard.unchecked, policy_faults=guard.policy_faults)
+        return total + Stats(policy_faults=self._telling.faults) if self._telling is not None else total
 
     def _late(self) -> None:
         self._stats.late_tags += 1
@@ -257,7 +309,7 @@ class Recorder:
         suppress()
         generation = self._generation
         while not self._closing and generation == self._generation:
-            is_busy = bool(self._items) or len(self._decoder) > 0
+            is_busy = bool(self._items) or len(self._decoder) > 0 or (self._detection is not None and self._detection.waiting > 0)
             self._is_idle = not is_busy
             self._wake.acquire(timeout=_POLL_S if is_busy else _IDLE_S)
             if not is_busy and not self._closing:
@@ -266,6 +318,8 @@ class Recorder:
         self._step()
         self._decoder.close(time.monotonic_ns() + self._offset_ns)
         self._seal(everything=True)
+        if self._detection is not None and generation == self._generation:
+            self._guarded(self._detection.close)
 
     def _step(self) -> None:
         with self._lock:
@@ -277,7 +331,10 @@ class Recorder:
         for call, kind, ts_ns, payload in items:
             if call is None:
                 self._seal(everything=True)
-                payload.set()
+                done, until = payload
+                if self._detection is not None:
+                    self._guarded(self._detection.drain, until)
+                done.set()
                 continue
             try:
                 self._decoder.feed(call, kind, ts_ns, payload)
@@ -287,11 +344,24 @@ class Recorder:
             if is_polite:
                 time.sleep(0)
         self._seal()
+        if self._detection is not None:
+            self._guarded(self._detection.tick)
+
+    def _guarded(self, act: Callable[..., Any], *args: Any) -> None:
+        try:
+            act(*args)
+        except Exception:
+            self._stats.faults += 1
+            log.warning("detection failed. Please report this", exc_info=True)
+
+    def _opened(self, call: Call, exchange_id: str) -> None:
+        self._traces.add(exchange_id, call.trace)
 
     def _ended(self, call: Call, exchange: Exchange) -> None:
         call.asked = None
         if exchange.is_request:
             self._stats.recorded += 1
+            self._opened(call, exchange.exchange_id)
             self._done.append((time.monotonic() + self._grace_s, call, exchange))
         else:
             self._stats.other += 1
@@ -305,6 +375,8 @@ class Recorder:
                 self._tag(call, exchange)
             except Exception:  # noqa: BLE001 - a record without its tags is worth more than none
                 self._stats.faults += 1
+            if call.screening is not None:
+                self._screenings[exchange.exchange_id] = call.screening
             sealed.append(exchange)
         if sealed and self._examiner is not None:
             try:
@@ -313,8 +385,24 @@ class Recorder:
                 self._stats.faults += 1
                 log.warning("records could not be examined. Please report this", exc_info=True)
         for exchange in sealed:
-            for lane in self.lanes:
-                lane.offer(exchange)
+            if self._detection is not None:
+                self._guarded(self._detection.add, exchange)
+            else:
+                self._hand_on(exchange)
+
+    def _hand_on(self, exchange: Exchange) -> None:
+        """A record with all that is to be on it."""
+        if self._detection is not None and any(mark.name.startswith("detection_") for mark in exchange.anomalies):
+            self._stats.undetected += 1
+        screening = self._screenings.pop(exchange.exchange_id, None)
+        looked = screening.known() if screening is not None else None
+        if looked is not None:
+            put_on(exchange, looked.violations)
+            if looked.is_cut:
+                exchange.anomalies = [*exchange.anomalies, AnomalyCount(name="detection_incomplete", count=1)]
+        self._traces.ended(exchange)
+        for lane in self.lanes:
+            lane.offer(exchange)
 
     def _tag(self, call: Call, exchange: Exchange) -> None:
         trace = call.trace

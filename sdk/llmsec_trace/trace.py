@@ -10,7 +10,10 @@ import os
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from llmsec_tap.model import Finding
 
 MAX_TAGS: Final = 32
 MAX_NAME_CHARS: Final = 64
@@ -21,16 +24,19 @@ _LOW_64: Final = 2**64 - 1
 class TraceContext:
     """One call. `start_time` is of time.perf_counter(); `operation_type` and `model_name` are read from the request when they are asked for.
 
+    `findings`: what is known by now of the request and its answer; it grows while an answer streams, and is whole when the record is handed on.
+
     A set_tag or set_metadata that comes after the record was handed on changes nothing, and is counted (`stats().late_tags`).
     """
 
-    __slots__ = ("__weakref__", "_describe", "_on_late", "is_sealed", "metadata", "start_time", "tags", "trace_id")
+    __slots__ = ("__weakref__", "_describe", "_on_late", "findings", "is_sealed", "metadata", "start_time", "tags", "trace_id")
 
     def __init__(self, trace_id: str, describe: Callable[[], tuple[str, str | None]], on_late: Callable[[], None] = lambda: None) -> None:
         self.trace_id = trace_id
         self.start_time = time.perf_counter()
         self.tags: dict[str, str] = {}
         self.metadata: dict[str, Any] = {}
+        self.findings: list[Finding] = []
         self.is_sealed = False
         self._describe = describe
         self._on_late = on_late

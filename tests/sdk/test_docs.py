@@ -36,6 +36,11 @@ def test_an_example_runs_as_it_stands(number: int, tmp_path: Path) -> None:
     if "destinations=" in code:
         assert "gpt-4 6 complete" in told.stdout
         assert (tmp_path / "llmsec-data" / "exchanges").exists()
+    elif "on_finding=" in code:
+        assert told.stdout.splitlines()[-1] == "['credit_card']"
+        assert told.stdout.startswith("medium credit_card request") or told.stdout.startswith("high credit_card request")
+    elif "SecurityPolicy" in code:
+        assert told.stdout == "blocked: ssn\n"
     elif "sampling_rate" not in code:
         # Of the fallback the call that was not answered is a record, too.
         assert len(collector.spans) == (10 if "gather" in code else 2 if "fallback" in code else 1)

@@ -141,7 +141,7 @@ def test_instrumenting_twice_is_once_and_undoing_leaves_nothing(server: str) -> 
         client.post(server + CHAT, json=BODY)
         import llmsec_trace
 
-        assert llmsec_trace.flush()
+        assert llmsec_trace.flush(60)
     assert len(got) == 1
 
 
@@ -160,7 +160,7 @@ def test_without_a_client_all_that_are_made_later_are_recorded_until_it_is_undon
     all_clients.undo()
     assert (httpx.Client.__init__, requests.adapters.HTTPAdapter.__init__) == original
     httpx.post(server + CHAT, json=BODY)
-    assert llmsec_trace.flush()
+    assert llmsec_trace.flush(60)
     assert len(got) == 4
 
 
@@ -177,7 +177,7 @@ def test_vendors_clients_that_are_made_later_are_recorded(server: str) -> None:
         bedrock = session.create_client("bedrock-runtime", region_name="us-east-1", endpoint_url=server)
         bedrock.converse(modelId="anthropic.claude-x-v1:0", messages=[{"role": "user", "content": [{"text": "x"}]}])
         bedrock.close()
-    assert llmsec_trace.flush()
+    assert llmsec_trace.flush(60)
     assert sorted(str(record.api) for record in got) == ["bedrock.converse", "openai.chat"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from llmsec_analyzer.worker.child import ChildDetector, StartDetector
 from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.model import Exchange
 from llmsec_trace.config import InstrumentationConfig
@@ -16,9 +17,18 @@ from support.replay import KEY
 class Recording:
     """`records` after `flush`."""
 
-    def __init__(self, config: InstrumentationConfig | None = None) -> None:
+    def __init__(
+        self, config: InstrumentationConfig | None = None, *, detects: bool = False, start_detector: StartDetector = ChildDetector
+    ) -> None:
         self.records: list[Exchange] = []
-        self.recorder = Recorder(config or InstrumentationConfig(), [Callback(self.records.append)], fingerprinter(KEY), grace_s=0.0)
+        self.recorder = Recorder(
+            config or InstrumentationConfig(),
+            [Callback(self.records.append)],
+            fingerprinter(KEY),
+            detects=detects,
+            start_detector=start_detector,
+            grace_s=0.0,
+        )
 
     def flush(self) -> list[Exchange]:
         assert self.recorder.flush(20)
@@ -27,8 +37,10 @@ class Recording:
 
 
 @contextmanager
-def recording(config: InstrumentationConfig | None = None) -> Iterator[Recording]:
-    made = Recording(config)
+def recording(
+    config: InstrumentationConfig | None = None, *, detects: bool = False, start_detector: StartDetector = ChildDetector
+) -> Iterator[Recording]:
+    made = Recording(config, detects=detects, start_detector=start_detector)
     try:
         yield made
     finally:

@@ -56,6 +56,13 @@ class ChildDetector:
         except subprocess.TimeoutExpired:
             self.kill()
 
+    def abandon(self) -> None:
+        """In a forked child: the process is the parent's. Its descriptors are closed here, so that it ends when the parent's do."""
+        self._process.returncode = 0  # it is not ours to wait for
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()

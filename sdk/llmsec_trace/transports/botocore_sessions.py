@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from llmsec_trace.call import Asked, Call
 from llmsec_trace.transports.addresses import host_and_port
-from llmsec_trace.transports.hooking import Hook
+from llmsec_trace.transports.hooking import Hook, refused
 from llmsec_trace.transports.http_client_bodies import received, sent, whole_body
 from llmsec_trace.transports.httpx_transports import trace_of
+
+if TYPE_CHECKING:
+    from llmsec_trace.policy import Screening
 
 PACKAGES = ("botocore",)
 
@@ -20,7 +23,9 @@ class SessionHook(Hook):
     name = "send"
 
     def __call__(self, request: Any) -> Any:
-        call = self._begin(request)
+        call, screening = self._begin(request)
+        if screening is not None and (blocked := screening.wait()) is not None:
+            raise refused(call, blocked, ())
         if call is None:
             return self.original(request)
         body, is_stream = request.body, request.stream_output
@@ -63,7 +68,7 @@ class SessionHook(Hook):
         except Exception as fault:  # noqa: BLE001
             raise exceptions.HTTPClientError(error=fault)  # noqa: B904
 
-    def _begin(self, request: Any) -> Call | None:
+    def _begin(self, request: Any) -> tuple[Call | None, Screening | None]:
         try:
             url = urlsplit(request.url)
             address = host_and_port(url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
@@ -71,10 +76,12 @@ class SessionHook(Hook):
             if "host" not in {str(name).lower() for name, _ in headers}:
                 headers.append(("Host", url.netloc.rpartition("@")[2]))
             target = (url.path or "/") + (f"?{url.query}" if url.query else "")
-            return self.recorder.begin(Asked(request.method, target, headers, whole_body(request.body), address), trace_of(headers))
+            asked = Asked(request.method, target, headers, whole_body(request.body), address)
+            call = self.recorder.begin(asked, trace_of(headers))
+            return call, self.recorder.screen(asked, call)
         except Exception:  # noqa: BLE001 - as above
             self.recorder.fault()
-            return None
+            return None, None
 
 
 def hooks_of(client: Any) -> list[tuple[type[Hook], Any]]:

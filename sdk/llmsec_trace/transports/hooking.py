@@ -6,9 +6,12 @@ original method again.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llmsec_trace.call import Call, RawHeaders
+    from llmsec_trace.policy import RequestBlocked
     from llmsec_trace.recorder import Recorder
 
 
@@ -50,3 +53,18 @@ class Hook:
         if getattr(owner, cls.name) != known.original:  # somebody's own, which stood there before us
             setattr(owner, cls.name, known.original)
         return True
+
+
+def refused(call: Call | None, blocked: RequestBlocked, headers: RawHeaders) -> RequestBlocked:
+    """What to raise in the request's place, once the record knows of it.
+
+    Anthropic's client makes APIConnectionError of whatever is raised below it, and tries again, unless it is one of its own exceptions. So
+    for its requests the exception is one of those, too.
+    """
+    if call is not None:
+        call.failed(blocked)
+    own = getattr(sys.modules.get("anthropic"), "AnthropicError", None)
+    if own is not None and any(name.lower() in (b"anthropic-version", "anthropic-version") for name, _ in headers):
+        kind = type(blocked)
+        blocked = type(kind.__name__, (kind, own), {"__module__": kind.__module__})(blocked.type, blocked.message)
+    return blocked

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmsec_trace.call import Answered, Asked, Call
 from llmsec_trace.transports.addresses import host_and_port, socket_address
-from llmsec_trace.transports.hooking import Hook
+from llmsec_trace.transports.hooking import Hook, refused
+
+if TYPE_CHECKING:
+    from llmsec_trace.policy import Screening
 
 PACKAGES = ("httpx", "httpx2")
 
@@ -20,7 +23,10 @@ class SyncHook(Hook):
     name = "handle_request"
 
     def __call__(self, request: Any) -> Any:
-        call = _begin(self, request)
+        call, screening = _begin(self, request)
+        if screening is not None and (blocked := screening.wait()) is not None:
+            _restore(request)
+            raise refused(call, blocked, request.headers.raw)
         if call is None:
             return self.original(request)
         try:
@@ -37,7 +43,10 @@ class AsyncHook(Hook):
     name = "handle_async_request"
 
     async def __call__(self, request: Any) -> Any:
-        call = _begin(self, request)
+        call, screening = _begin(self, request)
+        if screening is not None and (blocked := await screening.wait_async()) is not None:
+            _restore(request)
+            raise refused(call, blocked, request.headers.raw)
         if call is None:
             return await self.original(request)
         try:
@@ -78,7 +87,7 @@ def hooks_of(client: Any) -> list[tuple[type[Hook], Any]]:
     return hooks
 
 
-def _begin(hook: Hook, request: Any) -> Call | None:
+def _begin(hook: Hook, request: Any) -> tuple[Call | None, Screening | None]:
     try:
         url = request.url
         headers = request.headers.raw
@@ -86,13 +95,14 @@ def _begin(hook: Hook, request: Any) -> Call | None:
         default = 443 if url.scheme == "https" else 80
         asked = Asked(request.method, url.raw_path.decode("latin-1"), headers, body, host_and_port(url.host, url.port or default))
         call = hook.recorder.begin(asked, trace_of(headers))
+        screening = hook.recorder.screen(asked, call)
         if call is not None and body is None:
             kind: Any = type(request.stream)
             request.stream = _sent(kind)(request.stream, call)
     except Exception:  # noqa: BLE001 - never the application's problem
         hook.recorder.fault()
-        return None
-    return call
+        return None, None
+    return call, screening
 
 
 def trace_of(headers: Any) -> str | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from llmsec_trace.call import Asked, Call
 from llmsec_trace.transports.addresses import host_and_port
-from llmsec_trace.transports.hooking import Hook
+from llmsec_trace.transports.hooking import Hook, refused
 from llmsec_trace.transports.http_client_bodies import received, sent, whole_body
 from llmsec_trace.transports.httpx_transports import trace_of
+
+if TYPE_CHECKING:
+    from llmsec_trace.policy import Screening
 
 PACKAGES = ("requests",)
 
@@ -18,7 +21,9 @@ class AdapterHook(Hook):
     name = "send"
 
     def __call__(self, request: Any, *args: Any, **kwargs: Any) -> Any:
-        call = self._begin(request)
+        call, screening = self._begin(request)
+        if screening is not None and (blocked := screening.wait()) is not None:
+            raise refused(call, blocked, ())
         if call is None:
             return self.original(request, *args, **kwargs)
         body = request.body
@@ -40,7 +45,7 @@ class AdapterHook(Hook):
             call.closed()
         return response
 
-    def _begin(self, request: Any) -> Call | None:
+    def _begin(self, request: Any) -> tuple[Call | None, Screening | None]:
         try:
             url = urlsplit(request.url)
             address = host_and_port(url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
@@ -48,10 +53,11 @@ class AdapterHook(Hook):
             if "host" not in {str(name).lower() for name, _ in headers}:
                 headers.append(("Host", url.netloc.rpartition("@")[2]))
             asked = Asked(request.method or "GET", request.path_url, headers, whole_body(request.body), address)
-            return self.recorder.begin(asked, trace_of(headers))
+            call = self.recorder.begin(asked, trace_of(headers))
+            return call, self.recorder.screen(asked, call)
         except Exception:  # noqa: BLE001 - as above
             self.recorder.fault()
-            return None
+            return None, None
 
 
 def hooks_of(session: Any) -> list[tuple[type[Hook], Any]]:
