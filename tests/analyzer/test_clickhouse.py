@@ -274,7 +274,7 @@ def test_what_answers_garbage_is_a_storage_error(tmp_path):
     "page",
     [
         "/?since=all", "/exchanges", "/exchanges?tenant=later", "/exchanges?rule=*", "/exchanges?text=malm", "/exchanges?since=2020-01-01&has_error=1", "/exchanges?process=python",
-        "/findings?since=all", "/alerts?since=all", "/deviations?since=all", "/tenants?since=all", "/workloads?since=all", "/taps",
+        "/findings?since=all", "/findings?since=all&by=tenant", "/findings?since=all&by=fingerprint", "/alerts?since=all", "/deviations?since=all", "/tenants?since=all", "/workloads?since=all", "/taps",
         "/exchanges.csv",
     ],
 )  # fmt: skip

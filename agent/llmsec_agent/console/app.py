@@ -108,6 +108,7 @@ def _overview(pages: Pages, request: Request) -> Response:
             "workloads": figures.top(session, span, "process.comm"),
             "rules": figures.rules(session, span, 8),
             "losses": figures.losses(session, span),
+            "lost": figures.lost_by_taps(session, span),
         }
 
     if "since" not in request.query_params and not totals.exchanges:

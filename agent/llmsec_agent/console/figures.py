@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from llmsec_analyzer.stored.stores import Session
 
@@ -170,6 +170,36 @@ def rules(session: Session, span: Span, limit: int | None = None) -> list[tuple[
         values,
     )
     return [tuple(row) for row in found.rows()]
+
+
+FindingsBy = Literal["fingerprint", "tenant"]
+
+
+def findings_by(session: Session, span: Span, by: FindingsBy, limit: int) -> list[tuple[str | None, str, str, int, int]]:
+    """The same match, or the tenant; rule, severity, findings and exchanges, the gravest first; suppressed ones are left out."""
+    where, values = span.where()
+    named = "e.tenant" if by == "tenant" else "f.fingerprint"
+    among = f"(SELECT exchange_id, tenant FROM exchanges {where}) e"  # noqa: S608 - our own clauses
+    order = "CASE f.severity WHEN 'critical' THEN 0 WHEN 'high' THEN 1 WHEN 'medium' THEN 2 WHEN 'low' THEN 3 ELSE 4 END"
+    found = session.select(
+        f"""
+        SELECT {named} AS name, f.rule_id AS rule, f.severity AS severity, count(*) AS n, count(DISTINCT f.exchange_id) AS exchanges
+        FROM findings f JOIN {among} ON e.exchange_id = f.exchange_id WHERE f.suppressed.until IS NULL
+        GROUP BY 1, 2, 3 ORDER BY {order}, n DESC, name, rule LIMIT {limit}
+        """,  # noqa: S608 - our own clauses
+        values,
+    )
+    return [tuple(row) for row in found.rows()]
+
+
+def lost_by_taps(session: Session, span: Span) -> tuple[int, int]:
+    """Pieces that taps lost before decoding, and exchanges that they could not store: of runs that were alive in this time, for all of each run."""
+    found = session.select(
+        "SELECT coalesce(sum(lost_records), 0), coalesce(sum(not_stored), 0) FROM taps WHERE heartbeat_ns >= ? AND started_ns < ?",
+        [span.since_ns or 0, span.until_ns if span.until_ns is not None else 2**63 - 1],
+    )
+    lost, not_stored = next(found.rows())
+    return int(lost), int(not_stored)
 
 
 def losses(session: Session, span: Span, limit: int = 12) -> list[tuple[str, int]]:

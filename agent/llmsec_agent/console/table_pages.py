@@ -27,17 +27,27 @@ Columns = tuple[tuple[str, str], ...]
 
 def findings(pages: Pages, request: Request) -> Response:
     query = {
-        name: value for name in ("severity", "category", "rule", "fingerprint") if (value := request.query_params.get(name, "").strip())
+        name: value
+        for name in ("severity", "category", "rule", "fingerprint", "tenant")
+        if (value := request.query_params.get(name, "").strip())
     }
     if query.get("severity", SEVERITIES[0]) not in SEVERITIES:
         raise ConfigError(f"there is no severity {query['severity']!r}", f"one of {', '.join(SEVERITIES)}")
     name, span = span_of(request)
     wanted = FindingFilter(
-        query.get("severity"), query.get("category"), query.get("rule"), None, query.get("fingerprint"), since_ns=span.since_ns, limit=200,
+        query.get("severity"), query.get("category"), query.get("rule"), None, query.get("fingerprint"), since_ns=span.since_ns, tenant=query.get("tenant"), limit=200,
         suppressed=request.query_params.get("suppressed") == "1",
     )  # fmt: skip
 
-    rules = pages.asking.known(("rules", span), lambda session: figures.rules(session, span))
+    by = request.query_params.get("by", "rule")
+    groups: list[Any]
+    if by in ("fingerprint", "tenant"):
+        grouped: figures.FindingsBy = "tenant" if by == "tenant" else "fingerprint"
+        groups = pages.asking.known((by, span), lambda session: figures.findings_by(session, span, grouped, _LONGEST))
+    elif by == "rule":
+        groups = pages.asking.known(("rules", span), lambda session: figures.rules(session, span))
+    else:
+        raise ConfigError(f"findings are grouped by rule, fingerprint or tenant, not by {by!r}", "choose one on the page")
     mark = marking(pages.triage.entries())
 
     def question(session: Session) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -49,7 +59,8 @@ def findings(pages: Pages, request: Request) -> Response:
         pages,
         request,
         "findings.html",
-        rules=rules,
+        groups=groups,
+        by=by,
         found=found,
         acknowledged=seen,
         query=query,

@@ -30,6 +30,7 @@ from llmsec_analyzer.stored.stores import Session
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.model import Message, Part, Request
 from llmsec_tap.storage import StoreWriter, audit, create_store
+from llmsec_tap.storage.taps import Beat, write_beat
 from support.exchanges import full_exchange
 from support.hostile import HOSTILE, START, exchange, finding
 from support.journal import Said
@@ -528,6 +529,29 @@ def test_live_tells_each_exchange_once(tmp_path: Path) -> None:
     assert [row["cells"][2] for row in rows] == ["model-1", "model-2", "model-0"]
     writer.close()
     asking.close()
+
+
+def test_findings_are_grouped_by_rule_match_and_tenant(admin: TestClient) -> None:
+    for by, count in (("rule", 2), ("fingerprint", 2), ("tenant", 3)):
+        text = admin.get(f"/findings?since=all&by={by}").text
+        rows = text.split("</caption>")[1].split("</table>")[0].count("<tr><td>")
+        assert rows == count, (by, rows)
+    shown = admin.get("/findings?since=all&by=fingerprint&fingerprint=abc").text
+    assert shown.split("<h2>")[1].count('<td><a href="/exchanges/') == 7
+    assert admin.get("/findings?by=nobody").status_code == 400
+
+
+def test_the_overview_says_what_taps_lost(decided: Path) -> None:
+    for number in (1, 2):
+        write_beat(
+            create_store(decided),
+            Beat(
+                node=f"n{number}", pid=number, version="1", started_ns=START, heartbeat_ns=START + number, lost_records=1200, not_stored=7
+            ),
+        )
+    with client(decided) as made:
+        text = made.get("/?since=all").text
+    assert re.findall(r'<a href="/taps">([^<]+)</a></dd>', text) == ["2,400", "14"]
 
 
 def test_tenants_and_workloads_are_grouped(admin: TestClient) -> None:
