@@ -6,11 +6,14 @@ import json
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from starlette.testclient import TestClient
 
 from llmsec_agent.console.access import Access
 from llmsec_agent.console.app import console
+from llmsec_agent.top.facts import UsageFacts
+from llmsec_agent.top.sources import _looked, facts_of
 from llmsec_analyzer.stored import alerts as found_alerts
 from llmsec_analyzer.stored import deviations as found_deviations
 from llmsec_analyzer.stored import exchanges as listing
@@ -300,3 +303,18 @@ def test_the_console_shows_a_conversation_of_a_database(both):
     assert sum("Malmö" in page.text for page in pages) == 4
     # What somebody acknowledged is kept in a folder.
     assert not any('value="acknowledge"' in page.text for page in pages)
+
+
+def test_the_terminal_view_follows_both(both):
+    seen = []
+    for location in both:
+        with open_session(location) as session:
+            rows, losses = _looked(session, 0)
+        seen.append((sorted(map(facts_of, rows), key=lambda facts: facts.exchange_id), losses))
+    for folder, database in zip(*(facts for facts, _ in seen), strict=True):
+        # A structure of which nothing is known is none in a database.
+        empty = database.usage is None and folder.usage == UsageFacts()
+        assert (msgspec.structs.replace(folder, usage=None) if empty else folder) == database
+    assert seen[0][1] == seen[1][1]
+    assert any(facts.process is not None for facts in seen[0][0])
+    assert any(facts.findings for facts in seen[0][0])

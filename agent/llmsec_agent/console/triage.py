@@ -59,6 +59,8 @@ class Triage:
 def triage_of(chosen: str | None, files: Sequence[str]) -> Triage:
     """Of the command line, and of the configuration. Raises ConfigError for what is wrong with a file."""
     written = str(Path(chosen).absolute()) if chosen is not None else files[0] if len(files) == 1 else None
+    if written is not None and not Path(written).parent.is_dir():
+        raise ConfigError(f"{written}: there is no folder {Path(written).parent}", "make it, or name a file elsewhere")
     made = Triage(Path(written) if written is not None else None, tuple(dict.fromkeys((*files, *([written] if written else [])))))
     made.entries()
     return made

@@ -24,7 +24,7 @@ from llmsec_agent.console.app import console
 from llmsec_agent.console.asking import Asking
 from llmsec_agent.console.reading import MAX_TEXT, passages, runs
 from llmsec_agent.console.serving import ServeSettings, access_of
-from llmsec_agent.console.triage import MAX_BYTES, Triage
+from llmsec_agent.console.triage import MAX_BYTES, Triage, triage_of
 from llmsec_analyzer.judge.suppressions import load_suppressions
 from llmsec_analyzer.stored.stores import Session
 from llmsec_tap.errors import ConfigError
@@ -331,6 +331,15 @@ def test_an_admin_suppresses_it_in_the_file(decided: Path, tmp_path: Path) -> No
         assert made.get("/findings?since=all&suppressed=1").text.count("a drill") == 2
     (entry,) = load_suppressions([str(file)])
     assert (entry.entry.reason, entry.entry.owner, entry.entry.fingerprint, entry.entry.rule) == ("a drill", "admin", "abc", None)
+
+
+def test_a_file_of_suppressions_is_looked_at_before_the_console_begins(tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text("suppressions: 7\n")
+    for chosen, files in ((str(tmp_path / "none" / "x.yaml"), ()), (str(tmp_path / "wrong.yaml"), ())):
+        with pytest.raises(ConfigError):
+            triage_of(chosen, files)
+    assert triage_of(str(tmp_path / "new.yaml"), ()).suppressions == tmp_path / "new.yaml"
+    assert triage_of(None, ()).suppressions is None
 
 
 def test_a_damaged_file_of_decisions_hides_nothing(decided: Path) -> None:
