@@ -214,6 +214,8 @@ class Top(App[None]):
 
     def draw(self) -> None:
         """Where something is new, or time has gone on."""
+        if not self.screen_stack:  # a tick that comes while the view is leaving
+            return
         board = self.board
         now = (board.changes, board.now_ns // 1_000_000_000, self.word, self.by)
         self._say_foot()

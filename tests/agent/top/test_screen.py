@@ -232,6 +232,18 @@ def test_help_and_leaving() -> None:
     drawn(script, ended(1))
 
 
+def test_a_tick_while_it_leaves_is_no_fault() -> None:
+    left: list[Top] = []
+
+    async def script(app: Top, source: Given, pilot: Pilot[None]) -> None:
+        left.append(app)
+        await pilot.press("q")
+
+    drawn(script, ended(1))
+    assert not left[0].screen_stack
+    left[0].draw()
+
+
 def test_many_events_at_once_are_bounded() -> None:
     async def script(app: Top, source: Given, pilot: Pilot[None]) -> None:
         await pilot.pause(0.5)
