@@ -16,6 +16,8 @@ class LLMSecError(Exception):
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+        if hint:
+            self.add_note(hint)  # what a traceback in somebody's application shows
 
     def lines(self) -> list[str]:
         """What a command prints: a line for each thing that is wrong, with its hint."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from llmsec_tap.errors import ConfigError
-from llmsec_trace import InstrumentationConfig, SecurityConfig, TracingConfig
+from llmsec_trace import InstrumentationConfig, SecurityConfig, TracingConfig, instrument
 
 DESIGN = {
     "tenant_id": None, "service_name": "llm-application", "sampling_rate": 1.0, "debug": False,
@@ -126,3 +127,11 @@ def test_a_file_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
 def test_wrong_values_in_code_are_one_clear_error(make: Callable[[], Any], says: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(says)):
         make()
+
+
+def test_a_traceback_in_an_application_says_what_to_do() -> None:
+    with pytest.raises(ConfigError) as caught:
+        instrument(object())
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "found no HTTP client in builtins.object" in shown
+    assert "Call instrument() without an object before that client is made." in shown
