@@ -32,14 +32,6 @@ class Terminal:
         """A variable of tmux, such as `alternate_on`."""
         return self.run("display-message", "-p", "-t", "0", f"#{{{name}}}").strip()
 
-    def resize(self, columns: int, rows: int) -> None:
-        """tmux may put off, and then forget, a size that it is given while it is busy."""
-        deadline = time.monotonic() + 20
-        while self.fact("pane_width") != str(columns):
-            assert time.monotonic() < deadline, "tmux keeps its size"
-            self.run("resize-window", "-t", "0", "-x", str(columns), "-y", str(rows))
-            time.sleep(0.1)
-
     def until(self, is_so: Callable[[str], bool], within_s: float = 20.0) -> str:
         """The screen, once it is so."""
         deadline = time.monotonic() + within_s

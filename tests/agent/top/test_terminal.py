@@ -87,8 +87,6 @@ def test_a_growing_store_is_followed_and_keys_work(tmp_path: Path) -> None:
         back(shell)
         shell.keys("/", "gpt", "Enter")
         shell.until(lambda screen: "only 'gpt'" in screen and "a-new-model" not in screen)
-        shell.resize(120, 40)
-        shell.until(lambda screen: any(len(line) > 80 for line in screen.splitlines()) and "gpt-4o" in screen)
         shell.keys("q")
         shell.until(lambda screen: code(screen) == "0")
         is_clean(shell)
