@@ -35,6 +35,8 @@ def draw_capture(events: int) -> None:
 
 
 def _run(source: Source, board: Board, *, leaves_at_end: bool = False) -> None:
+    for name in ("COLUMNS", "LINES"):  # a shell's word of its size then; it would be believed for ever, rather than the terminal's own
+        os.environ.pop(name, None)
     try:
         Top(source, board, leaves_at_end=leaves_at_end).run()
     finally:

@@ -69,7 +69,7 @@ def is_clean(shell: Terminal) -> None:
 def test_a_growing_store_is_followed_and_keys_work(tmp_path: Path) -> None:
     root = tmp_path / "store"
     fill(root, "gpt-4o")
-    with terminal(tmp_path) as shell:
+    with terminal(tmp_path, COLUMNS="80", LINES="24") as shell:  # as some shells export it
         begin(shell, f"{TOP} --store store")
         screen = shell.until(lambda screen: "gpt-4o" in screen)
         assert all(len(line) <= 80 for line in screen.splitlines())
@@ -87,6 +87,8 @@ def test_a_growing_store_is_followed_and_keys_work(tmp_path: Path) -> None:
         back(shell)
         shell.keys("/", "gpt", "Enter")
         shell.until(lambda screen: "only 'gpt'" in screen and "a-new-model" not in screen)
+        shell.run("resize-window", "-t", "0", "-x", "120", "-y", "40")
+        shell.until(lambda screen: any(len(line) > 80 for line in screen.splitlines()) and "gpt-4o" in screen)
         shell.keys("q")
         shell.until(lambda screen: code(screen) == "0")
         is_clean(shell)
