@@ -169,3 +169,22 @@ def test_a_store_beyond_the_bound_is_asked_as_before(store: Store, monkeypatch: 
     with QuerySession(store) as fresh, standing.lend() as lent:
         assert everything(lent) == everything(fresh)
         assert len(page(lent, Filter(limit=3))) == 3
+    # Answers that somebody keeps for a generation do not outlive what is stored meanwhile.
+    before = standing.generation
+    stored(store, [exchange(7)])
+    monkeypatch.setattr("llmsec_analyzer.stored.standing._LOOK_S", -1.0)
+    with standing.lend() as lent:
+        assert len(everything(lent)) == 7
+    assert standing.generation > before
+
+
+def test_what_is_known_of_parts_goes_with_them(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmsec_analyzer.stored.standing._LOOK_S", -1.0)
+    standing = StandingSession(store)
+    for step in range(12):
+        stored(store, [exchange(step)])
+        compact(store, time.time_ns() + 10**12, min_parts=2, grace_ns=0, settled_ns=0)
+        compact(store, time.time_ns() + 10**13, min_parts=2, grace_ns=0, settled_ns=0)
+        standing.lend().close()
+    there = len(list(store.exchanges.glob("*/part-*")))
+    assert (len(standing._times), len(standing._columns), len(standing._parts)) == (there, there, there)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -97,13 +97,18 @@ class QuerySession:
             raise
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
-        for attempt in reversed(range(_ATTEMPTS)):
-            try:
+        for _ in range(_ATTEMPTS - 2):  # a part may have gone between two looks
+            with suppress(duckdb.Error):
                 return self._locked()
-            except duckdb.Error as fault:  # a part may have gone between two looks; damage is looked for last
-                if not attempt or (attempt == 1 and not self._look_for_damage()):
-                    raise sql_error(fault) from None
-        raise AssertionError("unreachable")
+        try:
+            return self._locked()
+        except duckdb.Error as fault:
+            if not self._look_for_damage():
+                raise sql_error(fault) from None
+        try:
+            return self._locked()
+        except duckdb.Error as fault:
+            raise sql_error(fault) from None
 
     def _locked(self) -> duckdb.DuckDBPyConnection:
         connection = duckdb.connect()

@@ -31,7 +31,6 @@ MAX_ROWS: Final = 20_000_000
 # Rows are counted by so much of time, to know how far back a page reaches.
 _SPAN_NS: Final = 900 * 1_000_000_000
 _EMPTY: Final = "/schema/"
-_LAST_NS: Final = 2**63 - 1
 _BEGIN: Final = """
 CREATE TABLE copies (row_key BIGINT, stored_seq BIGINT);
 CREATE TABLE older (row_key BIGINT, stored_seq BIGINT);
@@ -61,19 +60,19 @@ class StandingSession(QuerySession):
                 self._look()
             return _Lent(self)
 
-    def now(self) -> tuple[int, duckdb.DuckDBPyConnection]:
-        """The generation of what is there, and the connection to it."""
+    def whole(self) -> duckdb.DuckDBPyConnection:
+        """The connection to what is there, of which cursors are lent."""
         with self._guard:
-            return self.generation, self._connection
+            return self._connection
 
-    def again(self, generation: int) -> tuple[int, duckdb.DuckDBPyConnection]:
-        """`now`, after a fault of what was there at `generation`."""
+    def again(self, failed: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
+        """`whole`, after a fault of that one."""
         with self._guard:
-            if generation == self.generation:
+            if failed is self._connection:
                 self._renew()
             else:
                 self._look()
-            return self.now()
+            return self._connection
 
     def _look(self) -> None:
         try:
@@ -113,7 +112,8 @@ class StandingSession(QuerySession):
     def _survey(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Learn of new parts and of those that are gone."""
         self._looked = time.monotonic()
-        if self._is_large:
+        if self._is_large:  # its parts are not watched, so there may always be something new
+            self.generation += 1
             return
         before = self._seen
         found = frozenset(
@@ -127,6 +127,7 @@ class StandingSession(QuerySession):
         try:
             if before - seen:
                 connection.execute("DELETE FROM copies; DELETE FROM older; DELETE FROM spans")
+                self._columns, self._times = {}, {}
             fresh = seen if before - seen else seen - before
             if fresh:
                 self._learn(connection, fresh)
@@ -160,6 +161,10 @@ class StandingSession(QuerySession):
     def _reached(self) -> str:
         return f"/proc/self/fd/{self._folder}"
 
+    def _name(self, part: Path) -> str:
+        """As DuckDB is given it, and names it."""
+        return f"{self._reached}/{part.relative_to(self.store.exchanges)}"
+
     def _learn(self, connection: duckdb.DuckDBPyConnection, fresh: frozenset[Path]) -> None:
         named = self._named(self._reached, sorted(fresh))
         files = f"read_parquet({named}, union_by_name=true, hive_partitioning=false, filename=true)"
@@ -182,7 +187,7 @@ class StandingSession(QuerySession):
             """  # noqa: S608 - quoted paths and a number
         )
         times = connection.execute("SELECT filename, min(started_ns), max(started_ns) FROM fresh GROUP BY filename").fetchall()
-        empty = dict.fromkeys((f"{self._reached}/{path.relative_to(self.store.exchanges)}" for path in fresh), (None, None))
+        empty = dict.fromkeys(map(self._name, fresh), (None, None))
         self._times |= empty | {name: (first, last) for name, first, last in times}
         connection.execute("DROP TABLE fresh")
 
@@ -190,14 +195,16 @@ class StandingSession(QuerySession):
         if not seen:
             return
         self._older = "older" if connection.execute("SELECT 1 FROM older LIMIT 1").fetchall() else None
-        self._parts = tuple(sorted(f"{self._reached}/{path.relative_to(self.store.exchanges)}" for path in seen))
+        self._parts = tuple(sorted(map(self._name, seen)))
         self._alike = len({self._columns[part] for part in self._parts}) == 1
         tap_files = self._named(self._reached, sorted(taps)) if taps else None
         for statement in deduplicated_views(_listed(self._parts), tap_files, self._older, alike=self._alike):
             connection.execute(statement)
 
-    def of_time(self, since_ns: int, until_ns: int) -> str | None:
+    def of_time(self, since_ns: int | None, until_ns: int | None) -> str | None:
         """A statement that leaves to a connection the parts with exchanges of that time; None where that are all."""
+        if since_ns is None and until_ns is None:  # exchanges of which no start is known count, too
+            return None
         with self._guard:
             # The store's empty part has all columns, which those of that time need not have.
             wanted = [part for part in self._parts if _EMPTY in part or _meets(self._times[part], since_ns, until_ns)]
@@ -206,9 +213,9 @@ class StandingSession(QuerySession):
             return narrowed_view(_listed(wanted), self._older, alike=self._alike)
 
 
-def _meets(times: tuple[int | None, int | None], since_ns: int, until_ns: int) -> bool:
+def _meets(times: tuple[int | None, int | None], since_ns: int | None, until_ns: int | None) -> bool:
     first, last = times
-    return first is not None and last is not None and first < until_ns and last >= since_ns
+    return first is not None and last is not None and (until_ns is None or first < until_ns) and (since_ns is None or last >= since_ns)
 
 
 def _listed(found: Sequence[str]) -> str:
@@ -221,11 +228,11 @@ class _Lent(QuerySession):
     def __init__(self, owner: StandingSession) -> None:
         self.store = owner.store
         self._owner = owner
-        self._generation, self._whole = owner.now()
+        self._whole = owner.whole()
         self._connection = self._whole.cursor()
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
-        self._generation, self._whole = self._owner.again(self._generation)
+        self._whole = self._owner.again(self._whole)
         return self._whole.cursor()
 
     def _look_for_damage(self) -> bool:
@@ -236,13 +243,10 @@ class _Lent(QuerySession):
 
     @contextmanager
     def narrowed(self, since_ns: int | None, until_ns: int | None) -> Iterator[None]:
-        # Without bounds exchanges count too of which no start is known.
-        is_bound = since_ns is not None or until_ns is not None
-        statement = self._owner.of_time(since_ns or 0, until_ns if until_ns is not None else _LAST_NS) if is_bound else None
+        statement = self._owner.of_time(since_ns, until_ns)
         if statement is not None:
-            with suppress(
-                duckdb.Error, RuntimeError
-            ):  # a part may be gone by now: then all of them are looked into, and missing ones are known
+            # A part may be gone by now: then all of them are looked into, and missing ones are known.
+            with suppress(duckdb.Error, RuntimeError):
                 self._connection.execute(statement)
         try:
             yield
