@@ -43,21 +43,17 @@ class _Look:
         """Events since the last look. Raises StorageError, ConfigError."""
         since = max(self._began, time.time_ns() - _BEHIND_NS) if self._start_ns is None else self._began
 
-        def asked(session: Session) -> tuple[Store | None, list[dict[str, Any]]]:
+        def asked(session: Session) -> tuple[Store | None, list[Line]]:
             return session.store if isinstance(session, QuerySession) else None, _ended(session, since)
 
         self._generation, found = self._asking.since(self._generation, asked)
-        store, rows = found or (None, [])
+        store, stored = found or (None, [])
         if self._feed is None and store is not None:
             self._feed = FeedReader(store)
-        lines = self._feed.lines() if self._feed is not None else []
-        told = [_event({"id": line.exchange_id, "finding": _finding_cells(line)}) for line in lines if line.rule is not None]
-        told += [
-            _event({"id": line.exchange_id, "cells": _line_cells(line)})
-            for line in lines
-            if line.rule is None and self._is_new(line.exchange_id)
-        ]
-        told += [_event({"id": row["exchange_id"], "cells": _cells(row)}) for row in rows if self._is_new(row["exchange_id"])]
+        said = self._feed.lines() if self._feed is not None else []
+        told = [_event({"id": line.exchange_id, "finding": _finding_cells(line)}) for line in said if line.rule is not None]
+        ended = (*(line for line in said if line.rule is None), *stored)
+        told += [_event({"id": line.exchange_id, "cells": _cells(line)}) for line in ended if self._is_new(line.exchange_id)]
         return told
 
     def close(self) -> None:
@@ -106,7 +102,8 @@ def _event(content: dict[str, Any]) -> bytes:
     return b"data: " + msgspec.json.encode(content) + b"\n\n"
 
 
-def _line_cells(line: Line) -> list[str]:
+def _cells(line: Line) -> list[str]:
+    """As the page's table has them."""
     texts = (line.provider or "-", line.what or "-", line.status or "-")
     return [
         moment(line.ts_ns), *(visible(str(text)) for text in texts), number(line.output_tokens), duration(line.duration_ms), number(line.risk),
@@ -119,23 +116,13 @@ def _finding_cells(line: Line) -> list[str]:
     return [moment(line.ts_ns), *(visible(text or "") for text in (line.severity, line.rule, line.place)), at]
 
 
-def _ended(session: Session, since_ns: int) -> list[dict[str, Any]]:
+def _ended(session: Session, since_ns: int) -> list[Line]:
     found = session.select(
         f"""
-        SELECT exchange_id, ended_ns, provider, model, path, server, tls.server_name AS server_name, status, output_tokens, duration_ms, risk_score, tenant,
-            {session.dialect.length.format("findings")} AS findings
+        SELECT exchange_id, ended_ns, provider, coalesce(model, tls.server_name, path, server), status, output_tokens, duration_ms, risk_score, tenant,
+            {session.dialect.length.format("findings")}
         FROM exchanges WHERE ended_ns > ? ORDER BY ended_ns DESC LIMIT {_AT_ONCE}
         """,  # noqa: S608 - our own clauses
         [since_ns],
     )
-    return [dict(zip(found.names, row, strict=True)) for row in found.rows()][::-1]
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    """As the page's table has them; content is not among them."""
-    what = row["model"] or row["server_name"] or row["path"] or row["server"]
-    texts = (row["provider"] or "-", what or "-", row["status"] or "-")
-    return [
-        moment(row["ended_ns"]), *(visible(str(text)) for text in texts), number(row["output_tokens"]), duration(row["duration_ms"]), number(row["risk_score"]),
-        visible(row["tenant"] or ""), str(row["findings"] or ""),
-    ]  # fmt: skip
+    return [Line(*row) for row in found.rows()][::-1]

@@ -86,6 +86,18 @@ class FeedWriter:
         with contextlib.suppress(OSError):
             self._folder.mkdir(mode=0o700, exist_ok=True)
             self._watched = os.open(self._folder / WATCHED, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        self._clear()
+
+    def _clear(self) -> None:
+        """Delete what taps left that were killed: who lives holds a lock of its file."""
+        for path in self._folder.glob("feed-*.jsonl"):
+            with contextlib.suppress(OSError):
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+                finally:
+                    os.close(descriptor)
 
     def look(self) -> None:
         """Whether somebody looks. Another tap that asks at this instant counts as one, until the next look."""
@@ -102,7 +114,8 @@ class FeedWriter:
 
     def write(self, lines: Sequence[bytes]) -> None:
         with contextlib.suppress(OSError):
-            if self._descriptor < 0 or os.fstat(self._descriptor).st_size > MAX_FILE:
+            status = os.fstat(self._descriptor) if self._descriptor >= 0 else None
+            if status is None or status.st_size > MAX_FILE or not status.st_nlink:
                 self._begin()
             os.write(self._descriptor, b"".join(lines))
 
@@ -110,6 +123,7 @@ class FeedWriter:
         self._end()
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         self._descriptor = os.open(self._path, flags, 0o600)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def close(self) -> None:
         self._end()

@@ -81,6 +81,23 @@ def test_a_large_file_begins_anew_and_is_read_on(store: Store, monkeypatch: pyte
     assert max(path.stat().st_size for path in (store.root / "live").glob("feed-*")) < 1200
 
 
+def test_what_killed_taps_left_goes_with_the_next_one(store: Store) -> None:
+    writer, reader = feed.FeedWriter(store), feed.FeedReader(store)
+    reader.lines()
+    writer.look()
+    writer.write([line(1), line(3)])
+    folder = store.root / "live"
+    for number in range(70):
+        (folder / f"feed-0{number}.jsonl").write_bytes(line(number))
+    feed.FeedWriter(store)
+    assert [path.name for path in folder.glob("feed-*")] == [f"feed-{os.getpid()}.jsonl"]
+    assert ids(reader.lines()) == [1, 3]
+    # Somebody has deleted the file of one that lives.
+    (folder / f"feed-{os.getpid()}.jsonl").unlink()
+    writer.write([line(2)])
+    assert ids(reader.lines()) == [2]
+
+
 def test_a_line_holds_no_content() -> None:
     exchange = full_exchange(1)
     made = msgspec.json.encode(feed.line_of(msgspec.structs.replace(exchange, response_model="m" * 10_000)))
