@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any
 
-from llmsec_trace.call import Asked, Call
-from llmsec_trace.transports.addresses import host_and_port
 from llmsec_trace.transports.hooking import Hook, refused
-from llmsec_trace.transports.http_client_bodies import received, sent, whole_body
-from llmsec_trace.transports.httpx_transports import trace_of
-
-if TYPE_CHECKING:
-    from llmsec_trace.policy import Screening
+from llmsec_trace.transports.http_client_bodies import answered, begun, sent
 
 PACKAGES = ("botocore",)
 
@@ -23,7 +16,7 @@ class SessionHook(Hook):
     name = "send"
 
     def __call__(self, request: Any) -> Any:
-        call, screening = self._begin(request)
+        call, screening = begun(self, request)
         if screening is not None and (blocked := screening.wait()) is not None:
             raise refused(call, blocked, ())
         if call is None:
@@ -39,13 +32,7 @@ class SessionHook(Hook):
             raise
         finally:
             request.body, request.stream_output = body, is_stream
-        try:
-            if whole_body(body) is None:
-                call.request_end()
-            received(response.raw, call)
-        except Exception:  # noqa: BLE001 - never the application's problem
-            self.recorder.fault()
-            call.closed()
+        answered(self, call, body, response)
         if not is_stream:
             self._read(request, response)
         return response
@@ -67,21 +54,6 @@ class SessionHook(Hook):
             raise exceptions.ConnectionClosedError(error=fault, request=request, endpoint_url=url)  # noqa: B904
         except Exception as fault:  # noqa: BLE001
             raise exceptions.HTTPClientError(error=fault)  # noqa: B904
-
-    def _begin(self, request: Any) -> tuple[Call | None, Screening | None]:
-        try:
-            url = urlsplit(request.url)
-            address = host_and_port(url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
-            headers = list(request.headers.items())
-            if "host" not in {str(name).lower() for name, _ in headers}:
-                headers.append(("Host", url.netloc.rpartition("@")[2]))
-            target = (url.path or "/") + (f"?{url.query}" if url.query else "")
-            asked = Asked(request.method, target, headers, whole_body(request.body), address)
-            call = self.recorder.begin(asked, trace_of(headers))
-            return call, self.recorder.screen(asked, call)
-        except Exception:  # noqa: BLE001 - as above
-            self.recorder.fault()
-            return None, None
 
 
 def hooks_of(client: Any) -> list[tuple[type[Hook], Any]]:

@@ -55,6 +55,17 @@ class Hook:
         return True
 
 
+def trace_of(headers: Any) -> str | None:
+    """The trace that the application's own tracing has put into the request (W3C Trace Context)."""
+    for name, value in headers:
+        if len(name) == 11 and name.lower() in (b"traceparent", "traceparent"):
+            text = value.decode("latin-1") if isinstance(value, bytes) else value
+            parts = text.strip().lower().split("-")
+            if len(parts) >= 4 and len(parts[1]) == 32 and not parts[1].strip("0123456789abcdef") and parts[1].strip("0"):
+                return str(parts[1])
+    return None
+
+
 def refused(call: Call | None, blocked: RequestBlocked, headers: RawHeaders) -> RequestBlocked:
     """What to raise in the request's place, once the record knows of it.
 

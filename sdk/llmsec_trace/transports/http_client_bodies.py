@@ -7,10 +7,16 @@ of the body passes, with HTTP/1's framing on it, so a reader is put around it an
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from llmsec_trace.call import Answered, Call
-from llmsec_trace.transports.addresses import socket_address
+from llmsec_trace.call import Answered, Asked, Call
+from llmsec_trace.transports.addresses import host_and_port, socket_address
+from llmsec_trace.transports.hooking import trace_of
+
+if TYPE_CHECKING:
+    from llmsec_trace.policy import Screening
+    from llmsec_trace.transports.hooking import Hook
 
 
 class Sent:
@@ -48,6 +54,34 @@ def whole_body(body: Any) -> bytes | None:
     if body is None:
         return b""
     return as_bytes(body) if isinstance(body, bytes | bytearray | memoryview | str) else None
+
+
+def begun(hook: Hook, request: Any) -> tuple[Call | None, Screening | None]:
+    """Of a prepared request of either library."""
+    try:
+        url = urlsplit(request.url)
+        address = host_and_port(url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
+        headers = list(request.headers.items())
+        if "host" not in {str(name).lower() for name, _ in headers}:
+            headers.append(("Host", url.netloc.rpartition("@")[2]))
+        target = (url.path or "/") + (f"?{url.query}" if url.query else "")
+        asked = Asked(request.method or "GET", target, headers, whole_body(request.body), address)
+        call = hook.recorder.begin(asked, trace_of(headers))
+        return call, hook.recorder.screen(asked, call)
+    except Exception:  # noqa: BLE001 - never the application's problem
+        hook.recorder.fault()
+        return None, None
+
+
+def answered(hook: Hook, call: Call, body: Any, response: Any) -> None:
+    """`body`: the request's own; `response.raw` is an answer of urllib3's whose body nobody has read."""
+    try:
+        if whole_body(body) is None:
+            call.request_end()
+        received(response.raw, call)
+    except Exception:  # noqa: BLE001 - as above
+        hook.recorder.fault()
+        call.closed()
 
 
 def sent(body: Any, call: Call) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmsec_trace.call import Answered, Asked, Call
 from llmsec_trace.transports.addresses import host_and_port, socket_address
-from llmsec_trace.transports.hooking import Hook, refused
+from llmsec_trace.transports.hooking import Hook, refused, trace_of
 
 if TYPE_CHECKING:
     from llmsec_trace.policy import Screening
@@ -103,17 +103,6 @@ def _begin(hook: Hook, request: Any) -> tuple[Call | None, Screening | None]:
         hook.recorder.fault()
         return None, None
     return call, screening
-
-
-def trace_of(headers: Any) -> str | None:
-    """The trace that the application's own tracing has put into the request (W3C Trace Context)."""
-    for name, value in headers:
-        if len(name) == 11 and name.lower() in (b"traceparent", "traceparent"):
-            text = value.decode("latin-1") if isinstance(value, bytes) else value
-            parts = text.strip().lower().split("-")
-            if len(parts) >= 4 and len(parts[1]) == 32 and not parts[1].strip("0123456789abcdef") and parts[1].strip("0"):
-                return str(parts[1])
-    return None
 
 
 def _answered(hook: Hook, call: Call, request: Any, response: Any) -> None:

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any
 
-from llmsec_trace.call import Asked, Call
-from llmsec_trace.transports.addresses import host_and_port
 from llmsec_trace.transports.hooking import Hook, refused
-from llmsec_trace.transports.http_client_bodies import received, sent, whole_body
-from llmsec_trace.transports.httpx_transports import trace_of
-
-if TYPE_CHECKING:
-    from llmsec_trace.policy import Screening
+from llmsec_trace.transports.http_client_bodies import answered, begun, sent
 
 PACKAGES = ("requests",)
 
@@ -21,7 +14,7 @@ class AdapterHook(Hook):
     name = "send"
 
     def __call__(self, request: Any, *args: Any, **kwargs: Any) -> Any:
-        call, screening = self._begin(request)
+        call, screening = begun(self, request)
         if screening is not None and (blocked := screening.wait()) is not None:
             raise refused(call, blocked, ())
         if call is None:
@@ -36,28 +29,8 @@ class AdapterHook(Hook):
             raise
         finally:
             request.body = body
-        try:
-            if whole_body(body) is None:
-                call.request_end()
-            received(response.raw, call)
-        except Exception:  # noqa: BLE001 - never the application's problem
-            self.recorder.fault()
-            call.closed()
+        answered(self, call, body, response)
         return response
-
-    def _begin(self, request: Any) -> tuple[Call | None, Screening | None]:
-        try:
-            url = urlsplit(request.url)
-            address = host_and_port(url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
-            headers = list(request.headers.items())
-            if "host" not in {str(name).lower() for name, _ in headers}:
-                headers.append(("Host", url.netloc.rpartition("@")[2]))
-            asked = Asked(request.method or "GET", request.path_url, headers, whole_body(request.body), address)
-            call = self.recorder.begin(asked, trace_of(headers))
-            return call, self.recorder.screen(asked, call)
-        except Exception:  # noqa: BLE001 - as above
-            self.recorder.fault()
-            return None, None
 
 
 def hooks_of(session: Any) -> list[tuple[type[Hook], Any]]:
