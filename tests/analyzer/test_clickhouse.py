@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from starlette.testclient import TestClient
 
+from llmsec_agent.console import asking as console_asking
 from llmsec_agent.console.access import Access
 from llmsec_agent.console.app import console
 from llmsec_agent.top.facts import UsageFacts
@@ -318,3 +319,16 @@ def test_the_terminal_view_follows_both(both):
     assert seen[0][1] == seen[1][1]
     assert any(facts.process is not None for facts in seen[0][0])
     assert any(facts.findings for facts in seen[0][0])
+
+
+def test_questions_of_pages_share_sessions(both, monkeypatch):
+    opened = []
+    monkeypatch.setattr(console_asking, "open_session", lambda *given: opened.append(1) or open_session(*given))
+    asking = console_asking.Asking(both[1], Said())
+    for _ in range(5):
+        assert asking.ask(lambda session: next(iter(session.select("SELECT count(*) FROM exchanges").rows()))[0]) == 5
+    with pytest.raises(ConfigError):
+        asking.ask(lambda session: list(session.run("SELECT nothing").rows()))
+    asking.ask(lambda session: list(session.select("SELECT 1").rows()))
+    assert len(opened) == 2  # one that failed is not used again
+    asking.close()

@@ -25,6 +25,7 @@ _WAIT_S: Final = 10.0
 QUESTION_S: Final = 20.0
 # A database does not say whether it has something new.
 _FRESH_S: Final = 5.0
+_SESSION_S: Final = 30.0
 # Figures of a large folder that a capture writes to would be found out all the time; pages say of when they are.
 _OLDEST_S: Final = 30.0
 _MOST_KEPT: Final = 64
@@ -54,6 +55,7 @@ class Asking:
         self._places = threading.BoundedSemaphore(_AT_ONCE)
         self._opening = threading.Lock()
         self._folder: StandingSession | None = None
+        self._idle: list[tuple[Session, float]] = []
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
 
     def ask(self, question: Callable[[Session], _T]) -> _T:
@@ -61,7 +63,7 @@ class Asking:
         if not self._places.acquire(timeout=_WAIT_S):
             raise BusyError("the store is asked too much at once", "try again in a moment")
         try:
-            with contextlib.closing(self._session()) as session, _limited(session):
+            with self._session() as session, _limited(session):
                 return question(session)
         finally:
             self._places.release()
@@ -103,10 +105,32 @@ class Asking:
             if self._folder is not None:
                 self._folder.close()
             self._folder = None
+            idle, self._idle = self._idle, []
+        for session, _ in idle:
+            session.close()
 
-    def _session(self) -> Session:
-        if is_clickhouse(self.location):
-            return open_session(self.location, self._journal)
+    def _session(self) -> contextlib.AbstractContextManager[Session]:
+        return self._of_database() if is_clickhouse(self.location) else contextlib.closing(self._of_folder())
+
+    @contextlib.contextmanager
+    def _of_database(self) -> Iterator[Session]:
+        """A session is used again for some time: then its look at the database's version is old."""
+        with self._opening:
+            held = self._idle.pop() if self._idle else None
+        if held is not None and time.monotonic() - held[1] > _SESSION_S:
+            held[0].close()
+            held = None
+        if held is None:
+            held = open_session(self.location, self._journal), time.monotonic()
+        try:
+            yield held[0]
+        except BaseException:
+            held[0].close()
+            raise
+        with self._opening:
+            self._idle.append(held)
+
+    def _of_folder(self) -> Session:
         with self._opening:
             if self._folder is None:
                 self._folder = StandingSession.open(self.location, self._journal)

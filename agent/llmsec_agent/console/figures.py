@@ -11,6 +11,7 @@ _BUCKETS: Final = 48
 # Widths of a chart's columns, in seconds.
 _WIDTHS: Final = (1, 5, 15, 60, 300, 900, 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_400, 365 * 86_400)
 _NS: Final = 1_000_000_000
+_GRAVEST_FIRST: Final = "CASE severity WHEN 'critical' THEN 0 WHEN 'high' THEN 1 WHEN 'medium' THEN 2 WHEN 'low' THEN 3 ELSE 4 END"
 _IS_REQUEST: Final = "provider IS NOT NULL AND method IS NOT NULL"
 
 
@@ -160,12 +161,11 @@ def rules(session: Session, span: Span, limit: int | None = None) -> list[tuple[
     """Rule, category, severity, findings and exchanges, the gravest first; suppressed ones are left out."""
     where, values = span.where()
     among = f"WHERE exchange_id IN (SELECT exchange_id FROM exchanges {where})" if where else ""  # noqa: S608 - our own clauses
-    order = "CASE severity WHEN 'critical' THEN 0 WHEN 'high' THEN 1 WHEN 'medium' THEN 2 WHEN 'low' THEN 3 ELSE 4 END"
     found = session.select(
         f"""
         SELECT rule_id, category, severity, count(*) AS n, count(DISTINCT exchange_id)
         FROM findings {among} {"AND" if among else "WHERE"} suppressed.until IS NULL
-        GROUP BY 1, 2, 3 ORDER BY {order}, n DESC, rule_id {f"LIMIT {limit}" if limit else ""}
+        GROUP BY 1, 2, 3 ORDER BY {_GRAVEST_FIRST}, n DESC, rule_id {f"LIMIT {limit}" if limit else ""}
         """,  # noqa: S608 - our own clauses
         values,
     )
@@ -180,12 +180,11 @@ def findings_by(session: Session, span: Span, by: FindingsBy, limit: int) -> lis
     where, values = span.where()
     named = "e.tenant" if by == "tenant" else "f.fingerprint"
     among = f"(SELECT exchange_id, tenant FROM exchanges {where}) e"  # noqa: S608 - our own clauses
-    order = "CASE f.severity WHEN 'critical' THEN 0 WHEN 'high' THEN 1 WHEN 'medium' THEN 2 WHEN 'low' THEN 3 ELSE 4 END"
     found = session.select(
         f"""
         SELECT {named} AS name, f.rule_id AS rule, f.severity AS severity, count(*) AS n, count(DISTINCT f.exchange_id) AS exchanges
         FROM findings f JOIN {among} ON e.exchange_id = f.exchange_id WHERE f.suppressed.until IS NULL
-        GROUP BY 1, 2, 3 ORDER BY {order}, n DESC, name, rule LIMIT {limit}
+        GROUP BY 1, 2, 3 ORDER BY {_GRAVEST_FIRST}, n DESC, name, rule LIMIT {limit}
         """,  # noqa: S608 - our own clauses
         values,
     )
