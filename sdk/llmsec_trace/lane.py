@@ -109,7 +109,10 @@ class Lane:
                     self._bytes -= self._items.popleft()[1]
                 self._busy = False
                 self._changed.notify_all()
-        self.dropped += len(self._items)
+        with self._changed:
+            self.dropped += len(self._items)
+            self._items.clear()
+            self._bytes = 0
         try:
             self.destination.close()
         except Exception as fault:  # noqa: BLE001 - it may be the application's own

@@ -438,6 +438,9 @@ def _at_exit() -> None:
     until = time.monotonic() + EXIT_S
     for recorder in all_recorders():
         recorder.close(max(0.1, until - time.monotonic()))
+        known = recorder.stats()
+        if lost := known.dropped + known.waiting:
+            log.warning("%d records of calls to models were handed to nobody", lost)
 
 
 def _in_child() -> None:

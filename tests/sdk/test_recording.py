@@ -479,3 +479,33 @@ instrument(httpx.Client(), InstrumentationConfig(destinations=[Callback(print)])
     environment["XDG_STATE_HOME"] = "/proc/nowhere"
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=environment, check=False)
     assert (told.returncode, told.stderr) == (0, "")
+
+
+UNHEARD = """
+import logging
+import sys
+import httpx
+from llmsec_trace import InstrumentationConfig, SecurityConfig, instrument
+from llmsec_trace.destinations.base import DestinationError
+
+logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+
+class Full:
+    def send(self, batch):
+        raise DestinationError("no space is left", "free some")
+    def close(self):
+        pass
+
+config = InstrumentationConfig(destinations=[Full()], security=SecurityConfig(enabled=False))
+client = instrument(httpx.Client(), config)
+for _ in range(3):
+    client.post(sys.argv[1], json={"model": "m", "messages": [{"role": "user", "content": "x"}]})
+"""
+
+
+def test_what_nobody_took_is_said_when_the_program_ends(server: str) -> None:
+    told = subprocess.run([sys.executable, "-c", UNHEARD, server + CHAT], capture_output=True, text=True, check=True, timeout=60)
+    assert told.stderr.splitlines() == [
+        "llmsec_trace: records cannot be handed to Full: no space is left (free some)",
+        "llmsec_trace: 3 records of calls to models were handed to nobody",
+    ]

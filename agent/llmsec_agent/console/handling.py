@@ -63,14 +63,18 @@ def guarded(pages: Pages, handler: Callable[[Pages, Request], Response], role: R
         try:
             return handler(pages, request)
         except BusyError as fault:
-            return page_of(pages, request, "fault.html", status=503, title="Too much at once", text=f"{fault}; {fault.hint}.")
+            return page_of(pages, request, "fault.html", status=503, title="Too much at once", text=_sentence(fault))
         except ConfigError as fault:
-            return page_of(pages, request, "fault.html", status=400, title="That cannot be asked", text=f"{fault}; {fault.hint}.")
+            return page_of(pages, request, "fault.html", status=400, title="That cannot be asked", text=_sentence(fault))
         except LLMSecError as fault:
             pages.journal.warning("console_fault", f"{request.url.path}: {fault}")
-            return page_of(pages, request, "fault.html", status=503, title="The store does not answer", text=f"{fault}; {fault.hint}.")
+            return page_of(pages, request, "fault.html", status=503, title="The store does not answer", text=_sentence(fault))
 
     return answer
+
+
+def _sentence(fault: LLMSecError) -> str:
+    return f"{fault}; {fault.hint}." if fault.hint else f"{fault}."
 
 
 def page_of(pages: Pages, request: Request, name: str, *, status: int = 200, **values: Any) -> HTMLResponse:
