@@ -135,6 +135,8 @@ def cohere(url: str, on: Instrument) -> None:
     assert client.chat(model="command-x", messages=MESSAGES).message.content[0].text == TEXT
     events = client.chat_stream(model="command-x", messages=MESSAGES)
     assert "".join(e.delta.message.content.text for e in events if e.type == "content-delta") == TEXT
+    for _, transport in hooks_in(client):  # this client has no way to be closed
+        transport.close()
 
 
 def ollama(url: str, on: Instrument) -> None:
