@@ -69,10 +69,13 @@ def first_paint(address: str, base: str, page: str) -> float | None:
         shown.goto(address)
         shown.goto(base + page, wait_until="load")
         paint = None
-        while paint is None:  # the page's policy lets no function be polled
+        for _ in range(100):  # the page's policy lets no function be polled
             paint = shown.evaluate("performance.getEntriesByName('first-contentful-paint')[0]?.startTime")
+            if paint is not None:
+                break
+            time.sleep(0.05)
         started.close()
-        return float(paint)
+        return float(paint) if paint is not None else None
 
 
 def main() -> None:
