@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from llmsec_agent.alerting.plan import plan_of as alert_plan_of
 from llmsec_agent.alerting.process import AlertSender
@@ -35,6 +35,9 @@ from llmsec_tap.capture.probes.selection import Selection
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.journal import Level
 
+if TYPE_CHECKING:
+    from llmsec_agent.receiving.receiver import Receiver
+
 _LEVELS: Final = {"debug": Level.DEBUG, "info": Level.INFO, "warn": Level.WARNING, "error": Level.ERROR}
 _OFF: Final = "none"
 
@@ -57,11 +60,14 @@ def run_agent(path: str | None) -> int:
     sender = _alert_sender(config, journal)
     if sender is not None:
         plan = replace(plan, poke=sender.poke)
+    receiver = _receiver(config)
     exposer = _exposer(config, plan.decoders)
     try:
-        return capture_with(plan, journal, exposer)
+        return capture_with(plan, journal, exposer, receiver)
     finally:
         notify.stopping()
+        if receiver is not None:
+            receiver.keep(None)
         end([kept for kept in (deliverer, telemetry, sender) if kept is not None])
         if exposer is not None:
             exposer.keep(None)
@@ -74,9 +80,10 @@ def _plan(
     config = loaded.config
     capture = config.capture
     selection = selection_of(config)
-    if selection.is_empty and not capture.interfaces:
+    if selection.is_empty and not capture.interfaces and config.sdk.socket is None:
         raise ConfigError(
-            f"{loaded.file or 'the configuration'}: nothing to capture", "Set capture.all, pids, comms, containers, labels or interfaces."
+            f"{loaded.file or 'the configuration'}: nothing to capture",
+            "Set capture.all, pids, comms, containers, labels or interfaces, or sdk.socket.",
         )
     return CapturePlan(
         selection=selection,
@@ -195,6 +202,15 @@ def _resend(deliverer: Deliverer | None, sender: AlertSender | None, telemetry: 
 def _style(config: Config) -> Style:
     logging = config.observability.logging
     return Style(_LEVELS[logging.level], logging.format == "json", logging.include_fields)
+
+
+def _receiver(config: Config) -> Receiver | None:
+    sdk = config.sdk
+    if sdk.socket is None:
+        return None
+    from llmsec_agent.receiving.receiver import Place, Receiver  # the warden needs none of it
+
+    return Receiver.start(Place(sdk.socket, int(sdk.mode, 8), sdk.group))
 
 
 def _exposer(config: Config, decoders: int) -> Exposer | None:

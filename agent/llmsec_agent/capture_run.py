@@ -63,6 +63,7 @@ from llmsec_tap.tokens import TokenEstimator
 if TYPE_CHECKING:
     import socket
 
+    from llmsec_agent.receiving.inbox import Inbox
     from llmsec_agent.siblings import Sibling
     from llmsec_agent.tenants.directory import RemoteDirectory
     from llmsec_agent.tenants.policy import Policies
@@ -78,6 +79,7 @@ MakePrinter = Callable[[Callable[[], None]], Sink]
 
 _LATE: Final = ("brotli", "zstandard")
 _LATE_OF_STORES: Final = ("llmsec_tap.storage.parquet",)
+_LATE_OF_RECORDS: Final = ("llmsec_agent.receiving.inbox",)
 _LATE_OF_PACKETS: Final = ("llmsec_tap.wire.tls.protection", "cryptography.hazmat.primitives.ciphers")
 # Of the grace at the end, so much is for decoding what was read already.
 _DECODING: Final = 0.4
@@ -102,6 +104,7 @@ def capture(
     print_to: MakePrinter | None,
     start_detection: StartDetection | None,
     exposer: socket.socket | None = None,
+    records: socket.socket | None = None,
     directory: RemoteDirectory | None = None,
     policies: Policies | None = None,
     poke: Callable[[], None] | None = None,
@@ -123,7 +126,7 @@ def capture(
     estimator = TokenEstimator(settings.tokenizer)
     if user is not None and not privileges.may_read_programs(user):
         estimator.keep_open()
-        _load_late_parts(stores=settings.store is not None, packets=bool(settings.interfaces))
+        _load_late_parts(stores=settings.store is not None, packets=bool(settings.interfaces), records=records is not None)
     if settings.store is not None:
         enter(settings.store, user)
     privileges.become(user)
@@ -182,6 +185,8 @@ def capture(
     source.log = log if sibling.is_first else None
     if store_sink is not None:
         store_sink.look = source.beat
+    if records is not None:
+        source.receive(records)
     if exposer is not None:
         answer_state(exposer, lambda: _state(run, source))
     fault: SourceError | None = None
@@ -260,6 +265,7 @@ class LiveSource:
         self._queue = BatchQueue(shares.queue, min(limits.QUEUE_SHED_BYTES, shares.queue // 2))
         self._live = LiveCapture(run.pipeline, self._queue, self._clock, memory_cap_bytes=settings.memory_cap_bytes)
         self._packets: list[PacketSource] = []
+        self._inbox: Inbox | None = None
         self._round_at = time.monotonic()
         self.is_open = False
         self.log: AuditSink | None = None  # is told of each reload
@@ -276,6 +282,16 @@ class LiveSource:
     @property
     def has_read(self) -> bool:
         return self._live.records > 0
+
+    def receive(self, sock: socket.socket) -> None:
+        """Take records of applications, too, from the receiver at the other end. Call it before `run`."""
+        from llmsec_agent.receiving.inbox import Inbox
+
+        run, node, detects = self._run, self._settings.node, self._run.detection is not None
+        self._inbox = Inbox(
+            sock, self._queue.put_control, run.add, run.journal, fingerprint=run.fingerprint, node=node, detects=detects, pods=self._pods
+        )
+        self._live.add_thread(self._inbox)
 
     def run(self, run: Run) -> None:
         run.stop.on_request(self._live.stop)
@@ -297,6 +313,8 @@ class LiveSource:
 
     def samples(self) -> Iterable[Sample]:
         yield from self._live.samples()
+        if self._inbox is not None:
+            yield from self._inbox.samples()
         yield from self._degradation.samples()
         yield Sample("llmsec_config_reload_ok", float(self._is_accepted))
         yield from by_label("llmsec_config_reloads_total", "result", self._reloads)
@@ -448,10 +466,11 @@ def _leave_to_first(_store: Store, _now_ns: int) -> None:
     """The first decoder has the parts of all merged."""
 
 
-def _load_late_parts(*, stores: bool, packets: bool) -> None:
+def _load_late_parts(*, stores: bool, packets: bool, records: bool) -> None:
     """What decoding and storing load at the first use, for a user who may not read where it lies."""
     privileges.load_encodings()
-    for name in (*_LATE, *(_LATE_OF_STORES if stores else ()), *(_LATE_OF_PACKETS if packets else ())):
+    wanted = ((_LATE, True), (_LATE_OF_STORES, stores), (_LATE_OF_PACKETS, packets), (_LATE_OF_RECORDS, records))
+    for name in (name for names, is_wanted in wanted if is_wanted for name in names):
         importlib.import_module(name)
 
 
@@ -483,6 +502,7 @@ def _summarise(run: Run, sibling: Sibling, settings: CaptureSettings, recording:
     blocks = counts.get("llmsec_queue_discarded_packet_blocks_total")
     if blocks:
         lines.append(f"{blocks:,} blocks of packets were not decoded: the capture was ended first")
+    lines += summary.received(counts)
     lines += summary.oddities(counts)
     if run.detection is not None:
         lines += detected(counts, is_live=True)

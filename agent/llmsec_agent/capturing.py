@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from llmsec_agent.config import Loaded
     from llmsec_agent.exposer import Exposer
+    from llmsec_agent.receiving.receiver import Receiver
     from llmsec_agent.tenants.tiers import TierPlan
     from llmsec_tap.journal import Journal
 
@@ -59,7 +60,7 @@ class CapturePlan:
     poke: Callable[[], None] | None = None  # wakes who sends alerts
 
 
-def capture_with(plan: CapturePlan, journal: Journal, exposer: Exposer | None = None) -> int:
+def capture_with(plan: CapturePlan, journal: Journal, exposer: Exposer | None = None, receiver: Receiver | None = None) -> int:
     """Until stopped; the exit code, as docs/cli.md has them. Raises what attaching and opening raise, with nothing left behind."""
     selection, interfaces = plan.selection, plan.settings.interfaces
     pods = None if selection.is_empty else PodHelper.start(journal, decoders=plan.decoders, labels=selection.labels)
@@ -79,7 +80,7 @@ def capture_with(plan: CapturePlan, journal: Journal, exposer: Exposer | None = 
     if plan.reload is not None:
         warden.on_hangup = plan.reload(warden)
     channel = warden.fork()
-    for helper in (pods, exposer, resolver):
+    for helper in (pods, exposer, resolver, receiver):
         if helper is not None:
             helper.keep(None if channel is None else channel.number)
     if channel is not None:
@@ -88,7 +89,8 @@ def capture_with(plan: CapturePlan, journal: Journal, exposer: Exposer | None = 
         exposer_socket = exposer.sockets[number] if exposer is not None else None
         client = WardenClient(channel.client_socket, channel.stop_pipe)
         tenants_socket = resolver.sockets[number] if resolver is not None else None
-        leave(lambda: _decode(plan, journal, client, siblings.sibling(number), pods_socket, exposer_socket, tenants_socket))
+        records_socket = receiver.socket if receiver is not None and number == 0 else None
+        leave(lambda: _decode(plan, journal, client, siblings.sibling(number), pods_socket, exposer_socket, tenants_socket, records_socket))
     siblings.close()
     helper_pid = pods.pid if pods is not None else 0
     listener_pid = exposer.pid if exposer is not None else 0
@@ -120,6 +122,7 @@ def _decode(
     pods: socket.socket | None,
     exposer: socket.socket | None,
     tenants: socket.socket | None,
+    records: socket.socket | None,
 ) -> int:
     from llmsec_agent.alerts_lane import alert_settings, plan_alerts
     from llmsec_agent.capture_run import capture
@@ -166,6 +169,7 @@ def _decode(
         print_to=print_to,
         start_detection=detection if plan.detect and loaded.config.security.enabled else None,
         exposer=exposer,
+        records=records,
         directory=directory,
         policies=policies,
         poke=plan.poke,

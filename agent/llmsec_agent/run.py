@@ -147,9 +147,10 @@ class Run:
         self.detection = start_detection(self._deliver, self._early) if start_detection is not None else None
         if self.detection is not None:
             stop.on_request(self.detection.hurry)
+        self.fingerprint = fingerprinter(key)
         self.pipeline = Pipeline(
-            self._exchange,
-            fingerprinter(key),
+            self.add,
+            self.fingerprint,
             ports=ports,
             on_defect=self._defect,
             listener_factory=self.detection.listener if self.detection is not None else None,
@@ -235,7 +236,8 @@ class Run:
 
     # --- an exchange's way --------------------------------------------------------------------------------------------
 
-    def _exchange(self, exchange: Exchange) -> None:
+    def add(self, exchange: Exchange) -> None:
+        """A whole exchange, on the thread that decodes."""
         if self._key_use is not None:
             self._key_use.look(exchange)
         self._tool_lists.look(exchange)

@@ -10,6 +10,15 @@ def what_was_decoded(counts: Snapshot) -> str:
     return f"{llm + other:,} exchanges ({llm:,} with a language model)"
 
 
+def received(counts: Snapshot) -> list[str]:
+    """Nothing where applications send no records."""
+    taken, refused = counts.get("llmsec_sdk_records_total"), counts.by("llmsec_sdk_refused_total", "reason")
+    if not taken and not refused:
+        return []
+    reasons = ", ".join(f"{key} {count:,}" for key, count in refused.items())
+    return [f"{taken:,} records taken from applications" + (f"; refused: {reasons}" if refused else "")]
+
+
 def gaps(counts: Snapshot) -> str:
     return f"{counts.get('llmsec_gaps_total'):,} gaps ({counts.get('llmsec_gap_bytes_total'):,} bytes)"
 

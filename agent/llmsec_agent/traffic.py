@@ -23,7 +23,7 @@ class Traffic:
     """`observe` each exchange with a model once it is whole."""
 
     def __init__(self, custom: Sequence[CustomMetric] = ()) -> None:
-        self._tenants, self._providers, self._models, self._errors = Values(), Values(), Values(), Values()
+        self._tenants, self._providers, self._models, self._errors, self._operations = (Values() for _ in range(5))
         self._requests: Counter[Labels] = Counter()
         self._failures: Counter[Labels] = Counter()
         self._costs: defaultdict[Labels, float] = defaultdict(float)
@@ -48,7 +48,7 @@ class Traffic:
                 self._findings[tenant, ("category", finding.category), ("severity", finding.severity)] += 1
         for metric in self._custom:
             metric.observe(exchange)
-        otel: Labels = (("gen_ai_operation_name", exchange.operation or ""), ("gen_ai_provider_name", backend[1]))
+        otel: Labels = (("gen_ai_operation_name", self._operations(exchange.operation)), ("gen_ai_provider_name", backend[1]))
         if exchange.started_ns is not None and exchange.ended_ns is not None:
             duration_s = (exchange.ended_ns - exchange.started_ns) / 1e9
             self._observe("llmsec_request_duration_seconds", (tenant, backend), _DURATION_S, duration_s)

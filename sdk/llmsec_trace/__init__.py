@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from llmsec_tap.errors import ConfigError
     from llmsec_tap.model import Exchange, Finding
     from llmsec_trace.config import InstrumentationConfig, SecurityConfig, TracingConfig
+    from llmsec_trace.destinations.agent import Agent
     from llmsec_trace.destinations.base import Destination, DestinationError
     from llmsec_trace.destinations.callback import Callback
     from llmsec_trace.destinations.folder import Folder
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from llmsec_trace.trace import TraceContext, get_current_trace, set_metadata, set_tag
 
 _HOMES = {
+    "Agent": "destinations.agent",
     "Callback": "destinations.callback",
     "Destination": "destinations.base",
     "DestinationError": "destinations.base",
@@ -49,6 +51,7 @@ _HOMES = {
 _TAPS = {"ConfigError": "llmsec_tap.errors", "Exchange": "llmsec_tap.model", "Finding": "llmsec_tap.model"}
 
 __all__ = [
+    "Agent",
     "Callback",
     "ConfigError",
     "Destination",

@@ -86,9 +86,10 @@ class InstrumentationConfig:
     """How one application is recorded.
 
     store         a folder of records that `llmsec-analyze` reads
-    destinations  where records go instead (objects of destinations/, or of the application's own)
+    agent         the Unix socket of an agent on this host (`sdk.socket` of its configuration)
+    destinations  where records go, too (objects of destinations/, or of the application's own)
 
-    Without either they go to the collector that `tracing` names.
+    Without any of these they go to the collector that `tracing` names.
     """
 
     tenant_id: str | None = _key(None, "name or none", "LLMSEC_TENANT_ID")
@@ -98,6 +99,7 @@ class InstrumentationConfig:
     sampling_rate: float = _key(1.0, "number", "LLMSEC_SAMPLING_RATE", at_least=0, at_most=1)
     debug: bool = _key(default=False, kind="flag", env="LLMSEC_DEBUG")
     store: str | None = _key(None, "name or none", "LLMSEC_STORE")
+    agent: str | None = _key(None, "name or none", "LLMSEC_AGENT_SOCKET")
     destinations: Sequence[Destination] = _key((), "destinations")
 
     def __post_init__(self) -> None:

@@ -105,12 +105,16 @@ def recorder_of(config: InstrumentationConfig, examiner: Examiner | None = None)
 
 
 def destinations_of(config: InstrumentationConfig) -> list[Destination]:
-    """Where the records of a configuration go: those that it names, else its store, else the collector."""
+    """Where the records of a configuration go: to all that it names, of destinations, a store and an agent; else to the collector."""
     named: list[Destination] = list(config.destinations)
     if config.store is not None:
         from llmsec_trace.destinations.folder import Folder  # noqa: PLC0415
 
         named.append(Folder(config.store))
+    if config.agent is not None:
+        from llmsec_trace.destinations.agent import Agent  # noqa: PLC0415
+
+        named.append(Agent(config.agent))
     if not named:
         from llmsec_trace.destinations.collector import Collector  # noqa: PLC0415 - OpenTelemetry, where it is needed
 

@@ -138,7 +138,9 @@ class Lane:
                 self._retry_at = time.monotonic() + _BACK_OFF_S[min(self._tries, len(_BACK_OFF_S) - 1)]
                 self._tries += 1
                 return 0
-            self.dropped += len(batch)
+            lost = len(batch) if fault.lost is None else fault.lost
+            self.dropped += lost
+            self.sent += len(batch) - lost
         except Exception as fault:  # noqa: BLE001 - a destination may be the application's own
             self._failed(fault)
             self.dropped += len(batch)

@@ -140,7 +140,7 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     "charset_differs": "The body reads as other text in the charset that its type names; both readings were scanned.",
     "json_limit": "JSON that would take too much memory when decoded (very many values, or text of four bytes a character) was not decoded.",
     "json_not_strict": "JSON with lone surrogates, NaN or invalid UTF-8 was read leniently; such characters became U+FFFD.",
-    "text_limit": "The answer's text was longer than the limit; what came first was kept.",
+    "text_limit": "A text was longer than the limit: of an answer what came first was kept, of a record that an application sent none.",
     "choice_limit": "More choices or tool calls than the limit; further ones were not kept.",
     "decoder_error": "A provider decoder failed on this exchange (a defect of ours); what it had read was kept.",
     # detection

@@ -176,6 +176,13 @@ def test_the_root_is_read_only_and_all_that_is_written_is_mounted() -> None:
         assert {"/var/lib/llmsec-trace", "/tmp"} <= {path for path, mount in mounts.items() if not mount.get("readOnly")}
 
 
+def test_the_socket_of_applications_is_in_a_folder_of_the_host() -> None:
+    assert "sdk" not in {volume["name"] for volume in pod_of(rendered(example("node")))[0]["volumes"]}
+    pod, tap = pod_of(rendered({"form": "node", "config": {"sdk": {"socket": "/run/llmsec/sdk.sock", "mode": "0666"}}}))
+    assert {"name": "sdk", "hostPath": {"path": "/run/llmsec", "type": "DirectoryOrCreate"}} in pod["volumes"]
+    assert {"name": "sdk", "mountPath": "/run/llmsec"} in tap["volumeMounts"]
+
+
 def test_secrets_are_files_that_only_root_reads() -> None:
     pod, tap = pod_of(rendered(example("fleet")))
     secrets = [volume["secret"] for volume in pod["volumes"] if "secret" in volume]

@@ -32,6 +32,7 @@ class Running:
         observability: dict[str, Any],
         storage: dict[str, Any],
         alerting: dict[str, Any],
+        sdk: dict[str, Any],
     ) -> None:
         self.health, self.metrics = free_port(), free_port()
         self.file = folder / "config.yaml"
@@ -42,6 +43,7 @@ class Running:
             "server": {"bind_address": f"127.0.0.1:{self.health}"},
             "observability": {**observability, "metrics": {"port": self.metrics, **observability.get("metrics", {})}},
             "alerting": alerting,
+            "sdk": sdk,
         }
         self.write()
         self.log = folder / "log"
@@ -106,11 +108,12 @@ def agent(
     chosen: dict[str, Any] | None = None,
     storage: dict[str, Any] | None = None,
     alerting: dict[str, Any] | None = None,
+    sdk: dict[str, Any] | None = None,
     **observability: Any,
 ) -> Iterator[Running]:
-    """`chosen`, `storage` and `alerting`: what else these sections say, the first of `capture`."""
+    """`chosen`, `storage`, `alerting` and `sdk`: what else these sections say, the first of `capture`."""
     capture = {"pids": list(pids), "plain": False, **(chosen or {})}
-    running = Running(folder, capture, prefix, env or {}, observability, storage or {}, alerting or {})
+    running = Running(folder, capture, prefix, env or {}, observability, storage or {}, alerting or {}, sdk or {})
     try:
         yield running
     finally:

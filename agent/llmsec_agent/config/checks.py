@@ -17,6 +17,9 @@ from llmsec_analyzer.typed_files import Problem, nearest
 from llmsec_analyzer.yaml_files import Where
 
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9_.-]*):([0-9]{1,5})")
+_MODE = re.compile(r"0?[0-7]{3}")
+# sun_path of unix(7), with its end.
+_MAX_SOCKET_PATH_BYTES = 107
 _RULE_NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
 _MAIL = re.compile(r"[^@\s\x00-\x1f\x7f<>,;]{1,64}@[^@\s\x00-\x1f\x7f<>,;]{1,255}")
@@ -29,6 +32,7 @@ def check_together(config: Config) -> Iterator[Problem]:
     """Faults between keys, each at the key that is to be changed."""
     yield from _capture(config)
     yield from _listeners(config)
+    yield from _sdk(config)
     yield from _stores(config)
     yield from _backends(config)
     yield from _alerts(config)
@@ -39,6 +43,16 @@ def check_together(config: Config) -> Iterator[Problem]:
 def _capture(config: Config) -> Iterator[Problem]:
     if config.capture.ring_size & (config.capture.ring_size - 1):
         yield Problem(("capture", "ring_size"), "must be a power of two", "for example 16MiB")
+
+
+def _sdk(config: Config) -> Iterator[Problem]:
+    sdk = config.sdk
+    if sdk.socket is not None and not (sdk.socket.startswith("/") and len(sdk.socket.encode()) <= _MAX_SOCKET_PATH_BYTES):
+        yield Problem(
+            ("sdk", "socket"), f"must be a path from / on, of {_MAX_SOCKET_PATH_BYTES} bytes at most", "for example /run/llmsec/sdk.sock"
+        )
+    if not _MODE.fullmatch(sdk.mode):
+        yield Problem(("sdk", "mode"), "must be three octal digits, quoted", 'for example "0660"')
 
 
 def _listeners(config: Config) -> Iterator[Problem]:

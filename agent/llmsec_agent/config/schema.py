@@ -492,6 +492,14 @@ class Alerting(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
 # --- the file ---------------------------------------------------------------------------------------------------------------
 
 
+class SDK(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    socket: Annotated[
+        str | None, key("Unix socket that takes their records, such as /run/llmsec/sdk.sock; none: there is none", filled=True)
+    ] = None
+    mode: Annotated[str, key("who may write to it, as chmod has it: 0660 its group, 0666 every process of the host")] = "0660"
+    group: Annotated[str | None, key("the socket's group; none: the agent's own", filled=True)] = None
+
+
 class Config(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """The whole file. What is not given has its default."""
 
@@ -501,6 +509,7 @@ class Config(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     alerting: Annotated[Alerting, key("who is told of what (docs/alerts.md, docs/alerts-channels.md)")] = Alerting()
     observability: Annotated[Observability, key("metrics, traces and logs of the agent itself")] = Observability()
     server: Annotated[Server, key("the agent's own listener")] = Server()
+    sdk: Annotated[SDK, key("applications that record themselves (docs/sdk.md)")] = SDK()
     tenants: Annotated[Tenants, key("who is which tenant")] = Tenants()
     routing: Annotated[Routing, key("the original design's rules for requests", later="its matches name no tenants")] = Routing()
     backends: Annotated[

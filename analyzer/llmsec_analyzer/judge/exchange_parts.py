@@ -10,10 +10,12 @@ import msgspec
 
 from llmsec_analyzer.engine.excess import Mask
 from llmsec_analyzer.judge.roles import OPERATOR_ROLES
-from llmsec_analyzer.risk import security_score, types_of
+from llmsec_analyzer.risk import risk, security_score, types_of
 from llmsec_tap.anomalies import UNREAD
 from llmsec_tap.model import AnomalyCount, Exchange, Finding, Message
 
+# Rules of an application's own (the SDK's policies): what they found only the application can find again.
+OWN_RULES: Final = "sdk."
 _RETRIEVED = frozenset(("document", "search_result", "context"))
 
 
@@ -79,11 +81,14 @@ class Report(msgspec.Struct):
     redacting: list[str] = []
 
     def applied(self, exchange: Exchange) -> Exchange:
-        """The exchange with this report in it."""
-        exchange.findings = self.findings
+        """The exchange with this report in it, in place of what was found before, but for what rules of the application's own found."""
+        own = [finding for finding in exchange.findings if finding.rule_id.startswith(OWN_RULES)]
+        exchange.findings = [*self.findings, *own]
         exchange.risk_score = self.risk_score
         exchange.risk_reasons = self.risk_reasons
-        exchange.security_score = security_score(self.findings) if self.risk_score is not None else None
+        if own and self.risk_score is not None:
+            exchange.risk_score, exchange.risk_reasons = risk(exchange.findings)
+        exchange.security_score = security_score(exchange.findings) if self.risk_score is not None else None
         exchange.pii_types = types_of(self.findings, "pii")
         exchange.secret_types = types_of(self.findings, "secret")
         exchange.anomalies = [
@@ -92,7 +97,7 @@ class Report(msgspec.Struct):
         if self.dropped:
             exchange.anomalies.append(AnomalyCount(name="findings_limit", count=sum(self.dropped.values())))
             exchange.risk_reasons = [
-                *self.risk_reasons,
+                *exchange.risk_reasons,
                 *(f"{rule}: {count:,} more, not kept" for rule, count in sorted(self.dropped.items())),
             ]
         return exchange

@@ -10,11 +10,15 @@ from llmsec_tap.model import Exchange
 
 
 class DestinationError(LLMSecError):
-    """A batch was not taken. `is_lasting`: no later try will do better, so it is given up and counted."""
+    """A batch was not taken. `is_lasting`: no later try will do better, so it is given up and counted.
 
-    def __init__(self, message: str, hint: str = "", *, is_lasting: bool = False) -> None:
+    `lost`: how many of its records that is of; None: all.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, is_lasting: bool = False, lost: int | None = None) -> None:
         super().__init__(message, hint)
         self.is_lasting = is_lasting
+        self.lost = lost
 
 
 class Destination(Protocol):

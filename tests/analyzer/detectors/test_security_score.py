@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from llmsec_analyzer.judge.exchange_parts import Report
@@ -58,4 +59,9 @@ def test_types_are_those_that_count() -> None:
     assert types_of(findings, "pii") == ["EMAIL"]
     exchange = Report(findings, 17).applied(full_exchange(1))
     assert (exchange.pii_types, exchange.secret_types, exchange.security_score) == (["EMAIL"], ["github"], 95)
+    own = msgspec.structs.replace(findings[0], rule_id="sdk.policy.own", severity="high")
+    exchange.findings = [*exchange.findings, own]
+    again = Report(findings[:1], 17).applied(exchange)  # looked at once more: what the application's own rules found stays
+    assert [one.rule_id for one in again.findings] == [findings[0].rule_id, "sdk.policy.own"]
+    assert (again.risk_score or 0) > 17
     assert Report([], None, marks=["detection_skipped"]).applied(full_exchange(1)).security_score is None

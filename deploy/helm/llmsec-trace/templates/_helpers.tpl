@@ -88,6 +88,9 @@ volumeMounts:
   - {name: key, mountPath: /var/lib/llmsec-trace-key{{ if .Values.fingerprintKey.secretName }}, readOnly: true{{ end }}}
   {{- end }}
   - {name: tmp, mountPath: /tmp}
+  {{- if and (ne .Values.form "sidecar") (dig "sdk" "socket" "" .Values.config) }}
+  - {name: sdk, mountPath: {{ dir .Values.config.sdk.socket }}}
+  {{- end }}
   {{- range .Values.secrets }}
   - {name: secret-{{ . }}, mountPath: /etc/secrets/{{ . }}, readOnly: true}
   {{- end }}
@@ -100,6 +103,9 @@ volumeMounts:
 - {name: store, emptyDir: {sizeLimit: 2Gi}}
 {{- else }}
 - {name: store, hostPath: {path: {{ .Values.hostPaths.store }}, type: DirectoryOrCreate}}
+{{- end }}
+{{- if and (ne .Values.form "sidecar") (dig "sdk" "socket" "" .Values.config) }}
+- {name: sdk, hostPath: {path: {{ .Values.hostPaths.sdk }}, type: DirectoryOrCreate}}
 {{- end }}
 {{- if .Values.fingerprintKey.secretName }}
 - {name: key, secret: {secretName: {{ .Values.fingerprintKey.secretName }}, defaultMode: 0400}}

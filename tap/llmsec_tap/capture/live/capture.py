@@ -74,6 +74,7 @@ class LiveCapture:
         self._reader: Reader | None = None
         self._flows: TLSFlows | None = None
         self._packets: Sequence[PacketThread] = ()
+        self._others: list[CaptureThread] = []
         self._stopping = False
         self._pending: list[tuple[int, bytes, Event]] = []
         self._next_tick = 0.0
@@ -96,9 +97,13 @@ class LiveCapture:
     def add_packets(self, sources: Sequence[PacketThread]) -> None:
         self._packets = sources
 
+    def add_thread(self, thread: CaptureThread) -> None:
+        """One that hands in calls by the queue."""
+        self._others.append(thread)
+
     @property
     def _threads(self) -> list[CaptureThread]:
-        return [*([self._reader] if self._reader is not None else []), *self._packets]
+        return [*([self._reader] if self._reader is not None else []), *self._packets, *self._others]
 
     def stop(self) -> None:
         self._stopping = True

@@ -1,0 +1,1 @@
+"""Records of applications that record themselves (the SDK), taken over a Unix socket."""

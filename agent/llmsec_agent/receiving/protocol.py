@@ -1,0 +1,29 @@
+"""How an application's SDK hands records to an agent: frames over a stream of a Unix socket.
+
+A frame is MAGIC, the length of what follows (32 bits, big endian), and MessagePack: from the application a list of records
+(docs/formats/exchange.md), from the agent an `Answer` to each frame. Fields that the other side does not know are left out.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import msgspec
+
+MAGIC: Final = b"LLS1"
+HEAD: Final = struct.Struct("!4sI")
+MAX_FRAME_BYTES: Final = 32 << 20
+MAX_RECORDS: Final = 1_000
+
+
+class Answer(msgspec.Struct):
+    """`taken` records were handed on, and so many were refused, by reason. With an `error` the connection is closed, and the frame was not read."""
+
+    taken: int = 0
+    refused: dict[str, int] = {}
+    error: str = ""
+
+
+def frame(payload: bytes) -> bytes:
+    return HEAD.pack(MAGIC, len(payload)) + payload

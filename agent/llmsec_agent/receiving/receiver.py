@@ -1,0 +1,358 @@
+"""The process that listens on the Unix socket for records of applications. It has no rights at all, and reads what strangers write.
+
+The socket is bound with the caller's rights, then the process becomes the unprivileged user behind a filter. What it admits goes to the
+first decoder over a socket pair, which it may fill and no more: then it waits, its clients wait, and what they cannot hold they drop and count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import selectors
+import signal
+import socket
+import stat
+import struct
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from llmsec_agent.receiving.admission import Peer, RefusedError, admitted
+from llmsec_agent.receiving.messages import LENGTH, Counts, Received, encode
+from llmsec_agent.receiving.protocol import HEAD, MAGIC, MAX_FRAME_BYTES, MAX_RECORDS, Answer, frame
+from llmsec_agent.text import leave
+from llmsec_tap import privileges
+from llmsec_tap.capture.host.process import facts_of
+from llmsec_tap.errors import ConfigError
+
+_BACKLOG: Final = 64
+_MAX_CLIENTS: Final = 256
+_MAX_CLIENTS_OF_A_USER: Final = 64
+# Frames that are being read, all together; one user may take half of it. Small ones need no room of their own.
+_ROOM_BYTES: Final = 2 * MAX_FRAME_BYTES
+_SMALL_BYTES: Final = 64 << 10
+_READ_BYTES: Final = 256 << 10
+# From a frame's first byte to its last.
+_FRAME_S: Final = 10.0
+_LOOK_S: Final = 1.0
+# So fast records are taken, whoever sends them: the decoder's time is for what it captures.
+_RECORDS_A_SECOND: Final = 2_000
+_BYTES_A_SECOND: Final = 64 << 20
+# One frame may cost so much at once before anybody waits.
+_BURST_S: Final = 0.5
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the socket is, who may write to it (as chmod has it), and its group."""
+
+    path: str
+    mode: int = 0o660
+    group: str | None = None
+
+
+class Receiver:
+    """`start` it while there are no threads. The first decoder reads from `socket` (inbox.py)."""
+
+    def __init__(self, sock: socket.socket, pid: int) -> None:
+        self.socket = sock
+        self.pid = pid
+
+    def keep(self, number: int | None) -> None:
+        """Close the socket in a process that is not the first decoder: when that one ends, the receiver does."""
+        if number != 0:
+            self.socket.close()
+
+    @classmethod
+    def start(cls, place: Place) -> Receiver:
+        """Raises ConfigError where the socket cannot be made."""
+        listening = listen(place)
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if not pid:
+            ours.close()
+            leave(lambda: _run(listening, theirs))
+        theirs.close()
+        listening.close()
+        return cls(ours, pid)
+
+
+def listen(place: Place) -> socket.socket:
+    """The socket, bound where nobody but the folder's owner can have put another in its place. Raises ConfigError."""
+    path = Path(place.path)
+    with _faults_told(path):
+        if path.parent.parent.is_dir():
+            path.parent.mkdir(mode=0o755, exist_ok=True)
+        folder = path.parent.stat()
+        if folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or folder.st_uid not in (0, os.geteuid()):
+            raise ConfigError(
+                f"sdk.socket: {path.parent} may be written to by others, who could put a socket of theirs in its place",
+                "Name a folder that is root's or yours alone, such as /run/llmsec.",
+            )
+        group = grp.getgrnam(place.group).gr_gid if place.group is not None else -1
+        _remove_old(path)
+        with contextlib.ExitStack() as undo:
+            sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            umask = os.umask(0o177)  # nobody may connect before its group is set
+            try:
+                sock.bind(str(path))
+            finally:
+                os.umask(umask)
+            os.chown(path, -1, group, follow_symlinks=False)
+            os.chmod(path, place.mode)  # noqa: PTH101 - beside chown; nobody else may write to the folder
+            sock.listen(_BACKLOG)
+            undo.pop_all()
+            return sock
+
+
+@contextlib.contextmanager
+def _faults_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyError:
+        raise ConfigError("sdk.group: there is no such group", "`getent group` lists them.") from None
+    except OSError as fault:
+        raise ConfigError(f"sdk.socket: cannot make {path}: {fault.strerror or fault}", "Name another path.") from None
+
+
+def _remove_old(path: Path) -> None:
+    """What an agent left that has ended: it had no right to remove it. Raises ConfigError and OSError."""
+    try:
+        known = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(known.st_mode):
+        raise ConfigError(f"sdk.socket: {path} is there, and is no socket", "Name another path.")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(1.0)
+        try:
+            sock.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return
+    raise ConfigError(f"sdk.socket: somebody listens on {path} already", "Is another agent running? Name another path, or end it.")
+
+
+def _run(listening: socket.socket, decoder: socket.socket) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    privileges.load_encodings()
+    privileges.become(privileges.unprivileged_user())
+    privileges.confine(serving=True)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the decoder is gone
+        Reception(listening, decoder).run()
+
+
+class _Client:
+    """One connection, and the frame that is being read from it."""
+
+    def __init__(self, sock: socket.socket, peer: Peer) -> None:
+        self.sock = sock
+        self.peer = peer
+        self.head = bytearray()
+        self.body: bytearray | None = None
+        self.left = 0  # bytes of the body that are still to come
+        self.room = 0  # bytes of _ROOM_BYTES that it has
+        self.began = time.monotonic()  # of the last frame
+
+
+class Reception:
+    """Reads frames from many clients in turn, and answers each. One thread."""
+
+    def __init__(self, listening: socket.socket, decoder: socket.socket, *, frame_s: float = _FRAME_S) -> None:
+        self._frame_s = frame_s
+        self._listening = listening
+        self._decoder = decoder
+        self._selector = selectors.DefaultSelector()
+        self._clients: set[_Client] = set()
+        self._waiting: deque[_Client] = deque()  # for room
+        self._room: Counter[int] = Counter()  # by user
+        self._refused: Counter[str] = Counter()
+        self._free_at = 0.0
+        self._is_told = True
+        listening.setblocking(False)
+        self._selector.register(listening, selectors.EVENT_READ)
+        self._selector.register(decoder, selectors.EVENT_READ)  # which says nothing, but ends
+
+    def run(self) -> None:
+        """Until the decoder wants no more. Raises OSError where it has ended."""
+        while True:
+            ready = self._selector.select(_LOOK_S)
+            for chosen, _ in ready:
+                if chosen.fileobj is self._decoder:
+                    self._listening.close()
+                    for client in list(self._clients):
+                        self._end(client)
+                    self._decoder.close()
+                    return
+                if chosen.fileobj is self._listening:
+                    self._accept()
+                else:
+                    self._read(chosen.data)
+            self._look_for_slow_ones()
+            if not self._is_told:
+                self._tell(Counts(clients=len(self._clients), refused=dict(self._refused)))
+                self._is_told = True
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listening.accept()
+        except OSError:
+            return  # it is gone again, or there are no descriptors
+        sock.setblocking(False)
+        peer = peer_of(sock)
+        if not (self._has_seat(_MAX_CLIENTS_OF_A_USER, peer.uid) and self._has_seat(_MAX_CLIENTS)):
+            self._refuse("connections")
+            sock.close()
+            return
+        client = _Client(sock, peer)
+        self._clients.add(client)
+        self._selector.register(sock, selectors.EVENT_READ, client)
+        self._is_told = False
+
+    def _has_seat(self, most: int, uid: int | None = None) -> bool:
+        """Where there is none left, of a user or of all, whoever was silent longest makes room: it may come again at any time."""
+        seated = [client for client in self._clients if uid is None or client.peer.uid == uid]
+        if len(seated) < most:
+            return True
+        silent = [client for client in seated if not client.head]
+        if silent:
+            self._end(min(silent, key=lambda client: client.began))
+        return bool(silent)
+
+    def _read(self, client: _Client) -> None:
+        if client not in self._clients:
+            return
+        try:
+            data = client.sock.recv(HEAD.size - len(client.head) if client.body is None else min(client.left, _READ_BYTES))
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._end(client)
+            return
+        if client.body is not None:
+            client.body += data
+            client.left -= len(data)
+            if not client.left:
+                self._whole(client)
+            return
+        if not client.head:
+            client.began = time.monotonic()
+        client.head += data
+        if len(client.head) == HEAD.size:
+            self._begin(client)
+
+    def _begin(self, client: _Client) -> None:
+        """The head is there: read on, once there is room."""
+        magic, size = HEAD.unpack(client.head)
+        if magic != MAGIC or not size or size > MAX_FRAME_BYTES:
+            self._refuse("frame")
+            too_long = f"frames are of 1 to {MAX_FRAME_BYTES:,} bytes"
+            self._answer(client, Answer(error=too_long if magic == MAGIC else "this is not the SDK's protocol, or another version of it"))
+            self._end(client)
+            return
+        if size > _SMALL_BYTES:
+            of_user = self._room[client.peer.uid]
+            if self._room.total() + size > _ROOM_BYTES or (of_user and of_user + size > _ROOM_BYTES // 2):
+                self._selector.unregister(client.sock)
+                self._waiting.append(client)
+                return
+            client.room = size
+            self._room[client.peer.uid] += size
+        client.body, client.left, client.began = bytearray(), size, time.monotonic()
+
+    def _whole(self, client: _Client) -> None:
+        assert client.body is not None
+        body = bytes(client.body)
+        client.head, client.body = bytearray(), None
+        self._give_back(client)
+        answer = self._take(body, client.peer)
+        if not self._answer(client, answer) or answer.error:
+            self._end(client)
+
+    def _take(self, body: bytes, peer: Peer) -> Answer:
+        try:
+            records = msgspec.msgpack.decode(body, type=list[msgspec.Raw])
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            self._refuse("frame")
+            return Answer(error="a frame is a list of records in MessagePack")
+        if len(records) > MAX_RECORDS:
+            self._refuse("frame")
+            return Answer(error=f"a frame has {MAX_RECORDS:,} records at most")
+        refused: Counter[str] = Counter()
+        now_ns = time.time_ns()
+        for record in records:
+            try:
+                self._tell(Received(peer, admitted(record, now_ns)))
+            except RefusedError as fault:
+                refused[fault.reason] += 1
+                self._refuse(fault.reason)
+        self._pace(len(records), len(body))
+        return Answer(taken=len(records) - refused.total(), refused=dict(refused))
+
+    def _pace(self, records: int, size: int) -> None:
+        """Wait where more came than is taken in a second; everybody waits, and nobody longer than for one frame."""
+        now = time.monotonic()
+        self._free_at = max(now - _BURST_S, self._free_at) + max(records / _RECORDS_A_SECOND, size / _BYTES_A_SECOND)
+        if self._free_at > now:
+            time.sleep(self._free_at - now)
+
+    def _tell(self, message: Received | Counts) -> None:
+        data = encode(message)
+        self._decoder.sendall(LENGTH.pack(len(data)) + data)
+
+    def _answer(self, client: _Client, answer: Answer) -> bool:
+        """False where it is not taken at once: whoever does not read its answers is let go."""
+        data = frame(msgspec.msgpack.encode(answer))
+        try:
+            return client.sock.send(data) == len(data)
+        except OSError:
+            return False
+
+    def _refuse(self, reason: str) -> None:
+        self._refused[reason] += 1
+        self._is_told = False
+
+    def _look_for_slow_ones(self) -> None:
+        oldest = time.monotonic() - self._frame_s
+        for client in [client for client in self._clients if client.head and client.began < oldest and client not in self._waiting]:
+            self._refuse("slow")
+            self._end(client)
+
+    def _give_back(self, client: _Client) -> None:
+        if client.room:
+            self._room[client.peer.uid] -= client.room
+            client.room = 0
+        for waiting in [self._waiting.popleft() for _ in range(len(self._waiting))]:
+            self._selector.register(waiting.sock, selectors.EVENT_READ, waiting)
+            self._begin(waiting)
+
+    def _end(self, client: _Client) -> None:
+        self._clients.discard(client)
+        with contextlib.suppress(KeyError):  # it waits for room
+            self._selector.unregister(client.sock)
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(client)
+        client.sock.close()
+        self._is_told = False
+        self._give_back(client)
+
+
+def peer_of(sock: socket.socket) -> Peer:
+    pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if not pid:
+        return Peer(uid, 0)
+    facts = facts_of(pid)
+    try:
+        started = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        started = ""
+    return Peer(uid, pid, started, facts.comm, facts.container)
