@@ -103,6 +103,7 @@ def _plan(
             flush_s=config.storage.flush_interval,
             survive=True,
             plain=looks_at_plain(capture.plain, interfaces=capture.interfaces),
+            observes=not selection.is_empty,
             node=node_name(capture.node),
             custom_metrics=config.observability.metrics.custom_metrics,
         ),

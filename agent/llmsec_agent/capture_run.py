@@ -478,9 +478,9 @@ def _summarise(run: Run, sibling: Sibling, settings: CaptureSettings, recording:
     handed_in = sibling.collect(_COLLECT_S)
     known = [samples for samples in handed_in if samples is not None]
     counts = Snapshot([lambda: together([_samples(run), *known])])
-    lines = summary.kernel(counts) if counts.get("llmsec_kernel_calls_total") or not settings.interfaces else []
+    lines = summary.kernel(counts) if counts.get("llmsec_kernel_calls_total") or (settings.observes and not settings.interfaces) else []
     if not counts.get("llmsec_exchanges_delivered_total"):
-        lines += summary.why_nothing(counts, plain=settings.plain, interfaces=settings.interfaces)
+        lines += summary.why_nothing(counts, plain=settings.plain, interfaces=settings.interfaces, observes=settings.observes)
     for interface in settings.interfaces:
         dropped = counts.get("llmsec_packets_dropped_total", interface=interface)
         lines.append(

@@ -44,6 +44,7 @@ class CaptureSettings:
     whose: WhoseSettings | None = None
     watch_keys: bool = False  # say where a key is used by a new workload, or by several
     plain: bool = False
+    observes: bool = True  # processes; with neither these nor interfaces, applications send their records
     watch: WatchPlan | None = None  # deviations
     alerts: AlertPlan | None = None  # what somebody is told; the agent's alone
     custom_metrics: tuple[CustomMetric, ...] = ()

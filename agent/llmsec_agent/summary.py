@@ -82,8 +82,10 @@ def kernel(counts: Snapshot) -> list[str]:
     return lines
 
 
-def why_nothing(counts: Snapshot, *, plain: bool, interfaces: tuple[str, ...]) -> list[str]:
+def why_nothing(counts: Snapshot, *, plain: bool, interfaces: tuple[str, ...], observes: bool) -> list[str]:
     """What may be the reason that no exchange was seen."""
+    if not observes and not interfaces:
+        return ["no exchange: nothing is captured, and no application sent a record (docs/sdk.md)"]
     if counts.get("llmsec_kernel_calls_total"):
         return ["no exchange: what was seen is not the traffic of a language model that is known, or had not begun anew (docs/capture.md)"]
     if interfaces:

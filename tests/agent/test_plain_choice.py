@@ -78,7 +78,7 @@ def test_where_plain_cannot_be_read_and_was_asked_for_nothing_is_left_behind(loa
 )
 def test_why_there_is_no_exchange(calls: int, plain: bool, interfaces: tuple[str, ...], said: str) -> None:
     counts = Snapshot([lambda: [Sample("llmsec_kernel_calls_total", calls)]])
-    assert said in " ".join(summary.why_nothing(counts, plain=plain, interfaces=interfaces))
+    assert said in " ".join(summary.why_nothing(counts, plain=plain, interfaces=interfaces, observes=True))
 
 
 def test_the_summary_tells_plain_calls_from_those_of_tls() -> None:

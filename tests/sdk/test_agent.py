@@ -85,6 +85,7 @@ def test_a_call_is_in_the_agent_s_store_as_the_application_has_it(tmp_path: Path
         assert running.value("llmsec_sdk_receiver_up") == 1
         running.stop()
         assert "2 records taken from applications" in running.said
+        assert "TLS calls" not in running.said  # nothing is captured
         kept = stored(running.store)
     assert len(kept) == len(records) == 2
     for mine, theirs in zip(sorted(kept, key=_time), sorted(records, key=_time), strict=True):

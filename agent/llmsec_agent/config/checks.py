@@ -58,8 +58,10 @@ def _sdk(config: Config) -> Iterator[Problem]:
 def _listeners(config: Config) -> Iterator[Problem]:
     server = config.server
     found = _ADDRESS.fullmatch(server.bind_address)
-    if found is None or not 0 < int(found[1]) <= 65_535:
-        yield Problem(("server", "bind_address"), "must be host:port", "for example 127.0.0.1:8080")
+    if server.bind_address == "none":
+        pass
+    elif found is None or not 0 < int(found[1]) <= 65_535:
+        yield Problem(("server", "bind_address"), "must be host:port, or none", "for example 127.0.0.1:8080")
     elif config.observability.metrics.enabled and int(found[1]) == config.observability.metrics.port:
         yield Problem(("observability", "metrics", "port"), "must not be the port of server.bind_address", "health is served there")
     if server.tls.enabled:

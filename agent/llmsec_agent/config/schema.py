@@ -209,9 +209,9 @@ _NO_TIMEOUT = "a tap ends no connection: it follows each until its peers close i
 
 
 class Server(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    bind_address: Annotated[str, key("where the agent serves /health and /ready, `host:port`", env="LLMSEC_BIND_ADDRESS", filled=True)] = (
-        "127.0.0.1:8080"
-    )
+    bind_address: Annotated[
+        str, key("where the agent serves /health and /ready, `host:port`; none: nowhere", env="LLMSEC_BIND_ADDRESS", filled=True)
+    ] = "127.0.0.1:8080"
     tls: Annotated[TLS, key("TLS of /health, /ready and /metrics")] = TLS()
     max_connections: Annotated[int, key("connections to forward", at_least=1, instead=_CONNECTIONS)] = 10_000
     keep_alive_timeout: Annotated[float, key("idle connections", unit="duration", above=0, instead=_NO_TIMEOUT)] = 30.0

@@ -223,6 +223,10 @@ def test_yaml_json_and_toml_say_the_same(write, name, suffix):
     assert config.server.bind_address == "x:1"
 
 
+def test_the_listener_is_switched_off_by_a_word(write):
+    assert load_config(write("server: {bind_address: none}\n")).server.bind_address == "none"
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_faults_have_lines_in_every_format(write, name):
     text, line = BAD[name]
