@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from typing import Any
 
 import msgspec
 
+from llmsec_agent.receiving.admission import Peer, RefusedError, admitted, made_ours
+from llmsec_agent.traffic import Traffic
 from llmsec_analyzer.engine.excess import is_masked
 from llmsec_analyzer.judge.exchange import ExchangeDetector
 from llmsec_analyzer.judge.exchange_parts import text_parts
@@ -33,8 +36,9 @@ from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.identity.non_inference import auxiliary
 from llmsec_tap.identity.secret_shapes import is_secret_name
 from llmsec_tap.identity.who import identify
-from llmsec_tap.model import Exchange, Message, Part, Request, to_json
+from llmsec_tap.model import Exchange, Message, Part, Process, Request, to_json
 from llmsec_tap.pipeline import Pipeline
+from llmsec_tap.storage.rows import encode_row
 from llmsec_tap.wire.encoding import content_decoder
 from llmsec_tap.wire.eventstream import EventStreamParser
 from llmsec_tap.wire.flow import Flow
@@ -48,6 +52,7 @@ from support.http2 import HELLO, SERVER_HELLO, Side
 from support.http2 import request as http2_request
 from support.http2 import response as http2_response
 from support.http_recorder import Recorder
+from support.received import NOW, record, sent
 from support.replay import KEY
 from support.websocket import REQUEST as WS_REQUEST
 from support.websocket import RESPONSE as WS_RESPONSE
@@ -494,6 +499,19 @@ def detection(data: bytes) -> None:
     assert not [value for value in found if value in (shown.input_text or "")]
 
 
+def sdk_record(data: bytes) -> None:
+    """A record that an application sends is refused, or can be stored, counted and printed."""
+    try:
+        exchange = admitted(data, NOW)
+    except RefusedError:
+        return
+    peer, process = Peer(1000, 1), Process(pid=1)
+    ours = made_ours(exchange, peer, process, fingerprint=fingerprinter(KEY), node="here", detects=True)
+    json.loads(encode_row(ours))
+    to_json(ours.without_content())
+    Traffic().observe(ours)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     f.__name__: f
     for f in (
@@ -514,6 +532,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         left_over,
         detection,
         elf_file,
+        sdk_record,
     )
 }
 
@@ -561,6 +580,7 @@ def seeds(name: str) -> list[bytes]:
         "packet": [bytes([0]) + frame for frame in frames[:5]],
         "capture_file": [pcap(talk.frames), pcapng(talk.frames)],
         "elf_file": elf_seeds(),
+        "sdk_record": [sent(record())],
         "capture_to_records": [pcap(talk.frames), pcapng(talk.frames), pcap(talk.frames[::-1])],
         "tcp": [bytes([1, 8, 2, 0, 0, 8, 18, 0, 1, 9, 16, 3]) + b"abc" + bytes([1, 14, 16, 2]) + b"yz" + bytes([1, 12, 17, 2]) + b"wx"],
         "http_message": [request, answer, answer.replace(b"\r\ndata", b"\xfa\r\n\xf9data")],
