@@ -41,11 +41,13 @@ _READ_BYTES: Final = 256 << 10
 # From a frame's first byte to its last.
 _FRAME_S: Final = 10.0
 _LOOK_S: Final = 1.0
-# So fast records are taken, whoever sends them: the decoder's time is for what it captures.
-_RECORDS_A_SECOND: Final = 2_000
-_BYTES_A_SECOND: Final = 64 << 20
-# One frame may cost so much at once before anybody waits.
-_BURST_S: Final = 0.5
+_REST_S: Final = 0.02
+# So fast records are taken of one user; of all together, so many times that. The decoder's time is for what it captures.
+_RECORDS_A_SECOND: Final = 500
+_BYTES_A_SECOND: Final = 16 << 20
+_USERS_AT_ONCE: Final = 4
+# So much of a pause is made up for at once.
+_BURST_S: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -165,8 +167,11 @@ class _Client:
 class Reception:
     """Reads frames from many clients in turn, and answers each. One thread."""
 
-    def __init__(self, listening: socket.socket, decoder: socket.socket, *, frame_s: float = _FRAME_S) -> None:
+    def __init__(
+        self, listening: socket.socket, decoder: socket.socket, *, frame_s: float = _FRAME_S, records_a_second: float = _RECORDS_A_SECOND
+    ) -> None:
         self._frame_s = frame_s
+        self._records_a_second = records_a_second
         self._listening = listening
         self._decoder = decoder
         self._selector = selectors.DefaultSelector()
@@ -174,7 +179,9 @@ class Reception:
         self._waiting: deque[_Client] = deque()  # for room
         self._room: Counter[int] = Counter()  # by user
         self._refused: Counter[str] = Counter()
-        self._free_at = 0.0
+        self._paid_until: dict[int, float] = {}  # by user: what it sent is paid for in time
+        self._all_paid_until = 0.0
+        self._resting: list[tuple[float, _Client]] = []  # whose next frame is not read before
         self._is_told = True
         listening.setblocking(False)
         self._selector.register(listening, selectors.EVENT_READ)
@@ -183,7 +190,7 @@ class Reception:
     def run(self) -> None:
         """Until the decoder wants no more. Raises OSError where it has ended."""
         while True:
-            ready = self._selector.select(_LOOK_S)
+            ready = self._selector.select(_LOOK_S if not self._resting else _REST_S)
             for chosen, _ in ready:
                 if chosen.fileobj is self._decoder:
                     self._listening.close()
@@ -196,6 +203,7 @@ class Reception:
                 else:
                     self._read(chosen.data)
             self._look_for_slow_ones()
+            self._wake()
             if not self._is_told:
                 self._tell(Counts(clients=len(self._clients), refused=dict(self._refused)))
                 self._is_told = True
@@ -277,6 +285,8 @@ class Reception:
         answer = self._take(body, client.peer)
         if not self._answer(client, answer) or answer.error:
             self._end(client)
+            return
+        self._charge(client, answer.taken + sum(answer.refused.values()), len(body))
 
     def _take(self, body: bytes, peer: Peer) -> Answer:
         try:
@@ -295,15 +305,27 @@ class Reception:
             except RefusedError as fault:
                 refused[fault.reason] += 1
                 self._refuse(fault.reason)
-        self._pace(len(records), len(body))
         return Answer(taken=len(records) - refused.total(), refused=dict(refused))
 
-    def _pace(self, records: int, size: int) -> None:
-        """Wait where more came than is taken in a second; everybody waits, and nobody longer than for one frame."""
+    def _charge(self, client: _Client, records: int, size: int) -> None:
+        """Who sends more than is taken in a second rests; where all together do, everybody waits, and nobody longer than for one frame."""
         now = time.monotonic()
-        self._free_at = max(now - _BURST_S, self._free_at) + max(records / _RECORDS_A_SECOND, size / _BYTES_A_SECOND)
-        if self._free_at > now:
-            time.sleep(self._free_at - now)
+        cost_s = max(records / self._records_a_second, size / _BYTES_A_SECOND)
+        paid_until = self._paid_until[client.peer.uid] = max(now - _BURST_S, self._paid_until.get(client.peer.uid, 0.0)) + cost_s
+        if paid_until > now:
+            self._selector.unregister(client.sock)
+            self._resting.append((paid_until, client))
+        self._all_paid_until = max(now - _BURST_S, self._all_paid_until) + cost_s / _USERS_AT_ONCE
+        if self._all_paid_until > now:
+            time.sleep(self._all_paid_until - now)
+
+    def _wake(self) -> None:
+        now = time.monotonic()
+        for _, client in [rest for rest in self._resting if rest[0] <= now and rest[1] in self._clients]:
+            self._selector.register(client.sock, selectors.EVENT_READ, client)
+        self._resting = [rest for rest in self._resting if rest[0] > now and rest[1] in self._clients]
+        if len(self._paid_until) > _MAX_CLIENTS:
+            self._paid_until = {uid: until for uid, until in self._paid_until.items() if until > now - _BURST_S}
 
     def _tell(self, message: Received | Counts) -> None:
         data = encode(message)

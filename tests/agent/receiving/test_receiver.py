@@ -190,20 +190,37 @@ def test_a_large_record_goes_through_and_one_user_cannot_hold_all_room(path: Pat
         assert max(len(one.input_text or "") for one in decoder.records) == MAX_FRAME_BYTES - 100_000
 
 
-def test_frames_that_take_for_ever_are_ended_and_silent_clients_are_not(path: Path) -> None:
+@contextlib.contextmanager
+def reception(path: Path, **settings: float) -> Iterator[None]:
+    """In a thread of this process; nobody decodes."""
     ours, theirs = socket.socketpair()
-    reception = Reception(listen(Place(str(path))), theirs, frame_s=0.2)
-    thread = threading.Thread(target=reception.run)
+    running = Reception(listen(Place(str(path))), theirs, **settings)
+    thread = threading.Thread(target=running.run)
     thread.start()
     try:
-        with client(path) as silent, client(path) as slow:
-            slow.sendall(HEAD.pack(MAGIC, 1000) + b"x")
-            assert is_closed(slow)
-            assert ask(silent, record()).taken == 1
+        yield
     finally:
         ours.shutdown(socket.SHUT_WR)
-        thread.join(10)
+        thread.join(20)
         ours.close()
+    assert not thread.is_alive()
+
+
+def test_frames_that_take_for_ever_are_ended_and_silent_clients_are_not(path: Path) -> None:
+    with reception(path, frame_s=0.2), client(path) as silent, client(path) as slow:
+        slow.sendall(HEAD.pack(MAGIC, 1000) + b"x")
+        assert is_closed(slow)
+        assert ask(silent, record()).taken == 1
+
+
+def test_who_sends_too_much_rests_and_the_others_go_on(path: Path) -> None:
+    with reception(path, records_a_second=2.0), client(path) as eager, client(path) as other:
+        assert ask(eager, *[record()] * 32).taken == 32
+        eager.sendall(frame(sent([])))  # it is not read for a quarter of a minute
+        assert ask(other, record()).taken == 1
+        eager.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            eager.recv(1)
 
 
 def test_of_many_connections_the_silent_ones_make_room(path: Path) -> None:
