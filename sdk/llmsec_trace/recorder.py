@@ -395,10 +395,13 @@ class Recorder:
         if self._detection is not None and any(mark.name.startswith("detection_") for mark in exchange.anomalies):
             self._stats.undetected += 1
         screening = self._screenings.pop(exchange.exchange_id, None)
-        looked = screening.known() if screening is not None else None
-        if looked is not None:
-            put_on(exchange, looked.violations)
-            if looked.is_cut:
+        if screening is not None:
+            looked = screening.known()
+            if looked is None:
+                screening.late()
+            else:
+                put_on(exchange, looked.violations)
+            if looked is None or looked.is_cut:
                 exchange.anomalies = [*exchange.anomalies, AnomalyCount(name="detection_incomplete", count=1)]
         self._traces.ended(exchange)
         for lane in self.lanes:

@@ -145,7 +145,7 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     "decoder_error": "A provider decoder failed on this exchange (a defect of ours); what it had read was kept.",
     # detection
     "detection_fault": "A detector failed on this exchange (a defect of ours, or of a plug-in); the others went on.",
-    "detection_incomplete": "A text was too long to be judged whole for prompt injection; its beginning and end were.",
+    "detection_incomplete": "A text was too long to be judged whole for prompt injection; its beginning and end were. On a record of the SDK also: the application's own rules or policy had not looked at (all of) the request.",
     "findings_limit": "More findings than a record keeps: the gravest of each rule were kept, the count says how many were not; all are masked by --redact.",
     "detection_without_model": "Over its budget, detection ran without the injection model.",
     "detection_skipped": "Detection could not keep up, or its process had ended; this exchange was not looked at.",
