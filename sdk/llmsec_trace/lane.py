@@ -9,8 +9,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from llmsec_tap.errors import LLMSecError
-from llmsec_tap.model import Exchange
+from llmsec_tap.model import AnomalyCount, Exchange
 from llmsec_trace.destinations.base import Destination, DestinationError
 from llmsec_trace.suppressing import suppress
 
@@ -53,6 +55,7 @@ class Lane:
         self.failures = 0
         self.last_error = ""
         self._report_error = ""
+        self._lost = 0  # that records handed on have told of
         self._report_at = time.monotonic() + REPORT_S
         self._is_report_wanted = False
         self._items: deque[tuple[Exchange, int, float]] = deque()
@@ -173,10 +176,19 @@ class Lane:
         else:
             self._report_error = ""
 
+    def _marked(self, batch: list[Exchange], lost: int) -> list[Exchange]:
+        """The first record says what was lost since the last one that was taken. It is a copy: other destinations have the same record."""
+        if lost <= self._lost:
+            return batch
+        mark = AnomalyCount(name="sdk_lost", count=lost - self._lost)
+        return [replace(batch[0], anomalies=[*batch[0].anomalies, mark]), *batch[1:]]
+
     def _send(self, batch: list[Exchange]) -> int:
         """How many of the batch are dealt with."""
         try:
-            self.destination.send(batch)
+            stats = self._stats()
+            lost = stats.dropped + stats.gaps
+            self.destination.send(self._marked(batch, lost))
         except DestinationError as fault:
             self.last_error = self._failed(fault, "records", self.last_error)
             if not fault.is_lasting:
@@ -189,6 +201,7 @@ class Lane:
             self.dropped += len(batch)
         else:
             self.sent += len(batch)
+            self._lost = lost
             self._tries = 0
             self.last_error = ""
         return len(batch)

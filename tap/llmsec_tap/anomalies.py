@@ -45,6 +45,8 @@ AnomalyName = Literal[
     "key_new_workload", "key_shared", "tenant_unresolved", "tenant_stale",
     # agents
     "mcp_tool_changed",
+    # the SDK
+    "sdk_lost",
 ]  # fmt: skip
 """The type of a name, so that the type checker proves each one where it is reported."""
 
@@ -161,6 +163,8 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     "tenant_stale": "The database of tenants is away: whose the client's key is was said some time ago.",
     # agents
     "mcp_tool_changed": "An MCP server describes one of its tools (or a parameter) otherwise than before in this run; said once for each new description.",
+    # the SDK
+    "sdk_lost": "The SDK found no room for so many calls, records or pieces of answers of this process, or could hand them to nobody, since the record before.",
 }
 
 # With one of these, something of the exchange was not read: it is never `complete`, and has no risk score.
