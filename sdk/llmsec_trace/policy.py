@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final
 
-from llmsec_analyzer.risk import rank, risk, security_score
+from llmsec_analyzer.risk import OWN_RULES, add_findings, rank
 from llmsec_tap.model import Exchange, Finding, Location, Severity, Taxonomy
 from llmsec_trace.call import Asked
 from llmsec_trace.config import SEVERITIES, SecurityConfig
@@ -294,18 +294,13 @@ def _strings(data: Any) -> Iterator[str]:
             waiting.extend(reversed(one))
 
 
-def put_on(exchange: Exchange, violations: list[Violation]) -> list[Finding]:
-    """Violations as findings on a record, whose scores they raise; a score that is null (not looked at) stays so. Returns the findings."""
-    made = [_finding(exchange.exchange_id, one) for one in violations]
-    exchange.findings = [*exchange.findings, *made]
-    if made and exchange.risk_score is not None:
-        exchange.risk_score, exchange.risk_reasons = risk(exchange.findings)
-        exchange.security_score = security_score(exchange.findings)
-    return made
+def put_on(exchange: Exchange, violations: list[Violation]) -> None:
+    """Violations as findings on a record."""
+    add_findings(exchange, [_finding(exchange.exchange_id, one) for one in violations])
 
 
 def _finding(exchange_id: str, one: Violation) -> Finding:
-    rule_id = f"sdk.{one.source}.{one.type}"
+    rule_id = f"{OWN_RULES}{one.source}.{one.type}"
     return Finding(
         finding_id=blake2b(f"{exchange_id}:{rule_id}:{one.message}".encode("utf-8", "replace"), digest_size=16).hexdigest(),
         exchange_id=exchange_id,

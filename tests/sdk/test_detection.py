@@ -138,7 +138,7 @@ def test_a_process_that_is_killed_is_followed_by_another(server: str) -> None:
 
 @pytest.mark.parametrize("at_once", [False, True])
 def test_a_process_that_hangs_slows_nobody_and_is_followed_by_another(at_once: bool, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmsec_trace.detection._LEAST_PATIENCE_S", 0.5)
+    monkeypatch.setattr("llmsec_trace.detection._LEAST_PATIENCE_S", 2.0)
     started: list[ChildDetector] = []
 
     def start() -> ChildDetector:
