@@ -20,6 +20,7 @@ from llmsec_agent.auditing import found, record
 from llmsec_agent.replay import INTERRUPTED, signals
 from llmsec_agent.stop import Stop
 from llmsec_analyzer.judge.rule_set import rule_set
+from llmsec_analyzer.risk import OWN_RULES, add_findings
 from llmsec_analyzer.settings import BudgetSettings, DetectionSettings, Handling
 from llmsec_analyzer.stored.exchanges import BEGINNING, Position, at_positions, positions, still_there
 from llmsec_analyzer.stored.stores import open_session
@@ -188,6 +189,7 @@ def _walk(store: str, journal: Journal, walk: _Walk, *, everything: bool) -> Pos
                         counts.without_texts += 1
                 for old, fresh in zip(before, walk.detection.examine([_bare(exchange) for exchange in before]), strict=True):
                     counts.examined += 1
+                    add_findings(fresh, [finding for finding in old.findings if finding.rule_id.startswith(OWN_RULES)])
                     if _is_unexamined(fresh):
                         counts.not_examined += 1
                     elif fresh != old:

@@ -9,14 +9,17 @@ never outweigh one grave thing by mere number, and the sum never passes 100. Sup
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
-from llmsec_tap.model import Category, Finding, Severity
+from llmsec_tap.model import Category, Exchange, Finding, Severity
 
 SEVERITIES: tuple[Severity, ...] = ("info", "low", "medium", "high", "critical")
 WEIGHT: dict[str, float] = {"info": 0.0, "low": 0.10, "medium": 0.35, "high": 0.65, "critical": 0.90}
 OUTPUT_FACTOR = 1.25
 _BY_MODEL = frozenset(("injection.model", "output.injection"))
 _CERTAIN = frozenset(("secret", "prompt_injection", "jailbreak"))
+# How ids of rules and policies begin that are a recorded application's own (the SDK): nobody else can apply them.
+OWN_RULES: Final = "sdk."
 REPEAT_FACTOR = 0.1  # of what one more finding of the same rule adds, up to five of them
 
 
@@ -76,3 +79,13 @@ def risk(findings: Iterable[Finding]) -> tuple[int, list[str]]:
         if points:
             reasons.append(f"{rule}: +{points}")
     return round((1 - safe) * 100), reasons
+
+
+def add_findings(exchange: Exchange, more: list[Finding]) -> None:
+    """Findings that detection did not make, and the scores that they raise; a score that is null (not looked at) stays so."""
+    if not more:
+        return
+    exchange.findings = [*exchange.findings, *more]
+    if exchange.risk_score is not None:
+        exchange.risk_score, exchange.risk_reasons = risk(exchange.findings)
+        exchange.security_score = security_score(exchange.findings)

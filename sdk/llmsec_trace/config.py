@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from llmsec_tap.errors import ConfigError
 
@@ -45,6 +45,7 @@ class TracingConfig:
     batch_size, flush_interval_seconds   records go on when there are so many of them, or the oldest has waited so long
     max_queue_size                       records that wait for one destination; beyond it new ones are dropped and counted
     content                              texts are sent with the spans
+    metrics                              metrics are sent, too, to metrics_endpoint_url
     """
 
     endpoint_url: str = _key("http://localhost:4318/v1/traces", "url", "LLMSEC_TRACING_ENDPOINT")
@@ -54,9 +55,20 @@ class TracingConfig:
     headers: Mapping[str, str] = field(default_factory=dict, metadata={"kind": "headers"}, repr=False)
     timeout_seconds: float = _key(30, "number", above=0, at_most=3_600)
     content: bool = _key(default=False, kind="flag")
+    metrics: bool = _key(default=True, kind="flag")
+    metrics_endpoint_url: str | None = _key(None, "url or none", "LLMSEC_METRICS_ENDPOINT")
 
     def __post_init__(self) -> None:
         _check(self)
+
+    @property
+    def metrics_url(self) -> str | None:
+        """Where metrics go; None: nowhere. Without an address of their own it is that of the spans, where OTLP's own path says which it is."""
+        if not self.metrics or self.metrics_endpoint_url is not None:
+            return self.metrics_endpoint_url if self.metrics else None
+        parts = urlsplit(self.endpoint_url)
+        base = parts.path.removesuffix("/v1/traces")
+        return urlunsplit(parts._replace(path=f"{base}/v1/metrics")) if base != parts.path else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,13 +181,13 @@ def _fault(value: Any, facts: Mapping[str, Any], name: str) -> str:
         return _number_fault(value, facts, is_count=kind == "count")
     if kind in _GIVEN:
         return _GIVEN[kind](value)
-    if value is None and kind == "name or none":
+    if value is None and kind.endswith(" or none"):
         return ""
     if not isinstance(value, str):
         return f"must be text, not {type(value).__name__}"
     if not value.strip() or len(value) > 4096:
         return "must not be empty" if not value.strip() else "is longer than 4,096 characters"
-    return _url_fault(value) if kind == "url" else ""
+    return _url_fault(value) if kind.startswith("url") else ""
 
 
 def _number_fault(value: Any, facts: Mapping[str, Any], *, is_count: bool) -> str:

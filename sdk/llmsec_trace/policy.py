@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final
 
-from llmsec_analyzer.risk import rank, risk, security_score
+from llmsec_analyzer.risk import OWN_RULES, add_findings, rank
 from llmsec_tap.model import Exchange, Finding, Location, Severity, Taxonomy
 from llmsec_trace.call import Asked
 from llmsec_trace.config import SEVERITIES, SecurityConfig
@@ -101,19 +101,26 @@ class GuardStats:
 class Screening:
     """One request that is looked at."""
 
-    __slots__ = ("_guard", "_until", "future")
+    __slots__ = ("_guard", "_is_late", "_until", "future")
 
     def __init__(self, guard: Guard, future: Future[Looked], until: float) -> None:
         self._guard = guard
         self._until = until
+        self._is_late = False
         self.future = future
+
+    def late(self) -> None:
+        """Nobody waits for it any longer: it counts as unchecked, once."""
+        if not self._is_late:
+            self._is_late = True
+            self._guard.stats.unchecked += 1
 
     def wait(self) -> RequestBlocked | None:
         """Why the request must not leave; None: it goes on."""
         try:
             looked = self.future.result(max(0.0, self._until - time.monotonic()))
         except FutureTimeoutError:
-            self._guard.late()
+            self.late()
             return None
         return self._guard.decided(looked)
 
@@ -125,7 +132,7 @@ class Screening:
             return self.wait()
         done, _ = await asyncio.wait([asyncio.wrap_future(self.future)], timeout=max(0.0, self._until - time.monotonic()))
         if not done:
-            self._guard.late()
+            self.late()
             return None
         return self._guard.decided(done.pop().result())
 
@@ -164,14 +171,14 @@ class Guard:
         self._clear()
 
     def screen(self, asked: Asked) -> Screening | None:
-        """None where there is nothing to look at, or nobody who could: the latter is counted."""
-        if not asked.body:
-            if asked.body is None:
-                self.stats.unchecked += 1
-            return None
-        now = time.monotonic()
-        limit_s = self._config.analysis_timeout_seconds
+        """None where there is nothing to look at. Where nobody can look at it, it is late from the beginning."""
         future: Future[Looked] = Future()
+        now = time.monotonic()
+        if asked.body is None:
+            return self._hopeless(future, now)
+        if not asked.body:
+            return None
+        limit_s = self._config.analysis_timeout_seconds
         try:
             with self._lock:
                 stuck = sum(now - begun > limit_s for begun in list(self._begun.values()))
@@ -182,12 +189,13 @@ class Guard:
                     self._threads += 1
                 self._work.put_nowait((asked, future))
         except (queue.Full, RuntimeError):
-            self.stats.unchecked += 1
-            return None
+            return self._hopeless(future, now)
         return Screening(self, future, now + limit_s)
 
-    def late(self) -> None:
-        self.stats.unchecked += 1
+    def _hopeless(self, future: Future[Looked], now: float) -> Screening:
+        screening = Screening(self, future, now)
+        screening.late()
+        return screening
 
     def decided(self, looked: Looked) -> RequestBlocked | None:
         if looked.blocked is not None:
@@ -286,18 +294,13 @@ def _strings(data: Any) -> Iterator[str]:
             waiting.extend(reversed(one))
 
 
-def put_on(exchange: Exchange, violations: list[Violation]) -> list[Finding]:
-    """Violations as findings on a record, whose scores they raise; a score that is null (not looked at) stays so. Returns the findings."""
-    made = [_finding(exchange.exchange_id, one) for one in violations]
-    exchange.findings = [*exchange.findings, *made]
-    if made and exchange.risk_score is not None:
-        exchange.risk_score, exchange.risk_reasons = risk(exchange.findings)
-        exchange.security_score = security_score(exchange.findings)
-    return made
+def put_on(exchange: Exchange, violations: list[Violation]) -> None:
+    """Violations as findings on a record."""
+    add_findings(exchange, [_finding(exchange.exchange_id, one) for one in violations])
 
 
 def _finding(exchange_id: str, one: Violation) -> Finding:
-    rule_id = f"sdk.{one.source}.{one.type}"
+    rule_id = f"{OWN_RULES}{one.source}.{one.type}"
     return Finding(
         finding_id=blake2b(f"{exchange_id}:{rule_id}:{one.message}".encode("utf-8", "replace"), digest_size=16).hexdigest(),
         exchange_id=exchange_id,

@@ -68,6 +68,7 @@ class Stats:
     sent        records that destinations took (each destination counts)
     dropped     calls that found no room in the queue, and records that found none at a destination, or that it would not take
     gaps        pieces of answers that found no room
+    failures    requests to destinations that failed: what they held is tried again, unless it is counted as dropped
     late_tags   tags that came after their record was handed on
     faults      faults of ours, each of which cost at most one record
     waiting     records and calls under way now
@@ -84,6 +85,7 @@ class Stats:
     sent: int = 0
     dropped: int = 0
     gaps: int = 0
+    failures: int = 0
     late_tags: int = 0
     faults: int = 0
     waiting: int = 0
@@ -123,7 +125,9 @@ class Recorder:
             log.setLevel(logging.DEBUG)
         tracing = config.tracing
         self.lanes = [
-            Lane(one, batch_size=tracing.batch_size, interval_s=tracing.flush_interval_seconds, max_items=tracing.max_queue_size)
+            Lane(
+                one, self.stats, batch_size=tracing.batch_size, interval_s=tracing.flush_interval_seconds, max_items=tracing.max_queue_size
+            )
             for one in destinations
         ]
         security = config.security
@@ -261,7 +265,7 @@ class Recorder:
 
     def stats(self) -> Stats:
         own = self._stats
-        lanes = Stats(sent=sum(lane.sent for lane in self.lanes), dropped=sum(lane.dropped for lane in self.lanes))
+        lanes = sum((Stats(sent=lane.sent, dropped=lane.dropped, failures=lane.failures) for lane in self.lanes), Stats())
         detecting = self._detection.waiting if self._detection is not None else 0
         waiting = Stats(waiting=len(self._decoder) + len(self._done) + detecting + sum(lane.waiting for lane in self.lanes))
         total = own + lanes + waiting
@@ -395,10 +399,13 @@ class Recorder:
         if self._detection is not None and any(mark.name.startswith("detection_") for mark in exchange.anomalies):
             self._stats.undetected += 1
         screening = self._screenings.pop(exchange.exchange_id, None)
-        looked = screening.known() if screening is not None else None
-        if looked is not None:
-            put_on(exchange, looked.violations)
-            if looked.is_cut:
+        if screening is not None:
+            looked = screening.known()
+            if looked is None:
+                screening.late()
+            else:
+                put_on(exchange, looked.violations)
+            if looked is None or looked.is_cut:
                 exchange.anomalies = [*exchange.anomalies, AnomalyCount(name="detection_incomplete", count=1)]
         self._traces.ended(exchange)
         for lane in self.lanes:

@@ -45,6 +45,8 @@ AnomalyName = Literal[
     "key_new_workload", "key_shared", "tenant_unresolved", "tenant_stale",
     # agents
     "mcp_tool_changed",
+    # the SDK
+    "sdk_lost",
 ]  # fmt: skip
 """The type of a name, so that the type checker proves each one where it is reported."""
 
@@ -145,7 +147,7 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     "decoder_error": "A provider decoder failed on this exchange (a defect of ours); what it had read was kept.",
     # detection
     "detection_fault": "A detector failed on this exchange (a defect of ours, or of a plug-in); the others went on.",
-    "detection_incomplete": "A text was too long to be judged whole for prompt injection; its beginning and end were.",
+    "detection_incomplete": "A text was too long to be judged whole for prompt injection; its beginning and end were. On a record of the SDK also: the application's own rules or policy had not looked at (all of) the request.",
     "findings_limit": "More findings than a record keeps: the gravest of each rule were kept, the count says how many were not; all are masked by --redact.",
     "detection_without_model": "Over its budget, detection ran without the injection model.",
     "detection_skipped": "Detection could not keep up, or its process had ended; this exchange was not looked at.",
@@ -161,6 +163,8 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     "tenant_stale": "The database of tenants is away: whose the client's key is was said some time ago.",
     # agents
     "mcp_tool_changed": "An MCP server describes one of its tools (or a parameter) otherwise than before in this run; said once for each new description.",
+    # the SDK
+    "sdk_lost": "The SDK found no room for so many calls, records or pieces of answers of this process, or could hand them to nobody, since the record before.",
 }
 
 # With one of these, something of the exchange was not read: it is never `complete`, and has no risk score.

@@ -24,7 +24,7 @@ from llmsec_trace.destinations.base import DestinationError
 from llmsec_trace.destinations.callback import Callback
 from llmsec_trace.instrumenting import destinations_of
 from llmsec_trace.lane import Lane
-from llmsec_trace.recorder import Recorder
+from llmsec_trace.recorder import Recorder, Stats
 from support.received import record
 from support.replay import KEY
 from support.running_agent import agent
@@ -104,7 +104,7 @@ def _time(exchange: Exchange) -> int:
 
 def test_an_agent_that_is_away_costs_nothing_and_gets_its_records_when_it_is_there(tmp_path: Path) -> None:
     path = tmp_path / "run" / "sdk.sock"
-    lane = Lane(Agent(path), batch_size=10, interval_s=0.05, max_items=100)
+    lane = Lane(Agent(path), Stats, batch_size=10, interval_s=0.05, max_items=100)
     try:
         for number in range(3):
             lane.offer(record(exchange_id=f"{number}", request_model=f"early-{number}"))
@@ -126,7 +126,7 @@ def test_an_agent_that_is_away_costs_nothing_and_gets_its_records_when_it_is_the
 
 def test_what_the_agent_refuses_is_counted_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "run" / "sdk.sock"
-    lane = Lane(Agent(path), batch_size=3, interval_s=60, max_items=100)
+    lane = Lane(Agent(path), Stats, batch_size=3, interval_s=60, max_items=100)
     try:
         with agent(tmp_path, sdk={"socket": str(path)}) as running:
             running.ready()

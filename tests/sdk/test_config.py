@@ -35,6 +35,7 @@ def test_defaults_are_those_of_the_design() -> None:
         ("LLMSEC_TENANT_ID", "company-prod", lambda c: c.tenant_id, "company-prod"),
         ("LLMSEC_SERVICE_NAME", "shop", lambda c: c.service_name, "shop"),
         ("LLMSEC_TRACING_ENDPOINT", "http://collector:4318/v1/traces", lambda c: c.tracing.endpoint_url, "http://collector:4318/v1/traces"),
+        ("LLMSEC_METRICS_ENDPOINT", "http://m:1/x", lambda c: c.tracing.metrics_url, "http://m:1/x"),
         ("LLMSEC_BATCH_SIZE", "7", lambda c: c.tracing.batch_size, 7),
         ("LLMSEC_FLUSH_INTERVAL", "2", lambda c: c.tracing.flush_interval_seconds, 2),
         ("LLMSEC_SECURITY_ENABLED", "False", lambda c: c.security.enabled, False),
@@ -113,6 +114,7 @@ def test_a_file_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
         (lambda: InstrumentationConfig(destinations=[print]), "destinations [0] must have the methods send and close"),
         (lambda: InstrumentationConfig(destinations=3), "destinations must be a list"),
         (lambda: TracingConfig(endpoint_url="localhost:4318"), "endpoint_url must be an address"),
+        (lambda: TracingConfig(metrics_endpoint_url="localhost:4318"), "metrics_endpoint_url must be an address"),
         (lambda: TracingConfig(headers={"a b": "c"}), "headers has a name that no header can have"),
         (lambda: TracingConfig(headers={"a": "c\r\nd: e"}), "headers has a value of a that no header can have"),
         (lambda: TracingConfig(batch_size=True), "batch_size must be a whole number, not bool"),
@@ -135,3 +137,18 @@ def test_a_traceback_in_an_application_says_what_to_do() -> None:
     shown = "".join(traceback.format_exception(caught.value))
     assert "found no HTTP client in builtins.object" in shown
     assert "Call instrument() without an object before that client is made." in shown
+
+
+@pytest.mark.parametrize(
+    ("tracing", "url"),
+    [
+        (TracingConfig(), "http://localhost:4318/v1/metrics"),
+        (TracingConfig(endpoint_url="https://otlp.example/eu/v1/traces?team=a"), "https://otlp.example/eu/v1/metrics?team=a"),
+        (TracingConfig(endpoint_url="https://otlp.example/api/spans"), None),
+        (TracingConfig(endpoint_url="https://otlp.example/api/spans", metrics_endpoint_url="https://m.example/x"), "https://m.example/x"),
+        (TracingConfig(metrics=False), None),
+        (TracingConfig(metrics=False, metrics_endpoint_url="https://m.example/x"), None),
+    ],
+)
+def test_metrics_go_beside_the_spans_unless_told_otherwise(tracing: TracingConfig, url: str | None) -> None:
+    assert tracing.metrics_url == url

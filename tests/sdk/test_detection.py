@@ -136,6 +136,49 @@ def test_a_process_that_is_killed_is_followed_by_another(server: str) -> None:
     assert [one.risk_score is None for one in records] == [False, False]
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_process_that_hangs_slows_nobody_and_is_followed_by_another(at_once: bool, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmsec_trace.detection._LEAST_PATIENCE_S", 2.0)
+    started: list[ChildDetector] = []
+
+    def start() -> ChildDetector:
+        started.append(ChildDetector())
+        return started[-1]
+
+    config = InstrumentationConfig(security=SecurityConfig(analysis_timeout_seconds=0.5, real_time_analysis=at_once))
+    with recording(config, detects=True, start_detector=start) as sdk, httpx.Client() as client:
+        hooked(sdk, client)
+        ask(client, server, CARD)
+        assert sdk.flush()[0].findings
+        os.kill(started[0].pid, signal.SIGSTOP)
+        ask(client, server, CARD)
+        assert len(sdk.records) == 1  # the caller has its answer, and nobody has looked at the record
+        stopped = sdk.flush()[1]
+        ask(client, server, CARD)
+        scored = sdk.flush()[2]
+        undetected = sdk.recorder.stats().undetected
+        assert len(started) == 2
+    if at_once:  # it hung at the request, and the record was for the next one
+        assert [finding.rule_id for finding in stopped.findings] == ["credit_card"]
+        assert undetected == 0
+    else:
+        assert (stopped.risk_score, stopped.findings) == (None, [])
+        assert [mark.name for mark in stopped.anomalies] == ["detection_fault"]
+        assert undetected == 1
+    assert [finding.rule_id for finding in scored.findings] == ["credit_card"]
+
+
+def test_a_policy_s_finding_is_on_a_record_that_detection_did_not_look_at(server: str) -> None:
+    rules = [{"pattern": "4111", "type": "card", "action": "alert"}]
+    config = InstrumentationConfig(security=SecurityConfig(custom_rules=rules, block_on="critical"))  # the call waits for the rules
+    with recording(config, detects=True, start_detector=_refusing) as sdk, httpx.Client() as client:
+        trace = ask(hooked(sdk, client), server, CARD)
+        (record,) = sdk.flush()
+    assert [finding.rule_id for finding in record.findings] == ["sdk.custom.card"]
+    assert [finding.rule_id for finding in trace.findings] == ["sdk.custom.card"]
+    assert (record.risk_score, [mark.name for mark in record.anomalies]) == (None, ["detection_skipped"])
+
+
 def test_a_callback_that_raises_is_counted(server: str, caplog: pytest.LogCaptureFixture) -> None:
     def on_finding(finding: Finding, _trace: TraceContext) -> None:
         raise RuntimeError(finding.preview)

@@ -239,9 +239,34 @@ def test_requests_go_on_when_a_policy_takes_too_long(server: str) -> None:
         for _ in range(8):
             assert ask(client, server, "hello").status_code == 200
         assert time.monotonic() - begun < 5
+        records = sdk.flush()
         assert sdk.recorder.stats().unchecked == 8
+        assert [[mark.name for mark in record.anomalies] for record in records] == [["detection_incomplete"]] * 8
         assert _policy_threads() - before == 4
         Hanging.released.set()
+
+
+def test_a_request_whose_policy_is_too_slow_for_its_record_counts_and_says_so(server: str) -> None:
+    Hanging.released.clear()
+    with recording(config_of(policy_class=Hanging)) as sdk, httpx.Client() as client:
+        hooked(sdk, client)
+        assert ask(client, server, "hello").status_code == 200
+        (record,) = sdk.flush()
+        assert ([mark.name for mark in record.anomalies], record.findings) == (["detection_incomplete"], [])
+        assert sdk.recorder.stats().unchecked == 1
+        Hanging.released.set()
+
+
+@pytest.mark.parametrize("block_on", [None, "info"])
+def test_a_request_in_pieces_is_unchecked_once_and_its_record_says_so(block_on: str | None, server: str) -> None:
+    with recording(config_of(policy_class=CompanySecurityPolicy, block_on=block_on)) as sdk, httpx.Client() as client:
+        hooked(sdk, client)
+        body = json.dumps(body_of("a CONFIDENTIAL plan")).encode()
+        length = {"content-length": str(len(body))}
+        assert client.post(f"{server}/v1/chat/completions", content=iter([body]), headers=length).status_code == 200
+        (record,) = sdk.flush()
+        assert ([mark.name for mark in record.anomalies], record.findings) == (["detection_incomplete"], [])
+        assert sdk.recorder.stats().unchecked == 1
 
 
 def test_an_event_loop_runs_on_while_a_policy_is_waited_for(server: str) -> None:

@@ -368,6 +368,63 @@ def test_a_full_queue_leaves_out_pieces_first_and_counts_them(server: str) -> No
     recorder.close()
 
 
+class Keeping:
+    """`down`: what comes is to be tried again; `refuses`: it is given up."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Exchange]] = []
+        self.is_down = False
+        self.refuses = False
+
+    def send(self, batch: Sequence[Exchange]) -> None:
+        if self.is_down or self.refuses:
+            raise DestinationError("no", is_lasting=self.refuses)
+        self.batches.append(list(batch))
+
+    def close(self) -> None:
+        pass
+
+    def lost(self) -> list[int]:
+        """By the marks of its records, in their order."""
+        records = [record for batch in self.batches for record in batch]
+        return [sum(mark.count for mark in record.anomalies if mark.name == "sdk_lost") for record in records]
+
+
+def test_what_was_lost_is_on_the_next_record_of_each_destination(server: str) -> None:
+    first, second = Keeping(), Keeping()
+    recorder = Recorder(InstrumentationConfig(), [first, second], fingerprinter(KEY), grace_s=0)
+    with httpx.Client() as client:
+        for hook, owner in hooks_in(client):
+            hook.put(owner, recorder, again=True)
+
+        def call(body: Any = BODY, times: int = 1) -> None:
+            for _ in range(times):
+                client.post(server + CHAT, json=body)
+            recorder.flush(1 if first.is_down else 10)
+
+        call(times=2)
+        assert (first.lost(), second.lost()) == ([0, 0], [0, 0])
+        recorder._max_queued_bytes = 0
+        call(times=3)  # there is no room for any
+        recorder._max_queued_bytes = 1 << 20
+        call(times=2)
+        assert first.lost() == second.lost() == [0, 0, 3, 0]
+        first.refuses = True
+        call()
+        first.refuses = False
+        call()
+        assert first.lost() == [0, 0, 3, 0, 1]
+        first.is_down = True
+        recorder._stats.gaps += 2
+        call()
+        recorder._stats.gaps += 2
+        first.is_down = False
+        call()
+        assert first.lost()[5:] == [4, 0]
+        assert sum(second.lost()) == sum(first.lost())  # whoever has lost it
+    recorder.close()
+
+
 def test_a_store_is_written_that_the_commands_read(server: str, tmp_path: Path) -> None:
     recorder = Recorder(InstrumentationConfig(), [Folder(tmp_path / "store")], fingerprinter(KEY), grace_s=0)
     with httpx.Client() as client:

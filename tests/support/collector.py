@@ -122,5 +122,5 @@ class Collector:
             for scope in resource.scope_metrics
             for metric in scope.metrics
             if metric.name == name
-            for point in metric.histogram.data_points
+            for point in getattr(metric, metric.WhichOneof("data")).data_points
         ]

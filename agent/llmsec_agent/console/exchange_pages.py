@@ -18,7 +18,7 @@ from llmsec_agent.console.handling import PAGE, Pages, audit, filter_of, page_of
 from llmsec_agent.console.reading import passages
 from llmsec_agent.console.triage import BY, acknowledge, acknowledged
 from llmsec_agent.suppressing import marked
-from llmsec_analyzer.show.explanation import ADVICE
+from llmsec_analyzer.show.explanation import advice
 from llmsec_analyzer.stored import exchanges as listing
 from llmsec_analyzer.stored.session import QuerySession
 from llmsec_analyzer.stored.stores import Session
@@ -157,7 +157,7 @@ def exchange_page(pages: Pages, request: Request) -> Response:
         passages=passages(exchange) if may_read else [],
         timeline=_timeline(exchange),
         acknowledged=seen,
-        advice=ADVICE,
+        advice=advice,
         may_acknowledge=may_read and not is_clickhouse(pages.asking.location),
         may_suppress=user is not None and user.may("admin") and pages.triage.suppressions is not None,
         by=BY,

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from llmsec_analyzer.judge.exchange_parts import OWN_RULES
+from llmsec_analyzer.risk import OWN_RULES
 from llmsec_tap.identity.credentials import Fingerprinter
 from llmsec_tap.model import Exchange, Finding, Process
 from llmsec_tap.storage.rows import INT64_MAX, INT64_MIN

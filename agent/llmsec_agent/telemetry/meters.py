@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
+from opentelemetry.metrics import Observation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricsData
+from opentelemetry.sdk.resources import Resource
 
 from llmsec_agent.label_values import Values, error_of
 from llmsec_agent.telemetry import names
@@ -23,10 +26,12 @@ OVERFLOW: Final[Attributes] = {"otel.metric.overflow": True}
 class Meters:
     """`observe` each exchange once. One thread."""
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, instance: str = "") -> None:
+        """`instance` tells processes of one service apart, whose sums would be mixed up else."""
         self._reader = InMemoryMetricReader()
-        self._provider = MeterProvider([self._reader], resource_of(service), shutdown_on_exit=False)
-        meter = self._provider.get_meter(names.SCOPE, __version__)
+        resource = resource_of(service).merge(Resource({"service.instance.id": instance})) if instance else resource_of(service)
+        self._provider = MeterProvider([self._reader], resource, shutdown_on_exit=False)
+        meter = self._meter = self._provider.get_meter(names.SCOPE, __version__)
         self._histograms = {
             name: meter.create_histogram(name, unit, description, explicit_bucket_boundaries_advisory=list(bounds))
             for name, unit, bounds, description in names.HISTOGRAMS
@@ -53,8 +58,13 @@ class Meters:
             if tokens is not None and 0 <= tokens < 2**53:
                 self._record(names.TOKEN_USAGE, tokens, attributes | {"gen_ai.token.type": kind})
 
+    def watch(self, name: str, unit: str, description: str, read: Callable[[], int], *, falls: bool = False) -> None:
+        """A number that is read whenever `data` is; `falls`: it does not only grow."""
+        make = self._meter.create_observable_up_down_counter if falls else self._meter.create_observable_counter
+        make(name, [lambda _options: [Observation(read())]], unit, description)
+
     def data(self) -> MetricsData | None:
-        """Everything since the start; None before the first exchange."""
+        """Everything since the start; None before the first exchange, where nothing is watched."""
         return self._reader.get_metrics_data()
 
     def close(self) -> None:

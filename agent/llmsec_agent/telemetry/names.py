@@ -31,6 +31,9 @@ HISTOGRAMS: Final = (
     (TIME_PER_OUTPUT_TOKEN, "s", PER_TOKEN_S, "Time per output token generated after the first token for successful responses."),
 )
 
+# What the SDK counts, by the names that its `stats()` has.
+SDK_COUNTS: Final = "llmsec.sdk."
+
 # --- events of a span -------------------------------------------------------------------------------------------------------
 
 # From an open proposal (guardrail events): the most likely of all names to change.

@@ -10,12 +10,10 @@ import msgspec
 
 from llmsec_analyzer.engine.excess import Mask
 from llmsec_analyzer.judge.roles import OPERATOR_ROLES
-from llmsec_analyzer.risk import risk, security_score, types_of
+from llmsec_analyzer.risk import OWN_RULES, add_findings, security_score, types_of
 from llmsec_tap.anomalies import UNREAD
 from llmsec_tap.model import AnomalyCount, Exchange, Finding, Message
 
-# Rules of an application's own (the SDK's policies): what they found only the application can find again.
-OWN_RULES: Final = "sdk."
 _RETRIEVED = frozenset(("document", "search_result", "context"))
 
 
@@ -83,12 +81,11 @@ class Report(msgspec.Struct):
     def applied(self, exchange: Exchange) -> Exchange:
         """The exchange with this report in it, in place of what was found before, but for what rules of the application's own found."""
         own = [finding for finding in exchange.findings if finding.rule_id.startswith(OWN_RULES)]
-        exchange.findings = [*self.findings, *own]
+        exchange.findings = self.findings
         exchange.risk_score = self.risk_score
         exchange.risk_reasons = self.risk_reasons
-        if own and self.risk_score is not None:
-            exchange.risk_score, exchange.risk_reasons = risk(exchange.findings)
-        exchange.security_score = security_score(exchange.findings) if self.risk_score is not None else None
+        exchange.security_score = security_score(self.findings) if self.risk_score is not None else None
+        add_findings(exchange, own)
         exchange.pii_types = types_of(self.findings, "pii")
         exchange.secret_types = types_of(self.findings, "secret")
         exchange.anomalies = [

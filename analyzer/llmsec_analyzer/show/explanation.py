@@ -9,6 +9,7 @@ from typing import Final
 from llmsec_analyzer.engine.excess import is_masked
 from llmsec_analyzer.injection.normalise import normalise
 from llmsec_analyzer.judge.exchange_parts import TextPart, text_parts
+from llmsec_analyzer.risk import OWN_RULES
 from llmsec_analyzer.rules.schema import Rule
 from llmsec_analyzer.show.terminal import visible
 from llmsec_tap.model import Category, Exchange, Finding
@@ -30,6 +31,14 @@ ADVICE: Final[Mapping[Category, str]] = {
     "unsafe_output": "See whether something ran it: a tool call with it, a shell, a page. What runs answers needs a policy of its own.",
     "anomaly": "See what its anomalies say (docs/anomalies.md); something of it could not be read, or came as nothing else does.",
 }
+# Places that are no text.
+_WHOLES: Final = {"exchange": "the exchange as a whole", "request": "the request as a whole"}
+
+
+def advice(finding: Finding) -> str:
+    if finding.rule_id.startswith(OWN_RULES):
+        return "The recorded application's own rule or policy says so (docs/sdk.md): ask whoever wrote it."
+    return ADVICE[finding.category]
 
 
 def explanation(finding: Finding, exchange: Exchange, rules: Mapping[str, Rule], fingerprint: Callable[[str], str]) -> Iterator[str]:
@@ -41,7 +50,8 @@ def explanation(finding: Finding, exchange: Exchange, rules: Mapping[str, Rule],
         mark = finding.suppressed
         yield f"suppressed until {mark.until} by {_one(mark.owner)}: {_one(mark.reason)}"
     yield _exchange(exchange)
-    yield f"place: {_one(place.part)}, characters {place.start} to {place.end}" + (f", role {_one(part.role)}" if part is not None else "")
+    where = _WHOLES.get(place.part) or f"{_one(place.part)}, characters {place.start} to {place.end}"
+    yield f"place: {where}" + (f", role {_one(part.role)}" if part is not None else "")
     if finding.at_output_token is not None:
         yield f"known after {finding.at_output_token} increments of the answer"
     yield f"why: {_one(finding.explanation)}"
@@ -51,7 +61,7 @@ def explanation(finding: Finding, exchange: Exchange, rules: Mapping[str, Rule],
     yield "taxonomy: " + (", ".join(f"{name} {value}" for name, value in known if value) or "none")
     yield f"fingerprint: {_one(finding.fingerprint) or 'none'}"
     yield from _text(finding, exchange, part, fingerprint)
-    yield f"what to do: {ADVICE[finding.category]}"
+    yield f"what to do: {advice(finding)}"
 
 
 def _exchange(exchange: Exchange) -> str:
@@ -62,7 +72,8 @@ def _exchange(exchange: Exchange) -> str:
 def _rule(finding: Finding, rules: Mapping[str, Rule]) -> Iterator[str]:
     rule = rules.get(finding.rule_id)
     if rule is None:
-        yield f"rule: {_one(finding.rule_id)} version {_one(finding.rule_version)}, which this configuration does not have"
+        whose = "of the recorded application" if finding.rule_id.startswith(OWN_RULES) else "which this configuration does not have"
+        yield f"rule: {_one(finding.rule_id)} version {_one(finding.rule_version)}, {whose}"
         return
     version = "" if rule.version == finding.rule_version else f" (here it is version {_one(rule.version)})"
     yield f"rule: {rule.id} version {_one(finding.rule_version)}{version}: {_one(rule.name)}"
@@ -77,7 +88,7 @@ def _rule(finding: Finding, rules: Mapping[str, Rule]) -> Iterator[str]:
 
 def _text(finding: Finding, exchange: Exchange, part: TextPart | None, fingerprint: Callable[[str], str]) -> Iterator[str]:
     if part is None:
-        yield "text: not stored" if finding.location.part != "exchange" else "text: the exchange as a whole"
+        yield f"text: {_WHOLES.get(finding.location.part, 'not stored')}"
         return
     place, text = finding.location, part.text
     others = [other for other in exchange.findings if other.location.part == place.part]

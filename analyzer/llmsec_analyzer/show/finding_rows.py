@@ -12,10 +12,15 @@ if TYPE_CHECKING:
     from llmsec_analyzer.judge.texts import Result
 
 
+def place_of(part: str, start: int, end: int) -> str:
+    """`text 12-52`; what is of the whole has no characters."""
+    return f"{part} {start}-{end}" if end else part
+
+
 def finding_line(finding: Finding) -> str:
-    """`HIGH  secret  github  text 12-52  preview`."""
-    place = f"{finding.location.part} {finding.location.start}-{finding.location.end}"
-    preview = cut(visible(finding.preview), 72)
+    """`HIGH  secret  github  text 12-52  preview`; why it is one, where there is no preview."""
+    place = place_of(finding.location.part, finding.location.start, finding.location.end)
+    preview = cut(visible(finding.preview or finding.explanation), 72)
     note = "" if finding.suppressed is None else f"  suppressed until {finding.suppressed.until}"
     return f"{pad(finding.severity.upper(), 8)}  {pad(cut(finding.category, 18), 18)}  {pad(cut(visible(finding.type), 24), 24)}  {pad(cut(visible(place), 30), 30)}  {preview}{note}"
 
@@ -34,14 +39,14 @@ def scan_rows(result: Result) -> Iterable[str]:
 def stored_line(row: dict[str, Any]) -> str:
     """One stored finding: time, severity, what, where, preview."""
     location = row["location"] or {}
-    place = f"{row['exchange_id'][:12]} {location.get('part', '')} {location.get('start', '')}-{location.get('end', '')}"
+    place = f"{row['exchange_id'][:12]} {place_of(location.get('part') or '', location.get('start') or 0, location.get('end') or 0)}"
     started = row["started"]
     when = f"{started:%Y-%m-%d %H:%M:%S}" if started is not None else ""
     cells = ((when, 19), (row["severity"].upper(), 8), (row["category"], 18), (row["type"] or "", 22), (place, 58))
     line = "  ".join(pad(cut(visible(str(cell)), width), width) for cell, width in cells)
     mark = row["suppressed"]
     note = f"  suppressed until {mark['until']}: {cut(visible(mark['reason']), 48)}" if mark is not None else ""
-    return f"{line}  {cut(visible(row['preview'] or ''), 72)}{note}".rstrip()
+    return f"{line}  {cut(visible(row['preview'] or row['explanation'] or ''), 72)}{note}".rstrip()
 
 
 def deviation_line(row: dict[str, Any]) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from llmsec_tap.errors import LLMSecError
 from llmsec_tap.model import Exchange
+
+if TYPE_CHECKING:
+    from llmsec_trace.recorder import Stats
 
 
 class DestinationError(LLMSecError):
@@ -25,7 +28,7 @@ class Destination(Protocol):
     """Both methods are called on a thread that belongs to this destination alone, and may block.
 
     A destination that holds what a forked child must not share (a file, a connection) also has `forked()`, which is called in the child
-    before anything else, and must neither block nor raise.
+    before anything else, and must neither block nor raise. One that tells more than records has `report(stats)`: see Reporting.
     """
 
     def send(self, batch: Sequence[Exchange]) -> None:
@@ -33,3 +36,10 @@ class Destination(Protocol):
 
     def close(self) -> None:
         """Nothing more comes."""
+
+
+class Reporting(Protocol):
+    """What a destination may have beside the methods of Destination."""
+
+    def report(self, stats: Stats) -> None:
+        """Every lane.REPORT_S, at `flush()` and before `close()`: what is to be told beside records. What it raises is told and counted."""

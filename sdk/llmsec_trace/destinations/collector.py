@@ -1,28 +1,24 @@
 """Records as spans of OpenTelemetry's GenAI conventions to a collector, by OTLP over HTTP.
 
-The span is the one that an agent makes of the same record. It is sent by the standard library's own HTTP, on a connection of this
-destination: the official exporter would use a client that the application may have instrumented, and set up logging that is the application's.
+The span is the one that an agent makes of the same record. Metrics go beside the spans, unless the configuration says otherwise.
 """
 
 from __future__ import annotations
 
-import gzip
-import http.client
-import ssl
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.model import Exchange
 from llmsec_trace.destinations.base import DestinationError
+from llmsec_trace.destinations.otlp import Endpoint
 
 if TYPE_CHECKING:
     from llmsec_trace.config import TracingConfig
+    from llmsec_trace.destinations.metrics import Metrics
+    from llmsec_trace.recorder import Stats
 
-# Answers after which the same request may be taken later (OTLP 1.0, "Retryable Response Codes").
-_RETRYABLE: Final = frozenset((429, 502, 503, 504))
 _LIBRARY: Final = "opentelemetry.exporter.otlp.proto.common"
 
 
@@ -43,60 +39,42 @@ class Collector:
         self._encode: Any = encode_spans
         self._tracing = tracing
         self._service_name = service_name
-        self._url = urlsplit(tracing.endpoint_url)
-        self._connection: http.client.HTTPConnection | None = None
+        self._endpoint = Endpoint(tracing.endpoint_url, "spans", tracing)
+        self._metrics: Metrics | None = None
+        if tracing.metrics_url is not None:
+            from llmsec_trace.destinations.metrics import Metrics  # noqa: PLC0415
+
+            self._metrics = Metrics(Endpoint(tracing.metrics_url, "metrics", tracing), service_name)
 
     def send(self, batch: Sequence[Exchange]) -> None:
         spans = [self._span_of(exchange, self._service_name, content=self._tracing.content) for exchange in batch]
-        body = gzip.compress(self._encode([span for span in spans if span is not None]).SerializeToString(), 3)
-        where = f"{self._url.scheme}://{self._url.netloc.rpartition('@')[2]}{self._url.path}"
         try:
-            status = self._post(body)
-        except (OSError, http.client.HTTPException) as fault:
-            self._drop_connection()
-            raise DestinationError(f"{where} does not take spans: {type(fault).__name__}") from None
-        if status >= 300:
-            raise DestinationError(f"{where} does not take spans: it answers {status}", is_lasting=status not in _RETRYABLE)
+            self._endpoint.post(self._encode([span for span in spans if span is not None]).SerializeToString())
+        except DestinationError as fault:
+            if fault.is_lasting:
+                self._observe(batch)
+            raise
+        self._observe(batch)
 
-    def _post(self, body: bytes) -> int:
-        is_old = self._connection is not None
-        try:
-            return self._once(body)
-        except (http.client.RemoteDisconnected, ConnectionError):
-            if not is_old:
-                raise
-            self._drop_connection()  # the collector had closed it while it was idle
-            return self._once(body)
+    def report(self, stats: Stats) -> None:
+        if self._metrics is not None:
+            self._metrics.send(stats)
 
-    def _once(self, body: bytes) -> int:
-        connection = self._connection
-        if connection is None:
-            host, timeout_s = self._url.hostname or "", self._tracing.timeout_seconds
-            if self._url.scheme == "https":
-                connection = http.client.HTTPSConnection(host, self._url.port, timeout=timeout_s, context=ssl.create_default_context())
-            else:
-                connection = http.client.HTTPConnection(host, self._url.port, timeout=timeout_s)
-            self._connection = connection
-        target = (self._url.path or "/") + (f"?{self._url.query}" if self._url.query else "")
-        headers = {"Content-Type": "application/x-protobuf", "Content-Encoding": "gzip", **self._tracing.headers}
-        connection.request("POST", target, body, headers)
-        answer = connection.getresponse()
-        answer.read(1 << 20)
-        if not answer.isclosed():  # longer than any collector's answer
-            self._drop_connection()
-        return answer.status
-
-    def _drop_connection(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+    def _observe(self, batch: Sequence[Exchange]) -> None:
+        """Metrics are of all records, once each: when their spans were taken, or never will be."""
+        if self._metrics is not None:
+            for exchange in batch:
+                self._metrics.observe(exchange)
 
     def forked(self) -> None:
-        """The connection is the parent's: closing it here would not end it there, but sending on it would mix both."""
-        self._connection = None
+        self._endpoint.forked()
+        if self._metrics is not None:
+            self._metrics.forked()
 
     def close(self) -> None:
-        self._drop_connection()
+        self._endpoint.close()
+        if self._metrics is not None:
+            self._metrics.close()
 
 
 def _is_installed() -> bool:
