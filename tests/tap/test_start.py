@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 
-from support.agent import environment
+from support.agent import ROOT, environment
 
 # What a capture needs later, and what would stand between the command and its probes: 0.1 s and more each.
 LATER = {
@@ -40,3 +41,18 @@ def test_the_record_types_are_there_for_those_who_ask() -> None:
     code = "import llmsec_tap, sys; assert 'msgspec' not in sys.modules; llmsec_tap.Exchange, llmsec_tap.Process, llmsec_tap.Usage; llmsec_tap.nothing"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
     assert "module 'llmsec_tap' has no attribute 'nothing'" in done.stderr
+
+
+def test_storing_loads_no_library_that_only_others_need() -> None:
+    """Arrow loads pandas for arrays of Python's objects, in an environment that has it: a quarter of a second, and 50 MB of every tap."""
+    code = (
+        "import sys, tempfile; from llmsec_tap.storage import StoreWriter; from llmsec_tap.storage.taps import Beat, write_beat;"
+        "from support.exchanges import full_exchange; folder = tempfile.mkdtemp(); writer = StoreWriter.open(folder);"
+        "writer.add(full_exchange(1)); writer.flush(); write_beat(writer.store, Beat(node='n', pid=1, version='1', started_ns=1, heartbeat_ns=2)); writer.close();"
+        "assert 'pyarrow' in sys.modules and 'pandas' not in sys.modules, 'pandas'"
+    )
+    path = os.pathsep.join((environment()["PYTHONPATH"], str(ROOT / "tests")))
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**environment(), "PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

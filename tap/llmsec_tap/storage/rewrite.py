@@ -19,7 +19,7 @@ from llmsec_tap.journal import Journal
 from llmsec_tap.model import AnomalyCount, Exchange
 from llmsec_tap.storage.damage import is_framed, set_aside
 from llmsec_tap.storage.faults import storage_error
-from llmsec_tap.storage.parquet import ROW_SCHEMA, WRITE_OPTIONS, to_table
+from llmsec_tap.storage.parquet import ROW_SCHEMA, WRITE_OPTIONS, no_rows, to_table, with_seq
 from llmsec_tap.storage.publish import publishing
 from llmsec_tap.storage.rows import encode_row, exchange_of
 
@@ -154,7 +154,7 @@ def _rewrite(path: Path, actions: list[Action]) -> int:
 
 def _taken(rows: pa.Table, actions: list[Action], *, as_is: bool) -> tuple[pa.Table, int]:
     """The rows after their actions, in their order, and how many could not be kept. `as_is`: untouched ones have every column."""
-    pieces: list[pa.Table] = [_STORED_SCHEMA.empty_table()]
+    pieces: list[pa.Table] = [no_rows(_STORED_SCHEMA)]
     lost = begin = 0
     seqs = rows.column("stored_seq").to_pylist()
     for number, action in enumerate([*actions, None]):
@@ -166,9 +166,9 @@ def _taken(rows: pa.Table, actions: list[Action], *, as_is: bool) -> tuple[pa.Ta
         if action is None or Action.ROW in action:
             continue
         line = _line(rows.slice(number, 1).to_pylist()[0], action)
-        table = to_table([line])[0] if line is not None else ROW_SCHEMA.empty_table()
+        table = to_table([line])[0] if line is not None else no_rows(ROW_SCHEMA)
         lost += not table.num_rows
-        pieces.append(table.append_column("stored_seq", pa.repeat(pa.scalar(seqs[number], pa.int64()), table.num_rows)))
+        pieces.append(with_seq(table, seqs[number]))
     return pa.concat_tables(pieces), lost
 
 

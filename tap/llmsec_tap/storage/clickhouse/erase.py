@@ -154,8 +154,6 @@ class _Work:
 
     def rewrite(self, scope: _Scope, actions: dict[int, Action]) -> None:
         """Store each row, by its key, once more without what is to go, and delete the versions before."""
-        from llmsec_tap.storage.parquet import to_table  # noqa: PLC0415
-
         if not actions:
             return
         keys = list(actions)
@@ -169,7 +167,7 @@ class _Work:
                 if action:
                     lines.append(encode_row(stripped(exchange, action)))
                     seqs.append(seq + 1)
-            self._insert(to_table, lines, seqs)
+            self._insert(lines, seqs)
         inner = f"SELECT row_key, max(stored_seq) FROM {self._table} WHERE {scope.where} GROUP BY row_key"  # noqa: S608 - of our making
         self.delete(f"{scope.where} AND (row_key, stored_seq) NOT IN ({inner})")
 
@@ -181,17 +179,17 @@ class _Work:
         for seq, key, *values in self._query(sql, scope.parameters):
             yield seq, key, dict(zip(names, map(null_if_empty, values), strict=True))
 
-    def _insert(self, to_table: Any, lines: list[bytes], seqs: list[int]) -> None:
+    def _insert(self, lines: list[bytes], seqs: list[int]) -> None:
         import pyarrow as pa  # type: ignore[import-untyped] # noqa: PLC0415
         import pyarrow.parquet as pq  # type: ignore[import-untyped] # noqa: PLC0415
+
+        from llmsec_tap.storage.parquet import to_table, with_seq  # noqa: PLC0415
 
         if not lines:
             return
         # One by one: a row that could not be stored again must not take the place of its neighbour's version.
         tables = [to_table([line])[0] for line in lines]
-        rows = [
-            table.append_column("stored_seq", pa.array([seq] * table.num_rows, pa.int64())) for table, seq in zip(tables, seqs, strict=True)
-        ]
+        rows = [with_seq(table, seq) for table, seq in zip(tables, seqs, strict=True)]
         sink = pa.BufferOutputStream()
         pq.write_table(pa.concat_tables(rows), sink, compression="zstd", store_schema=False)
         with translated(self._layout.database):
