@@ -221,6 +221,22 @@ def test_what_holds_no_client_is_one_clear_error(thing: Any) -> None:
         instrument(httpx.Client(), {})  # type: ignore[call-overload]
 
 
+def test_clients_of_aws_are_found_in_what_holds_them_and_async_ones_are_left_to_aiohttp() -> None:
+    boto3 = pytest.importorskip("boto3", reason="in the dependency group `peers`")
+    session = boto3.Session("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", region_name="us-east-1")
+    resource = session.resource("s3")
+    client = resource.meta.client
+    assert [owner for _, owner in hooks_in(resource)] == [client._endpoint.http_session]
+
+    class AsyncSession:  # as aiobotocore's
+        async def send(self, request: Any) -> Any: ...
+
+    client.close()
+    client._endpoint.http_session = AsyncSession()
+    with pytest.raises(ConfigError, match="Call instrument"):
+        instrument(client, InstrumentationConfig(destinations=[Callback(print)]))
+
+
 def test_what_cannot_be_connected_to_raises_what_it_did_before_and_is_recorded() -> None:
     with recording() as sdk, client_of(sdk) as client:
         with pytest.raises(httpx.ConnectError):
