@@ -21,7 +21,7 @@ _BACK_OFF_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 class Lane:
-    """`offer` never waits. Fields are counts."""
+    """`offer` never waits; nothing is sent before `start`. Fields are counts."""
 
     def __init__(self, destination: Destination, *, batch_size: int, interval_s: float, max_items: int, max_bytes: int = MAX_BYTES) -> None:
         self.destination = destination
@@ -53,6 +53,13 @@ class Lane:
         if forked is not None:
             forked()
 
+    def start(self) -> None:
+        """With the first call, not the first record: Python 3.12 starts no thread while the interpreter ends. Raises RuntimeError then."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="llmsec-send", daemon=True)
+            thread.start()
+            self._thread = thread
+
     def offer(self, exchange: Exchange) -> None:
         size = _COST_BYTES + exchange.request.body_bytes + exchange.response.body_bytes
         with self._changed:
@@ -61,9 +68,6 @@ class Lane:
                 return
             self._items.append((exchange, size, time.monotonic()))
             self._bytes += size
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="llmsec-send", daemon=True)
-                self._thread.start()
             if len(self._items) == 1 or len(self._items) >= self._batch_size:
                 self._changed.notify_all()
 
