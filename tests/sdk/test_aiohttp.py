@@ -6,6 +6,7 @@ What is recorded of whole calls is compared with the wire in test_equal.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import ssl
@@ -55,7 +56,7 @@ async def serving(answer: bytes, *, closes: bool = False, context: ssl.SSLContex
                 await writer.drain()
                 if closes:
                     break
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
             writer.close()
@@ -150,6 +151,31 @@ def test_an_answer_is_whole_however_it_is_framed_and_whatever_comes_with_it(answ
         played(sdk, post, answer, closes=closes)
         (record,) = sdk.flush()
     assert (record.completeness, record.output_text, record.status) == ("complete", "yes", 200)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nabcdef",  # that nobody asked for
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 50,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nabcd",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\nab",
+        b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/2 200\r\n\r\n",
+        bytes(range(256)),
+    ],
+)
+def test_an_answer_that_is_none_is_one_record_and_no_fault(answer: bytes) -> None:
+    async def ask(session: Any, server: Server) -> None:
+        with contextlib.suppress(aiohttp.ClientError):
+            await post(session, server)
+
+    with recording() as sdk:
+        played(sdk, ask, answer, closes=True)
+        gc.collect()
+        assert [record.input_text for record in sdk.flush()] == ["hello"]
+        assert sdk.recorder.stats().waiting == 0
 
 
 def test_what_cannot_be_connected_to_is_recorded() -> None:
