@@ -21,7 +21,7 @@ _BACK_OFF_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 class Lane:
-    """`offer` never waits; nothing is sent before `start`. Fields are counts."""
+    """`offer` never waits. Fields are counts."""
 
     def __init__(self, destination: Destination, *, batch_size: int, interval_s: float, max_items: int, max_bytes: int = MAX_BYTES) -> None:
         self.destination = destination
