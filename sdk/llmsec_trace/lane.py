@@ -54,7 +54,7 @@ class Lane:
             forked()
 
     def start(self) -> None:
-        """With the first call, not the first record: Python 3.12 starts no thread while the interpreter ends. Raises RuntimeError then."""
+        """Best with the first call, before the first record: Python 3.12 starts no thread while the interpreter ends. Raises RuntimeError then."""
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="llmsec-send", daemon=True)
             thread.start()
@@ -68,6 +68,7 @@ class Lane:
                 return
             self._items.append((exchange, size, time.monotonic()))
             self._bytes += size
+            self.start()
             if len(self._items) == 1 or len(self._items) >= self._batch_size:
                 self._changed.notify_all()
 
