@@ -41,7 +41,10 @@ class Asked(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """`is_framed`: the body comes as HTTP/1 frames it (chunk sizes and all). `client` and `server` are `ip:port` where they are known."""
+    """`is_framed`: the body comes as HTTP/1 frames it (chunk sizes and all). `client` and `server` are `ip:port` where they are known.
+
+    `status` 0: the head is not known yet, and comes before the body, as it was sent.
+    """
 
     status: int
     headers: RawHeaders
@@ -49,6 +52,9 @@ class Answered(NamedTuple):
     client: str | None = None
     server: str | None = None
     is_framed: bool = False
+
+
+WIRE: Final = Answered(0, (), "1.1", is_framed=True)  # nothing of it was taken apart
 
 
 class Ended(NamedTuple):

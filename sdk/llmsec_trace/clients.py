@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from types import FunctionType, ModuleType
 from typing import Any, Final
 
-from llmsec_trace.transports import botocore_sessions, httpx_transports, requests_adapters
+from llmsec_trace.transports import aiohttp_connectors, botocore_sessions, httpx_transports, requests_adapters
 from llmsec_trace.transports.hooking import Hook
 
 _MAX_OBJECTS: Final = 5_000
@@ -33,6 +33,8 @@ def hooks_in(thing: Any) -> list[tuple[type[Hook], Any]]:
         if hooks_of is not None:
             found += hooks_of(one)
             continue
+        if hasattr(type(one), aiohttp_connectors.LaterSessionsHook.name):
+            found.append((aiohttp_connectors.LaterSessionsHook, one))
         if depth == _MAX_DEPTH:
             continue
         for held in _held(one):
@@ -53,6 +55,8 @@ def _client_kinds() -> list[tuple[Any, Any]]:
         kinds.append((requests.Session, requests_adapters.hooks_of))
     if (client := sys.modules.get("botocore.client")) is not None:
         kinds.append((client.BaseClient, botocore_sessions.hooks_of))
+    if (aiohttp := sys.modules.get("aiohttp")) is not None:
+        kinds.append((aiohttp.ClientSession, aiohttp_connectors.hooks_of))
     return kinds
 
 

@@ -22,7 +22,7 @@ from llmsec_tap.identity.whose import WhoseSettings
 from llmsec_tap.model import Exchange, Process
 from llmsec_tap.wire.flow import Flow
 from llmsec_tap.wire.http1 import ResponseParser
-from llmsec_tap.wire.messages import BodySink, Head, Headers
+from llmsec_tap.wire.messages import IGNORED, BodySink, Head, Headers
 from llmsec_trace.call import Answered, Asked, Call, Ended, Kind, RawHeaders
 
 # Of an answer to what is no request to a language model, so much is looked at.
@@ -147,12 +147,15 @@ class Decoder:
             parser = call.parser = ResponseParser(
                 lambda head: self._head(assembly, head), assembly.anomaly, reserve=assembly.flow.reserve, answered=lambda: method
             )
-            parser.data(ts_ns, _head_bytes(answer))
+            if answer.status:
+                parser.data(ts_ns, _head_bytes(answer))
         else:
             self._head(assembly, Head(ts_ns, answer.version, _headers(answer.headers), status=answer.status))
 
     @staticmethod
     def _head(assembly: ExchangeAssembly, head: Head) -> BodySink:
+        if assembly.is_ended or (100 <= head.status < 200 and head.status != 101):  # more than was asked for; an interim answer
+            return IGNORED
         assembly.spoken_in(head.version)
         assembly.response_head(head)
         return assembly.response

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 from llmsec_tap.errors import ConfigError
 from llmsec_trace.clients import hooks_in
 from llmsec_trace.config import InstrumentationConfig
-from llmsec_trace.transports import botocore_sessions, httpx_transports, requests_adapters
+from llmsec_trace.transports import aiohttp_connectors, botocore_sessions, httpx_transports, requests_adapters
 from llmsec_trace.transports.hooking import Hook
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def instrument(client: _Client, config: InstrumentationConfig | None = None) -> 
 def instrument(client: Any = None, config: InstrumentationConfig | None = None) -> Any:
     """Record the calls of a client, which is given back; without one, of all clients that are made from now on.
 
-    `client` is anything that holds a client of httpx, httpx2, requests or botocore. Once it is recorded it stays so: a second call changes
+    `client` is anything that holds a client of httpx, httpx2, requests, botocore or aiohttp. Once it is recorded it stays so: a second call changes
     nothing, unless it brings a configuration, which then holds. Without a configuration the environment says it (`from_env`).
     Raises ConfigError where the configuration is wrong, or nothing is found in the object.
     """
@@ -60,7 +60,7 @@ def instrument(client: Any = None, config: InstrumentationConfig | None = None) 
     hooks = hooks_in(client)
     if not hooks:
         raise ConfigError(
-            f"instrument() found no HTTP client in {_name(client)}: it knows those of httpx, httpx2, requests and botocore",
+            f"instrument() found no HTTP client in {_name(client)}: it knows those of httpx, httpx2, requests, botocore and aiohttp",
             "Call instrument() without an object before that client is made.",
         )
     for hook, owner in hooks:
@@ -189,6 +189,7 @@ _CLASSES: Final[tuple[tuple[str, str, Callable[[Any], list[tuple[type[Hook], Any
     *((package, name, httpx_transports.hooks_of) for package in httpx_transports.PACKAGES for name in ("Client", "AsyncClient")),
     ("requests.adapters", "HTTPAdapter", lambda adapter: [(requests_adapters.AdapterHook, adapter)]),
     ("botocore.httpsession", "URLLib3Session", lambda session: [(botocore_sessions.SessionHook, session)]),
+    ("aiohttp", "ClientSession", aiohttp_connectors.hooks_of),
 )
 
 

@@ -75,6 +75,13 @@ class Lane:
         if forked is not None:
             forked()
 
+    def start(self) -> None:
+        """Best with the first call, before the first record: Python 3.12 starts no thread while the interpreter ends. Raises RuntimeError then."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="llmsec-send", daemon=True)
+            thread.start()
+            self._thread = thread
+
     def offer(self, exchange: Exchange) -> None:
         size = _COST_BYTES + exchange.request.body_bytes + exchange.response.body_bytes
         with self._changed:
@@ -83,9 +90,7 @@ class Lane:
                 return
             self._items.append((exchange, size, time.monotonic()))
             self._bytes += size
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="llmsec-send", daemon=True)
-                self._thread.start()
+            self.start()
             if len(self._items) == 1 or len(self._items) >= self._batch_size:
                 self._changed.notify_all()
 

@@ -295,6 +295,10 @@ class Recorder:
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="llmsec-record", daemon=True)
         try:
+            for lane in self.lanes:
+                lane.start()
+            if self._telling is not None:
+                self._telling.start()
             self._thread.start()
         except RuntimeError:  # the interpreter is ending, or there is no room for a thread
             self._thread = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections import OrderedDict, deque
@@ -39,17 +38,19 @@ class Telling:
 
     forked = _clear
 
+    def start(self) -> None:
+        """As a lane's."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="llmsec-findings", daemon=True)
+            thread.start()
+            self._thread = thread
+
     def offer(self, finding: Finding, trace: TraceContext) -> None:
         with self._changed:
             if len(self._waiting) >= _MAX_TO_TELL:
                 self.untold += 1
                 return
             self._waiting.append((finding, trace))
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="llmsec-findings", daemon=True)
-                with contextlib.suppress(RuntimeError):  # the interpreter is ending
-                    thread.start()
-                    self._thread = thread
             self._changed.notify_all()
 
     def flush(self, timeout_s: float) -> bool:

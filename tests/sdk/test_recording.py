@@ -22,7 +22,17 @@ import pytest
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.identity.credentials import fingerprinter
 from llmsec_tap.model import Exchange
-from llmsec_trace import Callback, Folder, InstrumentationConfig, TracingConfig, get_current_trace, instrument, set_tag, uninstrument
+from llmsec_trace import (
+    Callback,
+    Folder,
+    InstrumentationConfig,
+    SecurityConfig,
+    TracingConfig,
+    get_current_trace,
+    instrument,
+    set_tag,
+    uninstrument,
+)
 from llmsec_trace.clients import hooks_in
 from llmsec_trace.destinations.base import DestinationError
 from llmsec_trace.recorder import Recorder
@@ -219,6 +229,22 @@ def test_what_holds_no_client_is_one_clear_error(thing: Any) -> None:
         instrument(thing, InstrumentationConfig(destinations=[Callback(print)]))
     with pytest.raises(ConfigError, match="takes an InstrumentationConfig, not dict"):
         instrument(httpx.Client(), {})  # type: ignore[call-overload]
+
+
+def test_clients_of_aws_are_found_in_what_holds_them_and_async_ones_are_left_to_aiohttp() -> None:
+    boto3 = pytest.importorskip("boto3", reason="in the dependency group `peers`")
+    session = boto3.Session("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", region_name="us-east-1")
+    resource = session.resource("s3")
+    client = resource.meta.client
+    assert [owner for _, owner in hooks_in(resource)] == [client._endpoint.http_session]
+
+    class AsyncSession:  # as aiobotocore's
+        async def send(self, request: Any) -> Any: ...
+
+    client.close()
+    client._endpoint.http_session = AsyncSession()
+    with pytest.raises(ConfigError, match="Call instrument"):
+        instrument(client, InstrumentationConfig(destinations=[Callback(print)]))
 
 
 def test_what_cannot_be_connected_to_raises_what_it_did_before_and_is_recorded() -> None:
@@ -476,6 +502,20 @@ def test_records_are_flushed_at_the_end_of_each_process_and_a_child_repeats_none
     assert sorted((pid == parent, word) for pid, word in lines if word != "end") == sorted(
         [(True, "parent")] + ([(False, "child")] if how != "plain" else [])
     )
+
+
+def test_all_threads_run_from_the_first_call_on(server: str) -> None:
+    """Python 3.12 starts none while a program ends, which may be before its first record is made."""
+    with (
+        recording(InstrumentationConfig(security=SecurityConfig(on_finding=lambda _finding, _trace: None))) as sdk,
+        client_of(sdk) as client,
+    ):
+        sdk.recorder._grace_s = 30
+        assert sdk.recorder.lanes[0]._thread is None
+        client.post(server + CHAT, json=BODY)
+        assert sdk.records == []
+        for thread in (sdk.recorder.lanes[0]._thread, sdk.recorder._telling._thread):
+            assert thread.is_alive()
 
 
 def test_importing_loads_nothing_heavy_and_neither_does_decoding() -> None:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -131,14 +132,32 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it
         pass
 
+    def _body(self) -> Any:
+        """Its JSON; nothing of forms and of what is coded."""
+        data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if "chunked" in self.headers.get("Transfer-Encoding", ""):
+            while size := int(self.rfile.readline(), 16):
+                data += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        try:
+            return json.loads(data or b"{}")
+        except ValueError:
+            return {}
+
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
+        body = self._body()
         path = self.path.partition("?")[0]
-        if path.endswith("/converse"):
+        if path.startswith("/moved/"):
+            self.send_response(307)
+            self.send_header("Location", path.removeprefix("/moved"))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif path.endswith("/converse"):
             self._whole(_converse())
         elif path.endswith("/converse-stream"):
             self._parts("application/vnd.amazon.eventstream", _converse_stream())
-        elif path == "/v1/messages" and body.get("stream"):
+        elif (path == "/v1/messages" and body.get("stream")) or path.endswith(":streamRawPredict"):
             self._parts("text/event-stream", [_sse(event, name=event["type"]) for event in _claude_events()])
         elif path == "/v2/chat" and body.get("stream"):
             self._parts("text/event-stream", [_sse(event, name=event["type"]) for event in _cohere_events()])
@@ -151,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
                     "usage": _COHERE_USAGE,
                 }
             )
-        elif path.endswith("/invoke") or path == "/v1/messages":
+        elif path.endswith(("/invoke", ":rawPredict")) or path == "/v1/messages":
             self._whole(
                 {
                     "id": "msg_1",
@@ -195,19 +214,30 @@ class _Handler(BaseHTTPRequestHandler):
             self._whole({"error": {"message": "no such route"}}, status=404)
 
     def _whole(self, value: Any, status: int = 200) -> None:
-        data = _json(value)
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
+        code = self._coder()
+        data = code.compress(_json(value)) + code.flush() if code else _json(value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+    def _coder(self) -> Any:
+        """Of gzip, where the test asks for it; most clients say of themselves that they accept it."""
+        if self.headers.get("X-Coded") is None:
+            return None
+        self.send_header("Content-Encoding", "gzip")
+        return zlib.compressobj(wbits=31)
 
     def _parts(self, kind: str, parts: list[bytes]) -> None:
         self.send_response(200)
         self.send_header("Content-Type", kind)
         self.send_header("Transfer-Encoding", "chunked")
+        code = self._coder()
         self.end_headers()
         for part in parts:
+            if code:
+                part = code.compress(part) + code.flush(zlib.Z_FINISH if part is parts[-1] else zlib.Z_SYNC_FLUSH)
             self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
             self.wfile.flush()
             time.sleep(0.002)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import iscoroutinefunction
 from typing import Any
 
 from llmsec_trace.transports.hooking import Hook, refused
@@ -57,4 +58,6 @@ class SessionHook(Hook):
 
 
 def hooks_of(client: Any) -> list[tuple[type[Hook], Any]]:
-    return [(SessionHook, client._endpoint.http_session)]  # noqa: SLF001 - botocore gives no other way to it
+    session = client._endpoint.http_session  # noqa: SLF001 - botocore gives no other way to it
+    # aiobotocore's clients are botocore's, but send through sessions of aiohttp that they make later.
+    return [] if iscoroutinefunction(session.send) else [(SessionHook, session)]

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from llmsec_trace.call import Answered, Asked, Call
+from llmsec_trace.suppressing import is_carried
 from llmsec_trace.transports.addresses import host_and_port, socket_address
 from llmsec_trace.transports.hooking import Hook, refused, trace_of
 
@@ -48,15 +49,23 @@ class AsyncHook(Hook):
             _restore(request)
             raise refused(call, blocked, request.headers.raw)
         if call is None:
-            return await self.original(request)
+            return await self._carried(request)
         try:
-            response = await self.original(request)
+            response = await self._carried(request)
         except BaseException as fault:
             _restore(request)
             call.failed(fault)
             raise
         _answered(self, call, request, response)
         return response
+
+    async def _carried(self, request: Any) -> Any:
+        before = is_carried.get()
+        is_carried.set(True)
+        try:
+            return await self.original(request)
+        finally:
+            is_carried.set(before)
 
 
 class InnerClientsHook(Hook):
