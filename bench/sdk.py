@@ -1,9 +1,9 @@
 """What the SDK costs an application: added time per request and per piece of a stream on the caller's thread, memory, exchanges per second.
 
-    .venv/bin/python bench/sdk.py [--requests N] [--pieces N]
+    .venv/bin/python bench/sdk.py [--requests N] [--pieces N] [--detection]
 
 A transport in memory answers at once, so that nothing but the SDK differs between the two runs; they are made in turn, round by round.
-Figures are the differences of the percentiles with and without it.
+Figures are the differences of the percentiles with and without it. With `--detection` its process examines every record on the same cores.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 
-from llmsec_trace import Callback, InstrumentationConfig, flush, instrument, stats, uninstrument
+from llmsec_trace import Callback, InstrumentationConfig, SecurityConfig, flush, instrument, stats, uninstrument
 
 URL = "http://model.test/v1/chat/completions"
 BODY = json.dumps({"model": "gpt-4", "messages": [{"role": "user", "content": "What do passive taps see? " * 20}]}).encode()
@@ -106,8 +106,11 @@ def compare(name: str, bare: list[int], ours: list[int]) -> None:
         print(f"{name:34} {label}  without {without:8.1f} us  with {with_it:8.1f} us  added {with_it - without:8.1f} us")
 
 
-def caller(requests: int, pieces: int) -> None:
-    config = InstrumentationConfig(destinations=[Callback(lambda _record: None)])
+def config_of(*, detects: bool) -> InstrumentationConfig:
+    return InstrumentationConfig(destinations=[Callback(lambda _record: None)], security=SecurityConfig(enabled=detects))
+
+
+def caller(config: InstrumentationConfig, requests: int, pieces: int) -> None:
     client = httpx.Client(transport=Model(pieces))
     requests_of(client, 200, 0)
     for pause_s, how in ((0.002, "500 a second"), (0.0, "without pause")):
@@ -145,8 +148,7 @@ def caller(requests: int, pieces: int) -> None:
     print(stats())
 
 
-def rate(requests: int) -> None:
-    config = InstrumentationConfig(destinations=[Callback(lambda _record: None)])
+def rate(config: InstrumentationConfig, requests: int) -> None:
     client: Any = instrument(httpx.Client(transport=Model(50)), config)
     before = stats()
     start, cpu = time.perf_counter(), time.process_time()
@@ -155,29 +157,40 @@ def rate(requests: int) -> None:
     flush(120)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     told = stats()
-    recorded, dropped = told.recorded - before.recorded, told.dropped - before.dropped
+    recorded, dropped, undetected = (getattr(told, name) - getattr(before, name) for name in ("recorded", "dropped", "undetected"))
+    scored = f", {recorded - undetected} of them scored" if config.security.enabled else ""
     print(
-        f"{requests} whole answers as fast as the client goes: {recorded} recorded, {dropped} dropped, {recorded / seconds:,.0f} a second, {cpu / requests * 1e3:.2f} ms of CPU each with the client's own"
+        f"{requests} whole answers as fast as the client goes: {recorded} recorded{scored}, {dropped} dropped, {recorded / seconds:,.0f} a second, {cpu / requests * 1e3:.2f} ms of CPU each with the client's own"
     )
 
 
 MEMORY = """
-import resource, sys
-import httpx
-{instrument}
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+import sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+import argparse, asyncio, subprocess, httpx
+def peak(pid):
+    return next(int(line.split()[1]) // 1024 for line in Path(f"/proc/{{pid}}/status").read_text().splitlines() if line.startswith("VmHWM"))
+def children():
+    return [pid for thread in Path("/proc/self/task").iterdir() for pid in (thread / "children").read_text().split()]
+{work}
+print(peak("self"), *map(peak, children()))
+"""
+WORK = """
+import sdk
+client = sdk.instrument(httpx.Client(transport=sdk.Model(50)), sdk.config_of(detects={detects}))
+for _ in range(200):
+    client.post(sdk.URL, content=sdk.BODY)
+sdk.flush(60)
 """
 
 
-def memory() -> None:
-    loaded = "from llmsec_trace import *; instrument(httpx.Client(), InstrumentationConfig(destinations=[Callback(print)]))"
-    told = [
-        int(subprocess.run([sys.executable, "-c", MEMORY.format(instrument=line)], capture_output=True, text=True, check=True).stdout)
-        for line in ("", loaded)
-    ]
-    print(
-        f"memory of a process: {told[0]} MB with httpx, {told[1]} MB when it is instrumented; this one at its peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MB"
-    )
+def memory(*, detects: bool) -> None:
+    """Peaks of two processes: one that does nothing, and one that makes 200 calls, with its detection process."""
+    for name, work in (("with httpx", ""), ("recorded", WORK.format(detects=detects))):
+        code = MEMORY.format(here=str(Path(__file__).parent), work=work)
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        print(f"memory of a process {name}: {told[0]} MB" + (f", of detection's {told[1]} MB" if told[1:] else ""))
     times = []
     for _ in range(5):
         line = "import time; t = time.perf_counter(); from llmsec_trace import instrument; print(time.perf_counter() - t)"
@@ -189,7 +202,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--pieces", type=int, default=1000)
+    parser.add_argument("--detection", action="store_true")
     options = parser.parse_args()
-    caller(options.requests, options.pieces)
-    rate(options.requests)
-    memory()
+    chosen = config_of(detects=options.detection)
+    caller(chosen, options.requests, options.pieces)
+    rate(chosen, options.requests)
+    memory(detects=options.detection)

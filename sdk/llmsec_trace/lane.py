@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -90,7 +91,8 @@ class Lane:
                 return
             self._items.append((exchange, size, time.monotonic()))
             self._bytes += size
-            self.start()
+            with contextlib.suppress(RuntimeError):  # it waits for a thread, and is counted
+                self.start()
             if len(self._items) == 1 or len(self._items) >= self._batch_size:
                 self._changed.notify_all()
 

@@ -75,6 +75,7 @@ class Stats:
     blocked     requests that a rule or a policy kept from leaving
     unchecked   requests that rules and policies did not look at, or not in time: they went on
     policy_faults  what a policy or on_finding raised
+    untold      findings that found no room on their way to on_finding; they are on their records
     undetected  records that detection did not look at whole (`risk_score` is null, or an anomaly `detection_…` says what was left out)
     """
 
@@ -92,6 +93,7 @@ class Stats:
     blocked: int = 0
     unchecked: int = 0
     policy_faults: int = 0
+    untold: int = 0
     undetected: int = 0
 
     def __add__(self, more: Stats) -> Stats:
@@ -272,7 +274,8 @@ class Recorder:
         if self._guard is not None:
             guard = self._guard.stats
             total += Stats(blocked=guard.blocked, unchecked=guard.unchecked, policy_faults=guard.policy_faults)
-        return total + Stats(policy_faults=self._telling.faults) if self._telling is not None else total
+        telling = self._telling
+        return total + Stats(policy_faults=telling.faults, untold=telling.untold) if telling is not None else total
 
     def _late(self) -> None:
         self._stats.late_tags += 1

@@ -26,11 +26,11 @@ class Telling:
 
     def __init__(self, on_finding: Callable[[Finding, TraceContext], None]) -> None:
         self._on_finding = on_finding
-        self.untold = 0
-        self.faults = 0
         self._clear()
 
     def _clear(self) -> None:
+        self.untold = 0
+        self.faults = 0
         self._waiting: deque[tuple[Finding, TraceContext]] = deque()
         self._changed = threading.Condition()
         self._busy = False

@@ -128,6 +128,7 @@ def test_a_process_that_is_killed_is_followed_by_another(server: str) -> None:
         hooked(sdk, client)
         ask(client, server, CARD)
         sdk.flush()
+        assert os.getpriority(os.PRIO_PROCESS, started[0].pid) == 19  # the application goes first
         os.kill(started[0].pid, signal.SIGKILL)
         time.sleep(1.5)
         ask(client, server, CARD)
@@ -190,6 +191,22 @@ def test_a_callback_that_raises_is_counted(server: str, caplog: pytest.LogCaptur
         sdk.flush()
         assert sdk.recorder.stats().policy_faults == 2
     assert caplog.text.count("on_finding failed (RuntimeError)") == 1
+
+
+def test_findings_that_a_slow_callback_has_no_room_for_are_counted_and_on_the_record(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmsec_trace.telling._MAX_TO_TELL", 1)
+    released = threading.Event()
+    config = InstrumentationConfig(security=SecurityConfig(on_finding=lambda _finding, _trace: released.wait(30)))
+    with recording(config, detects=True) as sdk, httpx.Client() as client:
+        hooked(sdk, client)
+        for _ in range(4):
+            ask(client, server, CARD)
+        until = time.monotonic() + 20
+        while sdk.recorder.stats().untold < 2 and time.monotonic() < until:  # one waits, and one may be with the callback
+            sdk.recorder.flush(0.05)
+        assert sdk.recorder.stats().untold in (2, 3)
+        released.set()
+        assert [len(record.findings) for record in sdk.flush()] == [1] * 4
 
 
 def test_a_forked_child_has_a_process_of_its_own_and_leaves_the_parent_s(server: str) -> None:

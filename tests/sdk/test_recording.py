@@ -36,6 +36,7 @@ from llmsec_trace import (
 from llmsec_trace.clients import hooks_in
 from llmsec_trace.destinations.base import DestinationError
 from llmsec_trace.recorder import Recorder
+from llmsec_trace.trace import new_trace_id
 from support.replay import KEY
 from support.sdk_recording import Recording, recording
 from support.sniff import free_port
@@ -516,6 +517,22 @@ def test_all_threads_run_from_the_first_call_on(server: str) -> None:
         assert sdk.records == []
         for thread in (sdk.recorder.lanes[0]._thread, sdk.recorder._telling._thread):
             assert thread.is_alive()
+
+
+def test_a_child_s_trace_ids_are_not_those_that_its_parent_has_drawn() -> None:
+    from_child, to_parent = os.pipe()
+    own = {new_trace_id()}
+    child = os.fork()
+    if child == 0:
+        os.write(to_parent, " ".join(new_trace_id() for _ in range(300)).encode())
+        os._exit(0)
+    os.close(to_parent)
+    with os.fdopen(from_child) as told:
+        theirs = set(told.read().split())
+    os.waitpid(child, 0)
+    own |= {new_trace_id() for _ in range(600)}
+    assert {len(one) for one in own | theirs} == {32}
+    assert (len(own), len(theirs), len(own | theirs)) == (601, 300, 901)
 
 
 def test_importing_loads_nothing_heavy_and_neither_does_decoding() -> None:
