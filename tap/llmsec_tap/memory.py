@@ -24,13 +24,13 @@ def peak_bytes() -> int:
     return resident_bytes()
 
 
-def limit_address_space(memory_cap_bytes: int) -> None:
+def limit_address_space(memory_cap_bytes: int, slack_bytes: int = limits.ADDRESS_SPACE_SLACK_BYTES) -> None:
     """Let allocations fail (MemoryError) far above the cap, before they take the host's memory. Only ever lowers the limit.
 
-    Address space is not memory: libraries reserve much that they never touch, so what is mapped now and a gigabyte are left free.
+    Address space is not memory: libraries reserve much that they never touch, so what is mapped now and a gigabyte, or `slack_bytes`, are left free.
     """
     mapped = int(Path("/proc/self/statm").read_bytes().split()[0]) * _PAGE
-    wanted = mapped + 2 * memory_cap_bytes + limits.ADDRESS_SPACE_SLACK_BYTES
+    wanted = mapped + 2 * memory_cap_bytes + slack_bytes
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     if soft == resource.RLIM_INFINITY or soft > wanted:
         resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))

@@ -28,6 +28,9 @@ _MAX_NAME_CHARS: Final = 512
 _MAX_TAGS: Final = 256
 _MAX_ANOMALIES: Final = 64
 _MAX_FINDINGS: Final = 1_000
+_FINGERPRINT: Final = re.compile(r"[0-9a-f]{32}")
+# Messages, parts, numbers, texts and lists: a bound on objects, of which a few bytes on their way make many.
+_MAX_VALUES: Final = 200_000
 # Detection's own marks are made again, but for this one: a policy of the application's may not have looked at everything either.
 _OF_POLICIES: Final = "detection_incomplete"
 
@@ -59,6 +62,8 @@ def admitted(record: bytes | msgspec.Raw, now_ns: int) -> Exchange:
         exchange = _decode(record)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, OverflowError):
         raise RefusedError("malformed") from None
+    except MemoryError:
+        raise RefusedError("too_large") from None
     if exchange.provider is None:
         raise RefusedError("not_a_model")
     if exchange.started_ns is None or not now_ns - _OLDEST_NS <= exchange.started_ns <= now_ns + _SKEW_NS:
@@ -66,7 +71,7 @@ def admitted(record: bytes | msgspec.Raw, now_ns: int) -> Exchange:
     times = (exchange.first_byte_ns, exchange.first_token_ns, exchange.ended_ns)
     if not all(time is None or exchange.started_ns <= time <= now_ns + _SKEW_NS for time in times):
         raise RefusedError("time")
-    if not (_has_sound_names(exchange) and _is_sound(exchange) and _has_sound_scores(exchange)):
+    if not (_has_sound_numbers(exchange) and _has_sound_names(exchange) and _has_sound_scores(exchange)):
         raise RefusedError("malformed")
     return exchange
 
@@ -74,6 +79,8 @@ def admitted(record: bytes | msgspec.Raw, now_ns: int) -> Exchange:
 def _has_sound_names(exchange: Exchange) -> bool:
     words = [getattr(exchange, name) for name in _WORDS] + [mark.name for mark in exchange.anomalies]
     if not all(word is None or _WORD.fullmatch(word) for word in words):
+        return False
+    if exchange.api_key_fingerprint is not None and not _FINGERPRINT.fullmatch(exchange.api_key_fingerprint):
         return False
     names = [getattr(exchange, name) for name in _ADDRESSES] + [exchange.exchange_id, exchange.tenant, *exchange.tags]
     return (
@@ -94,18 +101,27 @@ def _has_sound_scores(exchange: Exchange) -> bool:
     )
 
 
-def _is_sound(value: Any) -> bool:
-    """Whether every number can be stored, and be counted with. Types bound how deep this goes."""
-    if isinstance(value, int):  # also true and false
-        return INT64_MIN <= value <= INT64_MAX
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if isinstance(value, msgspec.Struct):
-        return all(_is_sound(getattr(value, name)) for name in value.__struct_fields__)
-    if isinstance(value, list):
-        return all(_is_sound(item) for item in value)
-    if isinstance(value, dict):
-        return all(_is_sound(item) for item in value.values())
+def _has_sound_numbers(exchange: Exchange) -> bool:
+    """Whether every number can be stored, and be counted with. Raises RefusedError where there are too many values of any kind."""
+    waiting: list[Any] = [exchange]
+    seen = 0
+    while waiting:
+        value = waiting.pop()
+        seen += 1
+        if seen + len(waiting) > _MAX_VALUES:
+            raise RefusedError("too_large")
+        if isinstance(value, int):  # also true and false
+            if not INT64_MIN <= value <= INT64_MAX:
+                return False
+        elif isinstance(value, float):
+            if not math.isfinite(value):
+                return False
+        elif isinstance(value, msgspec.Struct):
+            waiting += [getattr(value, name) for name in value.__struct_fields__]
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, dict):
+            waiting += value.values()
     return True
 
 

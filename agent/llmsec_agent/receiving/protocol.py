@@ -13,7 +13,7 @@ import msgspec
 
 MAGIC: Final = b"LLS1"
 HEAD: Final = struct.Struct("!4sI")
-MAX_FRAME_BYTES: Final = 32 << 20
+MAX_FRAME_BYTES: Final = 16 << 20
 MAX_RECORDS: Final = 1_000
 
 
@@ -23,6 +23,15 @@ class Answer(msgspec.Struct):
     taken: int = 0
     refused: dict[str, int] = {}
     error: str = ""
+
+
+def count_of(payload: bytes) -> int | None:
+    """How many items the list has that this begins with (MessagePack, "array format family"); None: it is no list. So none is made that is too long."""
+    first = payload[0] if payload else 0
+    if first & 0xF0 == 0x90:
+        return first & 0x0F
+    size = {0xDC: 2, 0xDD: 4}.get(first)
+    return int.from_bytes(payload[1 : 1 + size], "big") if size is not None else None
 
 
 def frame(payload: bytes) -> bytes:

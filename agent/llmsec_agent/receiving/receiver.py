@@ -25,11 +25,12 @@ import msgspec
 
 from llmsec_agent.receiving.admission import Peer, RefusedError, admitted
 from llmsec_agent.receiving.messages import LENGTH, Counts, Received, encode
-from llmsec_agent.receiving.protocol import HEAD, MAGIC, MAX_FRAME_BYTES, MAX_RECORDS, Answer, frame
+from llmsec_agent.receiving.protocol import HEAD, MAGIC, MAX_FRAME_BYTES, MAX_RECORDS, Answer, count_of, frame
 from llmsec_agent.text import leave
 from llmsec_tap import privileges
 from llmsec_tap.capture.host.process import facts_of
 from llmsec_tap.errors import ConfigError
+from llmsec_tap.memory import limit_address_space
 
 _BACKLOG: Final = 64
 _MAX_CLIENTS: Final = 256
@@ -38,6 +39,8 @@ _MAX_CLIENTS_OF_A_USER: Final = 64
 _ROOM_BYTES: Final = 2 * MAX_FRAME_BYTES
 _SMALL_BYTES: Final = 64 << 10
 _READ_BYTES: Final = 256 << 10
+# For the objects that a record becomes, of which a few bytes make many. One that takes more is refused.
+_OBJECTS_BYTES: Final = 128 << 20
 # From a frame's first byte to its last.
 _FRAME_S: Final = 10.0
 _LOOK_S: Final = 1.0
@@ -147,6 +150,7 @@ def _run(listening: socket.socket, decoder: socket.socket) -> None:
     privileges.load_encodings()
     privileges.become(privileges.unprivileged_user())
     privileges.confine(serving=True)
+    limit_address_space(_ROOM_BYTES, slack_bytes=_OBJECTS_BYTES)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the decoder is gone
         Reception(listening, decoder).run()
 
@@ -201,7 +205,7 @@ class Reception:
                 if chosen.fileobj is self._listening:
                     self._accept()
                 else:
-                    self._read(chosen.data)
+                    self._read_on(chosen.data)
             self._look_for_slow_ones()
             self._wake()
             if not self._is_told:
@@ -233,6 +237,13 @@ class Reception:
         if silent:
             self._end(min(silent, key=lambda client: client.began))
         return bool(silent)
+
+    def _read_on(self, client: _Client) -> None:
+        try:
+            self._read(client)
+        except MemoryError:
+            self._refuse("too_large")
+            self._end(client)
 
     def _read(self, client: _Client) -> None:
         if client not in self._clients:
@@ -289,14 +300,14 @@ class Reception:
         self._charge(client, answer.taken + sum(answer.refused.values()), len(body))
 
     def _take(self, body: bytes, peer: Peer) -> Answer:
-        try:
-            records = msgspec.msgpack.decode(body, type=list[msgspec.Raw])
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        count = count_of(body)
+        records: list[msgspec.Raw] | None = None
+        if count is not None and count <= MAX_RECORDS:
+            with contextlib.suppress(msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+                records = msgspec.msgpack.decode(body, type=list[msgspec.Raw])
+        if records is None:
             self._refuse("frame")
-            return Answer(error="a frame is a list of records in MessagePack")
-        if len(records) > MAX_RECORDS:
-            self._refuse("frame")
-            return Answer(error=f"a frame has {MAX_RECORDS:,} records at most")
+            return Answer(error=f"a frame is a list of {MAX_RECORDS:,} records at most, in MessagePack")
         refused: Counter[str] = Counter()
         now_ns = time.time_ns()
         for record in records:

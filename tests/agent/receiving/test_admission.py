@@ -57,6 +57,8 @@ def test_a_whole_record_is_taken_as_it_is() -> None:
         ({"anomalies": [AnomalyCount(name="no name", count=1)]}, "malformed"),
         ({"anomalies": [AnomalyCount(name="tcp_gap", count=-1)]}, "malformed"),
         ({"risk_score": 1000}, "malformed"),
+        ({"api_key_fingerprint": "of a key"}, "malformed"),
+        ({"finish_reasons": [None] * 300_000}, "too_large"),
         ({"ttft_ms": float("nan")}, "malformed"),
         ({"itl_ms_p50": float("inf")}, "malformed"),
         ({"status": 2**63}, "malformed"),

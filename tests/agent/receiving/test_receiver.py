@@ -155,12 +155,14 @@ def test_places_that_are_refused_with_a_reason(tmp_path: Path) -> None:
         (b"GET / HTTP/1.1\r\n", "not the SDK's protocol"),
         (HEAD.pack(MAGIC, MAX_FRAME_BYTES + 1), "bytes"),
         (HEAD.pack(MAGIC, 0), "bytes"),
-        (frame(b"\xc1"), "list of records"),
-        (frame(sent({"a": 1})), "list of records"),
-        (frame(b"\x91" * 1_000_000), "list of records"),
+        (frame(b"\xc1"), "list of"),
+        (frame(sent({"a": 1})), "list of"),
+        (frame(b"\x91" * 1_000_000), "list of"),
         (frame(sent([0] * (MAX_RECORDS + 1))), "records at most"),
+        (frame(b"\xdd\xff\xff\xff\xff"), "records at most"),
+        (frame(b"\xdd"), "list of"),
     ],
-    ids=["http", "too long", "empty", "no MessagePack", "no list", "deep", "too many"],
+    ids=["http", "too long", "empty", "no MessagePack", "no list", "deep", "too many", "a list without end", "cut"],
 )
 def test_what_is_no_frame_is_answered_and_closed(path: Path, data: bytes, words: str) -> None:
     with receiving(path) as decoder:
@@ -204,6 +206,17 @@ def reception(path: Path, **settings: float) -> Iterator[None]:
         thread.join(20)
         ours.close()
     assert not thread.is_alive()
+
+
+def test_a_record_of_very_many_objects_takes_no_memory_and_nobody_down(path: Path) -> None:
+    """Ten bytes on their way are a hundred and more in memory; two thousand of them would still be a record."""
+    many = msgspec.to_builtins(record()) | {"other_texts": [{"path": "", "text": ""}] * 900_000}
+    with receiving(path) as decoder, client(path) as sock:
+        sock.sendall(frame(sent([many])))
+        assert answer(sock) == Answer(0, {"too_large": 1})
+        assert ask(sock, record()).taken == 1
+        until(lambda: len(decoder.records) == 1)
+        assert decoder.count("llmsec_sdk_refused_total", reason="too_large") == 1
 
 
 def test_frames_that_take_for_ever_are_ended_and_silent_clients_are_not(path: Path) -> None:
