@@ -44,6 +44,8 @@ _OBJECTS_BYTES: Final = 128 << 20
 # From a frame's first byte to its last.
 _FRAME_S: Final = 10.0
 _LOOK_S: Final = 1.0
+# Others may keep it busy, and it may not keep anything else from its work.
+_NICE: Final = 10
 _REST_S: Final = 0.02
 # So fast records are taken of one user; of all together, so many times that. The decoder's time is for what it captures.
 _RECORDS_A_SECOND: Final = 500
@@ -148,6 +150,7 @@ def _run(listening: socket.socket, decoder: socket.socket) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     privileges.load_encodings()
+    os.nice(_NICE)
     privileges.become(privileges.unprivileged_user())
     privileges.confine(serving=True)
     limit_address_space(_ROOM_BYTES, slack_bytes=_OBJECTS_BYTES)
@@ -297,7 +300,7 @@ class Reception:
         if not self._answer(client, answer) or answer.error:
             self._end(client)
             return
-        self._charge(client, answer.taken + sum(answer.refused.values()), len(body))
+        self._charge(client, max(1, answer.taken + sum(answer.refused.values())), len(body))
 
     def _take(self, body: bytes, peer: Peer) -> Answer:
         count = count_of(body)

@@ -226,10 +226,12 @@ def test_frames_that_take_for_ever_are_ended_and_silent_clients_are_not(path: Pa
         assert ask(silent, record()).taken == 1
 
 
-def test_who_sends_too_much_rests_and_the_others_go_on(path: Path) -> None:
-    with reception(path, records_a_second=2.0), client(path) as eager, client(path) as other:
-        assert ask(eager, *[record()] * 32).taken == 32
-        eager.sendall(frame(sent([])))  # it is not read for a quarter of a minute
+@pytest.mark.parametrize(("records", "a_second"), [(32, 2.0), (0, 0.1)])
+def test_who_sends_too_much_rests_and_the_others_go_on(path: Path, records: int, a_second: float) -> None:
+    """A frame without records is not for nothing."""
+    with reception(path, records_a_second=a_second), client(path) as eager, client(path) as other:
+        assert ask(eager, *[record()] * records).taken == records
+        eager.sendall(frame(sent([])))  # it is not read for many seconds
         assert ask(other, record()).taken == 1
         eager.settimeout(0)
         with pytest.raises(BlockingIOError):
