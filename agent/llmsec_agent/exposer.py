@@ -1,4 +1,4 @@
-"""The process that answers /health, /ready and /metrics. It is the only one of an agent that listens, and it has no rights at all.
+"""The process that answers /health, /ready and /metrics. It is the only one of an agent that listens at an address, and it has no rights at all.
 
 The addresses are bound with the caller's rights, then the process becomes the unprivileged user behind a filter. What it knows it
 asks of the decoders over a socket pair each, at most once a second, and adds it up; a decoder that does not answer is itself the answer.
