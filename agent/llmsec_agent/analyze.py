@@ -20,7 +20,7 @@ from llmsec_agent.auditing import found, record
 from llmsec_agent.replay import INTERRUPTED, signals
 from llmsec_agent.stop import Stop
 from llmsec_analyzer.judge.rule_set import rule_set
-from llmsec_analyzer.risk import OWN_RULES, add_findings
+from llmsec_analyzer.risk import OWN_RULES
 from llmsec_analyzer.settings import BudgetSettings, DetectionSettings, Handling
 from llmsec_analyzer.stored.exchanges import BEGINNING, Position, at_positions, positions, still_there
 from llmsec_analyzer.stored.stores import open_session
@@ -189,7 +189,6 @@ def _walk(store: str, journal: Journal, walk: _Walk, *, everything: bool) -> Pos
                         counts.without_texts += 1
                 for old, fresh in zip(before, walk.detection.examine([_bare(exchange) for exchange in before]), strict=True):
                     counts.examined += 1
-                    add_findings(fresh, [finding for finding in old.findings if finding.rule_id.startswith(OWN_RULES)])
                     if _is_unexamined(fresh):
                         counts.not_examined += 1
                     elif fresh != old:
@@ -252,9 +251,10 @@ def has_texts(exchange: Exchange) -> bool:
 
 
 def _bare(exchange: Exchange) -> Exchange:
-    """Without what detection said before."""
+    """Without what detection said before; what rules of the application's own found stays (Report.applied)."""
     before = [anomaly for anomaly in exchange.anomalies if anomaly.name not in _OF_DETECTION]
-    return msgspec.structs.replace(exchange, anomalies=before, findings=[], risk_score=None, risk_reasons=[])
+    own = [finding for finding in exchange.findings if finding.rule_id.startswith(OWN_RULES)]
+    return msgspec.structs.replace(exchange, anomalies=before, findings=own, risk_score=None, risk_reasons=[])
 
 
 def _is_unexamined(exchange: Exchange) -> bool:

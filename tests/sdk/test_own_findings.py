@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -107,7 +108,8 @@ def test_the_console_shows_them(store: Path) -> None:
         assert "own rule or policy says so" in shown.text
 
 
-def test_a_later_analysis_keeps_them(store: Path) -> None:
+def test_a_later_analysis_keeps_them(store: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(store, tmp_path / "store"))
     for _ in range(2):
         run(store, "analyze", "--all")
         assert sorted(row["rule_id"] for row in found(store)) == ["credit_card", *RULES]

@@ -7,7 +7,12 @@ from typing import get_args
 from llmsec_tap.anomalies import ANOMALIES, UNREAD, AnomalyName
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = (ROOT / "tap" / "llmsec_tap", ROOT / "analyzer" / "llmsec_analyzer", ROOT / "agent" / "llmsec_agent")
+PACKAGES = (
+    ROOT / "tap" / "llmsec_tap",
+    ROOT / "analyzer" / "llmsec_analyzer",
+    ROOT / "agent" / "llmsec_agent",
+    ROOT / "sdk" / "llmsec_trace",
+)
 
 
 def test_each_name_has_a_meaning_in_the_order_of_the_type() -> None:
