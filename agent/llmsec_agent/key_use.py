@@ -35,8 +35,8 @@ class KeyUse:
     def look(self, exchange: Exchange) -> None:
         """Mark the exchange with what is unusual in its use of its key."""
         fingerprint, workload = exchange.api_key_fingerprint, workload_of(exchange)
-        if exchange.provider is None or fingerprint is None or workload is None:
-            return
+        if exchange.provider is None or fingerprint is None or workload is None or exchange.capture_kind == "sdk":
+            return  # what an application says of its keys may be of a key of its own, and it may be captured, too
         key = self._keys.get(fingerprint)
         if key is None:
             key = self._keys[fingerprint] = _Key()

@@ -54,7 +54,7 @@ CATALOGUE: Final[dict[str, Metric]] = {
     "llmsec_sdk_receiver_up": Metric("gauge", "1 while records of applications are taken at sdk.socket.", "least"),
     "llmsec_sdk_connections": Metric("gauge", "Applications that are connected to sdk.socket."),
     "llmsec_sdk_records_total": Metric("counter", "Records taken from applications."),
-    "llmsec_sdk_refused_total": Metric("counter", "Records of applications that were refused (malformed, time, not_a_model, too_large), frames (frame, slow) and connections (connections).", labels=("reason",)),
+    "llmsec_sdk_refused_total": Metric("counter", "Records of applications that were refused (malformed, time, not_a_model, too_large, memory), frames (frame, slow) and connections (connections).", labels=("reason",)),
     "llmsec_kernel_calls_total": Metric("counter", "Calls of observed processes that the kernel half saw: of TLS functions, and over plain HTTP.", "greatest"),
     "llmsec_kernel_bytes_total": Metric("counter", "Bytes in those calls.", "greatest"),
     "llmsec_kernel_lost_records_total": Metric("counter", "Records that found no room in the ring.", "greatest"),

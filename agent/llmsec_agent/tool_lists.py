@@ -22,19 +22,19 @@ class _Server:
     __slots__ = ("texts", "tools")
 
     def __init__(self) -> None:
-        self.tools: dict[str, set[bytes]] = {}
+        self.tools: dict[bytes, set[bytes]] = {}  # by the hash of the name
         self.texts: set[bytes] = set()  # of schemas, whichever tool they are of
 
 
 class ToolLists:
     def __init__(self) -> None:
-        self._servers: OrderedDict[str, _Server] = OrderedDict()
+        self._servers: OrderedDict[bytes, _Server] = OrderedDict()
 
     def look(self, exchange: Exchange) -> None:
         """Mark a list of tools in which one of those known says something new."""
         if exchange.provider != "mcp" or not exchange.request.tools:
             return
-        name = f"{exchange.server} {(exchange.path or '').partition('?')[0]}"
+        name = _digest(f"{exchange.server} {(exchange.path or '').partition('?')[0]}")  # strangers choose how long names are
         server = self._servers.get(name)
         if server is None:
             server = self._servers[name] = _Server()
@@ -42,14 +42,15 @@ class ToolLists:
                 self._servers.popitem(last=False)
         self._servers.move_to_end(name)
         texts = {_digest(other.text) for other in exchange.other_texts if other.path.startswith("response")}
-        is_all_known = all(tool.name in server.tools for tool in exchange.request.tools)
+        names = [_digest(tool.name) for tool in exchange.request.tools]
+        is_all_known = all(one in server.tools for one in names)
         changed = bool(is_all_known and not texts <= server.texts)
-        for tool in exchange.request.tools:
-            variants = server.tools.get(tool.name)
+        for one, tool in zip(names, exchange.request.tools, strict=True):
+            variants = server.tools.get(one)
             said = _digest(tool.description or "")
             if variants is None:
                 if len(server.tools) < _MAX_TOOLS:
-                    server.tools[tool.name] = {said}
+                    server.tools[one] = {said}
             elif said not in variants:
                 changed = True
                 if len(variants) < _MAX_VARIANTS:

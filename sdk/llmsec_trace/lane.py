@@ -137,11 +137,12 @@ class Lane:
                 batch = [item[0] for item, _ in zip(self._items, range(self._batch_size), strict=False)] if is_due else []
                 self._busy = True
             taken = self._send(batch) if batch else 0
-            if self._is_report_due():
-                self._tell()
             with self._changed:
                 for _ in range(taken):
                     self._bytes -= self._items.popleft()[1]
+            if self._is_report_due():
+                self._tell()
+            with self._changed:
                 self._busy = False
                 self._changed.notify_all()
         with self._changed:
@@ -202,18 +203,23 @@ class Lane:
                 self._retry_at = time.monotonic() + _BACK_OFF_S[min(self._tries, len(_BACK_OFF_S) - 1)]
                 self._tries += 1
                 return 0
-            lost = len(batch) if fault.lost is None else fault.lost
-            self.dropped += lost
-            self.sent += len(batch) - lost
+            given_up = len(batch) if fault.lost is None else fault.lost
+            self.dropped += given_up
+            if given_up < len(batch):
+                self._taken(len(batch) - given_up, lost)
         except Exception as fault:  # noqa: BLE001 - a destination may be the application's own
             self.last_error = self._failed(fault, "records", self.last_error)
             self.dropped += len(batch)
         else:
-            self.sent += len(batch)
-            self._lost = lost
-            self._tries = 0
+            self._taken(len(batch), lost)
             self.last_error = ""
         return len(batch)
+
+    def _taken(self, count: int, lost: int) -> None:
+        """`lost`: what records have told of by now."""
+        self.sent += count
+        self._lost = lost
+        self._tries = 0
 
     def _failed(self, fault: Exception, what: str, before: str) -> str:
         """What is to be said of it; it is said once, as long as the same goes wrong."""

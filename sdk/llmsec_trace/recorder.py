@@ -226,8 +226,10 @@ class Recorder:
                 call.lost_bytes = 0
             items.append((call, kind, now_ns, payload))
             self._bytes += size + _ITEM_COST_BYTES
-            if self._thread is None:
-                self._start()
+            if self._thread is None and not self._start():
+                call.is_over = True
+                self._stats.dropped += kind == Kind.REQUEST
+                return
         # While calls come, the thread looks by itself: waking it costs the caller more than all the rest.
         if self._is_idle or self._bytes > self._max_queued_bytes // 4:
             self._is_idle = False
@@ -295,7 +297,8 @@ class Recorder:
         with contextlib.suppress(RuntimeError):  # it is awake
             self._wake.release()
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        """False where no thread can be started: then what was queued is left out."""
         self._thread = threading.Thread(target=self._run, name="llmsec-record", daemon=True)
         try:
             for lane in self.lanes:
@@ -307,12 +310,12 @@ class Recorder:
             self._thread = None
             self._items.clear()
             self._bytes = 0
-            self._stats.dropped += 1
-            return
+            return False
         # A child of multiprocessing ends without atexit.
         util = sys.modules.get("multiprocessing.util")
         if self._generation and util is not None:
             util.Finalize(self, self.close, args=(EXIT_S,), exitpriority=10)
+        return True
 
     # --- the recorder's thread ----------------------------------------------------------------------------------------------
 

@@ -89,16 +89,26 @@ class Traces:
     def found(self, finding: Finding) -> None:
         """Before its exchange has ended, or when it has: it is told once."""
         known = self._known.get(finding.exchange_id)
-        if known is None or finding.suppressed is not None:
+        if finding.suppressed is not None:
+            return
+        if known is None:  # its trace has made room for later ones
+            self._untold()
             return
         trace, told = known
         key = finding.rule_id, finding.fingerprint or finding.explanation
-        if key in told or len(told) >= _MAX_FINDINGS:
+        if key in told:
+            return
+        if len(told) >= _MAX_FINDINGS:
+            self._untold()
             return
         told.add(key)
         trace.findings.append(finding)
         if self._telling is not None:
             self._telling.offer(finding, trace)
+
+    def _untold(self) -> None:
+        if self._telling is not None:
+            self._telling.untold += 1
 
     def ended(self, exchange: Exchange) -> None:
         for finding in exchange.findings:

@@ -49,6 +49,14 @@ def test_memory_is_bounded() -> None:
     assert len(watch._keys["one"].workloads) == key_use._MAX_WORKLOADS
 
 
+def test_what_an_application_sends_of_itself_says_nothing_of_keys() -> None:
+    watch = KeyUse()
+    use(watch, "k", "a-0", 0)
+    sent = full_exchange(api_key_fingerprint="k", process=Process(pid=2, comm="python"), capture_kind="sdk", anomalies=[])
+    watch.look(sent)
+    assert sent.anomalies == []
+
+
 def test_what_a_workload_is() -> None:
     def of(**changes: Any) -> str | None:
         return workload_of(full_exchange(**changes))

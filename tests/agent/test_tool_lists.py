@@ -54,7 +54,10 @@ def test_memory_is_bounded() -> None:
     for number in range(20):
         listed(watch, {"t1": f"x{number}"}, *(f"{number} {n}" for n in range(500)))
     assert len(watch._servers) == tool_lists._MAX_SERVERS
-    (server,) = [known for name, known in watch._servers.items() if name.startswith("10.0.0.2:80 ")]
+    server = next(reversed(watch._servers.values()))
     assert len(server.tools) == tool_lists._MAX_TOOLS
-    assert len(server.tools["t1"]) == tool_lists._MAX_VARIANTS
+    assert len(server.tools[tool_lists._digest("t1")]) == tool_lists._MAX_VARIANTS
     assert len(server.texts) <= tool_lists._MAX_TEXTS
+    listed(watch, {"n" * 1_000_000: "x"}, server="h" * 1_000_000)
+    assert max(map(len, watch._servers)) < 100
+    assert max(map(len, next(reversed(watch._servers.values())).tools)) < 100

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -27,7 +28,7 @@ from llmsec_analyzer.worker.running import Bounds
 from llmsec_tap.capture.files.pcap import CaptureReader
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.identity.credentials import fingerprinter
-from llmsec_tap.model import Exchange, Message, Part, Request
+from llmsec_tap.model import Exchange, Message, Part, Process, Request
 from llmsec_tap.pipeline import Pipeline
 from support.detection import Detecting
 from support.journal import Said
@@ -435,6 +436,15 @@ def test_what_is_small_passes_its_own_flood_and_does_not_stop_it() -> None:
     for size in (2_000, 1_000_000):
         numbers = [entry.number for entry in taken if entry.size == size]
         assert numbers == sorted(numbers), "each kind keeps its order"
+
+
+def test_what_an_application_sends_of_itself_is_of_its_process_whatever_it_says() -> None:
+    """Another process writes the address and the key of such a record; they are not to be somebody else's."""
+    captured = prompt("", "10.0.0.1:1")
+    forged = msgspec.structs.replace(prompt("", "10.0.0.1:2", "k1"), capture_kind="sdk", process=Process(pid=7))
+    another = msgspec.structs.replace(prompt("", "10.0.0.2:2", "k2"), capture_kind="sdk", process=Process(pid=7))
+    assert Waiting(1, forged, 1, 0.0).sources == Waiting(2, another, 1, 0.0).sources
+    assert not {*Waiting(1, forged, 1, 0.0).sources} & {*Waiting(3, captured, 1, 0.0).sources}
 
 
 def test_a_new_source_for_each_exchange_makes_the_queue_no_slower() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -124,6 +125,24 @@ def test_an_agent_that_is_away_costs_nothing_and_gets_its_records_when_it_is_the
     assert lane.dropped == 0
 
 
+def test_a_loss_is_told_once_where_an_agent_takes_a_part(tmp_path: Path) -> None:
+    """And what follows a frame that is refused is sent all the same."""
+    path = tmp_path / "run" / "sdk.sock"
+    lane = Lane(Agent(path), lambda: Stats(dropped=5), batch_size=2, interval_s=60, max_items=100)
+    try:
+        with agent(tmp_path, sdk={"socket": str(path)}) as running:
+            running.ready()
+            for number in range(2):
+                lane.offer(record(exchange_id=f"a{number}"))
+                lane.offer(record(exchange_id=f"b{number}", provider=None))
+            assert lane.flush(20)
+            running.stop()
+            told = [mark.count for one in stored(running.store) for mark in one.anomalies if mark.name == "sdk_lost"]
+    finally:
+        lane.close(5)
+    assert (lane.sent, lane.dropped, told) == (2, 2, [5])
+
+
 def test_what_the_agent_refuses_is_counted_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "run" / "sdk.sock"
     lane = Lane(Agent(path), Stats, batch_size=3, interval_s=60, max_items=100)
@@ -153,14 +172,19 @@ def test_a_record_beyond_a_frame_goes_without_its_texts_and_says_so(tmp_path: Pa
     assert "text_limit" in [mark.name for mark in large.anomalies]
 
 
-def test_nobody_else_is_given_records(tmp_path: Path) -> None:
-    folder = tmp_path / "everybody"
+@pytest.mark.parametrize(("mode", "owner"), [(0o1777, 0), (0o770, 0), (0o755, 60_001)])
+def test_nobody_else_is_given_records(tmp_path: Path, mode: int, owner: int) -> None:
+    folder = tmp_path / "others"
     folder.mkdir()
-    folder.chmod(0o1777)
+    folder.chmod(mode)
+    if owner and os.geteuid():
+        pytest.skip("only root gives folders away")
+    if owner:
+        os.chown(folder, owner, owner)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as impostor:
         impostor.bind(str(folder / "sdk.sock"))
         impostor.listen()
-        with pytest.raises(DestinationError, match="anybody may listen") as raised:
+        with pytest.raises(DestinationError, match="others may listen") as raised:
             Agent(folder / "sdk.sock").send([record()])
         assert raised.value.is_lasting
 
@@ -195,7 +219,7 @@ def test_answers_that_are_none_are_faults(tmp_path: Path, data: bytes, is_lastin
             sender.send([record()])
         thread.join()
         assert raised.value.is_lasting == is_lasting
-        assert raised.value.lost is None
+        assert raised.value.lost == (1 if is_lasting else None)
 
 
 def test_a_forked_child_leaves_the_connection_to_its_parent(tmp_path: Path) -> None:

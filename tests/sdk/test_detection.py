@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from llmsec_analyzer.worker.child import ChildDetector
 from llmsec_tap.model import Finding
 from llmsec_trace import InstrumentationConfig, SecurityConfig, get_current_trace
 from llmsec_trace.clients import hooks_in
+from llmsec_trace.telling import Telling, Traces
 from llmsec_trace.trace import TraceContext
+from support.exchanges import full_exchange
 from support.sdk_recording import Recording, recording
 from support.sniff import free_port
 from support.vendor_server import vendor_server
@@ -191,6 +194,20 @@ def test_a_callback_that_raises_is_counted(server: str, caplog: pytest.LogCaptur
         sdk.flush()
         assert sdk.recorder.stats().policy_faults == 2
     assert caplog.text.count("on_finding failed (RuntimeError)") == 1
+
+
+def test_findings_beyond_those_told_of_a_call_are_counted() -> None:
+    heard: list[str] = []
+    telling = Telling(lambda finding, _trace: heard.append(finding.finding_id))
+    telling.start()
+    traces = Traces(telling)
+    first = full_exchange(1).findings[0]
+    traces.add("a", TraceContext("0" * 32, lambda: ("", None), lambda: None))
+    for number in range(70):
+        traces.found(replace(first, exchange_id="a", finding_id=f"{number}", fingerprint=f"{number}"))
+    traces.found(replace(first, exchange_id="nobody's"))
+    assert telling.flush(20)
+    assert (len(heard), telling.untold) == (64, 7)
 
 
 def test_findings_that_a_slow_callback_has_no_room_for_are_counted_and_on_the_record(server: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -288,6 +288,23 @@ def test_an_event_loop_runs_on_while_a_policy_is_waited_for(server: str) -> None
         Hanging.released.set()
 
 
+def test_a_call_that_is_cancelled_while_it_waits_for_the_verdict_has_ended(server: str) -> None:
+    Hanging.released.clear()
+
+    async def run(sdk: Recording) -> None:
+        async with httpx.AsyncClient() as client:
+            hooked(sdk, client)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(ask(client, server, "hello"), 0.2)
+
+    with recording(config_of(policy_class=Hanging, block_on="info", analysis_timeout_seconds=30)) as sdk:
+        asyncio.run(run(sdk))
+        (record,) = sdk.flush()
+        assert (record.completeness, record.error_type) == ("aborted", "asyncio.CancelledError")
+        assert sdk.recorder.stats().waiting == 0
+        Hanging.released.set()
+
+
 @pytest.mark.parametrize(
     ("body", "blocks"),
     [

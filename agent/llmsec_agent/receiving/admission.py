@@ -23,11 +23,15 @@ _SKEW_NS: Final = 60 * 10**9
 # What becomes labels of metrics, columns to group by, or names in a list.
 _WORD: Final = re.compile(r"[\w.:/@+-]{1,128}", re.ASCII)
 _WORDS: Final = ("provider", "api", "operation", "method", "http_version")
-_ADDRESSES: Final = ("client", "server", "forwarded_client")
+_TEXTS: Final = frozenset(("input_text", "output_text", "reasoning_text", "refusal_text", "path"))
 _MAX_NAME_CHARS: Final = 512
+_MAX_PATH_CHARS: Final = 8_192
 _MAX_TAGS: Final = 256
 _MAX_ANOMALIES: Final = 64
 _MAX_FINDINGS: Final = 1_000
+_MAX_COUNT: Final = 10**10
+_MAX_MS: Final = 86_400_000
+_LEAST_RATE: Final = 1e-4
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{32}")
 # Messages, parts, numbers, texts and lists: a bound on objects, of which a few bytes on their way make many.
 _MAX_VALUES: Final = 200_000
@@ -77,14 +81,24 @@ def admitted(record: bytes | msgspec.Raw, now_ns: int) -> Exchange:
 
 
 def _has_sound_names(exchange: Exchange) -> bool:
+    """Names are kept, as labels and as what is known of a subject; only texts may be long."""
     words = [getattr(exchange, name) for name in _WORDS] + [mark.name for mark in exchange.anomalies]
     if not all(word is None or _WORD.fullmatch(word) for word in words):
         return False
     if exchange.api_key_fingerprint is not None and not _FINGERPRINT.fullmatch(exchange.api_key_fingerprint):
         return False
-    names = [getattr(exchange, name) for name in _ADDRESSES] + [exchange.exchange_id, exchange.tenant, *exchange.tags]
+    names: list[Any] = [
+        value for name in exchange.__struct_fields__ if name not in _TEXTS and isinstance(value := getattr(exchange, name), str)
+    ]
+    names += [*exchange.tags, *exchange.request.parameters, *exchange.finish_reasons]
+    names += [name for call in exchange.tool_calls for name in (call.id, call.name)]
+    names += [tool.name for tool in exchange.request.tools]
+    names += [message.role for message in (*exchange.request.messages, *exchange.response.messages)]
+    names += [name for finding in exchange.findings for name in (finding.finding_id, finding.rule_id, finding.type, finding.fingerprint)]
     return (
-        all(name is None or len(name) <= _MAX_NAME_CHARS for name in names)
+        all(len(name) <= _MAX_NAME_CHARS for name in names if name is not None)
+        and len(exchange.path or "") <= _MAX_PATH_CHARS
+        and all(len(value) <= _MAX_PATH_CHARS for value in exchange.tags.values())
         and len(exchange.tags) <= _MAX_TAGS
         and len(exchange.anomalies) <= _MAX_ANOMALIES
         and len(exchange.findings) <= _MAX_FINDINGS
@@ -92,11 +106,19 @@ def _has_sound_names(exchange: Exchange) -> bool:
 
 
 def _has_sound_scores(exchange: Exchange) -> bool:
-    """The types do not say it: scores are 0 to 100, confidence is 0 to 1, offsets and counts are not negative."""
+    """The types do not say it: scores are 0 to 100, confidence is 0 to 1, nothing is negative, and nothing is without end."""
     scores = (exchange.risk_score, exchange.security_score)
+    usages = [usage for usage in (exchange.usage, exchange.usage_estimated) if usage is not None]
+    counts = [value for usage in usages for name in usage.__struct_fields__ if isinstance(value := getattr(usage, name), int)]
+    counts += [exchange.status or 0, exchange.request.body_bytes, exchange.response.body_bytes, exchange.response.events or 0]
+    counts += [exchange.response.embeddings or 0, exchange.response.embedding_dimensions or 0, *(mark.count for mark in exchange.anomalies)]
+    times = [exchange.ttft_ms, exchange.itl_ms_p50, exchange.itl_ms_p95]
+    rate = exchange.output_tokens_per_s
     return (
         all(score is None or 0 <= score <= 100 for score in scores)
-        and all(mark.count >= 0 for mark in exchange.anomalies)
+        and all(0 <= count <= _MAX_COUNT for count in counts)
+        and all(time is None or 0 <= time <= _MAX_MS for time in times)
+        and (rate is None or _LEAST_RATE <= rate <= _MAX_COUNT)
         and all(0 <= finding.confidence <= 1 and 0 <= finding.location.start <= finding.location.end for finding in exchange.findings)
     )
 

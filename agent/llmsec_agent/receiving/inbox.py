@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
-import msgspec
-
 from llmsec_agent.receiving.admission import Peer, made_ours
 from llmsec_agent.receiving.messages import LENGTH, Counts, Received, decode
 from llmsec_agent.receiving.protocol import MAX_FRAME_BYTES
@@ -54,19 +52,13 @@ class Inbox(threading.Thread):
         self._is_up = True
         self._counts = Counts(0, {})
         self.records = 0
+        self.lost = 0  # that found no memory here
 
     def run(self) -> None:
         try:
             while (data := self._message()) is not None:
-                message = decode(data)
-                if isinstance(message, Counts):
-                    self._counts = message
-                else:
-                    self._wait_for_room()
-                    with self._changed:
-                        self._bytes += len(data)
-                    self._put(partial(self._one, message, len(data)))
-        except (OSError, msgspec.DecodeError) as fault:
+                self._take_in(data)
+        except Exception as fault:  # noqa: BLE001 - the receiver must not be left writing to nobody
             self._end(type(fault).__name__)
         else:
             self._end("it has ended")
@@ -83,7 +75,21 @@ class Inbox(threading.Thread):
         yield Sample("llmsec_sdk_receiver_up", float(self._is_up))
         yield Sample("llmsec_sdk_connections", self._counts.clients)
         yield Sample("llmsec_sdk_records_total", self.records)
-        yield from by_label("llmsec_sdk_refused_total", "reason", self._counts.refused)
+        yield from by_label("llmsec_sdk_refused_total", "reason", {**self._counts.refused, **({"memory": self.lost} if self.lost else {})})
+
+    def _take_in(self, data: bytearray) -> None:
+        try:
+            message = decode(data)
+        except MemoryError:
+            self.lost += 1
+            return
+        if isinstance(message, Counts):
+            self._counts = message
+            return
+        self._wait_for_room()
+        with self._changed:
+            self._bytes += len(data)
+        self._put(partial(self._one, message, len(data)))
 
     def _end(self, why: str) -> None:
         self._is_up = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import grp
 import os
+import select
 import selectors
 import signal
 import socket
@@ -16,7 +17,7 @@ import stat
 import struct
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -47,7 +48,8 @@ _LOOK_S: Final = 1.0
 # Others may keep it busy, and it may not keep anything else from its work.
 _NICE: Final = 10
 _REST_S: Final = 0.02
-# So fast records are taken of one user; of all together, so many times that. The decoder's time is for what it captures.
+# So fast records are taken of one user; of all together, so many times that. The decoder's time is for what it captures. Of the
+# receiver's own time, one user has a part likewise.
 _RECORDS_A_SECOND: Final = 500
 _BYTES_A_SECOND: Final = 16 << 20
 _USERS_AT_ONCE: Final = 4
@@ -94,8 +96,9 @@ def listen(place: Place) -> socket.socket:
     """The socket, bound where nobody but the folder's owner can have put another in its place. Raises ConfigError."""
     path = Path(place.path)
     with _faults_told(path):
-        if path.parent.parent.is_dir():
-            path.parent.mkdir(mode=0o755, exist_ok=True)
+        if path.parent.parent.is_dir() and not path.parent.exists():
+            path.parent.mkdir()
+            path.parent.chmod(0o755)  # whatever the umask is
         folder = path.parent.stat()
         if folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or folder.st_uid not in (0, os.geteuid()):
             raise ConfigError(
@@ -168,15 +171,27 @@ class _Client:
         self.body: bytearray | None = None
         self.left = 0  # bytes of the body that are still to come
         self.room = 0  # bytes of _ROOM_BYTES that it has
+        self.rests = False
         self.began = time.monotonic()  # of the last frame
 
 
 class Reception:
-    """Reads frames from many clients in turn, and answers each. One thread."""
+    """Reads frames from many clients in turn, and answers each. One thread.
+
+    What a user sends is paid for in time: until it is, nothing more is read of that user. Where all together owe, nothing is read at all.
+    """
 
     def __init__(
-        self, listening: socket.socket, decoder: socket.socket, *, frame_s: float = _FRAME_S, records_a_second: float = _RECORDS_A_SECOND
+        self,
+        listening: socket.socket,
+        decoder: socket.socket,
+        *,
+        frame_s: float = _FRAME_S,
+        records_a_second: float = _RECORDS_A_SECOND,
+        peer_of: Callable[[socket.socket], Peer] | None = None,
     ) -> None:
+        self._peer_of = peer_of or _peer_of
+        self._since = time.time_ns()
         self._frame_s = frame_s
         self._records_a_second = records_a_second
         self._listening = listening
@@ -186,34 +201,48 @@ class Reception:
         self._waiting: deque[_Client] = deque()  # for room
         self._room: Counter[int] = Counter()  # by user
         self._refused: Counter[str] = Counter()
-        self._paid_until: dict[int, float] = {}  # by user: what it sent is paid for in time
+        self._paid_until: dict[int, float] = {}  # by user
         self._all_paid_until = 0.0
-        self._resting: list[tuple[float, _Client]] = []  # whose next frame is not read before
+        self._resting: set[_Client] = set()  # whose user owes
         self._is_told = True
+        self._told_at = 0.0
+        self._connections = 0
         listening.setblocking(False)
         self._selector.register(listening, selectors.EVENT_READ)
         self._selector.register(decoder, selectors.EVENT_READ)  # which says nothing, but ends
 
     def run(self) -> None:
         """Until the decoder wants no more. Raises OSError where it has ended."""
-        while True:
-            ready = self._selector.select(_LOOK_S if not self._resting else _REST_S)
-            for chosen, _ in ready:
-                if chosen.fileobj is self._decoder:
-                    self._listening.close()
-                    for client in list(self._clients):
-                        self._end(client)
-                    self._decoder.close()
-                    return
+        while not self._is_over():
+            for chosen, _ in self._selector.select(_REST_S if self._resting else _LOOK_S):
                 if chosen.fileobj is self._listening:
                     self._accept()
-                else:
+                elif chosen.fileobj is not self._decoder:
                     self._read_on(chosen.data)
+                if self._all_paid_until > time.monotonic():
+                    break  # whoever is ready now is so in the next round
             self._look_for_slow_ones()
             self._wake()
-            if not self._is_told:
+            now = time.monotonic()
+            if not self._is_told and now >= self._told_at + _LOOK_S:
+                self._is_told, self._told_at = True, now
                 self._tell(Counts(clients=len(self._clients), refused=dict(self._refused)))
-                self._is_told = True
+        self._tell(Counts(clients=0, refused=dict(self._refused)))
+        self._listening.close()
+        for client in list(self._clients):
+            self._end(client)
+        self._decoder.close()
+
+    def _is_over(self) -> bool:
+        """Whether the decoder wants no more, which is heard also while nothing is read."""
+        poll = select.poll()
+        poll.register(self._decoder, select.POLLIN | select.POLLRDHUP)
+        begun = time.monotonic()
+        is_over = bool(poll.poll(max(0.0, self._all_paid_until - begun) * 1000))
+        paused_s = time.monotonic() - begun
+        for client in self._clients:
+            client.began += paused_s  # it is not the client that is slow
+        return is_over
 
     def _accept(self) -> None:
         try:
@@ -221,7 +250,10 @@ class Reception:
         except OSError:
             return  # it is gone again, or there are no descriptors
         sock.setblocking(False)
-        peer = peer_of(sock)
+        self._connections += 1
+        peer = self._peer_of(sock)
+        if not peer.pid:  # one that is not in our sight is known by its connection
+            peer = msgspec.structs.replace(peer, started=f"connection {self._connections} of {self._since}")
         if not (self._has_seat(_MAX_CLIENTS_OF_A_USER, peer.uid) and self._has_seat(_MAX_CLIENTS)):
             self._refuse("connections")
             sock.close()
@@ -242,10 +274,16 @@ class Reception:
         return bool(silent)
 
     def _read_on(self, client: _Client) -> None:
+        if self._paid_until.get(client.peer.uid, 0.0) > time.monotonic():
+            client.rests = True
+            self._selector.unregister(client.sock)
+            self._resting.add(client)
+            return
         try:
             self._read(client)
         except MemoryError:
             self._refuse("too_large")
+            self._charge(client.peer, MAX_RECORDS, MAX_FRAME_BYTES, 0.0)
             self._end(client)
 
     def _read(self, client: _Client) -> None:
@@ -296,11 +334,12 @@ class Reception:
         body = bytes(client.body)
         client.head, client.body = bytearray(), None
         self._give_back(client)
+        begun = time.monotonic()
         answer = self._take(body, client.peer)
+        records = max(1, answer.taken + sum(answer.refused.values()))
+        self._charge(client.peer, records, len(body), time.monotonic() - begun)
         if not self._answer(client, answer) or answer.error:
             self._end(client)
-            return
-        self._charge(client, max(1, answer.taken + sum(answer.refused.values())), len(body))
 
     def _take(self, body: bytes, peer: Peer) -> Answer:
         count = count_of(body)
@@ -321,23 +360,21 @@ class Reception:
                 self._refuse(fault.reason)
         return Answer(taken=len(records) - refused.total(), refused=dict(refused))
 
-    def _charge(self, client: _Client, records: int, size: int) -> None:
-        """Who sends more than is taken in a second rests; where all together do, everybody waits, and nobody longer than for one frame."""
+    def _charge(self, peer: Peer, records: int, size: int, took_s: float) -> None:
         now = time.monotonic()
-        cost_s = max(records / self._records_a_second, size / _BYTES_A_SECOND)
-        paid_until = self._paid_until[client.peer.uid] = max(now - _BURST_S, self._paid_until.get(client.peer.uid, 0.0)) + cost_s
-        if paid_until > now:
-            self._selector.unregister(client.sock)
-            self._resting.append((paid_until, client))
+        cost_s = max(records / self._records_a_second, size / _BYTES_A_SECOND, took_s * _USERS_AT_ONCE)
+        self._paid_until[peer.uid] = max(now - _BURST_S, self._paid_until.get(peer.uid, 0.0)) + cost_s
         self._all_paid_until = max(now - _BURST_S, self._all_paid_until) + cost_s / _USERS_AT_ONCE
-        if self._all_paid_until > now:
-            time.sleep(self._all_paid_until - now)
 
     def _wake(self) -> None:
         now = time.monotonic()
-        for _, client in [rest for rest in self._resting if rest[0] <= now and rest[1] in self._clients]:
-            self._selector.register(client.sock, selectors.EVENT_READ, client)
-        self._resting = [rest for rest in self._resting if rest[0] > now and rest[1] in self._clients]
+        for client in [client for client in self._resting if self._paid_until.get(client.peer.uid, 0.0) <= now]:
+            self._resting.discard(client)
+            client.rests, client.began = False, now
+            if _has_hung_up(client.sock):  # what it sent it will send again
+                self._end(client)
+            else:
+                self._selector.register(client.sock, selectors.EVENT_READ, client)
         if len(self._paid_until) > _MAX_CLIENTS:
             self._paid_until = {uid: until for uid, until in self._paid_until.items() if until > now - _BURST_S}
 
@@ -359,13 +396,15 @@ class Reception:
 
     def _look_for_slow_ones(self) -> None:
         oldest = time.monotonic() - self._frame_s
-        for client in [client for client in self._clients if client.head and client.began < oldest and client not in self._waiting]:
-            self._refuse("slow")
-            self._end(client)
+        for client in [client for client in self._clients if client.head and client.began < oldest]:
+            if not client.rests and client not in self._waiting:
+                self._refuse("slow")
+                self._end(client)
 
     def _give_back(self, client: _Client) -> None:
         if client.room:
             self._room[client.peer.uid] -= client.room
+            self._room += Counter()  # without the users that have none
             client.room = 0
         for waiting in [self._waiting.popleft() for _ in range(len(self._waiting))]:
             self._selector.register(waiting.sock, selectors.EVENT_READ, waiting)
@@ -373,7 +412,8 @@ class Reception:
 
     def _end(self, client: _Client) -> None:
         self._clients.discard(client)
-        with contextlib.suppress(KeyError):  # it waits for room
+        self._resting.discard(client)
+        with contextlib.suppress(KeyError):  # it waits, or rests
             self._selector.unregister(client.sock)
         with contextlib.suppress(ValueError):
             self._waiting.remove(client)
@@ -382,7 +422,13 @@ class Reception:
         self._give_back(client)
 
 
-def peer_of(sock: socket.socket) -> Peer:
+def _has_hung_up(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, 0)
+    return bool(poll.poll(0))
+
+
+def _peer_of(sock: socket.socket) -> Peer:
     pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     if not pid:
         return Peer(uid, 0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from hashlib import blake2b
 from typing import Final, Literal, TypeVar
 
 import msgspec
@@ -15,6 +16,7 @@ from llmsec_analyzer.watch.windows import Baseline, Tally
 
 MAX_SUBJECTS: Final = 100_000
 _MOST_KNOWN: Final = 24
+_MAX_NAME_CHARS: Final = 256
 
 
 class Subject(msgspec.Struct, tag=True):
@@ -109,7 +111,7 @@ class Subjects:
 
     def of(self, kind: Callable[[], S], name: str) -> S:
         """That one, or a new one."""
-        key = (kind.__name__, name)
+        key = (kind.__name__, _bounded(name))
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = kind()
@@ -127,6 +129,14 @@ class Subjects:
         self._known[type(subject).__name__, name] = subject
         if len(self._known) > self._most:
             self._known.popitem(last=False)
+
+
+def _bounded(name: str) -> str:
+    """A long name by its beginning and a hash: strangers choose names, and not how much is kept of them."""
+    if len(name) <= _MAX_NAME_CHARS:
+        return name
+    digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+    return f"{name[: _MAX_NAME_CHARS - len(digest) - 1]}…{digest}"
 
 
 def is_new(known: list[int], value: int) -> bool:

@@ -47,6 +47,9 @@ class Waiting(msgspec.Struct):
 
     @property
     def sources(self) -> tuple[str, ...]:
+        if self.exchange.capture_kind == "sdk":  # of which another process writes all but whose it is
+            process = self.exchange.process
+            return (f"p{process.pid if process is not None else 0}",)
         address = "a" + self.exchange.client.rpartition(":")[0]
         key = self.exchange.api_key_fingerprint
         return (address, "k" + key) if key else (address,)

@@ -6,6 +6,7 @@ The agent says anew which process a record is of, and gives it an id of its own;
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import stat
 from collections import Counter
@@ -21,7 +22,8 @@ from llmsec_trace.destinations.base import DestinationError
 
 # A frame is sent once it has so much: small ones need no room of their own at the agent's end.
 _FRAME_BYTES: Final = 48 << 10
-_TIMEOUT_S: Final = 10.0
+# Whoever sends more than an agent takes waits there.
+_TIMEOUT_S: Final = 30.0
 _MAX_ANSWER_BYTES: Final = 64 << 10
 # Around the records of a frame.
 _LIST_BYTES: Final = 5
@@ -39,14 +41,15 @@ class Agent:
 
     def send(self, batch: Sequence[Exchange]) -> None:
         refused: Counter[str] = Counter()
-        for payload in _payloads(batch):
-            refused.update(self._hand_over(payload))
+        for payload, count in _payloads(batch):
+            answer = self._hand_over(payload)
+            refused.update({answer.error: count} if answer.error else answer.refused)
         if refused:
             reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(refused.items()))
             raise DestinationError(f"the agent at {self.path} refused records: {reasons}", is_lasting=True, lost=refused.total())
 
-    def _hand_over(self, payload: bytes) -> dict[str, int]:
-        """What was refused, by reason."""
+    def _hand_over(self, payload: bytes) -> Answer:
+        """Raises DestinationError where it is to be tried again; an agent has a record once that is sent twice."""
         is_old = self._socket is not None
         try:
             try:
@@ -62,8 +65,7 @@ class Agent:
             raise DestinationError(f"the agent at {self.path} does not take records: {why}") from None
         if answer.error:
             self.close()
-            raise DestinationError(f"the agent at {self.path} does not take records: {answer.error}", is_lasting=True)
-        return answer.refused
+        return answer
 
     def _ask(self, payload: bytes) -> Answer:
         if self._socket is None:
@@ -75,10 +77,11 @@ class Agent:
         return msgspec.msgpack.decode(self._exactly(size), type=Answer)
 
     def _connect(self) -> socket.socket:
-        if self.path.parent.stat().st_mode & stat.S_IWOTH:
+        folder = self.path.parent.stat()
+        if folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or folder.st_uid not in (0, os.geteuid()):
             raise DestinationError(
-                f"{self.path.parent} may be written to by everybody, so anybody may listen there",
-                "Have the agent's sdk.socket in a folder of its own.",
+                f"{self.path.parent} may be written to by other users, so others may listen there",
+                "Have the agent's sdk.socket in a folder that is root's, or this user's alone.",
                 is_lasting=True,
             )
         with contextlib.ExitStack() as undo:
@@ -108,8 +111,8 @@ class Agent:
             self._socket = None
 
 
-def _payloads(batch: Sequence[Exchange]) -> Iterator[bytes]:
-    """As few frames as hold the records, none of them beyond what an agent takes."""
+def _payloads(batch: Sequence[Exchange]) -> Iterator[tuple[bytes, int]]:
+    """As few frames as hold the records, none of them beyond what an agent takes; and how many are in each."""
     waiting: list[msgspec.Raw] = []
     size = 0
     for exchange in batch:
@@ -117,12 +120,12 @@ def _payloads(batch: Sequence[Exchange]) -> Iterator[bytes]:
         if len(record) > MAX_FRAME_BYTES - _LIST_BYTES:
             record = _encode(_bare(exchange))
         if waiting and (size + len(record) > _FRAME_BYTES or len(waiting) == MAX_RECORDS):
-            yield _encode(waiting)
+            yield _encode(waiting), len(waiting)
             waiting, size = [], 0
         waiting.append(msgspec.Raw(record))
         size += len(record)
     if waiting:
-        yield _encode(waiting)
+        yield _encode(waiting), len(waiting)
 
 
 def _bare(exchange: Exchange) -> Exchange:

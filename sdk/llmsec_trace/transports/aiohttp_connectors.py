@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llmsec_trace.call import WIRE, Asked, Call
 from llmsec_trace.suppressing import is_carried
 from llmsec_trace.transports.addresses import host_and_port, socket_address
-from llmsec_trace.transports.hooking import Hook, refused, trace_of
+from llmsec_trace.transports.hooking import Hook, refused, trace_of, verdict_async
 from llmsec_trace.transports.http_client_bodies import as_bytes, whole_body
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class ConnectorHook(Hook):
 
     async def __call__(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         call, screening = _begin(self, request)
-        if screening is not None and (blocked := await screening.wait_async()) is not None:
+        if (blocked := await verdict_async(screening, call)) is not None:
             raise refused(call, blocked, request.headers.items())
         if call is None:
             return await self.original(request, *args, **kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from inspect import iscoroutinefunction
 from typing import Any
 
-from llmsec_trace.transports.hooking import Hook, refused
+from llmsec_trace.transports.hooking import Hook, refused, verdict
 from llmsec_trace.transports.http_client_bodies import answered, begun, sent
 
 PACKAGES = ("botocore",)
@@ -18,7 +18,7 @@ class SessionHook(Hook):
 
     def __call__(self, request: Any) -> Any:
         call, screening = begun(self, request)
-        if screening is not None and (blocked := screening.wait()) is not None:
+        if (blocked := verdict(screening, call)) is not None:
             raise refused(call, blocked, ())
         if call is None:
             return self.original(request)

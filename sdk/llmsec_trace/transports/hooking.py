@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llmsec_trace.call import Call, RawHeaders
-    from llmsec_trace.policy import RequestBlocked
+    from llmsec_trace.policy import RequestBlocked, Screening
     from llmsec_trace.recorder import Recorder
 
 
@@ -64,6 +64,30 @@ def trace_of(headers: Any) -> str | None:
             if len(parts) >= 4 and len(parts[1]) == 32 and not parts[1].strip("0123456789abcdef") and parts[1].strip("0"):
                 return str(parts[1])
     return None
+
+
+def verdict(screening: Screening | None, call: Call | None) -> RequestBlocked | None:
+    """What the application's own rules say, where they may keep the request from leaving. An interrupt meanwhile ends the call."""
+    if screening is None:
+        return None
+    try:
+        return screening.wait()
+    except BaseException as fault:
+        if call is not None:
+            call.failed(fault)
+        raise
+
+
+async def verdict_async(screening: Screening | None, call: Call | None) -> RequestBlocked | None:
+    """Likewise; a task may be cancelled meanwhile."""
+    if screening is None:
+        return None
+    try:
+        return await screening.wait_async()
+    except BaseException as fault:
+        if call is not None:
+            call.failed(fault)
+        raise
 
 
 def refused(call: Call | None, blocked: RequestBlocked, headers: RawHeaders) -> RequestBlocked:

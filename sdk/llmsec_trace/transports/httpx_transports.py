@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llmsec_trace.call import Answered, Asked, Call
 from llmsec_trace.suppressing import is_carried
 from llmsec_trace.transports.addresses import host_and_port, socket_address
-from llmsec_trace.transports.hooking import Hook, refused, trace_of
+from llmsec_trace.transports.hooking import Hook, refused, trace_of, verdict, verdict_async
 
 if TYPE_CHECKING:
     from llmsec_trace.policy import Screening
@@ -25,7 +25,7 @@ class SyncHook(Hook):
 
     def __call__(self, request: Any) -> Any:
         call, screening = _begin(self, request)
-        if screening is not None and (blocked := screening.wait()) is not None:
+        if (blocked := verdict(screening, call)) is not None:
             _restore(request)
             raise refused(call, blocked, request.headers.raw)
         if call is None:
@@ -45,7 +45,7 @@ class AsyncHook(Hook):
 
     async def __call__(self, request: Any) -> Any:
         call, screening = _begin(self, request)
-        if screening is not None and (blocked := await screening.wait_async()) is not None:
+        if (blocked := await verdict_async(screening, call)) is not None:
             _restore(request)
             raise refused(call, blocked, request.headers.raw)
         if call is None:

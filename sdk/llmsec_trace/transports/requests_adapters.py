@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmsec_trace.transports.hooking import Hook, refused
+from llmsec_trace.transports.hooking import Hook, refused, verdict
 from llmsec_trace.transports.http_client_bodies import answered, begun, sent
 
 PACKAGES = ("requests",)
@@ -15,7 +15,7 @@ class AdapterHook(Hook):
 
     def __call__(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         call, screening = begun(self, request)
-        if screening is not None and (blocked := screening.wait()) is not None:
+        if (blocked := verdict(screening, call)) is not None:
             raise refused(call, blocked, ())
         if call is None:
             return self.original(request, *args, **kwargs)

@@ -9,7 +9,18 @@ import pytest
 
 from llmsec_agent.receiving.admission import Peer, RefusedError, admitted, made_ours
 from llmsec_tap.identity.credentials import fingerprinter
-from llmsec_tap.model import AnomalyCount, Exchange, Finding, Process, to_json
+from llmsec_tap.model import (
+    AnomalyCount,
+    Exchange,
+    Finding,
+    Message,
+    Process,
+    Request,
+    ToolCall,
+    ToolDefinition,
+    Usage,
+    to_json,
+)
 from support.exchanges import full_exchange
 from support.received import NOW, record, sent
 from support.replay import KEY
@@ -58,6 +69,17 @@ def test_a_whole_record_is_taken_as_it_is() -> None:
         ({"anomalies": [AnomalyCount(name="tcp_gap", count=-1)]}, "malformed"),
         ({"risk_score": 1000}, "malformed"),
         ({"api_key_fingerprint": "of a key"}, "malformed"),
+        *(({name: "x" * 600}, "malformed") for name in ("request_model", "session_id", "end_user", "tenant", "error_type", "deployment")),
+        ({"path": "/" + "x" * 10_000}, "malformed"),
+        ({"tags": {"a": "x" * 10_000}}, "malformed"),
+        ({"request": Request(tools=[ToolDefinition(name="x" * 600)])}, "malformed"),
+        ({"request": Request(messages=[Message(role="x" * 600)])}, "malformed"),
+        ({"tool_calls": [ToolCall(name="x" * 600)]}, "malformed"),
+        ({"usage": Usage(input_tokens=-1)}, "malformed"),
+        ({"usage": Usage(output_tokens=10**15)}, "malformed"),
+        ({"output_tokens_per_s": 1e-300}, "malformed"),
+        ({"ttft_ms": -1.0}, "malformed"),
+        ({"findings": [finding("sdk." + "x" * 600)]}, "malformed"),
         ({"finish_reasons": [None] * 300_000}, "too_large"),
         ({"ttft_ms": float("nan")}, "malformed"),
         ({"itl_ms_p50": float("inf")}, "malformed"),

@@ -11,10 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from llmsec_agent.receiving.admission import Peer
 from llmsec_agent.receiving.inbox import Inbox
 from llmsec_agent.receiving.protocol import HEAD, MAGIC, MAX_FRAME_BYTES, MAX_RECORDS, Answer, frame
 from llmsec_agent.receiving.receiver import Place, Receiver, Reception, listen
@@ -175,7 +177,7 @@ def test_what_is_no_frame_is_answered_and_closed(path: Path, data: bytes, words:
         until(lambda: decoder.count("llmsec_sdk_refused_total", reason="frame") == 1)
 
 
-def test_a_large_record_goes_through_and_one_user_cannot_hold_all_room(path: Path) -> None:
+def test_a_large_record_goes_through_while_others_stall(path: Path) -> None:
     large = record(input_text="x" * (MAX_FRAME_BYTES - 100_000))
     with receiving(path) as decoder, contextlib.ExitStack() as stack:
         for _ in range(40):  # frames that are begun and not ended
@@ -193,9 +195,11 @@ def test_a_large_record_goes_through_and_one_user_cannot_hold_all_room(path: Pat
 
 
 @contextlib.contextmanager
-def reception(path: Path, **settings: float) -> Iterator[None]:
+def reception(path: Path, **settings: Any) -> Iterator[None]:
     """In a thread of this process; nobody decodes."""
     ours, theirs = socket.socketpair()
+    drain = threading.Thread(target=_drain, args=(ours,))
+    drain.start()
     running = Reception(listen(Place(str(path))), theirs, **settings)
     thread = threading.Thread(target=running.run)
     thread.start()
@@ -204,8 +208,14 @@ def reception(path: Path, **settings: float) -> Iterator[None]:
     finally:
         ours.shutdown(socket.SHUT_WR)
         thread.join(20)
+        drain.join(20)
         ours.close()
     assert not thread.is_alive()
+
+
+def _drain(sock: socket.socket) -> None:
+    while sock.recv(1 << 20):
+        pass
 
 
 def test_a_record_of_very_many_objects_takes_no_memory_and_nobody_down(path: Path) -> None:
@@ -216,7 +226,7 @@ def test_a_record_of_very_many_objects_takes_no_memory_and_nobody_down(path: Pat
         assert answer(sock) == Answer(0, {"too_large": 1})
         assert ask(sock, record()).taken == 1
         until(lambda: len(decoder.records) == 1)
-        assert decoder.count("llmsec_sdk_refused_total", reason="too_large") == 1
+        until(lambda: decoder.count("llmsec_sdk_refused_total", reason="too_large") == 1)
 
 
 def test_frames_that_take_for_ever_are_ended_and_silent_clients_are_not(path: Path) -> None:
@@ -226,16 +236,55 @@ def test_frames_that_take_for_ever_are_ended_and_silent_clients_are_not(path: Pa
         assert ask(silent, record()).taken == 1
 
 
-@pytest.mark.parametrize(("records", "a_second"), [(32, 2.0), (0, 0.1)])
-def test_who_sends_too_much_rests_and_the_others_go_on(path: Path, records: int, a_second: float) -> None:
-    """A frame without records is not for nothing."""
-    with reception(path, records_a_second=a_second), client(path) as eager, client(path) as other:
-        assert ask(eager, *[record()] * records).taken == records
-        eager.sendall(frame(sent([])))  # it is not read for many seconds
+class Users:
+    """Says whose a connection is: of the user of each number, in their order."""
+
+    def __init__(self, *numbers: int) -> None:
+        self._numbers = iter(numbers)
+
+    def __call__(self, _sock: socket.socket) -> Peer:
+        return Peer(next(self._numbers), os.getpid())
+
+
+@pytest.mark.parametrize("how", ["goes on", "comes again", "reads no answer", "sends nothing of use"])
+def test_who_sends_too_much_rests_and_the_others_go_on(path: Path, how: str) -> None:
+    """Whatever it does then: the user owes, not the connection."""
+    with (
+        reception(path, records_a_second=0.5, peer_of=Users(1, 1, 2)),
+        client(path) as eager,
+        client(path) as again,
+        client(path) as other,
+    ):
+        if how == "sends nothing of use":
+            for sock in (eager, again):
+                with contextlib.suppress(OSError):
+                    sock.sendall(frame(b"\xc1") if sock is eager else frame(sent([])))
+        elif how == "reads no answer":
+            eager.sendall(frame(msgspec.msgpack.encode([record()] * 8)))
+            eager.shutdown(socket.SHUT_RD)
+        else:
+            assert ask(eager, *[record()] * 8).taken == 8
+        owing = eager if how == "goes on" else again
+        if how != "sends nothing of use":
+            owing.sendall(frame(sent([])))  # it is not read for many seconds
         assert ask(other, record()).taken == 1
-        eager.settimeout(0)
+        owing.settimeout(0)
         with pytest.raises(BlockingIOError):
-            eager.recv(1)
+            owing.recv(1)
+
+
+def test_one_user_cannot_hold_all_room(path: Path) -> None:
+    half_read = HEAD.pack(MAGIC, MAX_FRAME_BYTES) + b"x"
+    with reception(path, peer_of=Users(1, 1, 1, 2)), contextlib.ExitStack() as stack:
+        for sock in [stack.enter_context(client(path)) for _ in range(3)]:
+            sock.sendall(half_read)
+        other = stack.enter_context(client(path))
+        assert ask(other, record(input_text="x" * 5_000_000)).taken == 1
+
+
+def test_the_end_is_heard_while_everybody_waits(path: Path) -> None:
+    with reception(path, records_a_second=0.01), client(path) as sock:
+        assert ask(sock, *[record()] * 10).taken == 10  # which is paid for in a quarter of an hour
 
 
 def test_of_many_connections_the_silent_ones_make_room(path: Path) -> None:

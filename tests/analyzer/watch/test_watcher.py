@@ -14,7 +14,7 @@ import pytest
 from llmsec_analyzer.settings import AnomalySettings, GlobalRate, RateSettings, TenantRate
 from llmsec_analyzer.watch import saved
 from llmsec_analyzer.watch.prices import Prices, price_list
-from llmsec_analyzer.watch.subjects import Subjects
+from llmsec_analyzer.watch.subjects import Model, Subjects
 from llmsec_analyzer.watch.watcher import UpstreamLimit, Watcher, WatchSettings, network_of
 from llmsec_tap.model import (
     AnomalyCount,
@@ -241,6 +241,15 @@ def test_the_gauge_says_what_conditions_of_alerts_ask_for():
     assert watcher.gauge.error_rate_5m == 0.0
     told([call(after(3), provider=None)], watcher)
     assert watcher.gauge.cost_multiplier is None
+
+
+def test_a_long_name_is_known_by_a_short_one():
+    """Who chooses names does not choose how much of them is kept."""
+    subjects = Subjects()
+    long = "m" * 1_000_000
+    assert subjects.of(Model, long) is subjects.of(Model, long)
+    assert subjects.of(Model, long) is not subjects.of(Model, long + "x")
+    assert max(len(name) for name, _ in subjects.items()) <= 256
 
 
 def test_what_is_known_goes_on_after_a_restart(tmp_path):
