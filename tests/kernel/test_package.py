@@ -112,9 +112,11 @@ def test_it_installs_runs_restricted_upgrades_and_leaves_nothing(
     config["capture"] |= {"all": False, "pids": [pid], "plain": False}
     config["server"]["bind_address"] = f"127.0.0.1:{health}"
     config["observability"]["metrics"]["port"] = metrics
+    config["sdk"] = {"socket": "/run/llmsec/sdk.sock"}
     file.write_text(yaml.safe_dump(config))
     changing(debian, "install", "-d", "-m", "0700", "/var/lib/llmsec-trace-key")  # StateDirectory=
-    writable = ["/var/lib/llmsec-trace", "/var/lib/llmsec-trace-key"]
+    changing(debian, "install", "-d", "-m", "0755", "/run/llmsec")  # RuntimeDirectory=
+    writable = ["/var/lib/llmsec-trace", "/var/lib/llmsec-trace-key", "/run/llmsec"]
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     temporary.chmod(0o1777)
@@ -140,6 +142,7 @@ def test_it_installs_runs_restricted_upgrades_and_leaves_nothing(
             ask_once(port, certificate.cert, f"question {number}, mail me at anna.schmidt@example.org")
         until("llmsec_store_rows_total 4.0", metrics, "/metrics")
         until("llmsec_detection_up 1.0", metrics, "/metrics")
+        until("llmsec_sdk_receiver_up 1.0", metrics, "/metrics")
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0, log.read_text()
     finally:

@@ -22,7 +22,7 @@ APPLIED = {
 # By the mounts of support/image_root.py: all read-only but state and /tmp, no devices, no homes.
 BY_MOUNTS = {
     *("ProtectSystem", "ProtectHome", "PrivateTmp", "PrivateDevices", "ProtectKernelTunables", "ProtectControlGroups", "StateDirectory"),
-    *("StateDirectoryMode", "ReadWritePaths"),
+    *("StateDirectoryMode", "ReadWritePaths", "RuntimeDirectory", "RuntimeDirectoryPreserve"),
 }
 # About the service manager, or about what the capabilities and system calls above leave out anyway.
 ELSEWHERE = {
