@@ -37,7 +37,7 @@ AnomalyName = Literal[
     # providers
     "body_bad_json", "body_unreadable", "charset_not_utf8", "form_bad_part", "form_limit", "json_deep", "json_repeated_key",
     "json_key_case", "json_trailing", "other_text_limit", "unknown_part", "prompt_token_ids", "charset_differs", "json_limit", "json_not_strict",
-    "text_limit", "choice_limit", "decoder_error",
+    "text_limit", "names_cut", "choice_limit", "decoder_error",
     # detection
     "detection_fault", "detection_incomplete", "findings_limit", "detection_without_model", "detection_skipped", "detection_set_aside",
     "detection_secrets_only", "content_withheld", "content_degraded", "content_expired",
@@ -143,6 +143,7 @@ ANOMALIES: Final[dict[AnomalyName, str]] = {
     "json_limit": "JSON that would take too much memory when decoded (very many values, or text of four bytes a character) was not decoded.",
     "json_not_strict": "JSON with lone surrogates, NaN or invalid UTF-8 was read leniently; such characters became U+FFFD.",
     "text_limit": "A text was longer than the limit: of an answer what came first was kept, of a record that an application sent none.",
+    "names_cut": "Of a record that an application sent, names longer than 512 characters, tags or a path longer than 8,192 were cut.",
     "choice_limit": "More choices or tool calls than the limit; further ones were not kept.",
     "decoder_error": "A provider decoder failed on this exchange (a defect of ours); what it had read was kept.",
     # detection

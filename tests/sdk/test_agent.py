@@ -16,7 +16,7 @@ import pytest
 
 from llmsec_agent.receiving.protocol import HEAD, MAX_FRAME_BYTES, Answer, frame
 from llmsec_tap.identity.credentials import fingerprinter
-from llmsec_tap.model import Exchange
+from llmsec_tap.model import Exchange, Message, Part, Request, ToolDefinition
 from llmsec_tap.storage.rows import exchange_of
 from llmsec_trace.clients import hooks_in
 from llmsec_trace.config import InstrumentationConfig, SecurityConfig
@@ -170,6 +170,29 @@ def test_a_record_beyond_a_frame_goes_without_its_texts_and_says_so(tmp_path: Pa
     assert after.request_model == "after"
     assert large.input_text is None
     assert "text_limit" in [mark.name for mark in large.anomalies]
+
+
+def test_what_an_agent_would_refuse_for_its_content_is_there_without_it(tmp_path: Path) -> None:
+    """Or mended: nothing that reaches a model passes without a record."""
+    path = tmp_path / "run" / "sdk.sock"
+    many = Request(messages=[Message(role="user", parts=[Part(type="text", content="x")] * 30_000)])
+    named = Request(tools=[ToolDefinition(name="n" * 600)])
+    odd = Request(parameters={"seed": 2**70}, messages=[Message(role="user", parts=[Part(type="text", content="a \ud800 b")])])
+    with agent(tmp_path, sdk={"socket": str(path)}) as running:
+        running.ready()
+        sender = Agent(path)
+        sender.send(
+            [record(exchange_id=name, request_model=name, request=one) for name, one in (("many", many), ("named", named), ("odd", odd))]
+        )
+        sender.close()
+        running.stop()
+        kept = {one.request_model: one for one in stored(running.store)}
+    assert kept.keys() == {"many", "named", "odd"}
+    for name in ("many", "named"):
+        assert "text_limit" in [mark.name for mark in kept[name].anomalies]
+        assert kept[name].risk_score is None  # something passed unread
+    assert kept["odd"].request.parameters == {"seed": None}
+    assert kept["odd"].request.messages[0].parts[0].content == "a \ufffd b"
 
 
 @pytest.mark.parametrize(("mode", "owner"), [(0o1777, 0), (0o770, 0), (0o755, 60_001)])

@@ -14,7 +14,7 @@ import msgspec
 
 from llmsec_analyzer.risk import OWN_RULES
 from llmsec_tap.identity.credentials import Fingerprinter
-from llmsec_tap.model import Exchange, Finding, Process
+from llmsec_tap.model import AnomalyCount, Exchange, Finding, Process
 from llmsec_tap.storage.rows import INT64_MAX, INT64_MIN
 
 # An application's queue may have waited for an agent so long. Beyond it a day's folder may be pruned already.
@@ -23,7 +23,7 @@ _SKEW_NS: Final = 60 * 10**9
 # What becomes labels of metrics, columns to group by, or names in a list.
 _WORD: Final = re.compile(r"[\w.:/@+-]{1,128}", re.ASCII)
 _WORDS: Final = ("provider", "api", "operation", "method", "http_version")
-_TEXTS: Final = frozenset(("input_text", "output_text", "reasoning_text", "refusal_text", "path"))
+_TEXTS: Final = frozenset(("input_text", "output_text", "reasoning_text", "refusal_text"))
 _MAX_NAME_CHARS: Final = 512
 _MAX_PATH_CHARS: Final = 8_192
 _MAX_TAGS: Final = 256
@@ -75,9 +75,33 @@ def admitted(record: bytes | msgspec.Raw, now_ns: int) -> Exchange:
     times = (exchange.first_byte_ns, exchange.first_token_ns, exchange.ended_ns)
     if not all(time is None or exchange.started_ns <= time <= now_ns + _SKEW_NS for time in times):
         raise RefusedError("time")
-    if not (_has_sound_numbers(exchange) and _has_sound_names(exchange) and _has_sound_scores(exchange)):
+    if not _has_sound_numbers(exchange):
+        raise RefusedError("malformed")
+    _bound(exchange)
+    if not (_has_sound_names(exchange) and _has_sound_scores(exchange)):
         raise RefusedError("malformed")
     return exchange
+
+
+def _bound(exchange: Exchange) -> None:
+    """What an application's own clients and servers choose is cut to what is kept of it: nobody gets a record refused by a long name."""
+    is_cut = False
+    for name in exchange.__struct_fields__:
+        value = getattr(exchange, name)
+        most = _MAX_PATH_CHARS if name == "path" else _MAX_NAME_CHARS
+        if isinstance(value, str) and name not in _TEXTS and len(value) > most:
+            setattr(exchange, name, value[:most])
+            is_cut = True
+    tags = {name[:_MAX_NAME_CHARS]: value[:_MAX_PATH_CHARS] for name, value in list(exchange.tags.items())[:_MAX_TAGS]}
+    parameters = {name: value for name, value in exchange.request.parameters.items() if len(name) <= _MAX_NAME_CHARS}
+    is_cut = is_cut or tags != exchange.tags or parameters != exchange.request.parameters
+    exchange.tags, exchange.request.parameters = tags, parameters
+    for usage in (exchange.usage, exchange.usage_estimated):
+        for name in usage.__struct_fields__ if usage is not None else ():
+            if isinstance(count := getattr(usage, name), int) and not 0 <= count <= _MAX_COUNT:
+                setattr(usage, name, None)
+    if is_cut:
+        exchange.anomalies = [*exchange.anomalies, AnomalyCount(name="names_cut", count=1)]
 
 
 def _has_sound_names(exchange: Exchange) -> bool:
@@ -87,19 +111,13 @@ def _has_sound_names(exchange: Exchange) -> bool:
         return False
     if exchange.api_key_fingerprint is not None and not _FINGERPRINT.fullmatch(exchange.api_key_fingerprint):
         return False
-    names: list[Any] = [
-        value for name in exchange.__struct_fields__ if name not in _TEXTS and isinstance(value := getattr(exchange, name), str)
-    ]
-    names += [*exchange.tags, *exchange.request.parameters, *exchange.finish_reasons]
+    names: list[str | None] = [*exchange.finish_reasons]
     names += [name for call in exchange.tool_calls for name in (call.id, call.name)]
     names += [tool.name for tool in exchange.request.tools]
     names += [message.role for message in (*exchange.request.messages, *exchange.response.messages)]
     names += [name for finding in exchange.findings for name in (finding.finding_id, finding.rule_id, finding.type, finding.fingerprint)]
     return (
         all(len(name) <= _MAX_NAME_CHARS for name in names if name is not None)
-        and len(exchange.path or "") <= _MAX_PATH_CHARS
-        and all(len(value) <= _MAX_PATH_CHARS for value in exchange.tags.values())
-        and len(exchange.tags) <= _MAX_TAGS
         and len(exchange.anomalies) <= _MAX_ANOMALIES
         and len(exchange.findings) <= _MAX_FINDINGS
     )
@@ -108,9 +126,7 @@ def _has_sound_names(exchange: Exchange) -> bool:
 def _has_sound_scores(exchange: Exchange) -> bool:
     """The types do not say it: scores are 0 to 100, confidence is 0 to 1, nothing is negative, and nothing is without end."""
     scores = (exchange.risk_score, exchange.security_score)
-    usages = [usage for usage in (exchange.usage, exchange.usage_estimated) if usage is not None]
-    counts = [value for usage in usages for name in usage.__struct_fields__ if isinstance(value := getattr(usage, name), int)]
-    counts += [exchange.status or 0, exchange.request.body_bytes, exchange.response.body_bytes, exchange.response.events or 0]
+    counts = [exchange.status or 0, exchange.request.body_bytes, exchange.response.body_bytes, exchange.response.events or 0]
     counts += [exchange.response.embeddings or 0, exchange.response.embedding_dimensions or 0, *(mark.count for mark in exchange.anomalies)]
     times = [exchange.ttft_ms, exchange.itl_ms_p50, exchange.itl_ms_p95]
     rate = exchange.output_tokens_per_s

@@ -18,10 +18,10 @@ MAX_RECORDS: Final = 1_000
 
 
 class Answer(msgspec.Struct):
-    """`taken` records were handed on, and so many were refused, by reason. With an `error` the connection is closed, and the frame was not read."""
+    """`taken` records were handed on; of those refused the reasons, by their place in the frame. With an `error` the connection is closed, and the frame was not read."""
 
     taken: int = 0
-    refused: dict[str, int] = {}
+    refused: dict[int, str] = {}
     error: str = ""
 
 

@@ -336,7 +336,7 @@ class Reception:
         self._give_back(client)
         begun = time.monotonic()
         answer = self._take(body, client.peer)
-        records = max(1, answer.taken + sum(answer.refused.values()))
+        records = max(1, answer.taken + len(answer.refused))
         self._charge(client.peer, records, len(body), time.monotonic() - begun)
         if not self._answer(client, answer) or answer.error:
             self._end(client)
@@ -350,15 +350,15 @@ class Reception:
         if records is None:
             self._refuse("frame")
             return Answer(error=f"a frame is a list of {MAX_RECORDS:,} records at most, in MessagePack")
-        refused: Counter[str] = Counter()
+        refused: dict[int, str] = {}
         now_ns = time.time_ns()
-        for record in records:
+        for place, record in enumerate(records):
             try:
                 self._tell(Received(peer, admitted(record, now_ns)))
             except RefusedError as fault:
-                refused[fault.reason] += 1
+                refused[place] = fault.reason
                 self._refuse(fault.reason)
-        return Answer(taken=len(records) - refused.total(), refused=dict(refused))
+        return Answer(taken=len(records) - len(refused), refused=refused)
 
     def _charge(self, peer: Peer, records: int, size: int, took_s: float) -> None:
         now = time.monotonic()

@@ -12,12 +12,13 @@ import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from llmsec_agent.receiving.protocol import HEAD, MAGIC, MAX_FRAME_BYTES, MAX_RECORDS, Answer, frame
 from llmsec_tap.model import AnomalyCount, Exchange
+from llmsec_tap.storage.rows import INT64_MAX, INT64_MIN, well_formed
 from llmsec_trace.destinations.base import DestinationError
 
 # A frame is sent once it has so much: small ones need no room of their own at the agent's end.
@@ -28,6 +29,9 @@ _MAX_ANSWER_BYTES: Final = 64 << 10
 # Around the records of a frame.
 _LIST_BYTES: Final = 5
 
+# Reasons of a refusal that may be in what a client or server wrote.
+_BY_CONTENT: Final = ("malformed", "too_large")
+_Record = tuple[Exchange, msgspec.Raw]
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -41,12 +45,18 @@ class Agent:
 
     def send(self, batch: Sequence[Exchange]) -> None:
         refused: Counter[str] = Counter()
-        for payload, count in _payloads(batch):
-            answer = self._hand_over(payload)
-            refused.update({answer.error: count} if answer.error else answer.refused)
+        for records in _frames(batch):
+            for place, reason in self._refused(records).items():
+                # Without its texts the record still says that something passed unread.
+                again = self._refused([_record(_bare(records[place][0]))]) if reason in _BY_CONTENT else {0: reason}
+                refused.update(again.values())
         if refused:
             reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(refused.items()))
             raise DestinationError(f"the agent at {self.path} refused records: {reasons}", is_lasting=True, lost=refused.total())
+
+    def _refused(self, records: list[_Record]) -> dict[int, str]:
+        answer = self._hand_over(_encode([encoded for _, encoded in records]))
+        return dict.fromkeys(range(len(records)), answer.error) if answer.error else answer.refused
 
     def _hand_over(self, payload: bytes) -> Answer:
         """Raises DestinationError where it is to be tried again; an agent has a record once that is sent twice."""
@@ -111,21 +121,43 @@ class Agent:
             self._socket = None
 
 
-def _payloads(batch: Sequence[Exchange]) -> Iterator[tuple[bytes, int]]:
-    """As few frames as hold the records, none of them beyond what an agent takes; and how many are in each."""
-    waiting: list[msgspec.Raw] = []
+def _frames(batch: Sequence[Exchange]) -> Iterator[list[_Record]]:
+    """As few frames as hold the records, none of them beyond what an agent takes."""
+    waiting: list[_Record] = []
     size = 0
     for exchange in batch:
-        record = _encode(exchange)
-        if len(record) > MAX_FRAME_BYTES - _LIST_BYTES:
-            record = _encode(_bare(exchange))
-        if waiting and (size + len(record) > _FRAME_BYTES or len(waiting) == MAX_RECORDS):
-            yield _encode(waiting), len(waiting)
+        record = _record(exchange)
+        if len(memoryview(record[1])) > MAX_FRAME_BYTES - _LIST_BYTES:
+            record = _record(_bare(exchange))
+        if waiting and (size + len(memoryview(record[1])) > _FRAME_BYTES or len(waiting) == MAX_RECORDS):
+            yield waiting
             waiting, size = [], 0
-        waiting.append(msgspec.Raw(record))
-        size += len(record)
+        waiting.append(record)
+        size += len(memoryview(record[1]))
     if waiting:
-        yield _encode(waiting), len(waiting)
+        yield waiting
+
+
+def _record(exchange: Exchange) -> _Record:
+    """MessagePack holds neither lone surrogates nor numbers beyond 64 bits, which JSON of a request may have: the former are replaced, the latter null."""
+    try:
+        return exchange, msgspec.Raw(_encode(exchange))
+    except (UnicodeEncodeError, OverflowError, ValueError):
+        return exchange, msgspec.Raw(_encode(_mended(exchange)))
+
+
+def _mended(value: Any) -> Any:
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, int):
+        return value if INT64_MIN <= value <= INT64_MAX else None
+    if isinstance(value, msgspec.Struct):
+        return {name: _mended(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, list):
+        return [_mended(item) for item in value]
+    if isinstance(value, dict):
+        return {_mended(name): _mended(item) for name, item in value.items()}
+    return value
 
 
 def _bare(exchange: Exchange) -> Exchange:
