@@ -505,6 +505,22 @@ def test_records_are_flushed_at_the_end_of_each_process_and_a_child_repeats_none
     )
 
 
+def test_where_no_thread_can_be_started_a_call_is_dropped_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    answer = httpx.MockTransport(lambda _request: httpx.Response(200, stream=httpx.ByteStream(b"{}")))
+    with recording() as sdk, httpx.Client(transport=answer) as client:
+        for hook, owner in hooks_in(client):
+            hook.put(owner, sdk.recorder, again=True)
+        with monkeypatch.context() as without:
+            without.setattr(threading.Thread, "start", start)
+            assert client.post("http://model.test/v1/chat/completions", json=BODY).status_code == 200
+        assert sdk.recorder.stats().dropped == 1
+        client.post("http://model.test/v1/chat/completions", json=BODY)
+        assert len(sdk.flush()) == 1
+
+
 def test_all_threads_run_from_the_first_call_on(server: str) -> None:
     """Python 3.12 starts none while a program ends, which may be before its first record is made."""
     with (

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from llmsec_agent.receiving import inbox
 from llmsec_agent.receiving.admission import Peer
 from llmsec_agent.receiving.inbox import Inbox
 from llmsec_agent.receiving.protocol import HEAD, MAGIC, MAX_FRAME_BYTES, MAX_RECORDS, Answer, frame
@@ -347,6 +348,31 @@ def test_a_receiver_that_dies_is_told_and_costs_nothing_else(path: Path) -> None
     assert decoder.inbox.fault is None
     assert decoder.count("llmsec_sdk_receiver_up") == 0
     assert "restart the agent" in decoder.journal.texts[0]
+
+
+@pytest.mark.parametrize("fault", [MemoryError, RuntimeError])
+def test_a_record_that_finds_no_memory_is_counted_and_any_other_fault_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch, fault: type[Exception]
+) -> None:
+    real, calls = inbox.decode, []
+
+    def failing(data: bytes) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise fault
+        return real(data)
+
+    monkeypatch.setattr(inbox, "decode", failing)
+    with receiving(path) as decoder, client(path) as sock:
+        decoder.count("llmsec_sdk_receiver_up")
+        sock.sendall(frame(msgspec.msgpack.encode([record(), record()])))
+        if fault is MemoryError:
+            assert answer(sock).taken == 2
+            until(lambda: len(decoder.records) == 1)
+            assert decoder.count("llmsec_sdk_refused_total", reason="memory") == 1
+        else:
+            until(lambda: decoder.count("llmsec_sdk_receiver_up") == 0)
+            assert "RuntimeError" in decoder.journal.texts[0]
 
 
 def test_it_has_no_rights(path: Path) -> None:
