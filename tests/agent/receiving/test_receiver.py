@@ -19,6 +19,7 @@ import pytest
 from llmsec_agent.receiving import inbox
 from llmsec_agent.receiving.admission import Peer
 from llmsec_agent.receiving.inbox import Inbox
+from llmsec_agent.receiving.messages import Received
 from llmsec_agent.receiving.protocol import HEAD, MAGIC, MAX_FRAME_BYTES, MAX_RECORDS, Answer, frame
 from llmsec_agent.receiving.receiver import Place, Receiver, Reception, listen
 from llmsec_tap.counters import Snapshot
@@ -354,17 +355,17 @@ def test_a_receiver_that_dies_is_told_and_costs_nothing_else(path: Path) -> None
 def test_a_record_that_finds_no_memory_is_counted_and_any_other_fault_told(
     path: Path, monkeypatch: pytest.MonkeyPatch, fault: type[Exception]
 ) -> None:
-    real, calls = inbox.decode, []
+    real, failed = inbox.decode, []
 
     def failing(data: bytes) -> Any:
-        calls.append(1)
-        if len(calls) == 1:
+        message = real(data)
+        if isinstance(message, Received) and not failed:
+            failed.append(message)
             raise fault
-        return real(data)
+        return message
 
     monkeypatch.setattr(inbox, "decode", failing)
     with receiving(path) as decoder, client(path) as sock:
-        decoder.count("llmsec_sdk_receiver_up")
         sock.sendall(frame(msgspec.msgpack.encode([record(), record()])))
         if fault is MemoryError:
             assert answer(sock).taken == 2
