@@ -6,9 +6,7 @@ All but `stats` runs on the recorder's thread. A process that is slow, hangs or 
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -31,7 +29,6 @@ log = logging.getLogger("llmsec_trace")
 _LEAST_PATIENCE_S: Final = 5.0
 _DRAIN_S: Final = 3.0
 _QUEUE_BYTES: Final = 16 << 20
-_NICE: Final = 19
 
 
 def settings_of(config: SecurityConfig) -> DetectionSettings:
@@ -136,9 +133,6 @@ class Detection:
 
     def _begin(self) -> Detector:
         detector = self._start()
-        if isinstance(detector, ChildDetector):
-            with contextlib.suppress(OSError):  # the application goes first, wherever both want the same core
-                os.setpriority(os.PRIO_PROCESS, detector.pid, _NICE)
         self._detectors = [*self._detectors[-3:], detector]
         return detector
 
