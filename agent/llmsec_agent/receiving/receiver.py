@@ -171,7 +171,6 @@ class _Client:
         self.body: bytearray | None = None
         self.left = 0  # bytes of the body that are still to come
         self.room = 0  # bytes of _ROOM_BYTES that it has
-        self.rests = False
         self.began = time.monotonic()  # of the last frame
 
 
@@ -274,8 +273,9 @@ class Reception:
         return bool(silent)
 
     def _read_on(self, client: _Client) -> None:
+        if client not in self._clients:  # it made room for another in this round
+            return
         if self._paid_until.get(client.peer.uid, 0.0) > time.monotonic():
-            client.rests = True
             self._selector.unregister(client.sock)
             self._resting.add(client)
             return
@@ -287,8 +287,6 @@ class Reception:
             self._end(client)
 
     def _read(self, client: _Client) -> None:
-        if client not in self._clients:
-            return
         try:
             data = client.sock.recv(HEAD.size - len(client.head) if client.body is None else min(client.left, _READ_BYTES))
         except BlockingIOError:
@@ -370,7 +368,7 @@ class Reception:
         now = time.monotonic()
         for client in [client for client in self._resting if self._paid_until.get(client.peer.uid, 0.0) <= now]:
             self._resting.discard(client)
-            client.rests, client.began = False, now
+            client.began = now
             if _has_hung_up(client.sock):  # what it sent it will send again
                 self._end(client)
             else:
@@ -397,7 +395,7 @@ class Reception:
     def _look_for_slow_ones(self) -> None:
         oldest = time.monotonic() - self._frame_s
         for client in [client for client in self._clients if client.head and client.began < oldest]:
-            if not client.rests and client not in self._waiting:
+            if client not in self._resting and client not in self._waiting:
                 self._refuse("slow")
                 self._end(client)
 

@@ -275,6 +275,22 @@ def test_who_sends_too_much_rests_and_the_others_go_on(path: Path, how: str) -> 
             owing.recv(1)
 
 
+def test_who_made_room_for_another_is_not_read_any_more(path: Path) -> None:
+    """Both may come in one round, and the user may owe."""
+    ours, theirs = socket.socketpair()
+    running = Reception(listen(Place(str(path))), theirs, peer_of=Users(1))
+    with ours, client(path) as sock:
+        running._accept()
+        (seated,) = running._clients
+        running._paid_until[1] = time.monotonic() + 100
+        running._end(seated)
+        running._read_on(seated)
+        assert is_closed(sock)
+        assert not running._resting
+        ours.shutdown(socket.SHUT_WR)
+        running.run()
+
+
 def test_one_user_cannot_hold_all_room(path: Path) -> None:
     half_read = HEAD.pack(MAGIC, MAX_FRAME_BYTES) + b"x"
     with reception(path, peer_of=Users(1, 1, 1, 2)), contextlib.ExitStack() as stack:
