@@ -195,14 +195,18 @@ def gemini(url: str, on: Instrument) -> None:
         assert "".join(part.text or "" for part in parts) == TEXT
 
 
+async def _both_ways(gemini: Any) -> None:
+    assert (await gemini.aio.models.generate_content(model="gemini-x", contents=PROMPT)).text == TEXT
+    parts = await gemini.aio.models.generate_content_stream(model="gemini-x", contents=PROMPT)
+    assert "".join([part.text or "" async for part in parts]) == TEXT
+
+
 def async_gemini(url: str, on: Instrument) -> None:
     genai = pytest.importorskip("google.genai", reason="in the dependency group `peers`")
 
     async def run() -> None:
         client = on(genai.Client(api_key="AIzaSyTest-0123456789abcdefghijklmnopqrs", http_options={"base_url": url}))
-        assert (await client.aio.models.generate_content(model="gemini-x", contents=PROMPT)).text == TEXT
-        parts = await client.aio.models.generate_content_stream(model="gemini-x", contents=PROMPT)
-        assert "".join([part.text or "" async for part in parts]) == TEXT
+        await _both_ways(client)
         await client.aio.aclose()
         client.close()
 
@@ -218,9 +222,7 @@ def gemini_over_aiohttp(url: str, on: Instrument) -> None:
         async with aiohttp.ClientSession() as session:
             options = {"base_url": url, "aiohttp_client": session}
             client = on(genai.Client(api_key="AIzaSyTest-0123456789abcdefghijklmnopqrs", http_options=options))
-            assert (await client.aio.models.generate_content(model="gemini-x", contents=PROMPT)).text == TEXT
-            parts = await client.aio.models.generate_content_stream(model="gemini-x", contents=PROMPT)
-            assert "".join([part.text or "" async for part in parts]) == TEXT
+            await _both_ways(client)
             client.close()
 
     asyncio.run(run())
@@ -235,9 +237,7 @@ def gemini_over_httpx(url: str, on: Instrument) -> None:
         async with httpx.AsyncClient() as http:
             options = {"base_url": url, "httpx_async_client": http}
             client = on(genai.Client(api_key="AIzaSyTest-0123456789abcdefghijklmnopqrs", http_options=options))
-            assert (await client.aio.models.generate_content(model="gemini-x", contents=PROMPT)).text == TEXT
-            parts = await client.aio.models.generate_content_stream(model="gemini-x", contents=PROMPT)
-            assert "".join([part.text or "" async for part in parts]) == TEXT
+            await _both_ways(client)
             client.close()
 
     asyncio.run(run())

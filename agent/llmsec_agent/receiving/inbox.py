@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
 from llmsec_agent.receiving.admission import Peer, made_ours
 from llmsec_agent.receiving.messages import LENGTH, Counts, Received, decode
-from llmsec_agent.receiving.protocol import MAX_FRAME_BYTES
+from llmsec_agent.receiving.protocol import MAX_FRAME_BYTES, exactly
 from llmsec_tap.capture.host.process import Facts, PodLookup, ProcessTable
 from llmsec_tap.counters import Sample, by_label
 from llmsec_tap.identity.credentials import Fingerprinter
@@ -52,7 +53,7 @@ class Inbox(threading.Thread):
         self._is_up = True
         self._counts = Counts(0, {})
         self.records = 0
-        self.lost = 0  # that found no memory here
+        self._lost: Counter[str] = Counter()  # here, by reason
 
     def run(self) -> None:
         try:
@@ -75,13 +76,13 @@ class Inbox(threading.Thread):
         yield Sample("llmsec_sdk_receiver_up", float(self._is_up))
         yield Sample("llmsec_sdk_connections", self._counts.clients)
         yield Sample("llmsec_sdk_records_total", self.records)
-        yield from by_label("llmsec_sdk_refused_total", "reason", {**self._counts.refused, **({"memory": self.lost} if self.lost else {})})
+        yield from by_label("llmsec_sdk_refused_total", "reason", Counter(self._counts.refused) + self._lost)
 
     def _take_in(self, data: bytearray) -> None:
         try:
             message = decode(data)
         except MemoryError:
-            self.lost += 1
+            self._lost["memory"] += 1
             return
         if isinstance(message, Counts):
             self._counts = message
@@ -103,22 +104,13 @@ class Inbox(threading.Thread):
 
     def _message(self) -> bytearray | None:
         """None at the end."""
-        head = self._exactly(LENGTH.size)
+        head = exactly(self._socket, LENGTH.size)
         if head is None:
             return None
         (size,) = LENGTH.unpack(head)
         if size > _MAX_MESSAGE_BYTES:
             raise ConnectionAbortedError
-        return self._exactly(size)
-
-    def _exactly(self, size: int) -> bytearray | None:
-        data = bytearray()
-        while len(data) < size:
-            more = self._socket.recv(min(size - len(data), 1 << 20))
-            if not more:
-                return None
-            data += more
-        return data
+        return exactly(self._socket, size)
 
     def _one(self, message: Received, size: int) -> None:
         """On the decoding thread."""

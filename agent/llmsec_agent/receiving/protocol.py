@@ -6,6 +6,7 @@ A frame is MAGIC, the length of what follows (32 bits, big endian), and MessageP
 
 from __future__ import annotations
 
+import socket
 import struct
 from typing import Final
 
@@ -32,6 +33,17 @@ def count_of(payload: bytes) -> int | None:
         return first & 0x0F
     size = {0xDC: 2, 0xDD: 4}.get(first)
     return int.from_bytes(payload[1 : 1 + size], "big") if size is not None else None
+
+
+def exactly(sock: socket.socket, size: int) -> bytearray | None:
+    """So many bytes; None where the other side has ended before. Raises OSError."""
+    data = bytearray()
+    while len(data) < size:
+        more = sock.recv(min(size - len(data), 1 << 20))
+        if not more:
+            return None
+        data += more
+    return data
 
 
 def frame(payload: bytes) -> bytes:

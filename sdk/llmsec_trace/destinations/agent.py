@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from llmsec_agent.receiving.protocol import HEAD, MAGIC, MAX_FRAME_BYTES, MAX_RECORDS, Answer, frame
+from llmsec_agent.receiving.protocol import HEAD, MAGIC, MAX_FRAME_BYTES, MAX_RECORDS, Answer, exactly, frame
 from llmsec_tap.model import AnomalyCount, Exchange
 from llmsec_tap.storage.rows import INT64_MAX, INT64_MIN, well_formed
 from llmsec_trace.destinations.base import DestinationError
@@ -101,15 +101,12 @@ class Agent:
             undo.pop_all()
             return sock
 
-    def _exactly(self, size: int) -> bytes:
+    def _exactly(self, size: int) -> bytearray:
         assert self._socket is not None
-        data = bytearray()
-        while len(data) < size:
-            more = self._socket.recv(size - len(data))
-            if not more:
-                raise ConnectionResetError
-            data += more
-        return bytes(data)
+        data = exactly(self._socket, size)
+        if data is None:
+            raise ConnectionResetError
+        return data
 
     def forked(self) -> None:
         """The connection is the parent's, whose frames must not be mixed with ours: it keeps its own end of it."""
@@ -124,25 +121,29 @@ class Agent:
 def _frames(batch: Sequence[Exchange]) -> Iterator[list[_Record]]:
     """As few frames as hold the records, none of them beyond what an agent takes."""
     waiting: list[_Record] = []
-    size = 0
+    waiting_bytes = 0
     for exchange in batch:
         record = _record(exchange)
-        if len(memoryview(record[1])) > MAX_FRAME_BYTES - _LIST_BYTES:
+        if _size(record) > MAX_FRAME_BYTES - _LIST_BYTES:
             record = _record(_bare(exchange))
-        if waiting and (size + len(memoryview(record[1])) > _FRAME_BYTES or len(waiting) == MAX_RECORDS):
+        if waiting and (waiting_bytes + _size(record) > _FRAME_BYTES or len(waiting) == MAX_RECORDS):
             yield waiting
-            waiting, size = [], 0
+            waiting, waiting_bytes = [], 0
         waiting.append(record)
-        size += len(memoryview(record[1]))
+        waiting_bytes += _size(record)
     if waiting:
         yield waiting
+
+
+def _size(record: _Record) -> int:
+    return memoryview(record[1]).nbytes
 
 
 def _record(exchange: Exchange) -> _Record:
     """MessagePack holds neither lone surrogates nor numbers beyond 64 bits, which JSON of a request may have: the former are replaced, the latter null."""
     try:
         return exchange, msgspec.Raw(_encode(exchange))
-    except (UnicodeEncodeError, OverflowError, ValueError):
+    except (OverflowError, ValueError):
         return exchange, msgspec.Raw(_encode(_mended(exchange)))
 
 
