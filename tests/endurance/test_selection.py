@@ -23,7 +23,7 @@ FILES = 3_000
 MOST = 4_096
 # What is in hand at once: processes of the last half second, at one a millisecond.
 IN_HAND = 600
-# Process ids that no kernel gives.
+# Process ids that no kernel gives: what starts and ends here is never a process of this machine, whose files would be looked at.
 NOBODY = 10_000_000
 
 
@@ -168,12 +168,12 @@ def test_short_processes_leave_nothing(library: Callable[[int], Path]) -> None:
 def test_workers_that_come_and_go_leave_nothing(library: Callable[[int], Path]) -> None:
     """`--pid` with children: each fork may be a worker."""
     shared = library(0)
-    host = Host(Selection(pids=(1,)), lambda pid: shared if pid == 1 else None)
-    host.observed._look(1)
-    for pid in range(2, PROCESSES // 10):
-        host.says(events.FORK, 1, pid)
+    host = Host(Selection(pids=(NOBODY,)), lambda pid: shared if pid == NOBODY else None)
+    host.observed._look(NOBODY)
+    for pid in range(NOBODY + 1, NOBODY + PROCESSES // 10):
+        host.says(events.FORK, NOBODY, pid)
         host.passes(0.001)
-        if pid > 11:
+        if pid > NOBODY + 10:
             host.says(events.EXIT, pid - 10)
         if pid % 97 == 0:
             host.note()
@@ -184,7 +184,7 @@ def test_workers_that_come_and_go_leave_nothing(library: Callable[[int], Path]) 
 def test_files_that_vanish_leave_nothing(library: Callable[[int], Path]) -> None:
     current: dict[int, Path] = {}
     host = Host(Selection(everything=True), current.get)
-    for pid in range(1, FILES + 1):
+    for pid in range(NOBODY, NOBODY + FILES):
         current[pid] = library(pid)
         host.says(events.EXEC, pid)
         current.pop(pid).unlink()
@@ -206,7 +206,7 @@ def test_what_cannot_be_probed_is_remembered_up_to_a_bound(library: Callable[[in
     host = Host(Selection(everything=True), current.get)
     host.loader.refuses = how == "refused by the kernel"
     host.finder.refusing = not host.loader.refuses
-    for pid in range(1, 2 * MOST):
+    for pid in range(NOBODY, NOBODY + 2 * MOST):
         current[pid] = library(pid)
         host.says(events.EXEC, pid)
         host.says(events.EXIT, pid)
