@@ -56,7 +56,7 @@ from llmsec_tap.storage.handover import enter, owner_of
 from llmsec_tap.storage.live_feed import FeedWriter
 from llmsec_tap.storage.retention import Retention
 from llmsec_tap.storage.store import create_store
-from llmsec_tap.storage.taps import Beat
+from llmsec_tap.storage.taps import Beat, Probe
 from llmsec_tap.storage.writer import StoreWriter
 from llmsec_tap.tokens import TokenEstimator
 
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from llmsec_agent.siblings import Sibling
     from llmsec_agent.tenants.directory import RemoteDirectory
     from llmsec_agent.tenants.policy import Policies
+    from llmsec_tap.capture.ebpf.loader_api import ProbeState
     from llmsec_tap.capture.files.pcapng import PcapngWriter
     from llmsec_tap.capture.packets.afpacket import PacketSource
     from llmsec_tap.capture.warden.client import WardenClient
@@ -322,6 +323,8 @@ class LiveSource:
     def beat(self) -> Beat:
         """How this tap is, for its store; alive is who finishes rounds."""
         counts = self._run.snapshot()
+        probes = self._warden.probes()
+        interfaces = [Probe(reads="interface", target=name) for name in self._settings.interfaces]
         lost = ("llmsec_kernel_lost_records_total", "llmsec_queue_left_out_records_total", "llmsec_packets_dropped_total")
         return Beat(
             node=self._settings.node,
@@ -333,6 +336,9 @@ class LiveSource:
             not_stored=round(counts.get("llmsec_store_lost_rows_total") + counts.get("llmsec_sink_dropped_records_total", sink="store")),
             lost_records=round(sum(counts.get(name) for name in lost)),
             degradation=round(counts.get("llmsec_degradation_level")),
+            probes=(*interfaces, *map(_as_stored, probes.states)),
+            probed=len(interfaces) + probes.read,
+            unprobed=probes.unread,
         )
 
     def _news(self, run: Run, data: bytes) -> None:
@@ -464,6 +470,16 @@ def _compact(warden: WardenClient, store: Store, _now_ns: int) -> None:
 
 def _leave_to_first(_store: Store, _now_ns: int) -> None:
     """The first decoder has the parts of all merged."""
+
+
+def _as_stored(state: ProbeState) -> Probe:
+    return Probe(
+        reads=state.library,
+        target=state.file,
+        symbols=state.symbols,
+        processes=state.processes if state.file and not state.problem else None,
+        problem=state.problem or None,
+    )
 
 
 def _load_late_parts(*, stores: bool, packets: bool, records: bool) -> None:

@@ -195,6 +195,7 @@ def test_files_that_vanish_leave_nothing(library: Callable[[int], Path]) -> None
     host.passes(1.0)
     assert host.loader.attached == FILES
     assert host.loader.standing == 0
+    assert host.observed.states() == []
     assert max(host.largest.values()) <= MOST
     assert host.largest["FakeFinder._files"] <= 1024
     assert not any(known_without_living(host.sizes()).values()), host.sizes()
@@ -213,7 +214,27 @@ def test_what_cannot_be_probed_is_remembered_up_to_a_bound(library: Callable[[in
         host.passes(0.001)
         host.note()
     assert max(host.largest.values()) == MOST
+    assert 0 < len(host.observed.states()) <= 100
+    assert all(state.problem == "no" and state.processes == 0 for state in host.observed.states())
     assert host.loader.standing == 0
+
+
+def test_what_is_probed_is_told_with_how_many_map_it(library: Callable[[int], Path]) -> None:
+    first, second = library(1), library(2)
+    maps = {NOBODY: first, NOBODY + 1: first, NOBODY + 2: second}
+    host = Host(Selection(everything=True), maps.get)
+    host.loader.refuses = True
+    host.says(events.EXEC, NOBODY + 2)
+    (refused,) = host.observed.states()
+    assert (refused.file, refused.problem) == (str(second), "no")
+    host.loader.refuses = False
+    host.passes(601.0)  # files that could not be probed are tried again
+    for pid in maps:
+        host.says(events.EXEC, pid)
+    found = [(state.file, state.symbols, state.processes, state.problem) for state in host.observed.states()]
+    assert found == [(str(first), "SSL_read, SSL_write", 2, ""), (str(second), "SSL_read, SSL_write", 1, "")]
+    host.says(events.EXIT, NOBODY)
+    assert [state.processes for state in host.observed.states()] == [1, 1]
 
 
 def test_a_file_that_was_refused_is_tried_again_when_its_inode_may_be_another_file(library: Callable[[int], Path]) -> None:

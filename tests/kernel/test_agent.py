@@ -48,7 +48,11 @@ def test_it_observes_and_says_so_to_everybody(echo: tuple[int, int], certificate
             socket.create_server(("127.0.0.1", port)).close()  # free at once, for the next one
         assert stored(running.store) == 7
         with QuerySession.open(running.store) as session:
-            ((node, exchanges, stopped_s),) = session.select("SELECT node, exchanges, epoch(stopped) FROM taps").rows()
+            ((node, exchanges, stopped_s, probes),) = session.select("SELECT node, exchanges, epoch(stopped), probes FROM taps").rows()
+        (library,) = (probe for probe in probes if probe["reads"].startswith("OpenSSL"))
+        assert "libssl" in library["target"]
+        assert "SSL_read" in library["symbols"]
+        assert (library["processes"], library["problem"]) == (1, None)
         assert (node, exchanges) == (socket.gethostname(), 7)
         assert time.time() - 30 < stopped_s <= time.time()
 

@@ -213,5 +213,13 @@ def losses(session: Session, span: Span, limit: int = 12) -> list[tuple[str, int
 
 
 def taps(session: Session, limit: int = 200) -> list[dict[str, Any]]:
-    found = session.select(f"SELECT * FROM taps ORDER BY heartbeat_ns DESC LIMIT {limit}")  # noqa: S608 - a number of ours
+    """Runs, without what they read from."""
+    names = "node, pid, version, started_ns, heartbeat_ns, stopped_ns, exchanges, not_stored, lost_records, degradation, probed, unprobed"
+    found = session.select(f"SELECT {names} FROM taps ORDER BY heartbeat_ns DESC LIMIT {limit}")  # noqa: S608 - names and a number of ours
     return [dict(zip(found.names, row, strict=True)) for row in found.rows()]
+
+
+def probes(session: Session, started_ns: int, pid: int) -> list[dict[str, Any]]:
+    """What this run read from at its last heartbeat, and what it could not."""
+    found = session.select("SELECT probes FROM taps WHERE started_ns = ? AND pid = ? LIMIT 1", [started_ns, pid])
+    return [each for row in found.rows() for each in row[0] or []]

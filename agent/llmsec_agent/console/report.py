@@ -65,7 +65,7 @@ def report(session: Session, settings: ReportSettings, now: dt.datetime) -> str:
             workloads=figures.top(session, span, "process.comm"),
             rules=rules,
             losses=figures.losses(session, span, 50),
-            taps=figures.taps(session),
+            lost=figures.lost_by_taps(session, span),
             shown=shown,
             lists=[(title, sorted(lists[name].items())) for name, title in _LISTS],
             severities=[(grade, sum(count for _, _, severity, count, _ in rules if severity == grade)) for grade in reversed(SEVERITIES)],

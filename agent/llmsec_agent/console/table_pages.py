@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -71,7 +72,19 @@ def findings(pages: Pages, request: Request) -> Response:
 
 
 def taps(pages: Pages, request: Request) -> Response:
-    return page_of(pages, request, "taps.html", taps=pages.asking.ask(figures.taps), now=time.time_ns())
+    """Runs of taps; with `started` and `pid`, also what that run read from."""
+    chosen: tuple[int, int] | None = None
+    if request.query_params:
+        given = [request.query_params.get(name, "") for name in ("started", "pid")]
+        if not all(re.fullmatch(r"\d{1,18}|[1-8]\d{18}", value, re.ASCII) for value in given):
+            raise ConfigError("a run is named by its start in nanoseconds and its process id", "choose one on the page of taps")
+        chosen = int(given[0]), int(given[1])
+
+    def question(session: Session) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        return figures.taps(session), figures.probes(session, *chosen) if chosen else []
+
+    runs, probes = pages.asking.ask(question)
+    return page_of(pages, request, "taps.html", taps=runs, chosen=chosen, probes=probes, now=time.time_ns())
 
 
 def _table(

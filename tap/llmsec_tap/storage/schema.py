@@ -176,6 +176,9 @@ TAP_COLUMNS: tuple[tuple[str, ColumnType], ...] = (
     ("not_stored", INT),
     ("lost_records", INT),
     ("degradation", INT),
+    ("probes", ListOf(struct(reads=TEXT, target=TEXT, symbols=TEXT, processes=INT, problem=TEXT))),
+    ("probed", INT),
+    ("unprobed", INT),
 )
 
 # Columns with few different values, where a Parquet dictionary pays; texts that never repeat only waste the attempt.

@@ -21,11 +21,24 @@ BEAT_S: Final = 15.0
 MAX_RUNS: Final = 1000
 
 
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tap reads from, or could not: a library or program with TLS, plain HTTP at sockets, an interface.
+
+    `processes`: how many map the file; None where it is no file. `problem`: why it is not read; None where it is.
+    """
+
+    reads: str
+    target: str
+    symbols: str = ""
+    processes: int | None = None
+    problem: str | None = None
+
+
 class Beat(msgspec.Struct, frozen=True, kw_only=True):
     """One run of a tap at one moment; times are epoch nanoseconds, `pid` is the process that decodes.
 
     `not_stored`: exchanges that this store could not take. `lost_records`: pieces of calls that were dropped before they were decoded.
-    `degradation`: 0 normal to 3 emergency.
+    `degradation`: 0 normal to 3 emergency. `probes`: the first of those `probed`, which it reads from, and of the `unprobed`.
     """
 
     node: str
@@ -38,6 +51,9 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     not_stored: int = 0
     lost_records: int = 0
     degradation: int = 0
+    probes: tuple[Probe, ...] = ()
+    probed: int = 0
+    unprobed: int = 0
 
 
 def write_beat(store: Store, beat: Beat) -> None:

@@ -220,6 +220,10 @@ _TAP_COMMENTS = {
     "not_stored": "Of them, those that this store could not take",
     "lost_records": "Pieces of calls and packets that were dropped before they were decoded",
     "degradation": "0 normal, 1 reduced, 2 essential, 3 emergency",
+    "probes": "What it read from at the last heartbeat and what it could not, the first 200: `reads` (OpenSSL, Go, ..., plain HTTP, interface), the file or interface, the functions that are probed, "
+    "how many processes map the file, and `problem`: why it is not read, null where it is",
+    "probed": "How much it read from in all",
+    "unprobed": "How much it could not read",
 }
 
 

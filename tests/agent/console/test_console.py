@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import io
 import json
 import re
@@ -30,7 +31,7 @@ from llmsec_analyzer.stored.stores import Session
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.model import Message, Part, Request
 from llmsec_tap.storage import StoreWriter, audit, create_store
-from llmsec_tap.storage.taps import Beat, write_beat
+from llmsec_tap.storage.taps import Beat, Probe, write_beat
 from support.exchanges import full_exchange
 from support.hostile import HOSTILE, START, exchange, finding
 from support.journal import Said
@@ -561,6 +562,30 @@ def test_the_overview_says_what_taps_lost(decided: Path) -> None:
     with client(decided) as made:
         text = made.get("/?since=all").text
     assert re.findall(r'<a href="/taps">([^<]+)</a></dd>', text) == ["2,400", "14"]
+
+
+def test_the_page_of_taps_shows_what_a_run_read_from(decided: Path) -> None:
+    probes = (
+        Probe(reads="OpenSSL", target="/usr/lib/<b>libssl</b>.so.3", symbols="SSL_read", processes=3),
+        Probe(reads="Go", target="/opt/agent", problem="no symbols\u202e"),
+        Probe(reads="interface", target="eth0"),
+    )
+    write_beat(
+        create_store(decided),
+        Beat(node="n1", pid=77, version="1", started_ns=START + 5, heartbeat_ns=START + 6, probes=probes, probed=2, unprobed=1),
+    )
+    with client(decided) as made:
+        link = re.search(r'<a href="(/taps\?[^"#]+)#probes">2 places, 1 not</a>', made.get("/taps").text)
+        assert link is not None
+        text = made.get(html.unescape(link[1])).text
+        rows = text.split("</caption>")[2].split("</table>")[0]
+        assert rows.count("<tr><td>") == 3
+        assert "&lt;b&gt;libssl&lt;/b&gt;" in rows
+        assert "not read: no symbols" in rows
+        assert "\u202e" not in rows
+        assert "Nothing is known" in made.get(f"/taps?started={START}&pid=78").text
+        for query in ("started=1", "started=x&pid=1", "started=1&pid=-1", f"started={'9' * 30}&pid=1", "pid=٣&started=1"):
+            assert made.get(f"/taps?{query}").status_code == 400, query
 
 
 def test_tenants_and_workloads_are_grouped(admin: TestClient) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from llmsec_tap.capture.warden.protocol import Ask
+from llmsec_tap.capture.ebpf.loader_api import ProbeState
+from llmsec_tap.capture.warden.client import WardenClient
+from llmsec_tap.capture.warden.protocol import MOST_PROBES, Ask, packed, unpacked
 from llmsec_tap.capture.warden.warden import Warden
 from llmsec_tap.journal import SILENT
 
@@ -70,3 +74,48 @@ def test_two_detectors_run_at_once_and_no_third() -> None:
         os.close(descriptor)
     warden.channels[0].close_clients_ends()
     warden._end()
+
+
+class Probing:
+    """A loader and the selection's books, as far as the warden asks them."""
+
+    plain = True
+
+    def __init__(self, states: list[ProbeState]) -> None:
+        self._states = states
+
+    def states(self) -> list[ProbeState]:
+        return self._states
+
+    def detach_all(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("count", [0, 1, 3 * MOST_PROBES])
+def test_the_decoder_is_told_what_is_probed(count: int) -> None:
+    warden = Warden(SILENT, ("true",))
+    books = Probing(
+        [ProbeState("OpenSSL", f"/{number:0500d}/libssl.so.3", "SSL_read", number, "" if number % 3 else "no") for number in range(count)]
+    )
+    warden._loader = warden._observed = books  # type: ignore[assignment]
+    channel = warden.channels[0]
+    threading.Thread(target=warden._serve, args=(channel,), daemon=True).start()
+    client = WardenClient(channel.client_socket, -1)
+    found = client.probes()
+    assert (found.read, found.unread) == (count - -(-count // 3) + 1, -(-count // 3))
+    assert [state.file[:501] for state in found.states[1:]] == [state.file[:501] for state in books.states()[: MOST_PROBES - 1]]
+    assert found.states[0] == ProbeState("plain HTTP", "", "sockets of the observed processes", 0)
+    channel.client_socket.shutdown(socket.SHUT_RDWR)
+    assert client.probes() == found, "the last known ones, once nobody answers"
+    channel.close_clients_ends()
+    warden._end()
+
+
+def test_names_of_files_are_told_as_text_and_bounded() -> None:
+    name = os.fsdecode(b"/tmp/\xff\n\x1b[2J/") + "x" * 5000
+    (state,) = unpacked(packed([ProbeState("Go", name, "", 1, "a\0b")])).states
+    assert state == ProbeState("Go", ("/tmp/\\xff\n\x1b[2J/" + "x" * 5000)[: 512 + 3], "", 1, "a b")
+    state.file.encode()

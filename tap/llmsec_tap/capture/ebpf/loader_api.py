@@ -56,6 +56,21 @@ class ProbePlan:
     def is_linker(self) -> bool:
         return all(probe.role is Role.LIBRARIES for probe in self.probes)
 
+    @property
+    def symbols(self) -> str:
+        """What is probed, as people read it."""
+        return ", ".join(dict.fromkeys(probe.symbol for probe in self.probes if "+0x" not in probe.symbol)) or "given offsets"
+
+
+class ProbeState(NamedTuple):
+    """One file as far as its calls are read. `processes`: how many map it now. `problem`: why it is not probed, empty where it is."""
+
+    library: str
+    file: str
+    symbols: str
+    processes: int
+    problem: str = ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class KernelSettings:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from llmsec_tap.capture.ebpf.loader_api import Attachment, Loader, ProbePlan
+from llmsec_tap.capture.ebpf.loader_api import Attachment, Loader, ProbePlan, ProbeState
 from llmsec_tap.capture.probes.mapped import Identity, OpenFile
 from llmsec_tap.capture.probes.targets import Findings
 from llmsec_tap.errors import KernelError
@@ -82,6 +82,15 @@ class Attachments:
     @property
     def plans(self) -> list[ProbePlan]:
         return list({id(probed): probed.attachment.plan for probed in self._probed.values()}.values())
+
+    def states(self) -> list[ProbeState]:
+        """Of each library that is probed, whether for one process or for all; those that most processes map come first."""
+        users: dict[tuple[str, str, str], set[int]] = {}
+        for probed in self._probed.values():
+            plan = probed.attachment.plan
+            if not plan.is_linker:
+                users.setdefault((plan.library, plan.shown, plan.symbols), set()).update(*probed.views.values())
+        return sorted((ProbeState(*what, len(pids)) for what, pids in users.items()), key=lambda state: -state.processes)
 
     @property
     def pids(self) -> list[int]:

@@ -20,7 +20,7 @@ from typing import Final
 
 from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.ebpf.events import Event
-from llmsec_tap.capture.ebpf.loader_api import KernelSettings, Loader, ProbePlan, Role
+from llmsec_tap.capture.ebpf.loader_api import KernelSettings, Loader, ProbePlan, ProbeState, Role
 from llmsec_tap.capture.host import proc
 from llmsec_tap.capture.probes.attachments import Attachments, Owner
 from llmsec_tap.capture.probes.mapped import Identity
@@ -39,6 +39,7 @@ _ONE_BY_ONE = 8
 # Files that could not be probed are tried again after this time: an inode is used again for another file.
 _FAILED_S: Final = 600.0
 _MAX_REMEMBERED: Final = 4096
+_MAX_PROBLEMS: Final = 100
 # A program has loaded what it is linked to by then; what comes later it may use from that moment on.
 _STARTING_NS: Final = 1_000_000_000
 # The end of a process may not be told (the kernel's ring was full); so often the books are compared with what lives.
@@ -132,6 +133,7 @@ class Observed:
         self._failed: Recent[tuple[Identity, Owner]] = Recent(_MAX_REMEMBERED, _FAILED_S, clock)
         self._refused: Recent[str] = Recent(_MAX_REMEMBERED)
         self._announced: Recent[tuple[Identity, str]] = Recent(_MAX_REMEMBERED)
+        self._problems: OrderedDict[str, ProbeState] = OrderedDict()  # by file
         self._due: dict[int, list[float]] = {}  # process -> when it is looked at again
         self._young: dict[int, tuple[float, int]] = {}  # forked child -> when, parent
         self._started_ns: dict[int, int] = {}  # processes that started under the tap -> when, CLOCK_BOOTTIME
@@ -144,6 +146,10 @@ class Observed:
     @property
     def libraries(self) -> int:
         return len({plan.identity for plan in self._attachments.plans if not plan.is_linker})
+
+    def states(self) -> list[ProbeState]:
+        """What is probed now, and the last files that could not be."""
+        return [*self._attachments.states(), *self._problems.values()]
 
     def start(self) -> None:
         """Attach to what is there now. Raises SourceError for a process that does not exist, KernelError where nothing can work."""
@@ -352,13 +358,16 @@ class Observed:
 
     def _refuse(self, pid: int, refusal: Refusal) -> None:
         if self._refused.add(refusal.path):
-            self._journal.warning(
-                "not_probed",
-                f"cannot probe {refusal.path} (process {pid}, {proc.name_of(pid)}): {refusal.reason}",
-                file=refusal.path,
-                pid=pid,
-                reason=refusal.reason,
+            self._is_not_probed(
+                f"cannot probe {refusal.path} (process {pid}, {proc.name_of(pid)}): {refusal.reason}", refusal.path, refusal.reason, pid=pid
             )
+
+    def _is_not_probed(self, message: str, file: str, reason: str, *, library: str = "", **facts: int) -> None:
+        self._problems[file] = ProbeState(library, file, "", 0, reason)
+        self._problems.move_to_end(file)
+        if len(self._problems) > _MAX_PROBLEMS:
+            self._problems.popitem(last=False)
+        self._journal.warning("not_probed", message, file=file, reason=reason, **facts)
 
     def _attach(
         self, found: Findings, plan: ProbePlan, owner: Owner, *, must: bool = False, is_kept: bool = False, late_pid: int = 0
@@ -375,23 +384,23 @@ class Observed:
             if must:
                 raise
             self._failed.add((plan.identity, owner))
-            self._journal.warning("not_probed", f"cannot probe {plan.shown}: {fault}", file=plan.shown, reason=str(fault))
+            self._is_not_probed(f"cannot probe {plan.shown}: {fault}", plan.shown, str(fault), library=plan.library)
             return
         if not found.is_unchanged(plan):
             # Written to since it was examined: the probes may stand in other code by now.
             self._loader.detach(attachment)
             reason = "the file was changed while it was examined"
-            self._journal.warning("not_probed", f"not probing {plan.shown}: {reason}", file=plan.shown, reason=reason)
+            self._is_not_probed(f"not probing {plan.shown}: {reason}", plan.shown, reason, library=plan.library)
             return
         self._attachments.add(attachment, file, is_kept=is_kept)
+        self._problems.pop(plan.shown, None)
         started_ns = self._started_ns.get(late_pid)
         if started_ns is not None and not plan.is_linker:
             self._note_late(late_pid, plan, (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - started_ns) // 1_000_000)
         if not plan.is_linker and self._announced.add((plan.identity, plan.shown)):
-            symbols = ", ".join(dict.fromkeys(probe.symbol for probe in plan.probes if "+0x" not in probe.symbol)) or "given offsets"
             notes = f" ({'; '.join(plan.notes)})" if plan.notes else ""
             self._journal.info(
-                "probing", f"probing {plan.library} in {plan.shown}: {symbols}{notes}", library=plan.library, file=plan.shown
+                "probing", f"probing {plan.library} in {plan.shown}: {plan.symbols}{notes}", library=plan.library, file=plan.shown
             )
 
     def _note_late(self, pid: int, plan: ProbePlan, late_ms: int) -> None:

@@ -26,6 +26,7 @@ class Channel:
         self.stop_pipe, self._words = os.pipe()
         self.pid = 0
         self.losses: list[ConnectionLoss] = []
+        self.probes = b""
         self.is_capturing = False
         self.has_made_progress = False
         self._detector_command = detector

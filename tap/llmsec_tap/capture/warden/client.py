@@ -29,6 +29,7 @@ class WardenClient:
         self._number = 0
         self._lock = threading.Lock()
         self._totals = KernelTotals()
+        self._probes = protocol.Probes()
         self.ring: Ring | None = None
 
     def await_attached(self) -> bool:
@@ -64,7 +65,7 @@ class WardenClient:
 
         def wait() -> None:
             while os.read(self._stop_pipe, 1) == protocol.NEWS:
-                news(self._news())
+                news(self._in_pieces(Ask.NEWS))
             stop()
 
         threading.Thread(target=wait, name="llmsec-stop", daemon=True).start()
@@ -154,14 +155,21 @@ class WardenClient:
         except OSError:
             return
 
-    def _news(self) -> bytes:
+    def probes(self) -> protocol.Probes:
+        """The last known ones where there is no answer."""
+        data = self._in_pieces(Ask.PROBES)
+        if data:
+            self._probes = protocol.unpacked(data)
+        return self._probes
+
+    def _in_pieces(self, kind: Ask) -> bytes:
         """Empty where the warden is gone meanwhile."""
         data = b""
         try:
             while True:
-                piece, _ = self._ask(Ask.NEWS, len(data))
+                piece, _ = self._ask(kind, len(data))
                 data += piece
-                if len(piece) < protocol.NEWS_A_MESSAGE:
+                if len(piece) < protocol.PIECE:
                     return data
         except OSError:
             return b""

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 from llmsec_tap import privileges
 from llmsec_tap.capture.ebpf import events
+from llmsec_tap.capture.ebpf.loader_api import ProbeState
 from llmsec_tap.capture.host.proc import uid_of
 from llmsec_tap.capture.host.process import facts_of
 from llmsec_tap.capture.warden import protocol
@@ -258,7 +259,11 @@ class Warden:
         elif kind == Ask.CAPTURING:
             self._capturing(channel)
         elif kind == Ask.NEWS:
-            return self._news[argument : argument + protocol.NEWS_A_MESSAGE], []
+            return self._news[argument : argument + protocol.PIECE], []
+        elif kind == Ask.PROBES:
+            if argument == 0:
+                channel.probes = protocol.packed(self._probes())
+            return channel.probes[argument : argument + protocol.PIECE], []
         elif kind == Ask.ALIVE:
             self._alive(channel)
         elif kind == Ask.DETECTOR:
@@ -268,6 +273,13 @@ class Warden:
         elif kind == Ask.COMPACT and descriptors and os.fstat(descriptors[0]).st_uid == uid_of(channel.pid):
             self._compact(descriptors[0])  # of the decoder's own folder only: what it holds is read with its owner's rights
         return b"", []
+
+    def _probes(self) -> list[ProbeState]:
+        with self._lock:
+            if self._loader is None or self._observed is None:
+                return []
+            plain = [ProbeState("plain HTTP", "", "sockets of the observed processes", 0)] if self._loader.plain else []
+            return plain + self._observed.states()
 
     def _capturing(self, channel: Channel) -> None:
         with self._lock:
