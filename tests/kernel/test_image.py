@@ -6,6 +6,7 @@ The root is built once, by the Dockerfile's own instructions (scripts/build-imag
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from support.https_calls import ask_once
 from support.image_root import contained, family, manifest, pod
 from support.plain_calls import ask_plain, plain_server
 from support.tls_front import Certificate
+from support.tmux import terminal
 
 Image = tuple[Path, dict[str, Any]]
 ACCOUNT = "64100"
@@ -47,6 +49,25 @@ def test_the_agent_taps_a_process_with_the_charts_rights_and_no_others(
             assert set(held["Uid"].split()) == {ACCOUNT}, held["Name"]
         assert {path.stat().st_uid for path in (running.store, *running.store.rglob("*"))} == {int(ACCOUNT)}
         assert (tmp_path / "key/fingerprint.key").stat().st_mode & 0o777 == 0o600
+        with terminal(tmp_path) as shell:  # people look at it from the inside
+            top = running.inside("env", "TERM=screen", "llmsec-tap", "top", "--store", "/var/lib/llmsec-trace")
+            (tmp_path / "top").write_text(shlex.join(top))
+            shell.keys("sh ./top; echo code $?", "Enter")
+            shell.until(lambda screen: "q quit" in screen and "echo" in screen, within_s=40)
+            shell.keys("q")
+            shell.until(lambda screen: "\ncode 0" in screen)
+        for words, expected in (
+            (("report", "--since", "1h", "--output", "-"), "<dt>Exchanges</dt><dd>5</dd>"),
+            (("query", "SELECT count(*) AS n FROM exchanges", "--format", "json"), '{"n":5}'),
+            (("exchanges", "--format", "json"), '"question 4"'),
+            (("db", "prune", "--days", "1"), "0 "),
+        ):
+            done = subprocess.run(
+                running.inside("llmsec-analyze", *words, "--store", "/var/lib/llmsec-trace"), capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            assert expected in done.stdout, words
+        assert {path.stat().st_uid for path in (running.store, *running.store.rglob("*"))} == {int(ACCOUNT)}
         assert running.stop() < 5
         assert running.process.returncode == 0
         said = running.log.read_text()

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ class Contained:
         (folder / "config/config.yaml").write_text(yaml.safe_dump(config))
         paths = {"/etc/llmsec-trace": "config", "/var/lib/llmsec-trace": "store", "/var/lib/llmsec-trace-key": "key", "/tmp": "tmp"}
         mounts = {mount["mountPath"]: folder / paths[mount["mountPath"]] for mount in tap["volumeMounts"]}
-        command = contained(root, image, tap, mounts, *image["entrypoint"], *tap["args"])
+        self.inside = partial(contained, root, image, tap, mounts)  # of a command: as `kubectl exec` runs it
+        command = self.inside(*image["entrypoint"], *tap["args"])
         if into:
             command = ["sh", "-c", f"{into}; exec {shlex.join(command)}"]
         self.begun = time.monotonic()

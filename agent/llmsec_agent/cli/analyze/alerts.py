@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmsec_agent.cli.analyze.query import StoreOption
+from llmsec_agent.cli.analyze.query import FolderOption, StoreOption
 from llmsec_agent.cli.analyze.scan import ConfigOption
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.storage import DEFAULT_STORE
@@ -37,7 +37,6 @@ class PriorityChoice(StrEnum):
 group = typer.Typer(invoke_without_command=True, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 
 AlertArgument = Annotated[str, typer.Argument(help="The alert's id, or its beginning where that is unique.", metavar="ID")]
-FolderOption = Annotated[str, typer.Option("--store", envvar="LLMSEC_STORE", help="The store's folder.", metavar="FOLDER")]
 
 
 def register(app: typer.Typer) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from llmsec_agent.cli.analyze.query import FolderOption
 from llmsec_agent.cli.analyze.scan import ConfigOption
 from llmsec_tap.storage import DEFAULT_STORE
 
@@ -23,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def calibrate(
-    store: Annotated[str, typer.Option("--store", envvar="LLMSEC_STORE", metavar="FOLDER", help="The store's folder.")] = DEFAULT_STORE,
+    store: FolderOption = DEFAULT_STORE,
     target: Annotated[
         float,
         typer.Option("--target-false-alarms", min=0.000001, max=0.5, help="Share of harmless texts that may count as injection."),

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llmsec_agent.cli.analyze.query import StoreOption
+from llmsec_agent.cli.analyze.query import OwnStoreOption, StoreOption
 from llmsec_tap.storage import DEFAULT_STORE
 
 
@@ -100,9 +100,7 @@ def list_exchanges(
 def show(
     context: typer.Context,
     exchange_id: Annotated[str, typer.Argument(help="The id, or its beginning where that is unique.", metavar="ID")],
-    store: Annotated[
-        str | None, typer.Option("--store", help="The store: a folder, or clickhouse://user@host/database.", metavar="STORE")
-    ] = None,
+    store: OwnStoreOption = None,
     output: Annotated[ShowFormat, typer.Option("--format", help="json: the whole record on one line.")] = ShowFormat.TEXT,
 ) -> None:
     """Print one conversation: who said what, tool calls, times, tokens, anomalies.

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmsec_agent.cli.analyze.query import StoreOption
+from llmsec_agent.cli.analyze.query import OwnStoreOption, StoreOption
 from llmsec_agent.cli.analyze.scan import ConfigOption, SeverityChoice, SuppressionsOption
 from llmsec_tap.storage import DEFAULT_STORE
 
@@ -37,9 +37,6 @@ class By(StrEnum):
 group = typer.Typer(invoke_without_command=True, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 
 FindingArgument = Annotated[str, typer.Argument(help="The finding's id, or its beginning where that is unique.", metavar="ID")]
-OwnStoreOption = Annotated[
-    str | None, typer.Option("--store", help="The store: a folder, or clickhouse://user@host/database.", metavar="STORE")
-]
 
 
 def register(app: typer.Typer) -> None:

@@ -18,8 +18,22 @@ class Format(StrEnum):
     PARQUET = "parquet"
 
 
-StoreOption = Annotated[
-    str, typer.Option("--store", envvar="LLMSEC_STORE", help="The store: a folder, or clickhouse://user@host/database.", metavar="STORE")
+def _reached(store: str | None) -> str | None:
+    if store is not None:
+        from llmsec_agent.store_rights import reach
+
+        reach(store)
+    return store
+
+
+_STORE = "The store: a folder, or clickhouse://user@host/database."
+StoreOption = Annotated[str, typer.Option("--store", envvar="LLMSEC_STORE", help=_STORE, metavar="STORE", callback=_reached)]
+ShownStoreOption = Annotated[str, typer.Option("--store", envvar="LLMSEC_STORE", help=_STORE, metavar="STORE")]
+"""Of a command that opens other files, as the caller, before it goes over to rights for the store."""
+OwnStoreOption = Annotated[str | None, typer.Option("--store", help=_STORE, metavar="STORE", callback=_reached)]
+"""Of a command in a group that has one, too."""
+FolderOption = Annotated[
+    str, typer.Option("--store", envvar="LLMSEC_STORE", help="The store's folder.", metavar="FOLDER", callback=_reached)
 ]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmsec_agent.cli.analyze.query import FolderOption
 from llmsec_agent.cli.analyze.scan import ConfigOption, SeverityChoice, SuppressionsOption
 from llmsec_tap.storage import DEFAULT_STORE
 
@@ -108,7 +109,7 @@ def try_rules(
             help="Files or folders of rules, or package:NAME: new ones, and others in place of those with their id.", metavar="[PATH…]"
         ),
     ] = None,
-    store: Annotated[str, typer.Option("--store", envvar="LLMSEC_STORE", metavar="FOLDER", help="The store's folder.")] = DEFAULT_STORE,
+    store: FolderOption = DEFAULT_STORE,
     without: Annotated[
         list[str] | None, typer.Option("--without", metavar="ID", help="As if this rule were left out; may be repeated.")
     ] = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llmsec_agent.cli.analyze.query import StoreOption
+from llmsec_agent.cli.analyze.query import ShownStoreOption
 from llmsec_agent.cli.analyze.scan import ConfigOption
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.storage import DEFAULT_STORE
@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    store: StoreOption = DEFAULT_STORE,
+    store: ShownStoreOption = DEFAULT_STORE,
     host: Annotated[str, typer.Option(help="Where to listen. Elsewhere than on this host it needs TLS and a login.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
     tls_cert: Annotated[str | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate chain, PEM.")] = None,
