@@ -1,4 +1,4 @@
-"""One request and its answer on the caller's side: what the transports say of it goes into the recorder's queue as it is.
+"""One request and its answer, or one connection, on the caller's side: what the transports say of it goes into the recorder's queue as it is.
 
 Nothing is parsed, decoded or copied here, and nothing raises: a fault of ours costs a record, never the application's call.
 """
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from llmsec_tap.exchange.assembly import ExchangeAssembly
+    from llmsec_tap.wire.connection import Connection
     from llmsec_tap.wire.http1 import ResponseParser
     from llmsec_trace.policy import Screening
     from llmsec_trace.recorder import Recorder
@@ -28,6 +29,9 @@ class Kind(IntEnum):
     END = 5
     GAP = 6  # so many bytes found no room in the queue
     FLUSH = 7
+    CONNECTED = 8  # of a connection; what is received on it is DATA, with its GAP
+    SENT = 9
+    SENT_GAP = 10
 
 
 class Asked(NamedTuple):
@@ -69,22 +73,25 @@ CLOSED: Final = Ended("closed")
 
 
 class Call:
-    """Made by `Recorder.begin`. Any thread; the fields below the line are the recorder's alone."""
+    """Made by `Recorder.begin` or, for all of a connection's requests, by `Recorder.connect`. Any thread; the fields below the line are the recorder's alone."""
 
-    __slots__ = ("__weakref__", "answered_from", "asked", "assembly", "error", "generation", "is_over", "is_wanted", "lost_bytes", "parser", "recorder", "screening", "trace")  # fmt: skip
+    __slots__ = ("__weakref__", "answered_from", "asked", "assembly", "connection", "error", "generation", "is_connection", "is_over", "is_wanted", "lost_bytes", "lost_sent", "parser", "recorder", "screening", "trace")  # fmt: skip
 
-    def __init__(self, recorder: Recorder, asked: Asked, trace: TraceContext, generation: int) -> None:
+    def __init__(self, recorder: Recorder, asked: Asked, trace: TraceContext, generation: int, *, is_connection: bool = False) -> None:
         self.recorder = recorder
         self.asked: Asked | None = asked
         self.trace = trace
         self.generation = generation  # of the process: a fork makes another
+        self.is_connection = is_connection
         self.is_over = False
         self.is_wanted = True  # the recorder sets it to False where more of the answer would be thrown away
         self.lost_bytes = 0  # that found no room in the queue since the last that did
+        self.lost_sent = 0  # likewise, of what a connection sent
         self.screening: Screening | None = None  # what the application's own rules and policy say
         # ----
         self.assembly: ExchangeAssembly | None = None
         self.parser: ResponseParser | None = None
+        self.connection: Connection | None = None
         self.answered_from: Answered | None = None
         self.error: str | None = None
 
@@ -101,6 +108,11 @@ class Call:
     def data(self, data: bytes) -> None:
         if data and self.is_wanted and not self.is_over:
             self.recorder.put(self, Kind.DATA, data, len(data))
+
+    def sent(self, data: bytes) -> None:
+        """Bytes of a connection."""
+        if data and self.is_wanted and not self.is_over:
+            self.recorder.put(self, Kind.SENT, data, len(data))
 
     def end(self) -> None:
         self._ended(COMPLETE)

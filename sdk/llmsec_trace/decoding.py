@@ -99,6 +99,9 @@ class Decoder:
         if kind == Kind.REQUEST:
             self._request(call, ts_ns, payload)
             return
+        if call.is_connection:
+            self._connection(call, kind, ts_ns, payload)
+            return
         assembly = call.assembly
         if assembly is None:
             return
@@ -123,12 +126,38 @@ class Decoder:
 
     # --- the two sides --------------------------------------------------------------------------------------------------------
 
-    def _request(self, call: Call, ts_ns: int, asked: Asked) -> None:
+    def _flow(self, call: Call, ts_ns: int, asked: Asked) -> _CallFlow:
         if len(self._open) >= MAX_OPEN_CALLS:
             self._cut(next(iter(self._open)), ts_ns, "expired")
         flow = _CallFlow(call, asked.server, ts_ns, self._process)
         holding = self._account.open(asked.server, lambda: self._shed(call))
         flow.reserve, flow.close = holding.reserve, holding.close
+        return flow
+
+    def _connection(self, call: Call, kind: Kind, ts_ns: int, payload: Any) -> None:
+        """Bytes as on the wire, both ways. The exchanges are those that a tap would find."""
+        if kind == Kind.CONNECTED:
+            from llmsec_trace.connections import connection_of  # noqa: PLC0415 - most applications have none
+
+            flow = self._flow(call, ts_ns, payload)
+            call.connection = connection_of(call, flow, self._context, flow.close)
+            self._open[call] = None
+        connection = call.connection
+        if connection is None:
+            return
+        if kind == Kind.SENT:
+            connection.first.data(ts_ns, payload)
+        elif kind == Kind.DATA:
+            connection.second.data(ts_ns, payload)
+        elif kind == Kind.SENT_GAP:
+            connection.first.gap(ts_ns, payload)
+        elif kind == Kind.GAP:
+            connection.second.gap(ts_ns, payload)
+        elif kind == Kind.END:
+            self._cut(call, ts_ns, "fin" if payload.how == "complete" else payload.how)
+
+    def _request(self, call: Call, ts_ns: int, asked: Asked) -> None:
+        flow = self._flow(call, ts_ns, asked)
         assembly = call.assembly = ExchangeAssembly(self._context, flow, flow.first, flow.second, 0)
         self._open[call] = None
         assembly.request_head(Head(ts_ns, "1.1", _headers(asked.headers), method=asked.method, target=asked.target))
@@ -185,6 +214,9 @@ class Decoder:
     def _exchange(self, exchange: Exchange) -> None:
         flow = self._context.emitting
         assert isinstance(flow, _CallFlow)
+        if flow.call is not None and flow.call.is_connection:
+            self._on_record(flow.call, exchange)
+            return
         call, flow.call = flow.call, None
         if call is None:
             return
@@ -200,12 +232,21 @@ class Decoder:
         self._on_record(call, exchange)
 
     def _cut(self, call: Call, ts_ns: int, why: str) -> None:
+        connection, call.connection = call.connection, None
+        if connection is not None:
+            call.is_over = True
+            self._open.pop(call, None)
+            connection.close(ts_ns, why)
+            return
         assembly = call.assembly
         if assembly is not None and not assembly.is_ended:
             call.is_over = True
             assembly.close(ts_ns, why)
 
     def _shed(self, call: Call) -> None:
+        if call.connection is not None:
+            call.connection.shed()
+            return
         assembly = call.assembly
         if assembly is not None and not assembly.is_ended:
             assembly.anomaly("memory_limit")

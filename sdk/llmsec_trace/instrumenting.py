@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 from llmsec_tap.errors import ConfigError
 from llmsec_trace.clients import hooks_in
 from llmsec_trace.config import InstrumentationConfig
-from llmsec_trace.transports import aiohttp_connectors, botocore_sessions, httpx_transports, requests_adapters
+from llmsec_trace.transports import aiohttp_connectors, botocore_sessions, httpx_transports, requests_adapters, websocket_protocols
 from llmsec_trace.transports.hooking import Hook
 
 if TYPE_CHECKING:
@@ -190,6 +190,7 @@ _CLASSES: Final[tuple[tuple[str, str, Callable[[Any], list[tuple[type[Hook], Any
     ("requests.adapters", "HTTPAdapter", lambda adapter: [(requests_adapters.AdapterHook, adapter)]),
     ("botocore.httpsession", "URLLib3Session", lambda session: [(botocore_sessions.SessionHook, session)]),
     ("aiohttp", "ClientSession", aiohttp_connectors.hooks_of),
+    ("websockets.client", "ClientProtocol", websocket_protocols.hooks_of),
 )
 
 

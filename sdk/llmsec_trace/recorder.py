@@ -48,6 +48,8 @@ log.addHandler(logging.NullHandler())  # the application decides what is printed
 
 MAX_QUEUED_BYTES: Final = 64 << 20
 MAX_QUEUED_ITEMS: Final = 200_000
+_BEGINNINGS: Final = (Kind.REQUEST, Kind.CONNECTED)
+_LEFT_OUT: Final = (Kind.DATA, Kind.REQUEST_DATA, Kind.SENT, *_BEGINNINGS)  # where there is no room
 _ITEM_COST_BYTES: Final = 200
 # A record waits so long for tags that are set after its call.
 GRACE_S: Final = 1.0
@@ -55,6 +57,8 @@ EXIT_S: Final = 5.0
 _LEAST_LANE_S: Final = 1.0  # detection may have taken the rest
 _POLL_S: Final = 0.05
 _IDLE_S: Final = 0.5
+# What a connection asked, as rules and policies are asked to look at it: they do not.
+_NOT_WHOLE: Final = Asked("", "", (), None, "")
 # The decoding thread lets others run after each item, as long as no more than this waits.
 _POLITE_ITEMS: Final = 2_000
 
@@ -63,7 +67,7 @@ _POLITE_ITEMS: Final = 2_000
 class Stats:
     """Counts since the start of this process.
 
-    calls       requests that were seen and sampled
+    calls       requests that were seen and sampled; a WebSocket is one, however many records it becomes
     recorded    records made; other: calls to what is no language model, of which no record is made; unsampled: left out by sampling_rate
     sent        records that destinations took (each destination counts)
     dropped     calls that found no room in the queue, and records that found none at a destination, or that it would not take
@@ -182,6 +186,13 @@ class Recorder:
 
     def begin(self, asked: Asked, trace_id: str | None = None) -> Call | None:
         """None where the call is not recorded. The trace is the current one of this thread or task from here on."""
+        return self._begin(asked, trace_id, Kind.REQUEST)
+
+    def connect(self, asked: Asked) -> Call | None:
+        """As `begin`, for a connection of which all bytes are told; `asked` is only for its trace, which all of its exchanges share."""
+        return self._begin(asked, None, Kind.CONNECTED)
+
+    def _begin(self, asked: Asked, trace_id: str | None, kind: Kind) -> Call | None:
         if is_suppressed.get():
             return None
         trace_id = trace_id or new_trace_id()
@@ -191,9 +202,9 @@ class Recorder:
             return None
         trace = TraceContext(trace_id, lambda: self._describe(asked), self._late)
         current.set(trace)
-        call = Call(self, asked, trace, self._generation)
+        call = Call(self, asked, trace, self._generation, is_connection=kind is Kind.CONNECTED)
         self._stats.calls += 1
-        self.put(call, Kind.REQUEST, asked, len(asked.body or b"") + 1024)
+        self.put(call, kind, asked, len(asked.body or b"") + 1024)
         return call
 
     def screen(self, asked: Asked, call: Call | None) -> Screening | None:
@@ -213,22 +224,28 @@ class Recorder:
                 return
             items = self._items
             is_full = self._bytes + size > self._max_queued_bytes or len(items) >= MAX_QUEUED_ITEMS
-            if is_full and kind in (Kind.REQUEST, Kind.DATA, Kind.REQUEST_DATA):
-                if kind == Kind.REQUEST:
+            if is_full and kind in _LEFT_OUT:
+                if kind in _BEGINNINGS:
                     call.is_over = True
                     self._stats.dropped += 1
                 else:
-                    call.lost_bytes += size
+                    if kind is Kind.SENT:
+                        call.lost_sent += size
+                    else:
+                        call.lost_bytes += size
                     self._stats.gaps += 1
                 return
             if call.lost_bytes:
                 items.append((call, Kind.GAP, now_ns, call.lost_bytes))
                 call.lost_bytes = 0
+            if call.lost_sent:
+                items.append((call, Kind.SENT_GAP, now_ns, call.lost_sent))
+                call.lost_sent = 0
             items.append((call, kind, now_ns, payload))
             self._bytes += size + _ITEM_COST_BYTES
             if self._thread is None and not self._start():
                 call.is_over = True
-                self._stats.dropped += kind == Kind.REQUEST
+                self._stats.dropped += kind in _BEGINNINGS
                 return
         # While calls come, the thread looks by itself: waking it costs the caller more than all the rest.
         if self._is_idle or self._bytes > self._max_queued_bytes // 4:
@@ -389,8 +406,11 @@ class Recorder:
                 self._tag(call, exchange)
             except Exception:  # noqa: BLE001 - a record without its tags is worth more than none
                 self._stats.faults += 1
-            if call.screening is not None:
-                self._screenings[exchange.exchange_id] = call.screening
+            screening = call.screening
+            if call.is_connection and self._guard is not None:
+                screening = self._guard.screen(_NOT_WHOLE)
+            if screening is not None:
+                self._screenings[exchange.exchange_id] = screening
             sealed.append(exchange)
         if sealed and self._examiner is not None:
             try:
@@ -423,7 +443,7 @@ class Recorder:
 
     def _tag(self, call: Call, exchange: Exchange) -> None:
         trace = call.trace
-        trace.is_sealed = True
+        trace.is_sealed = call.is_over or not call.is_connection
         own = {"service.name": self.config.service_name}
         for name, value in [*trace.tags.items(), *trace.metadata.items()]:
             text = (value if isinstance(value, str) else _as_text(value))[:MAX_VALUE_CHARS]

@@ -18,10 +18,10 @@ from llmsec_tap.identity.tenants import Directory
 from llmsec_tap.identity.whose import WhoseSettings
 from llmsec_tap.model import TLS, Exchange
 from llmsec_tap.wire.connection import Connection
-from llmsec_tap.wire.flow import Flow, FlowSink, StreamSink
+from llmsec_tap.wire.flow import Flow, FlowSink
 from llmsec_tap.wire.http2.streams import HTTP2
 from llmsec_tap.wire.packet import PacketDecoder, PacketHandler
-from llmsec_tap.wire.protocols import Protocols, ProtocolSink, Upgrade
+from llmsec_tap.wire.protocols import NOT_READ, Protocols, ProtocolSink, Upgrade
 from llmsec_tap.wire.quic import QUICConnections
 from llmsec_tap.wire.tcp import TCPReassembler
 from llmsec_tap.wire.tls.connection import TLSConnection
@@ -61,38 +61,6 @@ class _InPhases(TCPReassembler):
         self.phase = 2
         super().close()
         self.phase = 0
-
-
-class _NotRead:
-    """A connection that another process decodes, or that carries what nobody here reads."""
-
-    def __init__(self) -> None:
-        self.data: Callable[[int, bytes], None] = lambda _ts_ns, _data: None
-
-    @property
-    def first(self) -> StreamSink:
-        return self
-
-    @property
-    def second(self) -> StreamSink:
-        return self
-
-    def gap(self, ts_ns: int, length: int | None) -> None: ...
-
-    def other(self, ts_ns: int, data: bytes) -> None: ...
-
-    def again(self) -> None: ...
-
-    def end(self, ts_ns: int, reason: str) -> None: ...
-
-    def close(self, ts_ns: int, reason: str) -> None: ...
-
-    def anomaly(self, name: AnomalyName) -> None: ...
-
-    def shed(self) -> None: ...
-
-
-_NOT_READ = _NotRead()
 
 
 class Pipeline:
@@ -181,7 +149,7 @@ class Pipeline:
         """A connection: of the reassembler, or of a source that has ordered bytes already (TLS uprobes)."""
         facts.number = self.tcp.opened
         if self._share is not None and facts.number % self._share.processes != self._share.number:
-            return _NOT_READ
+            return NOT_READ
         first, second = facts.first.rpartition(":")[0], facts.second.rpartition(":")[0]
         holding = self.account.open(f"{min(first, second)} {max(first, second)}")
         facts.reserve = holding.reserve
@@ -199,7 +167,7 @@ class Pipeline:
         sink = session_of(facts, upgrade, self._turn)
         if sink is None:
             self._protocol("websocket")
-            return _NOT_READ
+            return NOT_READ
         return WebSocket(facts, upgrade, sink, self._anomaly)
 
     def _joined_websocket(self, facts: Flow) -> JoinedWebSocket:

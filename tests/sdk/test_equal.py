@@ -8,7 +8,6 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-import msgspec
 import pytest
 
 from llmsec_tap.model import Exchange
@@ -17,7 +16,7 @@ from llmsec_trace.instrumenting import Instrumentation
 from llmsec_trace.recorder import Recorder
 from support.recording_relay import Relay
 from support.replay import replay
-from support.sdk_recording import recording
+from support.sdk_recording import differences, recording
 from support.sniff import free_port
 from support.vendor_server import TEXT, vendor_server
 
@@ -25,11 +24,6 @@ pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]
 
 PROMPT = "What do passive taps see?"
 MESSAGES: Any = [{"role": "user", "content": PROMPT}]
-# What may differ: where and when it was seen, and by whom; what only the SDK knows.
-MAY_DIFFER = {
-    "exchange_id", "client", "server", "process", "node", "capture_kind", "tags", "trace_id",
-    "started_ns", "first_byte_ns", "first_token_ns", "ended_ns", "ttft_ms", "itl_ms_p50", "itl_ms_p95", "output_tokens_per_s",
-}  # fmt: skip
 
 
 class Instrument:
@@ -444,11 +438,6 @@ _counts = [0, 0]
 def _by_request(exchange: Exchange) -> tuple[Any, ...]:
     """The relay keeps no times, so records of several connections are paired by what was asked."""
     return str(exchange.path), exchange.request.body_bytes, str(exchange.input_text)
-
-
-def differences(ours: Exchange, theirs: Exchange) -> dict[str, tuple[Any, Any]]:
-    left, right = msgspec.to_builtins(ours), msgspec.to_builtins(theirs)
-    return {name: (left[name], right[name]) for name in left if name not in MAY_DIFFER and left[name] != right[name]}
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.__name__)

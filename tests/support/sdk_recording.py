@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import msgspec
 
 from llmsec_analyzer.worker.child import ChildDetector, StartDetector
 from llmsec_tap.identity.credentials import fingerprinter
@@ -12,6 +15,12 @@ from llmsec_trace.config import InstrumentationConfig
 from llmsec_trace.destinations.callback import Callback
 from llmsec_trace.recorder import Recorder
 from support.replay import KEY
+
+# What may differ: where and when it was seen, and by whom; what only the SDK knows.
+MAY_DIFFER = {
+    "exchange_id", "client", "server", "process", "node", "capture_kind", "tags", "trace_id",
+    "started_ns", "first_byte_ns", "first_token_ns", "ended_ns", "ttft_ms", "itl_ms_p50", "itl_ms_p95", "output_tokens_per_s",
+}  # fmt: skip
 
 
 class Recording:
@@ -45,3 +54,8 @@ def recording(
         yield made
     finally:
         made.recorder.close()
+
+
+def differences(ours: Exchange, theirs: Exchange) -> dict[str, tuple[Any, Any]]:
+    left, right = msgspec.to_builtins(ours), msgspec.to_builtins(theirs)
+    return {name: (left[name], right[name]) for name in left if name not in MAY_DIFFER and left[name] != right[name]}

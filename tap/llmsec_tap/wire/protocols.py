@@ -7,9 +7,10 @@ had peeked at. Which protocols are decoded is the pipeline's to say: a `Protocol
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
-from llmsec_tap.wire.flow import Flow, FlowSink
+from llmsec_tap.anomalies import AnomalyName
+from llmsec_tap.wire.flow import Flow, FlowSink, StreamSink
 from llmsec_tap.wire.messages import ExchangeSink, Head
 
 
@@ -55,3 +56,35 @@ class Protocols(NamedTuple):
 
 
 HTTP1_ONLY = Protocols()
+
+
+class _NotRead:
+    """A connection that another process decodes, or that carries what nobody here reads."""
+
+    def __init__(self) -> None:
+        self.data: Callable[[int, bytes], None] = lambda _ts_ns, _data: None
+
+    @property
+    def first(self) -> StreamSink:
+        return self
+
+    @property
+    def second(self) -> StreamSink:
+        return self
+
+    def gap(self, ts_ns: int, length: int | None) -> None: ...
+
+    def other(self, ts_ns: int, data: bytes) -> None: ...
+
+    def again(self) -> None: ...
+
+    def end(self, ts_ns: int, reason: str) -> None: ...
+
+    def close(self, ts_ns: int, reason: str) -> None: ...
+
+    def anomaly(self, name: AnomalyName) -> None: ...
+
+    def shed(self) -> None: ...
+
+
+NOT_READ: Final = _NotRead()
