@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from llmsec_analyzer.engine.recognizer_api import Match, View
+from llmsec_analyzer.engine.triggers import RUN_STEP
 from llmsec_analyzer.recognizers.identifiers import validator
 from llmsec_analyzer.recognizers.patterns import compile_pattern
 from llmsec_analyzer.recognizers.validators import Validator, entropy
@@ -62,8 +63,8 @@ class RunRecognizer:
         always = [rule for rule in self._rules if not (rule.rule.context and rule.rule.context_needed)]
         most = max((rule.rule.digits for rule in always), default=0)
         # Most runs of digits are years, amounts and versions: too short for nearly every rule, which one count shows.
-        # Reviewed rules for digits want a word's beginning, at most twelve characters (of an Italian tax code) before the run: in the
-        # middle of a long hexadecimal or base 64 text none of them can match.
+        # Reviewed rules for digits want a word's beginning, in the run or at most twelve characters (of an Italian tax code) before it: in
+        # the middle of a long hexadecimal or base 64 text none of them can match.
         self._anywhere = [rule for rule in always if trigger != "digits" or rule.rule.id not in trusted]
         self._always = [[rule for rule in always if rule.rule.digits <= digits] for digits in range(most + 1)]
         self._by_group = {rule.rule.id: rule for rule in self._rules if rule.rule.context}
@@ -80,17 +81,18 @@ class RunRecognizer:
         while first > floor and text[first - 1] in chars:
             first -= 1
         last, size = at, len(text)
-        limit = min(size, first + self._longest)
-        while last < limit and text[last] in chars:
+        limit = at + self._longest  # from the hit on: a long run before it takes nothing away from what it stands in
+        while last < size and last < limit and text[last] in chars:
             last += 1
-        ended = last < size or last - first >= self._longest
+        ended = last < size or last == limit
         if not view.closed:
             if not ended:
                 return view.end + 1
             newline = text.find("\n", last, last + self._after)
             if size < last + self._after and newline < 0:
                 return base + last + self._after
-        view.done_until[self] = base + last
+        # Of a run that is longer, the next hit that was kept may be before the end of what was looked at.
+        view.done_until[self] = base + (last if last < limit else max(at + 1, last - RUN_STEP))
         return self._judge_run(view, base + first, base + last)
 
     def _judge_run(self, view: View, first: int, last: int) -> list[Match]:
@@ -102,7 +104,7 @@ class RunRecognizer:
         groups = view.groups(max(0, first - CONTEXT_BEFORE), first, min(left + len(window), last + MARGIN)) if self._by_group else {}
         rules = self._always[0]
         before = window[max(0, first - left - _BEFORE_DIGITS) : first - left]
-        if len(before) == _BEFORE_DIGITS and before.isascii() and before.isalnum():
+        if len(before) == _BEFORE_DIGITS and before.isascii() and before.isalnum() and window[first - left : last - left].isalnum():
             rules = self._anywhere
         elif len(self._always) > 1:
             digits = len(window.encode("utf-8", "surrogatepass").translate(None, _NO_DIGITS))
