@@ -93,14 +93,16 @@ class RunRecognizer:
                 return base + last + self._after
         # Of a run that is longer, the next hit that was kept may be before the end of what was looked at.
         view.done_until[self] = base + (last if last < limit else max(at + 1, last - RUN_STEP))
-        return self._judge_run(view, base + first, base + last)
+        is_cut = first > 0 and text[first - 1] in chars, last < size and text[last] in chars
+        return self._judge_run(view, base + first, base + last, is_cut)
 
-    def _judge_run(self, view: View, first: int, last: int) -> list[Match]:
+    def _judge_run(self, view: View, first: int, last: int, is_cut: tuple[bool, bool]) -> list[Match]:
+        """`is_cut`: whether the run goes on before it, and behind it."""
         left = max(view.base, first - self._before)
         window = view.slice(left, last + self._after)
         cut = window.find("\n", last - left)
         if cut >= 0:
-            window = window[:cut]
+            window, is_cut = window[:cut], (is_cut[0], False)
         groups = view.groups(max(0, first - CONTEXT_BEFORE), first, min(left + len(window), last + MARGIN)) if self._by_group else {}
         rules = self._always[0]
         before = window[max(0, first - left - _BEFORE_DIGITS) : first - left]
@@ -116,6 +118,9 @@ class RunRecognizer:
             if rule.rule.roles and view.role not in rule.rule.roles:
                 continue
             for start, end, confidence, note, severity in rule.find(window, first - left, last - left, groups.get(rule.rule.id)):
+                # What touches an edge at which the run goes on may be a part of something; a look from elsewhere sees it whole.
+                if (start == 0 and is_cut[0]) or (end == len(window) and is_cut[1]):
+                    continue
                 found.append(Match(rule=rule.rule, start=left + start, end=left + end, severity=severity, confidence=confidence, note=note))
         return found
 
