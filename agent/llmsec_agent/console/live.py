@@ -49,6 +49,7 @@ class _Look:
         self._began = time.time_ns() if start_ns is None else start_ns
         self._told: OrderedDict[str, None] = OrderedDict()
         self._generation = -1
+        self._is_first = True
         self._parts: frozenset[str] | None = None
         self._ask_at = 0.0
         self._store: Store | None = None
@@ -62,8 +63,9 @@ class _Look:
         told: list[dict[str, Any]] = [{"id": line.exchange_id, "finding": _finding_cells(line)} for line in said if line.rule is not None]
         ended = [line for line in said if line.rule is None and self._is_new(line.exchange_id)]
         stored = [line for line in stored if self._is_new(line.exchange_id)]
-        for line in stored[:-_AT_ONCE]:
-            self.left_out += line.ts_ns > self._began  # a page that comes back has the others
+        # A page that comes back has what ended before it left.
+        self.left_out += sum(not self._is_first or line.ts_ns > self._began for line in stored[:-_AT_ONCE])
+        self._is_first = False
         told += [{"id": line.exchange_id, "cells": _cells(line)} for line in (*ended, *stored[-_AT_ONCE:])]
         return told
 
@@ -93,10 +95,10 @@ class _Look:
             with session.only(fresh):
                 lines, count = _ended(session, self._began - _OLDEST_NS), _count(session)
             return store, parts, lines, count - len(lines)
-        is_first = self._generation == -1
-        behind_ns = time.time_ns() - _BEHIND_NS
-        lines = _ended(session, self._began - self._comes_back * _BEHIND_NS if is_first else max(self._began, behind_ns))
-        more = max(0, _count(session, self._began) - len(lines)) if is_first and len(lines) == _MOST else 0
+        if not self._is_first:
+            return store, parts, _ended(session, max(self._began, time.time_ns() - _BEHIND_NS)), 0
+        lines = _ended(session, self._began - self._comes_back * _BEHIND_NS)
+        more = max(0, _count(session, self._began) - len(lines)) if len(lines) == _MOST else 0
         return store, parts, lines, more
 
     def close(self) -> None:

@@ -164,6 +164,26 @@ def test_a_store_that_is_read_by_time_counts_what_it_leaves_out(store: Store, as
     assert page.told[2] == 11
 
 
+def test_of_a_database_it_is_what_ended_of_late(store: Store, asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standing, "MAX_ROWS", -1)
+    monkeypatch.setattr(live, "_EVERY_TIME_S", 0.0)
+    since = asking.since
+    monkeypatch.setattr(
+        asking, "since", lambda _, question: (-1, since(-1, question)[1])
+    )  # as of one, which does not say whether it has something new
+    page = Page(asking, time.time_ns() - 3600 * 10**9)
+    fill(store, range(1, 3), ended_s=-600)
+    fill(store, range(3, 5))
+    page.until(2)
+    assert page.told == [3, 4]
+
+
+def test_all_that_is_stored_late_at_once_is_told_or_counted(store: Store, asking: Asking) -> None:
+    page = Page(asking)
+    fill(store, range(1, 251), ended_s=-600)
+    page.until(200, 50)
+
+
 @pytest.mark.parametrize("wrong", ["x", "-1", "٣", "9" * 20])
 def test_where_to_begin_is_a_time(wrong: str) -> None:
     with pytest.raises(ConfigError, match="since is a time"):

@@ -28,7 +28,7 @@ if (live) {
   const say = () => {
     const texts = [trouble || "Following the store."];
     if (waiting) texts.push("Paused; " + waiting.length + " wait to be shown.");
-    if (left + missed) texts.push(left + missed + " more came than are shown; the list of exchanges has them.");
+    if (left + missed) texts.push(left + missed + " more were stored or found than are shown; the lists of exchanges and findings have them.");
     const text = texts.join(" ");
     if (state.textContent !== text) state.textContent = text;
   };
@@ -79,7 +79,10 @@ if (live) {
         return;
       }
       waiting.push(row);
-      if (waiting.length > most && !waiting.shift().finding) missed += 1;
+      if (waiting.length > most) {
+        waiting.shift();
+        missed += 1;
+      }
       say();
     };
     source.addEventListener("state", (event) => {
