@@ -17,7 +17,12 @@ from llmsec_agent.console.asking import Asking
 from llmsec_analyzer.stored import standing
 from llmsec_tap.errors import ConfigError, StorageError
 from llmsec_tap.storage import Store, StoreWriter, create_store
+from llmsec_tap.storage.clickhouse.address import parse
+from llmsec_tap.storage.clickhouse.client import connect
+from llmsec_tap.storage.clickhouse.migrations import migrate
+from llmsec_tap.storage.clickhouse.tables import Layout
 from llmsec_tap.storage.compact import compact
+from support.clickhouse_front import Server, copy_folder
 from support.hostile import HOSTILE, START, exchange
 from support.journal import Said
 
@@ -164,18 +169,20 @@ def test_a_store_that_is_read_by_time_counts_what_it_leaves_out(store: Store, as
     assert page.told[2] == 11
 
 
-def test_of_a_database_it_is_what_ended_of_late(store: Store, asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standing, "MAX_ROWS", -1)
-    monkeypatch.setattr(live, "_EVERY_TIME_S", 0.0)
-    since = asking.since
-    monkeypatch.setattr(
-        asking, "since", lambda _, question: (-1, since(-1, question)[1])
-    )  # as of one, which does not say whether it has something new
+def test_of_a_database_it_is_what_ended_of_late(tmp_path: Path, clickhouse: Server) -> None:
+    url = clickhouse.new_url()
+    client, _ = connect(parse(url), database=False)
+    migrate(client, Layout(parse(url).database))
+    asking = Asking(url, Said())
     page = Page(asking, time.time_ns() - 3600 * 10**9)
+    store = create_store(tmp_path / "store")
     fill(store, range(1, 3), ended_s=-600)
     fill(store, range(3, 5))
-    page.until(2)
-    assert page.told == [3, 4]
+    fill(store, range(5, 6), ended_s=600)
+    copy_folder(store.root, url)
+    page.until(3)
+    assert page.told == [3, 4, 5]
+    asking.close()
 
 
 def test_all_that_is_stored_late_at_once_is_told_or_counted(store: Store, asking: Asking) -> None:
