@@ -161,10 +161,11 @@ def test_what_comes_in_a_pause_is_shown_after_it(console: Console, context: Any)
     page = following(context, console)
     page.locator("#live-pause").click()
     console.fill(1)
-    says(page, "Paused; 1 wait to be shown")
+    page.get_by_role("button", name="Go on (1)").wait_for(timeout=_WAIT_MS)
     console.fill(*range(2, 152))
     console.fill(*range(152, 262))
-    says(page, "Paused; 200 wait to be shown. 61 more were stored")
+    says(page, "^Following the store. Paused. 61 more were stored")
+    assert page.locator("#live-pause").inner_text() == "Go on (200)"
     assert shown(page) == []
     page.locator("#live-pause").click()
     assert shown(page) == list(range(261, 61, -1))

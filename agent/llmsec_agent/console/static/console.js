@@ -27,10 +27,11 @@ if (live) {
 
   const say = () => {
     const texts = [trouble || "Following the store."];
-    if (waiting) texts.push("Paused; " + waiting.length + " wait to be shown.");
+    if (waiting) texts.push("Paused.");
     if (left + missed) texts.push(left + missed + " more were stored or found than are shown; the lists of exchanges and findings have them.");
     const text = texts.join(" ");
-    if (state.textContent !== text) state.textContent = text;
+    if (state.textContent !== text) state.textContent = text; // which screen readers say
+    pause.textContent = waiting ? "Go on (" + waiting.length + ")" : "Pause";
   };
   const add = (rows, id, cells, numbers, limit) => {
     const line = rows.insertRow(0);
@@ -119,7 +120,6 @@ if (live) {
     const shown = waiting;
     waiting = waiting ? null : [];
     pause.setAttribute("aria-pressed", String(waiting !== null));
-    pause.textContent = waiting ? "Go on" : "Pause";
     for (const row of shown || []) show(row);
     say();
   });
