@@ -151,5 +151,6 @@ def _live(pages: Pages, request: Request) -> Response:
     return page_of(pages, request, "live.html")
 
 
-def _live_events(pages: Pages, _request: Request) -> Response:
-    return StreamingResponse(live.events(pages.asking), media_type="text/event-stream")
+def _live_events(pages: Pages, request: Request) -> Response:
+    start_ns = live.start_of(request.query_params.get("since", ""))
+    return StreamingResponse(live.events(pages.asking, start_ns), media_type="text/event-stream")
