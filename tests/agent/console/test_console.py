@@ -183,7 +183,7 @@ def test_every_answer_keeps_the_browser_safe(admin: TestClient, page: str) -> No
     assert "unsafe" not in headers["content-security-policy"]
     assert (headers["x-content-type-options"], headers["referrer-policy"], headers["cache-control"]) == (
         "nosniff",
-        "no-referrer",
+        "same-origin",
         "no-store",
     )
 
@@ -247,6 +247,21 @@ def test_forms_of_other_pages_are_refused(folder: Path) -> None:
         )
         assert made.post("/logout", data={"csrf": token[1]}).status_code == 303
         assert made.get("/taps").status_code == 303
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        ({"sec-fetch-site": "same-origin", "origin": "null"}, 303),
+        ({"origin": "http://127.0.0.1:8765"}, 303),
+        ({"sec-fetch-site": "cross-site", "origin": "http://127.0.0.1:8765"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+        ({"origin": "null"}, 403),
+    ],
+)
+def test_a_form_counts_where_the_browser_says_that_it_is_of_the_console(folder: Path, said: dict[str, str], status: int) -> None:
+    with client(folder) as made:
+        assert made.post("/logout", data={"csrf": csrf_of(made)}, headers=said).status_code == status
 
 
 def test_a_viewer_sees_figures_and_no_content(folder: Path) -> None:
