@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 import msgspec
@@ -69,20 +69,20 @@ class _Look:
         return True
 
 
-async def events(asking: Asking, start_ns: int | None = None) -> AsyncIterator[bytes]:
-    """`start_ns`: what ended from then on; by default from now."""
+async def events(asking: Asking, start_ns: int | None = None, is_ending: Callable[[], bool] = lambda: False) -> AsyncIterator[bytes]:
+    """`start_ns`: what ended from then on; by default from now. Until `is_ending`: the server waits for its answers."""
     look = _Look(asking, start_ns)
     try:
-        async for event in _followed(look):
+        async for event in _followed(look, is_ending):
             yield event
     finally:
         look.close()
 
 
-async def _followed(look: _Look) -> AsyncIterator[bytes]:
+async def _followed(look: _Look, is_ending: Callable[[], bool]) -> AsyncIterator[bytes]:
     heard = time.monotonic()
     yield b"retry: 2000\n\n"
-    while True:
+    while not is_ending():
         try:
             told = await run_in_threadpool(look.new)
         except BusyError:
