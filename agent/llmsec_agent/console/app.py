@@ -13,13 +13,14 @@ from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from llmsec_agent.console import charts, figures, live, templates
-from llmsec_agent.console.access import SESSION_S, Access, Guard, Role
+from llmsec_agent.console.access import SESSION_S, Access, Guard, Role, user_of
 from llmsec_agent.console.asking import Asking
+from llmsec_agent.console.connections import LiveResponse, Watching
 from llmsec_agent.console.exchange_pages import decide, exchange_page, exchanges, export, record
 from llmsec_agent.console.handling import Pages, guarded, page_of, posted, span_of
 from llmsec_agent.console.login import login, login_page, logout
@@ -79,6 +80,8 @@ def console(location: str, shown: str, access: Access, journal: Journal, *, is_s
         exception_handlers={404: _not_found(pages)},
     )
     app.state.pages = pages
+    app.state.watching = Watching()
+    app.state.is_ending = False
     return app
 
 
@@ -150,5 +153,8 @@ def _live(pages: Pages, request: Request) -> Response:
     return page_of(pages, request, "live.html")
 
 
-def _live_events(pages: Pages, _request: Request) -> Response:
-    return StreamingResponse(live.events(pages.asking), media_type="text/event-stream")
+def _live_events(pages: Pages, request: Request) -> Response:
+    user, state = user_of(request), request.app.state
+    assert user is not None
+    events = live.events(pages.asking, is_ending=lambda: state.is_ending)
+    return LiveResponse(state.watching, user.name, events, media_type="text/event-stream")

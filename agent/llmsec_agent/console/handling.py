@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
 import jinja2
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
 from llmsec_agent.auditing import record_reading
@@ -23,7 +24,9 @@ from llmsec_tap.errors import ConfigError, LLMSecError
 from llmsec_tap.journal import Journal
 
 PAGE: Final = 50
+FORM_S: Final = 10.0
 _MAX_FORM: Final = 16 << 10
+_MAX_FIELDS: Final = 32
 _MINUTE_NS: Final = 60 * 1_000_000_000
 _FIELDS: Final = (
     *("model", "provider", "api", "tenant", "status", "completeness", "since", "until", "text", "risk", "rule"),
@@ -92,13 +95,17 @@ def page_of(pages: Pages, request: Request, name: str, *, status: int = 200, **v
 
 
 async def form_of(request: Request) -> dict[str, str] | None:
-    """The fields; None where there are too many bytes of them."""
+    """The fields; None where they are too many, too long, or do not come."""
     body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > _MAX_FORM:
-            return None
-    return dict(parse_qsl(body.decode(errors="replace"), max_num_fields=32))
+    try:
+        async with asyncio.timeout(FORM_S):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > _MAX_FORM:
+                    return None
+        return dict(parse_qsl(body.decode(errors="replace"), max_num_fields=_MAX_FIELDS))
+    except (TimeoutError, ClientDisconnect, ValueError):
+        return None
 
 
 def is_from_here(request: Request) -> bool:
@@ -118,7 +125,7 @@ async def own_form(request: Request) -> dict[str, str] | None:
     expected = request.session.get("csrf")
     if expected is None:
         return form if request.headers.get("origin") is not None else None
-    return form if secrets.compare_digest(form.get("csrf", ""), expected) else None
+    return form if secrets.compare_digest(form.get("csrf", "").encode(), expected.encode()) else None
 
 
 def posted(pages: Pages, handler: Callable[[Pages, Request, dict[str, str]], Response], role: Role) -> Callable[[Request], Any]:

@@ -84,13 +84,15 @@ def listen(settings: ServeSettings) -> socket.socket:
     return listener
 
 
-def tls_of(settings: ServeSettings) -> None:
-    """Whether certificate and key are there and belong together. Raises ConfigError."""
+def tls_of(settings: ServeSettings) -> ssl.SSLContext | None:
+    """Of certificate and key, read now: they may be for root alone, whose rights are dropped. Raises ConfigError."""
     if settings.certificate is None or settings.key is None:
-        return
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(Path(settings.certificate), Path(settings.key))
+        context.load_cert_chain(Path(settings.certificate), Path(settings.key))
     except (OSError, ssl.SSLError) as fault:
         raise ConfigError(
             f"cannot use {settings.certificate} with {settings.key}: {fault.strerror or fault}", "a chain and its key, PEM"
         ) from None
+    return context

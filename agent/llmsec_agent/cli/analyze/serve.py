@@ -67,9 +67,8 @@ def serve(
         typer.echo(f"{name}:{role}:{hashed(password)}")
         return
     try:
-        import uvicorn
-
         from llmsec_agent.console.app import console
+        from llmsec_agent.console.connections import Server
     except ImportError as fault:
         raise ConfigError(f"the console needs the package {fault.name}", "pip install 'llmsec-trace[console]'") from None
     from llmsec_agent.config import load_config
@@ -84,7 +83,7 @@ def serve(
     log = journal()
     triage = triage_of(suppressions, load_config(config, report).security.suppressions)
     access, made = access_of(settings)
-    tls_of(settings)
+    context = tls_of(settings)
     listener = listen(settings)
     drop_rights(store)  # before anything starts a thread, which would keep them
     with open_session(store, log):  # what is wrong with it is said now
@@ -94,11 +93,7 @@ def serve(
     address = f"{'https' if tls_cert else 'http'}://{'[' + host + ']' if ':' in host else host}:{listener.getsockname()[1]}/"
     typer.echo(f"console of {shown}: {address}{'login?token=' + made if made else ''}", err=True)
     typer.echo("Ctrl-C stops it.", err=True)
-    served = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, ssl_certfile=tls_cert, ssl_keyfile=tls_key, proxy_headers=False,
-        limit_concurrency=64, timeout_keep_alive=5, timeout_graceful_shutdown=3, h11_max_incomplete_event_size=64 << 10, lifespan="off", ws="none",
-    )  # fmt: skip
     try:
-        uvicorn.Server(served).run(sockets=[listener])
+        Server(app, context).serve_on(listener)
     finally:
         app.state.pages.asking.close()
