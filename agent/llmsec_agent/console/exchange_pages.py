@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -14,10 +15,11 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from llmsec_agent.console.access import user_of
-from llmsec_agent.console.handling import PAGE, Pages, audit, filter_of, page_of
+from llmsec_agent.console.handling import PAGE, Pages, asked_of, audit, filter_of, page_of
 from llmsec_agent.console.reading import passages
 from llmsec_agent.console.triage import BY, acknowledge, acknowledged
 from llmsec_agent.suppressing import marked
+from llmsec_analyzer.judge.suppressions import Entry
 from llmsec_analyzer.show.explanation import advice
 from llmsec_analyzer.stored import exchanges as listing
 from llmsec_analyzer.stored.session import QuerySession
@@ -56,7 +58,7 @@ def exchanges(pages: Pages, request: Request) -> Response:
 
     def question(session: Session) -> list[dict[str, Any]]:
         if may_read:
-            audit(pages, request, session, "query", page="exchanges", filter=sorted(query))
+            audit(pages, request, "query", page="exchanges", filter=asked_of(query))
         return listing.page(session, dataclasses.replace(wanted, limit=PAGE + 1))
 
     rows = pages.asking.ask(question)
@@ -89,10 +91,12 @@ def export(pages: Pages, request: Request) -> Response:
         raise ConfigError("whole records hold content, which your role does not see", "csv and parquet hold none")
     name = {"content-disposition": f'attachment; filename="exchanges.{kind}"'}
     if kind == "jsonl":
-        return StreamingResponse(_records(pages, request, wanted), media_type="application/jsonl", headers=name)
+        records = _records(pages, request, wanted)
+        first = next(records)  # what is wrong is said before anything is sent
+        return StreamingResponse(chain((first,), records), media_type="application/jsonl", headers=name)
 
     def question(session: Session) -> list[dict[str, Any]]:
-        audit(pages, request, session, "export", page=f"exchanges.{kind}", filter=sorted(request.query_params))
+        audit(pages, request, "export", page=f"exchanges.{kind}", filter=asked_of(request.query_params))
         return [{column: row[column] for column in _COLUMNS} for row in listing.page(session, wanted)]
 
     rows = pages.asking.ask(question)
@@ -122,7 +126,7 @@ def _records(pages: Pages, request: Request, wanted: listing.Filter) -> Iterator
 
         def question(session: Session, page: listing.Filter = page, audited: bool = audited) -> list[Exchange]:
             if not audited:
-                audit(pages, request, session, "export", page="exchanges.jsonl", filter=sorted(request.query_params))
+                audit(pages, request, "export", page="exchanges.jsonl", filter=asked_of(request.query_params))
             return listing.records_page(session, page)
 
         found = pages.asking.ask(question)
@@ -141,7 +145,7 @@ def exchange_page(pages: Pages, request: Request) -> Response:
     def question(session: Session) -> tuple[Exchange, dict[str, Any]]:
         exchange = listing.find(session, request.path_params["exchange_id"])
         if may_read:
-            audit(pages, request, session, "query", page="exchange", exchange_id=exchange.exchange_id)
+            audit(pages, request, "query", page="exchange", exchange_id=exchange.exchange_id)
         return exchange, acknowledged(session.store) if isinstance(session, QuerySession) and exchange.findings else {}
 
     exchange, seen = pages.asking.ask(question)
@@ -179,13 +183,15 @@ def decide(pages: Pages, request: Request, form: dict[str, str]) -> Response:
         match form.get("do"):
             case "acknowledge" if isinstance(session, QuerySession):
                 acknowledge(session.store, finding, user.name, form.get("note", ""))
-                audit(pages, request, session, "configuration", state="finding acknowledged", **facts)
+                audit(pages, request, "configuration", state="finding acknowledged", **facts)
             case "suppress" if user.may("admin"):
                 by = [name for name in BY if form.get(f"by_{name}")]
-                entry = pages.triage.suppress(
-                    finding, exchange, reason=form.get("reason", ""), owner=user.name, until=form.get("until", ""), by=by
-                )
-                audit(pages, request, session, "configuration", state="suppression added", owner=user.name, until=entry.until, **facts)
+
+                def said(entry: Entry) -> None:
+                    audit(pages, request, "configuration", state="suppression added", owner=user.name, until=entry.until, **facts)
+
+                words = {"reason": form.get("reason", ""), "owner": user.name, "until": form.get("until", "")}
+                pages.triage.suppress(finding, exchange, **words, by=by, audit=said)
             case _:
                 raise ConfigError("this cannot be done here", "acknowledge needs a folder as the store, suppress the role admin")
 
@@ -212,7 +218,7 @@ def _timeline(exchange: Exchange) -> list[tuple[str, float | None]]:
 def record(pages: Pages, request: Request) -> Response:
     def question(session: Session) -> Exchange:
         exchange = listing.find(session, request.path_params["exchange_id"])
-        audit(pages, request, session, "export", page="record", exchange_id=exchange.exchange_id)
+        audit(pages, request, "export", page="record", exchange_id=exchange.exchange_id)
         return exchange
 
     return Response(msgspec.json.format(to_json(pages.asking.ask(question)), indent=2), media_type="application/json")

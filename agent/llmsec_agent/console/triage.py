@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -45,15 +45,17 @@ class Triage:
         """Read anew each time, as others write them too. Raises ConfigError."""
         return Suppressions(load_suppressions([name for name in self.files if name != str(self.suppressions) or Path(name).exists()]))
 
-    def suppress(self, finding: Finding, exchange: Exchange, *, reason: str, owner: str, until: str, by: list[str]) -> Entry:
-        """Add an entry. Raises ConfigError."""
+    def suppress(
+        self, finding: Finding, exchange: Exchange, *, reason: str, owner: str, until: str, by: list[str], audit: Callable[[Entry], None]
+    ) -> None:
+        """Add an entry, once `audit` has written that it is. Raises ConfigError, and what `audit` raises."""
         if self.suppressions is None:
             raise ConfigError("this console was begun without a file of suppressions", "serve --suppressions FILE")
         if not reason.strip():
             raise ConfigError("a suppression needs a reason", "say why this finding is no danger")
         entry = entry_of(finding, exchange, reason=_note(reason), owner=owner, until=day_of(until), by=[name for name in BY if name in by])
+        audit(entry)
         append(self.suppressions, entry)
-        return entry
 
 
 def triage_of(chosen: str | None, files: Sequence[str]) -> Triage:

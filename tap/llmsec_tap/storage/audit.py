@@ -40,7 +40,7 @@ _NS_PER_DAY: Final = 86_400_000_000_000
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """`seq` counts from 1. `event`: finding, alert, configuration, deletion, export, query, analysis, or one of the log itself. `prev`: hash of the entry before."""
+    """`seq` counts from 1. `event`: finding, alert, configuration, deletion, export, query, analysis, login, or one of the log itself. `prev`: hash of the entry before."""
 
     seq: int
     ts_ns: int
