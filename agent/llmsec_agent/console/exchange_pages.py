@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -19,7 +20,6 @@ from llmsec_agent.console.handling import PAGE, Pages, asked_of, audit, filter_o
 from llmsec_agent.console.reading import passages
 from llmsec_agent.console.triage import BY, acknowledge, acknowledged
 from llmsec_agent.suppressing import marked
-from llmsec_analyzer.judge.suppressions import Entry
 from llmsec_analyzer.show.explanation import advice
 from llmsec_analyzer.stored import exchanges as listing
 from llmsec_analyzer.stored.session import QuerySession
@@ -182,16 +182,13 @@ def decide(pages: Pages, request: Request, form: dict[str, str]) -> Response:
         facts = {"page": "exchange", "rule_id": finding.rule_id, "finding_id": finding_id}
         match form.get("do"):
             case "acknowledge" if isinstance(session, QuerySession):
-                acknowledge(session.store, finding, user.name, form.get("note", ""))
-                audit(pages, request, "configuration", state="finding acknowledged", **facts)
+                said = partial(audit, pages, request, "configuration", state="finding acknowledged", **facts)
+                acknowledge(session.store, finding, user.name, form.get("note", ""), said)
             case "suppress" if user.may("admin"):
                 by = [name for name in BY if form.get(f"by_{name}")]
-
-                def said(entry: Entry) -> None:
-                    audit(pages, request, "configuration", state="suppression added", owner=user.name, until=entry.until, **facts)
-
+                said = partial(audit, pages, request, "configuration", state="suppression added", owner=user.name, **facts)
                 words = {"reason": form.get("reason", ""), "owner": user.name, "until": form.get("until", "")}
-                pages.triage.suppress(finding, exchange, **words, by=by, audit=said)
+                pages.triage.suppress(finding, exchange, **words, by=by, audit=lambda entry: said(until=entry.until))
             case _:
                 raise ConfigError("this cannot be done here", "acknowledge needs a folder as the store, suppress the role admin")
 

@@ -228,7 +228,7 @@ def audit(pages: Pages, request: Request, event: str, **facts: Any) -> None:
 def audit_login(pages: Pages, name: str, address: str, state: str) -> None:
     """Without a place to write to, people still log in: figures are no content."""
     if pages.log is not None:
-        record(pages.log, pages.journal, "login", command="serve", user=name[:128] or "token", address=address, state=state)
+        record(pages.log, pages.journal, "login", command="serve", user=name or "token", address=address, state=state)
 
 
 def asked_of(query: Mapping[str, str]) -> list[str]:

@@ -40,22 +40,23 @@ def login(pages: Pages) -> Callable[[Request], Any]:
 
 async def _tried(pages: Pages, request: Request, name: str, password: str, target: str | None) -> Response:
     address = attempts.address_of(request.client.host if request.client else None)
+    called = name[:128]  # what is kept of it
     with pages.attempts.of(address) as has_place:
-        wait_s = math.ceil(pages.attempts.wait_s(address, name)) or (0 if has_place else 1)
+        wait_s = math.ceil(pages.attempts.wait_s(address, called)) or (0 if has_place else 1)
         if wait_s:
             text = f"Too many wrong logins came from your address; try again in {wait_s} s."
             return _page(pages, request, target, status=429, fault=text)
         async with pages.attempts.places:
             user = await in_thread(pages.access.check, name, password)
             if user is None:
-                pages.attempts.failed(address, name)
+                pages.attempts.failed(address, called)
                 pages.journal.warning(
-                    "console_login_failed", f"a login failed from {address}: " + (f"as {name[:128]}" if name else "with a token")
+                    "console_login_failed", f"a login failed from {address}: " + (f"as {called}" if called else "with a token")
                 )
-                await in_thread(audit_login, pages, name, address, "login failed")
+                await in_thread(audit_login, pages, called, address, "login failed")
                 await asyncio.sleep(attempts.HELD_S)
                 return _page(pages, request, target, status=401, fault=_WRONG)
-        pages.attempts.passed(address, name)
+        pages.attempts.passed(address, called)
     await in_thread(audit_login, pages, user.name, address, "logged in")
     pages.sessions.end(request.session.get("id"))
     request.session.clear()

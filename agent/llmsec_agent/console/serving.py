@@ -49,8 +49,8 @@ def access_of(settings: ServeSettings) -> tuple[Access, str | None]:
     public = name_of(settings.public) if settings.public is not None else None
     if settings.public is not None and (not public or "/" in settings.public):
         raise ConfigError(f"--public-name: {settings.public!r} is no name of a host", "such as console.example.org")
-    # By its own address the console is called from this host, or where whoever began it said so.
-    hosts = _LOCAL | {settings.host.lower()} | ({public} if public else set()) if is_local or public else None
+    # Elsewhere it has more names than it knows, and no page of another name has its cookie.
+    hosts = _LOCAL | {settings.host.lower()} | ({public} if public else set()) if is_local else None
     made = None
     token = read_token(settings.token_file) if settings.token_file else None
     users = read_users(settings.users_file) if settings.users_file else {}

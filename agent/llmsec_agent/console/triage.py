@@ -119,10 +119,11 @@ def acknowledged(store: Store) -> dict[str, Acknowledged]:
     return found
 
 
-def acknowledge(store: Store, finding: Finding, by: str, note: str) -> None:
-    """Onto the disk. Raises ConfigError where the note is too long or the file full, StorageError where it cannot be written."""
+def acknowledge(store: Store, finding: Finding, by: str, note: str, audit: Callable[[], None]) -> None:
+    """Onto the disk, once `audit` has written that it is. Raises ConfigError where the note is too long or the file full, StorageError where it cannot be written."""
     path = store.root / FILE
     line = msgspec.json.encode(Acknowledged(finding.finding_id, by, time.time_ns(), _note(note))) + b"\n"
+    audit()
     try:
         descriptor = os.open(path, _FLAGS | os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:

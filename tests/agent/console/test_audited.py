@@ -64,13 +64,15 @@ def test_figures_are_shown_all_the_same(full: Store) -> None:
         assert made.get(f"/exchanges/{1:032x}").status_code == 200
 
 
-def test_nothing_is_suppressed_that_cannot_be_audited(full: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("do", ["suppress", "acknowledge"])
+def test_nothing_is_decided_that_cannot_be_audited(full: Store, tmp_path: Path, do: str) -> None:
     file = tmp_path / "suppressions.yaml"
-    given = {"do": "suppress", "reason": "a drill", "until": "9d", "by_rule": "1"}
+    given = {"do": do, "reason": "a drill", "until": "9d", "by_rule": "1"}
     with browser(full, triage=Triage(file, (str(file),))) as made:
         csrf = made.get("/taps").text.split('name="csrf" value="')[1].split('"')[0]
         assert made.post(f"/exchanges/{1:032x}/findings/f1", data={**given, "csrf": csrf}).status_code == 503
     assert not file.exists()
+    assert not (full.root / "triage.jsonl").exists()
 
 
 def test_another_folder_has_the_audit_log_where_one_is_named(full: Store, tmp_path: Path) -> None:
