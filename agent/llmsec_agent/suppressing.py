@@ -44,9 +44,13 @@ def marking(suppressions: Suppressions) -> Callable[[Finding, dict[str, Any]], F
     return (lambda finding, facts: suppressions.marked(finding, Facts(**facts))) if suppressions else None
 
 
-def marked(finding: Finding, exchange: Exchange, suppressions: Suppressions) -> Finding:
-    role = next((part.role for part in text_parts(exchange) if str(part.place) == finding.location.part), None)
-    return suppressions.marked(finding, facts_of(exchange), role)
+def marked(exchange: Exchange, suppressions: Suppressions) -> list[Finding]:
+    """The exchange's findings, with what suppresses them now."""
+    if not suppressions or not exchange.findings:
+        return exchange.findings
+    facts, places = facts_of(exchange), {finding.location.part for finding in exchange.findings}
+    roles = {place: part.role for part in text_parts(exchange) if (place := str(part.place)) in places}
+    return [suppressions.marked(finding, facts, roles.get(finding.location.part)) for finding in exchange.findings]
 
 
 def day_of(text: str) -> str:

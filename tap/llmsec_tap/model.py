@@ -20,7 +20,7 @@ Framing = Literal["sse", "ndjson", "json-array", "aws-eventstream", "websocket",
 
 
 class Usage(msgspec.Struct, kw_only=True):
-    """Token counts as the server states them; the last statement of each wins, absent ones stay null."""
+    """Token counts as the server states them, of 10^12 at most; the last statement of each wins, absent ones stay null."""
 
     input_tokens: int | None = None
     output_tokens: int | None = None

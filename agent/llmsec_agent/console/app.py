@@ -128,6 +128,7 @@ def _overview(pages: Pages, request: Request) -> Response:
             "rules": figures.rules(session, span, 8),
             "losses": figures.losses(session, span),
             "lost": figures.lost_by_taps(session, span),
+            "damaged": figures.damaged(session),
         }
 
     if "since" not in request.query_params and not totals.exchanges:

@@ -147,7 +147,7 @@ def _limited(session: Session) -> Iterator[None]:
     if not isinstance(session, QuerySession):
         yield
         return
-    timer = threading.Timer(QUESTION_S, session.interrupt)
+    timer = threading.Timer(QUESTION_S, session.give_up, (QUESTION_S,))
     timer.daemon = True
     timer.start()
     try:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Iterator
+import itertools
+import threading
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
 
 import msgspec
@@ -16,36 +17,45 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from llmsec_agent.console.access import user_of
+from llmsec_agent.console.asking import BusyError
 from llmsec_agent.console.handling import PAGE, Pages, asked_of, audit, filter_of, page_of
 from llmsec_agent.console.reading import passages
 from llmsec_agent.console.triage import BY, acknowledge, acknowledged
 from llmsec_agent.suppressing import marked
+from llmsec_analyzer.risk import rank
 from llmsec_analyzer.show.explanation import advice
+from llmsec_analyzer.show.results import no_formula
 from llmsec_analyzer.stored import exchanges as listing
 from llmsec_analyzer.stored.session import QuerySession
 from llmsec_analyzer.stored.stores import Session
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.model import Exchange, to_json
 from llmsec_tap.storage.clickhouse.address import is_clickhouse
+from llmsec_tap.visible import visible
 
 _MAX_EXPORT: Final = 100_000
+# Exports under way; who wants another waits for none of them.
+_exporting: Final = threading.BoundedSemaphore(4)
+_T = TypeVar("_T")
+# Of one exchange's findings, the gravest are shown.
+_MAX_FINDINGS: Final = 200
 # What is no content, and so may be asked for and exported by a viewer.
-_COLUMNS: Final = (
-    "exchange_id",
-    "started",
-    "ms",
-    "provider",
-    "model",
-    "status",
-    "in",
-    "out",
-    "note",
-    "tenant",
-    "risk_score",
-    "findings",
-    "cost_usd",
-    "server",
-)
+_COLUMNS: Final[dict[str, type]] = {
+    "exchange_id": str,
+    "started": str,
+    "ms": int,
+    "provider": str,
+    "model": str,
+    "status": int,
+    "in": int,
+    "out": int,
+    "note": str,
+    "tenant": str,
+    "risk_score": int,
+    "findings": int,
+    "cost_usd": float,
+    "server": str,
+}
 
 
 def exchanges(pages: Pages, request: Request) -> Response:
@@ -91,51 +101,80 @@ def export(pages: Pages, request: Request) -> Response:
         raise ConfigError("whole records hold content, which your role does not see", "csv and parquet hold none")
     name = {"content-disposition": f'attachment; filename="exchanges.{kind}"'}
     if kind == "jsonl":
-        records = _records(pages, request, wanted)
-        first = next(records)  # what is wrong is said before anything is sent
-        return StreamingResponse(chain((first,), records), media_type="application/jsonl", headers=name)
-
-    def question(session: Session) -> list[dict[str, Any]]:
-        audit(pages, request, "export", page=f"exchanges.{kind}", filter=asked_of(request.query_params))
-        return [{column: row[column] for column in _COLUMNS} for row in listing.page(session, wanted)]
-
-    rows = pages.asking.ask(question)
+        records = _walk(
+            pages, request, wanted, listing.records_page, 500, lambda one: listing.Position(one.started_ns or 0, one.exchange_id)
+        )
+        lines = (b"".join(to_json(exchange) + b"\n" for exchange in some) for some in _begun(records))
+        return StreamingResponse(lines, media_type="application/jsonl", headers=name)
+    rows = _walk(pages, request, wanted, listing.page, 2_000, lambda row: listing.Position(row["started_ns"], row["exchange_id"]))
     if kind == "parquet":
-        import polars as pl
+        return Response(_parquet(rows), media_type="application/vnd.apache.parquet", headers=name)
+    return StreamingResponse(_csv(_begun(rows)), media_type="text/csv; charset=utf-8", headers=name)
 
-        made = io.BytesIO()
-        pl.DataFrame(rows, infer_schema_length=None).write_parquet(made)
-        return Response(made.getvalue(), media_type="application/vnd.apache.parquet", headers=name)
+
+def _walk(
+    pages: Pages,
+    request: Request,
+    wanted: listing.Filter,
+    look: Callable[[Session, listing.Filter], list[_T]],
+    at_once: int,
+    place_of: Callable[[_T], listing.Position],
+) -> Iterator[list[_T]]:
+    """Page by page, so that no question of an export is long, and little of it is held."""
+    if not _exporting.acquire(blocking=False):
+        raise BusyError("as many exports as may run at once are under way", "try again in a moment")
+    try:
+        left, is_first = wanted.limit, True
+        while left > 0:
+            page = dataclasses.replace(wanted, limit=min(left, at_once))
+
+            def question(session: Session, page: listing.Filter = page, is_first: bool = is_first) -> list[_T]:
+                if is_first:
+                    kind = request.path_params["kind"]
+                    audit(pages, request, "export", page=f"exchanges.{kind}", filter=asked_of(request.query_params))
+                return look(session, page)
+
+            found = pages.asking.ask(question)
+            yield found
+            if len(found) < page.limit:
+                return
+            left, is_first = left - len(found), False
+            wanted = dataclasses.replace(wanted, before=place_of(found[-1]))
+    finally:
+        _exporting.release()
+
+
+def _begun(walk: Iterator[list[_T]]) -> Iterator[list[_T]]:
+    """The same, the first page asked for: what is wrong is said before anything is answered."""
+    first = next(walk, [])
+    return itertools.chain([first], walk)
+
+
+def _csv(pages: Iterator[list[dict[str, Any]]]) -> Iterator[bytes]:
+    """For spreadsheets, and people: nothing in it is a formula, or steers a terminal."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS)
+    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore")
     writer.writeheader()
-    # A spreadsheet takes a cell that begins so for a formula.
-    writer.writerows(
-        {key: f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t") else value for key, value in row.items()}
-        for row in rows
-    )
-    return Response(text.getvalue(), media_type="text/csv; charset=utf-8", headers=name)
+    for rows in pages:
+        writer.writerows(
+            {name: no_formula(visible(value)) if isinstance(value, str) else value for name, value in row.items()} for row in rows
+        )
+        yield text.getvalue().encode()
+        text.seek(0)
+        text.truncate()
 
 
-def _records(pages: Pages, request: Request, wanted: listing.Filter) -> Iterator[bytes]:
-    """Page by page, so that no question of an export is long."""
-    left = wanted.limit
-    audited = False
-    while left > 0:
-        page = dataclasses.replace(wanted, limit=min(left, 500))
+def _parquet(pages: Iterator[list[dict[str, Any]]]) -> bytes:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    from pyarrow import parquet
 
-        def question(session: Session, page: listing.Filter = page, audited: bool = audited) -> list[Exchange]:
-            if not audited:
-                audit(pages, request, "export", page="exchanges.jsonl", filter=asked_of(request.query_params))
-            return listing.records_page(session, page)
-
-        found = pages.asking.ask(question)
-        audited = True
-        yield b"".join(to_json(exchange) + b"\n" for exchange in found)
-        if len(found) < page.limit:
-            return
-        left -= len(found)
-        wanted = dataclasses.replace(wanted, before=listing.Position(found[-1].started_ns or 0, found[-1].exchange_id))
+    types = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+    schema = pa.schema([(name, types[kind]) for name, kind in _COLUMNS.items()])
+    made = io.BytesIO()
+    with parquet.ParquetWriter(made, schema, compression="zstd") as writer:
+        for rows in pages:
+            writer.write_table(pa.Table.from_pylist([{name: row[name] for name in _COLUMNS} for row in rows], schema=schema))
+    return made.getvalue()
 
 
 def exchange_page(pages: Pages, request: Request) -> Response:
@@ -149,16 +188,19 @@ def exchange_page(pages: Pages, request: Request) -> Response:
         return exchange, acknowledged(session.store) if isinstance(session, QuerySession) and exchange.findings else {}
 
     exchange, seen = pages.asking.ask(question)
-    entries = pages.triage.entries()
-    exchange = msgspec.structs.replace(exchange, findings=[marked(finding, exchange, entries) for finding in exchange.findings])
+    exchange = msgspec.structs.replace(exchange, findings=marked(exchange, pages.triage.entries()))
+    read, left_out = passages(exchange) if may_read else ([], 0)
     if not may_read:
         exchange = exchange.without_content()
+    findings = sorted(exchange.findings, key=lambda finding: -rank(finding.severity))[:_MAX_FINDINGS]
     return page_of(
         pages,
         request,
         "exchange.html",
         exchange=exchange,
-        passages=passages(exchange) if may_read else [],
+        findings=findings,
+        passages=read,
+        left_out=left_out,
         timeline=_timeline(exchange),
         acknowledged=seen,
         advice=advice,

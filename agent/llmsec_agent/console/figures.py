@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import time
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from llmsec_analyzer.stored.session import QuerySession
 from llmsec_analyzer.stored.stores import Session
 
 _BUCKETS: Final = 48
@@ -12,6 +15,8 @@ _BUCKETS: Final = 48
 _WIDTHS: Final = (1, 5, 15, 60, 300, 900, 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_400, 365 * 86_400)
 _NS: Final = 1_000_000_000
 _GRAVEST_FIRST: Final = "CASE severity WHEN 'critical' THEN 0 WHEN 'high' THEN 1 WHEN 'medium' THEN 2 WHEN 'low' THEN 3 ELSE 4 END"
+# Each sum by itself: a store may hold counts that one addition cannot.
+_TOKENS: Final = "coalesce(sum(coalesce(input_tokens, usage_estimated.input_tokens)), 0) + coalesce(sum(coalesce(output_tokens, usage_estimated.output_tokens)), 0)"
 _IS_REQUEST: Final = "provider IS NOT NULL AND method IS NOT NULL"
 
 
@@ -51,6 +56,7 @@ class Totals:
     whole: int
     unscanned: int
     closed: int
+    future: int  # begun after now, by clocks that are ahead
     first_ns: int | None
     last_ns: int | None
 
@@ -85,6 +91,7 @@ def totals(session: Session, span: Span) -> Totals:
                 count(*) FILTER (WHERE completeness = 'complete'),
                 count(*) FILTER (WHERE {_IS_REQUEST} AND risk_score IS NULL),
                 count(*) FILTER (WHERE method IS NULL AND completeness = 'unreadable'),
+                count(*) FILTER (WHERE started_ns > {time.time_ns()}),
                 min(started_ns), max(started_ns)
             FROM exchanges {where}
             """,  # noqa: S608 - our own clauses
@@ -95,17 +102,18 @@ def totals(session: Session, span: Span) -> Totals:
 
 
 def columns(session: Session, span: Span, known: Totals) -> tuple[int, list[Column]]:
-    """The width of a column in seconds, and the columns that are not empty."""
+    """The width of a column in seconds, and the columns that are not empty. What is dated after now is in none."""
     first, last = span.since_ns or known.first_ns, span.until_ns or known.last_ns
     if first is None or last is None or not known.exchanges:
         return _WIDTHS[0], []
+    last = max(first, min(last, time.time_ns()))
     width = next((width for width in _WIDTHS if (last - first) / _NS / width <= _BUCKETS), _WIDTHS[-1])
-    where, values = span.where("started_ns IS NOT NULL")
+    where, values = span.where("started_ns IS NOT NULL", f"started_ns <= {last}")
     bucket = session.dialect.quotient.format("started_ns", width * _NS)
     found = session.select(
         f"""
         SELECT {bucket} AS bucket, count(*) FILTER (WHERE {_IS_REQUEST}), count(*) FILTER (WHERE error_type IS NOT NULL OR status >= 400),
-            coalesce(sum(coalesce(input_tokens, usage_estimated.input_tokens, 0) + coalesce(output_tokens, usage_estimated.output_tokens, 0)), 0),
+            {_TOKENS},
             coalesce(sum(cost_usd), 0), {session.dialect.quantile.format("ttft_ms", 0.95)}, max(risk_score)
         FROM exchanges {where} GROUP BY 1 ORDER BY 1
         """,  # noqa: S608 - our own clauses
@@ -120,7 +128,7 @@ def top(session: Session, span: Span, column: str, limit: int = 8) -> list[tuple
     found = session.select(
         f"""
         SELECT {column} AS name, count(*) AS n,
-            coalesce(sum(coalesce(input_tokens, usage_estimated.input_tokens, 0) + coalesce(output_tokens, usage_estimated.output_tokens, 0)), 0)
+            {_TOKENS}
         FROM exchanges {where} GROUP BY 1 ORDER BY n DESC, name LIMIT {limit}
         """,  # noqa: S608 - our own clauses
         values,
@@ -149,7 +157,7 @@ def by_workload(session: Session, span: Span, limit: int) -> list[tuple[Any, ...
     found = session.select(
         f"""
         SELECT process.comm AS comm, coalesce(process.pod, process.container_id) AS pod, process.namespace AS namespace, node, provider, model, count(*) AS n,
-            coalesce(sum(coalesce(input_tokens, usage_estimated.input_tokens, 0) + coalesce(output_tokens, usage_estimated.output_tokens, 0)), 0), max(risk_score)
+            {_TOKENS}, max(risk_score)
         FROM exchanges {where} GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY n DESC, comm LIMIT {limit}
         """,  # noqa: S608 - our own clauses
         values,
@@ -164,10 +172,10 @@ def rules(session: Session, span: Span, limit: int | None = None) -> list[tuple[
     found = session.select(
         f"""
         SELECT rule_id, category, severity, count(*) AS n, count(DISTINCT exchange_id)
-        FROM findings {among} {"AND" if among else "WHERE"} suppressed.until IS NULL
+        FROM findings {among} {"AND" if among else "WHERE"} (suppressed.until IS NULL OR suppressed.until < ?)
         GROUP BY 1, 2, 3 ORDER BY {_GRAVEST_FIRST}, n DESC, rule_id {f"LIMIT {limit}" if limit else ""}
         """,  # noqa: S608 - our own clauses
-        values,
+        [*values, _today()],
     )
     return [tuple(row) for row in found.rows()]
 
@@ -183,12 +191,17 @@ def findings_by(session: Session, span: Span, by: FindingsBy, limit: int) -> lis
     found = session.select(
         f"""
         SELECT {named} AS name, f.rule_id AS rule, f.severity AS severity, count(*) AS n, count(DISTINCT f.exchange_id) AS exchanges
-        FROM findings f JOIN {among} ON e.exchange_id = f.exchange_id WHERE f.suppressed.until IS NULL
+        FROM findings f JOIN {among} ON e.exchange_id = f.exchange_id WHERE (f.suppressed.until IS NULL OR f.suppressed.until < ?)
         GROUP BY 1, 2, 3 ORDER BY {_GRAVEST_FIRST}, n DESC, name, rule LIMIT {limit}
         """,  # noqa: S608 - our own clauses
-        values,
+        [*values, _today()],
     )
     return [tuple(row) for row in found.rows()]
+
+
+def _today() -> str:
+    """A suppression holds until the end of its last day (UTC)."""
+    return dt.datetime.now(dt.UTC).date().isoformat()
 
 
 def lost_by_taps(session: Session, span: Span) -> tuple[int, int]:
@@ -199,6 +212,11 @@ def lost_by_taps(session: Session, span: Span) -> tuple[int, int]:
     )
     lost, not_stored = next(found.rows())
     return int(lost), int(not_stored)
+
+
+def damaged(session: Session) -> int:
+    """Parts of a folder that were set aside, or are left out, because they cannot be read."""
+    return session.damaged() if isinstance(session, QuerySession) else 0
 
 
 def losses(session: Session, span: Span, limit: int = 12) -> list[tuple[str, int]]:

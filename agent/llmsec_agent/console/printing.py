@@ -15,14 +15,14 @@ _BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome", "google-chr
 _SECONDS: Final = 120
 
 
-def to_pdf(text: str, target: Path) -> None:
-    """Print an HTML file. Raises ConfigError where there is no browser, StorageError where it fails, OSError."""
+def to_pdf(text: str) -> bytes:
+    """An HTML file, printed. Raises ConfigError where there is no browser, StorageError where it fails, OSError."""
     browser = next((path for name in _BROWSERS if (path := shutil.which(name)) is not None), None)
     if browser is None:
         raise ConfigError("there is no Chromium or Chrome to print a PDF with", "install chromium, or write .html")
     with tempfile.TemporaryDirectory() as folder:
         source, made = Path(folder, "report.html"), Path(folder, "report.pdf")
-        source.write_text(text)
+        source.write_text(text, encoding="utf-8", errors="replace")
         # Of root a browser wants to be without its sandbox; the file runs no script and loads nothing.
         options = [
             "--headless",
@@ -43,4 +43,4 @@ def to_pdf(text: str, target: Path) -> None:
             raise StorageError(f"{browser} did not print the report within {_SECONDS} s", "write .html") from None
         if done.returncode or not made.exists():
             raise StorageError(f"{browser} did not print the report", "write .html, and print that")
-        target.write_bytes(made.read_bytes())
+        return made.read_bytes()

@@ -66,6 +66,7 @@ def report(session: Session, settings: ReportSettings, now: dt.datetime) -> str:
             rules=rules,
             losses=figures.losses(session, span, 50),
             lost=figures.lost_by_taps(session, span),
+            damaged=figures.damaged(session),
             shown=shown,
             lists=[(title, sorted(lists[name].items())) for name, title in _LISTS],
             severities=[(grade, sum(count for _, _, severity, count, _ in rules if severity == grade)) for grade in reversed(SEVERITIES)],

@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llmsec_agent.console import figures
-from llmsec_agent.console.handling import Pages, page_of, span_of
+from llmsec_agent.console.access import user_of
+from llmsec_agent.console.handling import Pages, audit, page_of, span_of
 from llmsec_agent.console.triage import acknowledged
 from llmsec_agent.suppressing import marking
 from llmsec_analyzer.risk import SEVERITIES
@@ -51,8 +52,15 @@ def findings(pages: Pages, request: Request) -> Response:
         raise ConfigError(f"findings are grouped by rule, fingerprint or tenant, not by {by!r}", "choose one on the page")
     mark = marking(pages.triage.entries())
 
+    user = user_of(request)
+    may_read = user is not None and user.may("analyst")
+
     def question(session: Session) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        if may_read:
+            audit(pages, request, "query", page="findings", filter=sorted(query))
         found = list(stored_findings(session, wanted, mark))
+        if not may_read:
+            found = [{**row, "preview": ""} for row in found]
         return found, acknowledged(session.store) if isinstance(session, QuerySession) and found else {}
 
     found, seen = pages.asking.ask(question)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from llmsec_analyzer.engine.recognizer_api import Match, View
+from llmsec_analyzer.engine.triggers import RUN_STEP
 from llmsec_analyzer.recognizers.identifiers import validator
 from llmsec_analyzer.recognizers.patterns import compile_pattern
 from llmsec_analyzer.recognizers.validators import Validator, entropy
@@ -62,8 +63,8 @@ class RunRecognizer:
         always = [rule for rule in self._rules if not (rule.rule.context and rule.rule.context_needed)]
         most = max((rule.rule.digits for rule in always), default=0)
         # Most runs of digits are years, amounts and versions: too short for nearly every rule, which one count shows.
-        # Reviewed rules for digits want a word's beginning, at most twelve characters (of an Italian tax code) before the run: in the
-        # middle of a long hexadecimal or base 64 text none of them can match.
+        # Reviewed rules for digits want a word's beginning, in the run or at most twelve characters (of an Italian tax code) before it: in
+        # the middle of a long hexadecimal or base 64 text none of them can match.
         self._anywhere = [rule for rule in always if trigger != "digits" or rule.rule.id not in trusted]
         self._always = [[rule for rule in always if rule.rule.digits <= digits] for digits in range(most + 1)]
         self._by_group = {rule.rule.id: rule for rule in self._rules if rule.rule.context}
@@ -80,29 +81,32 @@ class RunRecognizer:
         while first > floor and text[first - 1] in chars:
             first -= 1
         last, size = at, len(text)
-        limit = min(size, first + self._longest)
-        while last < limit and text[last] in chars:
+        limit = at + self._longest  # from the hit on: a long run before it takes nothing away from what it stands in
+        while last < size and last < limit and text[last] in chars:
             last += 1
-        ended = last < size or last - first >= self._longest
+        ended = last < size or last == limit
         if not view.closed:
             if not ended:
                 return view.end + 1
             newline = text.find("\n", last, last + self._after)
             if size < last + self._after and newline < 0:
                 return base + last + self._after
-        view.done_until[self] = base + last
-        return self._judge_run(view, base + first, base + last)
+        # Of a run that is longer, the next hit that was kept may be before the end of what was looked at.
+        view.done_until[self] = base + (last if last < limit else max(at + 1, last - RUN_STEP))
+        is_cut = first > 0 and text[first - 1] in chars, last < size and text[last] in chars
+        return self._judge_run(view, base + first, base + last, is_cut)
 
-    def _judge_run(self, view: View, first: int, last: int) -> list[Match]:
+    def _judge_run(self, view: View, first: int, last: int, is_cut: tuple[bool, bool]) -> list[Match]:
+        """`is_cut`: whether the run goes on before it, and behind it."""
         left = max(view.base, first - self._before)
         window = view.slice(left, last + self._after)
         cut = window.find("\n", last - left)
         if cut >= 0:
-            window = window[:cut]
+            window, is_cut = window[:cut], (is_cut[0], False)
         groups = view.groups(max(0, first - CONTEXT_BEFORE), first, min(left + len(window), last + MARGIN)) if self._by_group else {}
         rules = self._always[0]
         before = window[max(0, first - left - _BEFORE_DIGITS) : first - left]
-        if len(before) == _BEFORE_DIGITS and before.isascii() and before.isalnum():
+        if len(before) == _BEFORE_DIGITS and before.isascii() and before.isalnum() and window[first - left : last - left].isalnum():
             rules = self._anywhere
         elif len(self._always) > 1:
             digits = len(window.encode("utf-8", "surrogatepass").translate(None, _NO_DIGITS))
@@ -114,6 +118,9 @@ class RunRecognizer:
             if rule.rule.roles and view.role not in rule.rule.roles:
                 continue
             for start, end, confidence, note, severity in rule.find(window, first - left, last - left, groups.get(rule.rule.id)):
+                # What touches an edge at which the run goes on may be a part of something; a look from elsewhere sees it whole.
+                if (start == 0 and is_cut[0]) or (end == len(window) and is_cut[1]):
+                    continue
                 found.append(Match(rule=rule.rule, start=left + start, end=left + end, severity=severity, confidence=confidence, note=note))
         return found
 

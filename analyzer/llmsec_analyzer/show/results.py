@@ -74,14 +74,15 @@ def write_csv(result: Result, out: TextIO, *, safe: bool = False) -> None:
     """RFC 4180 with a header; null is an empty cell; lists and structs are JSON. `safe`: no text begins as a formula does."""
     on_terminal = out.isatty()
     writer = csv.writer(out, lineterminator="\n")
-    names = [_no_formula(name) for name in result.names] if safe else result.names
+    names = [no_formula(name) for name in result.names] if safe else result.names
     writer.writerow([visible(name) for name in names] if on_terminal else names)
     for row in result.rows():
-        cells = [_no_formula(_csv_cell(value)) if safe and isinstance(value, str) else _csv_cell(value) for value in row]
+        cells = [no_formula(_csv_cell(value)) if safe and isinstance(value, str) else _csv_cell(value) for value in row]
         writer.writerow([visible(cell) for cell in cells] if on_terminal else cells)
 
 
-def _no_formula(text: str) -> str:
+def no_formula(text: str) -> str:
+    """For a cell of a spreadsheet."""
     return "'" + text if text.startswith(_FORMULA) else text
 
 

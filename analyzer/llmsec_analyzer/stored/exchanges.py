@@ -102,19 +102,19 @@ class Filter:
 
 
 def parse_time(text: str, option: str, now_ns: int | None = None) -> int:
-    """`2h` (ago), or an ISO 8601 date or time, UTC where it names no zone; epoch nanoseconds."""
+    """`2h` (ago), or an ISO 8601 date or time, UTC where it names no zone; epoch nanoseconds, from 1970 to 2262."""
     ago = re.fullmatch(r"(\d{1,9})([smhdw])", text.strip())
     if ago:
         now = time.time_ns() if now_ns is None else now_ns
-        return now - int(ago[1]) * _UNITS[ago[2]] * 1_000_000_000
+        return max(0, now - int(ago[1]) * _UNITS[ago[2]] * 1_000_000_000)
     try:
         moment = dt.datetime.fromisoformat(text.strip())
-    except ValueError:
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=dt.UTC)
+        since_epoch = moment - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    except (ValueError, OverflowError):
         raise ConfigError(f"{option}: {text!r} is not a valid time", "write 30m, 2h, 7d (ago) or 2026-11-24T10:00 (UTC)") from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=dt.UTC)
-    since_epoch = moment - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-    return (since_epoch // dt.timedelta(microseconds=1)) * 1000
+    return min(max(0, (since_epoch // dt.timedelta(microseconds=1)) * 1000), _LAST_NS)
 
 
 def listed(session: Session, wanted: Filter) -> Result:

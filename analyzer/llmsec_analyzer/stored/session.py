@@ -21,7 +21,7 @@ from llmsec_analyzer.stored.sql_errors import sql_error
 from llmsec_tap.errors import ConfigError, StorageError
 from llmsec_tap.journal import WARNINGS, Journal
 from llmsec_tap.storage import Store, open_store
-from llmsec_tap.storage.damage import TAP_FILES, parts, set_aside_damaged
+from llmsec_tap.storage.damage import DAMAGED_SUFFIX, TAP_FILES, parts, set_aside_damaged
 from llmsec_tap.storage.faults import storage_error
 from llmsec_tap.storage.views import create_views, these_parts
 
@@ -62,6 +62,7 @@ class Result:
     cursor: duckdb.DuckDBPyConnection
     first: list[tuple[Any, ...]]
     is_damage: Callable[[duckdb.Error | RuntimeError], bool]
+    translated: Callable[[duckdb.Error | RuntimeError], BaseException]
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
         batch = self.first
@@ -74,13 +75,14 @@ class Result:
                     raise StorageError(
                         "a part of the store is damaged, and this answer ends before its end", "Ask again: the part is left out by now."
                     ) from None
-                raise _translated(fault) from None
+                raise self.translated(fault) from None
 
 
 class QuerySession:
     """A locked connection to one store. Use as a context manager. `journal` hears of damaged parts, which are set aside."""
 
     dialect: Dialect = DUCKDB
+    _too_long: StorageError | None = None
 
     def __init__(self, store: Store, journal: Journal = WARNINGS) -> None:
         self.store = store
@@ -162,9 +164,14 @@ class QuerySession:
             os.close(self._folder)
             self._folder = -1
 
-    def interrupt(self) -> None:
-        """End the statement that runs now, from another thread."""
+    def give_up(self, after_s: float) -> None:
+        """From another thread: the statement that runs now, and any that follows, ends with a StorageError that says how long it took."""
+        self._too_long = StorageError(f"this took longer than {after_s:g} s and was given up", "Ask for a shorter time, or for less.")
         self._connection.interrupt()
+
+    def damaged(self) -> int:
+        """Parts that are set aside or left out: their rows are missing from every answer."""
+        return len(self._left_out) + sum(1 for _ in parts(self.store.exchanges, f"*{DAMAGED_SUFFIX}"))
 
     def narrowed(self, since_ns: int | None, until_ns: int | None) -> AbstractContextManager[None]:
         return nullcontext()
@@ -182,6 +189,8 @@ class QuerySession:
         return self._select(sql, parameters, _ATTEMPTS)
 
     def _select(self, sql: str, parameters: list[Any] | None, attempts: int) -> Result:
+        if self._too_long is not None:
+            raise self._too_long
         try:
             cursor = self._connection.execute(sql, parameters or [])
             first = cursor.fetchmany(BATCH_ROWS) if cursor.description else []
@@ -189,13 +198,13 @@ class QuerySession:
             # A damaged page shows only when it is read; and a part that retention deletes or writes anew may fail a reader between two looks at it.
             is_of_store = isinstance(fault, duckdb.Error) and not isinstance(fault, _ABOUT_THE_QUESTION)
             if not is_of_store or (attempts <= 1 and not self._is_damage(fault)):
-                raise _translated(fault) from None
+                raise self._translated(fault) from None
             self._connection.close()
             self._connection = self._connect()
             return self._select(sql, parameters, max(1, attempts - 1))
         description = cursor.description or []
         names, types = tuple(column[0] for column in description), tuple(str(column[1]) for column in description)
-        return Result(names, types, cursor, first, self._is_damage)
+        return Result(names, types, cursor, first, self._is_damage, self._translated)
 
     def batches(self, sql: str) -> pa.RecordBatchReader:
         """As `run`, but Arrow record batches, as they come."""
@@ -211,14 +220,13 @@ class QuerySession:
         try:
             relation = self._connection.sql(sql)
         except (duckdb.Error, RuntimeError) as fault:
-            raise _translated(fault) from None
+            raise self._translated(fault) from None
         if relation is None:
             raise ConfigError("this statement has no result", "ask for one with SELECT")
         return relation
 
-
-def _translated(fault: duckdb.Error | RuntimeError) -> BaseException:
-    """DuckDB answers Ctrl-C with an exception of its own, by one of two names."""
-    if isinstance(fault, duckdb.InterruptException) or str(fault) == "Query interrupted":
-        return KeyboardInterrupt()
-    return sql_error(fault) if isinstance(fault, duckdb.Error) else fault
+    def _translated(self, fault: duckdb.Error | RuntimeError) -> BaseException:
+        """DuckDB answers Ctrl-C, and `give_up`, with an exception of its own, by one of two names."""
+        if isinstance(fault, duckdb.InterruptException) or str(fault) == "Query interrupted":
+            return self._too_long or KeyboardInterrupt()
+        return sql_error(fault) if isinstance(fault, duckdb.Error) else fault

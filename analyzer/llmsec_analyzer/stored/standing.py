@@ -238,6 +238,9 @@ class _Lent(QuerySession):
     def _look_for_damage(self) -> bool:
         return self._owner._look_for_damage()  # noqa: SLF001 - the same class
 
+    def damaged(self) -> int:
+        return self._owner.damaged()
+
     def close(self) -> None:
         self._connection.close()
 
@@ -255,11 +258,11 @@ class _Lent(QuerySession):
                 self._connection.execute("DROP VIEW IF EXISTS temp.exchanges")
 
     def reach(self, before_ns: int | None, rows: int) -> int | None:
-        found = self._connection.execute(
+        found = self.select(
             """
             SELECT span FROM (SELECT span, sum(sum(n)) OVER (ORDER BY span DESC) AS upto FROM spans WHERE span <= coalesce(?, span) GROUP BY span)
             WHERE upto >= ? ORDER BY span DESC LIMIT 1
             """,
             [None if before_ns is None else before_ns // _SPAN_NS, rows],
-        ).fetchall()
+        ).first
         return int(found[0][0]) * _SPAN_NS if found else None

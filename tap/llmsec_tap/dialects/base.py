@@ -7,9 +7,10 @@ A dialect never sees the HTTP version, chunking, content coding or stream framin
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
@@ -224,17 +225,19 @@ def int_of(value: JSON) -> int | None:
     return None
 
 
+# No exchange has more tokens. A server may state anything, and sums over years must hold it.
+MAX_COUNT: Final = 10**12
+
+
 def count_of(value: JSON) -> int | None:
-    """A count as servers state it: an int, a float (rounded where a share was billed), digits in a text."""
-    if value is None:
+    """A count as servers state it, of MAX_COUNT at most: an int, a float (rounded where a share was billed), digits in a text."""
+    if value is None or isinstance(value, bool):
         return None
-    if type(value) is int:
-        return value if abs(value) < 1 << 63 else None
     if isinstance(value, str):
-        return int(value) if value.isascii() and value.isdigit() and len(value) < 19 else None
-    if isinstance(value, float) and 0 <= value < 1 << 53:
-        return round(value)
-    return int_of(value)
+        return min(int(value), MAX_COUNT) if value.isascii() and value.isdigit() and len(value) < 19 else None
+    if isinstance(value, int | float) and 0 <= value < math.inf:
+        return min(round(value), MAX_COUNT)
+    return None
 
 
 def dict_of(value: JSON) -> dict[str, JSON]:

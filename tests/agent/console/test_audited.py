@@ -19,7 +19,14 @@ from support.hostile import exchange, finding
 from support.journal import Said
 
 PASSWORD, SECRET = "correct horse", "malachite and onyx"
-LOOKS = ("/exchanges", "/exchanges.jsonl", "/exchanges.csv", f"/exchanges/{1:032x}", f"/exchanges/{1:032x}/record.json")
+LOOKS = (
+    "/exchanges",
+    "/exchanges.jsonl",
+    "/exchanges.csv",
+    f"/exchanges/{1:032x}",
+    f"/exchanges/{1:032x}/record.json",
+    "/findings?since=all",
+)
 
 
 @pytest.fixture

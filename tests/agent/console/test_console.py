@@ -441,14 +441,14 @@ def test_findings_are_marked_where_they_are() -> None:
 
 
 def test_a_long_text_is_cut_and_says_so() -> None:
-    (first, *_) = passages(exchange(2, "x" * (MAX_TEXT + 5)))
+    (first, *_), _ = passages(exchange(2, "x" * (MAX_TEXT + 5)))
     assert first.cut == 5
 
 
 def test_parts_without_text_say_what_they_are() -> None:
     image = Part(type="blob", modality="image", mime_type="image/png", size_bytes=2048)
     made = msgspec.structs.replace(exchange(2), request=Request(messages=[Message(role="user", parts=[image])]))
-    assert [run.text for run in passages(made)[0].runs] == ["image · image/png · 2,048 bytes"]
+    assert [run.text for run in passages(made)[0][0].runs] == ["image · image/png · 2,048 bytes"]
 
 
 def test_passwords_are_kept_as_hashes(tmp_path: Path) -> None:

@@ -94,6 +94,17 @@ def test_cuts_change_nothing(plans, pieces, seed):
     assert whole == found(in_pieces(portable, cut(text, random.Random(seed))))
 
 
+@pytest.mark.parametrize("before", ["x", "4 ", "-", "a1", "deadbeef", "0123456789", "+/", "(", "x#", "."])
+@pytest.mark.parametrize(("number", "rule"), [("+44 20 7946 0958", "pii.phone_international"), ("4111 1111 1111 1111", "credit_card")])
+def test_what_stands_before_a_number_does_not_hide_it(plans, before, number, rule):
+    """Characters that numbers are written with, and long words: as many as a recognizer looks at, and more."""
+    for length in (12, 13, 14, 95, 96, 97, 127, 200, 511):
+        text = f"{(before * length)[:length]}x {number}"
+        for plan in plans:
+            assert rule in {match.rule.id for match in scan_whole(plan, text).matches}, text
+            assert rule in {match.rule.id for match in in_pieces(plan, list(text)).matches}, text
+
+
 @settings(max_examples=150, deadline=None)
 @given(text=st.text(alphabet=st.characters(), max_size=400))
 def test_any_text_is_scanned_and_offsets_stay_inside(plans, text):

@@ -169,7 +169,7 @@ def explain(
     with results(), open_session(store or context.obj, log) as session:
         finding, exchange = find_finding(session, finding_id)
         record_reading(session, log, "query", command="findings explain", finding_id=finding.finding_id, exchange_id=exchange.exchange_id)
-    finding = marked(finding, exchange, entries)
+    (finding,) = marked(msgspec.structs.replace(exchange, findings=[finding]), entries)
     with results():
         if output is ExplainFormat.JSON:
             made = {"finding": finding, "rule": rules.get(finding.rule_id)}

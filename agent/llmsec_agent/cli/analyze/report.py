@@ -45,6 +45,7 @@ def report(
     from llmsec_agent.journals import journal
     from llmsec_analyzer.stored.exchanges import parse_time
     from llmsec_analyzer.stored.stores import open_session
+    from llmsec_tap.storage.publish import publishing, write_all
 
     try:
         from llmsec_agent.console.printing import to_pdf
@@ -64,10 +65,11 @@ def report(
         return
     target = Path(output)
     try:
-        target.touch(0o600)
-        if target.suffix == ".pdf":
-            to_pdf(text, target)
-        else:
-            target.write_text(text)
+        data = to_pdf(text) if target.suffix.lower() == ".pdf" else text.encode(errors="replace")
+        if target.exists() and not target.is_file():  # a device, a pipe
+            target.write_bytes(data)
+            return
+        with publishing(target) as file:  # whole or not at all, and for its owner alone
+            write_all(file, data)
     except OSError as fault:
         raise StorageError(f"cannot write {output}: {fault.strerror}", "name a file that you may write") from None
