@@ -173,5 +173,6 @@ def _live(pages: Pages, request: Request) -> Response:
 def _live_events(pages: Pages, request: Request) -> Response:
     user, state = user_of(request), request.app.state
     assert user is not None
-    events = live.events(pages.asking, is_ending=lambda: state.is_ending)
+    start_ns = live.start_of(request.query_params.get("since", ""))
+    events = live.events(pages.asking, start_ns, is_ending=lambda: state.is_ending)
     return LiveResponse(state.watching, user.name, events, media_type="text/event-stream")

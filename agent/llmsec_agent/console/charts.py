@@ -31,13 +31,13 @@ def draw(name: str, columns: Sequence[Column], width_s: int, theme: Theme) -> by
     pygal, style_of, etree = _library()
     style = style_of(
         background="transparent", plot_background="transparent", colors=_COLORS[theme], foreground=_TEXT[theme], foreground_strong=_TEXT[theme],
-        foreground_subtle=_TEXT[theme], font_family="sans-serif", label_font_size=11, major_label_font_size=11, legend_font_size=12, transition="0s",
+        foreground_subtle=_TEXT[theme], font_family="sans-serif", label_font_size=11, major_label_font_size=11, legend_font_size=12, title_font_size=11, transition="0s",
     )  # fmt: skip
     kind: Any = pygal.StackedBar if name == "requests" else pygal.Bar
     chart = kind(
         style=style, js=[], show_legend=name == "requests", legend_at_bottom=True, width=560, height=220, margin=4, spacing=2, print_values=False,
         show_minor_x_labels=False, truncate_label=-1, explicit_size=True, pretty_print=False, no_data_text="no data", min_scale=3, max_scale=5,
-        include_x_axis=True,
+        include_x_axis=True, x_title="UTC",
     )  # fmt: skip
     filled = _filled(columns, width_s)
     labels = [moment(begin, width_s) for begin, _ in filled]

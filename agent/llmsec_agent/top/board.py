@@ -21,6 +21,7 @@ _MAX_OPEN: Final = 20_000
 # Findings of one exchange that have a line of their own.
 _MAX_FINDINGS: Final = 20
 _MAX_NAME: Final = 200
+_MAX_LOSSES: Final = 32
 
 Kind = Literal["exchange", "finding", "deviation", "alert"]
 
@@ -58,19 +59,28 @@ class _Open:
 
 
 class Board:
-    """Give it events in the order they come; times are epoch nanoseconds, those of the events."""
+    """Give it events in the order they come; times are epoch nanoseconds, those of the events. One that is ahead counts as of now."""
 
-    def __init__(self, now_ns: int | None = None, *, reach_ns: int = 0, monotonic: Callable[[], int] = time.monotonic_ns) -> None:
-        """`now_ns`: where events are of now. Without it the first event says when it is: a file of events is played as of its own time.
+    def __init__(
+        self,
+        now_ns: int | None = None,
+        *,
+        reach_ns: int = 0,
+        monotonic: Callable[[], int] = time.monotonic_ns,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """`now_ns`: where events are of now; none of them moves it. Without it events say when it is, up to this machine's clock: a file of events is played as
+        of its own time.
 
         `reach_ns`: so far before now the first events are of, as of a store.
         """
         self._monotonic = monotonic
+        self._clock = clock
+        self._is_played = now_ns is None
         self._anchor = (now_ns, monotonic())
         began = (now_ns or 0) - reach_ns
         self.processes = Windows(began)
         self.models = Windows(began)
-        self._has_begun = now_ns is not None
         self._open: OrderedDict[str, _Open] = OrderedDict()
         self._latest: OrderedDict[str, Line] = OrderedDict()
         self.exchanges = 0
@@ -88,7 +98,7 @@ class Board:
 
     @property
     def now_ns(self) -> int:
-        """The time of the newest event, and what passed since."""
+        """When it began, or the time of the newest event that is played, and what passed since."""
         at_ns, seen = self._anchor
         return (at_ns or 0) + (self._monotonic() - seen)
 
@@ -103,13 +113,16 @@ class Board:
             case Ended():
                 self._ended(event.exchange, event.ts_ns)
             case Deviated():
-                note = f"{event.severity.upper()} {event.kind} {_name(event.explanation or event.subject)}"
-                self._tell("deviation", event.exchange_id, event.kind, event.ts_ns, note, event.severity)
+                kind = _name(event.kind)
+                note = f"{event.severity.upper()} {kind} {_name(event.explanation or event.subject)}"
+                self._tell("deviation", event.exchange_id, kind, event.ts_ns, note, event.severity)
             case AlertFacts():
-                note = f"{_name(event.priority).upper()} alert {_name(event.rule)}"
-                self._tell("alert", event.exchange_id or "", event.rule, event.ts_ns, note, event.priority)
+                rule, priority = _name(event.rule), _name(event.priority)
+                self._tell("alert", event.exchange_id or "", rule, event.ts_ns, f"{priority.upper()} alert {rule}", priority)
             case Lost():
-                name = event.what if len(self.lost) < 32 else "other losses"
+                name = _name(event.what)
+                if name not in self.lost and len(self.lost) >= _MAX_LOSSES:
+                    name = "other losses"
                 self.lost[name] = self.lost.get(name, 0) + max(0, event.count)
 
     def take_stored(self, rows: Iterable[ExchangeFacts]) -> None:
@@ -151,12 +164,13 @@ class Board:
     # --- events -------------------------------------------------------------------------------------------------------
 
     def _see(self, ts_ns: int) -> None:
-        at_ns = self._anchor[0]
-        if at_ns is None or ts_ns > self.now_ns:
-            self._anchor = (ts_ns, self._monotonic())
-        if not self._has_begun:
-            self._has_begun = True
-            self.processes, self.models = Windows(ts_ns), Windows(ts_ns)
+        if not self._is_played:
+            return
+        now_ns = min(ts_ns, self._clock())
+        if self._anchor[0] is None:
+            self.processes, self.models = Windows(now_ns), Windows(now_ns)
+        if self._anchor[0] is None or now_ns > self.now_ns:
+            self._anchor = (now_ns, self._monotonic())
 
     def _started(self, event: Started) -> None:
         process, model = _process(event.process, event.client), _model(event.request_model, event.provider)
@@ -214,8 +228,9 @@ class Board:
             input_tokens=max(0, tokens_in or 0), output_tokens=max(0, tokens_out or 0), ttft_ms=exchange.ttft_ms, is_error=is_error, risk=exchange.risk_score or 0
         )  # fmt: skip
         now_ns = self.now_ns
-        self.processes.add(known.process if known else self.processes.name_of(process, now_ns), sample, at_ns)
-        self.models.add(self.models.name_of(model, now_ns), sample, at_ns)
+        counted_ns = min(at_ns, now_ns)
+        self.processes.add(known.process if known else self.processes.name_of(process, now_ns), sample, counted_ns)
+        self.models.add(self.models.name_of(model, now_ns), sample, counted_ns)
         note = exchange.error_type or (exchange.completeness if exchange.completeness != "complete" else "")
         self._put(
             Line(
@@ -254,7 +269,7 @@ def sorted_rates(rates: Iterable[Rates], by: str, word: str = "") -> list[Rates]
 
 
 def _name(text: str) -> str:
-    return visible(text[:_MAX_NAME])
+    return visible(text[:_MAX_NAME])[:_MAX_NAME]
 
 
 def _process(process: ProcessFacts | None, client: str) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from llmsec_tap.errors import SourceError
 from llmsec_tap.model import Severity
+
+# Ids are kept of thousands of exchanges, so a line may not make one of megabytes.
+Id = Annotated[str, msgspec.Meta(max_length=200)]
 
 
 class ProcessFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +32,7 @@ class TLSFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FindingFacts(msgspec.Struct, frozen=True, kw_only=True):
-    finding_id: str
+    finding_id: Id
     rule_id: str
     severity: Severity
     preview: str = ""
@@ -41,7 +44,7 @@ class FindingFacts(msgspec.Struct, frozen=True, kw_only=True):
 class ExchangeFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Of an exchange that has ended; times are epoch nanoseconds. The same names as on the record."""
 
-    exchange_id: str
+    exchange_id: Id
     client: str = ""
     server: str = ""
     started_ns: int | None = None
@@ -66,7 +69,7 @@ class ExchangeFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="exchange_started"):
     ts_ns: int
-    exchange_id: str
+    exchange_id: Id
     client: str = ""
     server: str = ""
     process: ProcessFacts | None = None
@@ -77,7 +80,7 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=
 
 class Found(FindingFacts, frozen=True, kw_only=True, tag_field="event", tag="finding"):
     ts_ns: int
-    exchange_id: str = ""
+    exchange_id: Id = ""
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="exchange"):
@@ -89,7 +92,7 @@ class Deviated(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag
     ts_ns: int
     kind: str
     severity: Severity
-    exchange_id: str = ""
+    exchange_id: Id = ""
     scope: str = ""
     subject: str = ""
     explanation: str = ""
@@ -99,7 +102,7 @@ class AlertFacts(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", t
     ts_ns: int
     rule: str = ""
     priority: str = ""
-    exchange_id: str | None = None
+    exchange_id: Id | None = None
 
 
 class Lost(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="loss"):

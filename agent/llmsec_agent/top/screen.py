@@ -1,4 +1,6 @@
-"""The live view's screen: two tables, the latest, and keys. All text is harmless before it comes here, and drawn as text, never as markup."""
+"""The live view's screen: two tables, the latest, and keys. All text is made harmless before it comes here, and once more where it is drawn, as text, never
+as markup.
+"""
 
 from __future__ import annotations
 
@@ -96,18 +98,18 @@ class Reading(ModalScreen[None]):
 
     def __init__(self, title: str, text: str) -> None:
         super().__init__()
-        self._title, self._text = title, text
+        self._title, self._text = visible(title), text
 
     def compose(self) -> ComposeResult:
         yield Static(Text(f"{self._title}   Esc: back", no_wrap=True, overflow="ellipsis"), classes="bar", markup=False)
         with VerticalScroll():
-            yield Static(Text(self._text), id="text", markup=False)
+            yield Static(_page(self._text), id="text", markup=False)
 
     def on_mount(self) -> None:
         self.query_one(VerticalScroll).focus()
 
     def say(self, text: str) -> None:
-        self.query_one("#text", Static).update(Text(text))
+        self.query_one("#text", Static).update(_page(text))
 
     def action_down(self) -> None:
         self.query_one(VerticalScroll).scroll_down()
@@ -184,7 +186,7 @@ class Top(App[None]):
         return self.screen_stack[0].query_one(f"#{name}", Pane)
 
     def _line(self, name: str, text: str) -> None:
-        self.screen_stack[0].query_one(f"#{name}", Static).update(Text(text, no_wrap=True, overflow="ellipsis"))
+        self.screen_stack[0].query_one(f"#{name}", Static).update(Text(visible(text), no_wrap=True, overflow="ellipsis"))
 
     def _lay_out(self, width: int) -> None:
         room = width - 1  # of the scroll bar
@@ -311,7 +313,11 @@ class Top(App[None]):
 
 
 def _cell(text: str, style: str = "") -> Text:
-    return Text(text, style=style, no_wrap=True, overflow="ellipsis", end="")
+    return Text(visible(text), style=style, no_wrap=True, overflow="ellipsis", end="")
+
+
+def _page(text: str) -> Text:
+    return Text(visible(text, keep_lines=True))
 
 
 def _rates_row(rates: Rates) -> tuple[str, tuple[Text, ...]]:

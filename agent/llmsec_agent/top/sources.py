@@ -24,7 +24,7 @@ from llmsec_agent.top.facts import Ended, Event, ExchangeFacts, event_of
 from llmsec_analyzer.show.conversation import render
 from llmsec_analyzer.stored import exchanges as listing
 from llmsec_analyzer.stored.stores import Session
-from llmsec_tap.errors import LLMSecError, SourceError
+from llmsec_tap.errors import LLMSecError, SourceError, where
 from llmsec_tap.journal import SILENT
 from llmsec_tap.model import Exchange
 
@@ -226,7 +226,7 @@ class Follower:
         self._queue = _Queue()
         self._known: OrderedDict[str, None] = OrderedDict()
         self._said = ""
-        self._cut = 0
+        self._cut = self._unreadable = 0
 
     def check(self) -> None:
         """Raises what is wrong with the store, now rather than on the screen."""
@@ -254,15 +254,18 @@ class Follower:
         while not self._queue.is_closed:
             since_ns = max(self._since_ns, time.time_ns() - _BEHIND_NS) if generation != -1 else self._since_ns
             try:
-                generation, found = self._asking.since(generation, partial(_looked, since_ns=since_ns))
+                seen, found = self._asking.since(generation, partial(_looked, since_ns=since_ns))
+                if found is not None:
+                    self._tell(*found)
+                generation = seen
             except BusyError:
                 pass
             except LLMSecError as fault:
                 self._say(fault.lines()[0])
+            except Exception as fault:  # noqa: BLE001 - the view goes on, and says that it does not follow
+                self._say(f"the store cannot be followed: {type(fault).__name__} at {where(fault)}")
             else:
                 self._say("")
-                if found is not None:
-                    self._tell(*found)
             self._queue.wait(_EVERY_S)
         self._asking.close()
 
@@ -274,7 +277,14 @@ class Follower:
             self._known[row["exchange_id"]] = None
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
-        self._queue.put(Stored([facts_of(row) for row in new], losses | {"looks cut short": self._cut}))
+        self._queue.put(Stored(list(self._readable(new)), losses | {"looks cut short": self._cut, "not readable": self._unreadable}))
+
+    def _readable(self, rows: list[dict[str, Any]]) -> Iterator[ExchangeFacts]:
+        for row in rows:
+            try:
+                yield facts_of(row)
+            except msgspec.ValidationError:  # such as a severity of a later version
+                self._unreadable += 1
 
     def _say(self, text: str) -> None:
         if text != self._said:
@@ -294,10 +304,11 @@ def _without_nulls(value: Any) -> Any:
 
 def _looked(session: Session, since_ns: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
     found = session.select(
-        f"SELECT {_COLUMNS} FROM exchanges WHERE ended_ns > ? ORDER BY ended_ns DESC LIMIT {_AT_ONCE}",  # noqa: S608 - our own names
-        [since_ns],
+        # What a clock that is ahead has stamped comes last: it would be the newest at each look, and take the room of all others.
+        f"SELECT {_COLUMNS} FROM exchanges WHERE ended_ns > ? ORDER BY ended_ns > ?, ended_ns DESC LIMIT {_AT_ONCE}",  # noqa: S608 - our own names
+        [since_ns, time.time_ns()],
     )
-    rows = [dict(zip(found.names, row, strict=True)) for row in found.rows()][::-1]
+    rows = sorted((dict(zip(found.names, row, strict=True)) for row in found.rows()), key=lambda row: int(row["ended_ns"]))
     # Runs that were heard of in the last minute: what an older one lost is of its own time.
     lost = session.select(
         "SELECT sum(not_stored) AS not_stored, sum(lost_records) AS lost_records FROM taps WHERE heartbeat_ns > ?",

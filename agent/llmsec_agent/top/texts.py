@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import Final
 
 from llmsec_agent.top.board import Board, Line
 from llmsec_agent.top.windows import Rates
@@ -59,8 +60,25 @@ def what(line: Line) -> str:
     return " ".join(word for word in (line.status, tokens, took(line.ttft_ms), risk, line.note) if word)
 
 
+# Of the line of totals, for the names of losses: whoever names them, what stands behind them is seen.
+_MAX_LOST: Final = 48
+_MAX_LOSS: Final = 32
+
+
 def totals(board: Board) -> str:
     """What was seen, and what was not: losses come first, they are what a reader must not miss."""
-    lost = " ".join(f"{name} {count:,}" for name, count in board.lost.items() if count)
+    lost = _losses([(name, count) for name, count in board.lost.items() if count])
     seen = f"{board.exchanges:,} exchanges  {board.errors:,} errors  {board.findings:,} findings  open {board.open:,}"
     return f"{'LOST ' + lost if lost else 'lost 0'}  partial {board.damaged:,}  unscanned {board.unscanned:,} | {seen}"
+
+
+def _losses(lost: list[tuple[str, int]]) -> str:
+    """The first by name as far as there is room, the others as one sum."""
+    told = ""
+    for number, (name, count) in enumerate(lost):
+        short_name = name if len(name) <= _MAX_LOSS else f"{name[: _MAX_LOSS - 1]}…"
+        longer = f"{told} {short_name} {count:,}".lstrip()
+        if told and len(longer) > _MAX_LOST:
+            return f"{told} others {sum(count for _, count in lost[number:]):,}"
+        told = longer
+    return told

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -58,7 +58,7 @@ class StandingSession(QuerySession):
         with self._guard:
             if time.monotonic() - self._looked > _LOOK_S:
                 self._look()
-            return _Lent(self)
+            return LentSession(self)
 
     def whole(self) -> duckdb.DuckDBPyConnection:
         """The connection to what is there, of which cursors are lent."""
@@ -212,6 +212,23 @@ class StandingSession(QuerySession):
                 return None
             return narrowed_view(_listed(wanted), self._older, alike=self._alike)
 
+    def written(self) -> frozenset[str] | None:
+        """The parts that are there, but those that a merge made: nothing in them is new. None where they are not watched."""
+        with self._guard:
+            if self._is_large:
+                return None
+            return frozenset(self._within(part) for part in self._parts if not part.endswith(MERGED_SUFFIX) and _EMPTY not in part)
+
+    def of_parts(self, wanted: Collection[str]) -> str:
+        """As `of_time`, of these parts, where they are still there."""
+        with self._guard:
+            found = [part for part in self._parts if _EMPTY in part or self._within(part) in wanted]
+            return narrowed_view(_listed(found), self._older, alike=self._alike)
+
+    def _within(self, part: str) -> str:
+        """Its name in the folder, which a session that is opened later gives it, too."""
+        return part.removeprefix(f"{self._reached}/")
+
 
 def _meets(times: tuple[int | None, int | None], since_ns: int | None, until_ns: int | None) -> bool:
     first, last = times
@@ -222,7 +239,7 @@ def _listed(found: Sequence[str]) -> str:
     return these_parts([Path(part) for part in found])
 
 
-class _Lent(QuerySession):
+class LentSession(QuerySession):
     """One connection of a standing session, for one who asks."""
 
     def __init__(self, owner: StandingSession) -> None:
@@ -256,6 +273,25 @@ class _Lent(QuerySession):
         finally:
             with suppress(duckdb.ConnectionException):  # a fault has closed it
                 self._connection.execute("DROP VIEW IF EXISTS temp.exchanges")
+
+    def written(self) -> frozenset[str] | None:
+        """The parts that writers wrote, for `only`; None where that is not known."""
+        return self._owner.written()
+
+    @contextmanager
+    def only(self, parts: Collection[str]) -> Iterator[None]:
+        """What is asked within is asked of these parts. Raises StorageError where one of them went meanwhile."""
+        asked = self._connection
+        try:
+            asked.execute(self._owner.of_parts(parts))
+            yield
+        except (duckdb.Error, RuntimeError):
+            raise StorageError("the store has changed while it was read", "ask again") from None
+        finally:
+            with suppress(duckdb.ConnectionException):
+                self._connection.execute("DROP VIEW IF EXISTS temp.exchanges")
+        if self._connection is not asked:  # a fault made it anew, and it has answered for all parts
+            raise StorageError("the store has changed while it was read", "ask again")
 
     def reach(self, before_ns: int | None, rows: int) -> int | None:
         found = self.select(

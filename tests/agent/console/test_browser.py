@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 import shutil
 import subprocess
@@ -11,11 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from llmsec_tap.storage import StoreWriter, create_store
+from llmsec_tap.storage.taps import Beat, Probe, write_beat
 from support.agent import environment
-from support.hostile import HOSTILE, exchange
+from support.exchanges import full_exchange
+from support.hostile import HOSTILE, START, exchange
 
 BROWSER = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="chromium is not installed (apt-get install chromium)")
@@ -108,17 +112,6 @@ def test_every_page_is_safe_and_for_everybody(browser: Any, address: str, scheme
     watched.context.close()
 
 
-def test_pages_fit_at_200_percent(browser: Any, address: str) -> None:
-    watched = Watched(browser, address, viewport={"width": 640, "height": 480}, device_scale_factor=2)
-    for name in ("overview", "exchange", "findings"):
-        page = watched.open(PAGES[name])
-        wide = page.evaluate(
-            "[...document.querySelectorAll('main > :not(table), main > section > :not(table):not(.charts):not(.tables)')].filter(e => e.scrollWidth > innerWidth).map(e => e.outerHTML.slice(0, 120))"
-        )
-        assert wide == [], name
-    watched.context.close()
-
-
 def test_the_keyboard_reaches_the_content_first(browser: Any, address: str) -> None:
     watched = Watched(browser, address)
     page = watched.open("/exchanges")
@@ -174,4 +167,79 @@ def test_all_forms_work_in_a_browser(browser: Any, address: str, store: Path) ->
     found.get_by_text("suppressed until").wait_for()
     assert "a drill" in (store.parent / "suppressions.yaml").read_text()
     assert watched.wrong == []
+    watched.context.close()
+
+
+@pytest.fixture(scope="module")
+def with_all(store: Path) -> None:
+    """A run of a tap with what it read from, the widest table; an exchange with alerts and deviations."""
+    writer = StoreWriter(create_store(store))
+    writer.add(msgspec.structs.replace(full_exchange(1), exchange_id="f" * 32, started_ns=START))
+    writer.close()
+    at_ns = time.time_ns()
+    probe = Probe(
+        reads="OpenSSL",
+        target=f"/usr/lib/{'a-long-name-' * 6}/libssl.so.3",
+        symbols="SSL_read SSL_write SSL_read_ex SSL_write_ex",
+        processes=3,
+    )
+    beat = Beat(
+        node="node-of-a-cluster",
+        pid=77,
+        version="1.2.3",
+        started_ns=START,
+        heartbeat_ns=at_ns,
+        probes=(probe,),
+        probed=1,
+        lost_records=1_234_567,
+    )
+    write_beat(create_store(store), beat)
+
+
+@pytest.mark.usefixtures("with_all")
+def test_at_200_percent_no_page_scrolls_sideways_and_tables_do_by_keys(browser: Any, address: str) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    watched = Watched(browser, address, viewport={"width": 640, "height": 480}, device_scale_factor=2)
+    wide, grave, scrolled = {}, {}, 0
+    for name, path in {**PAGES, "probes": f"/taps?started={START}&pid=77"}.items():
+        page = watched.open(path)
+        width = page.evaluate("document.documentElement.scrollWidth")
+        if width > 640:
+            wide[name] = width
+        grave |= {
+            f"{name} {found['id']}": found["nodes"][0]["html"][:200]
+            for found in Axe().run(page).response["violations"]
+            if found["impact"] in ("serious", "critical")
+        }
+        assert page.locator("table").count() == page.locator(".scroll > table").count(), name
+        for box in page.locator(".scroll:visible").all():
+            if box.evaluate("box => box.scrollWidth > box.clientWidth"):
+                box.focus()
+                box.press("ArrowRight")
+                deadline = time.monotonic() + 10
+                while not box.evaluate("box => box.scrollLeft"):
+                    assert time.monotonic() < deadline, name
+                scrolled += 1
+    assert (wide, grave) == ({}, {})
+    assert scrolled > 3
+    watched.context.close()
+
+
+@pytest.mark.usefixtures("with_all")
+def test_times_are_in_the_readers_zone_and_what_is_in_utc_says_so(browser: Any, address: str) -> None:
+    watched = Watched(browser, address, timezone_id="Asia/Kolkata", locale="en-GB")
+    for path in ("/exchanges", "/findings?since=all", "/alerts?since=all", "/deviations?since=all"):
+        page = watched.open(path)
+        times = page.locator("td time")
+        assert times.count() > 0, path
+        for number in range(min(times.count(), 3)):
+            utc = times.nth(number).get_attribute("datetime")
+            local = dt.datetime.fromisoformat(utc).astimezone(dt.timezone(dt.timedelta(hours=5, minutes=30)))
+            assert times.nth(number).inner_text() == local.strftime("%d/%m/%Y, %H:%M:%S"), path
+            assert times.nth(number).get_attribute("title") == f"{utc} (UTC)"
+        assert not re.search(r"\d{2}:\d{2}:\d{2}Z", page.locator("main").inner_text()), path
+    page = watched.open("/exchanges")
+    assert page.get_by_label("Since (2h, 7d, or a date in UTC)").count() == page.get_by_label("Until (in UTC)").count() == 1
+    assert ">UTC<" in watched.context.request.get(f"{watched.base}/charts/tokens.svg?since=all").text()
     watched.context.close()

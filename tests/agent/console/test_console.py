@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import html
 import io
 import json
@@ -12,14 +11,12 @@ import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import polars as pl
 import pytest
 from starlette.testclient import TestClient
 
-from llmsec_agent.console import live
 from llmsec_agent.console.access import Access, hashed, matches, read_token, read_users
 from llmsec_agent.console.app import console
 from llmsec_agent.console.asking import Asking
@@ -526,28 +523,6 @@ def test_figures_are_found_out_once_for_what_is_there(tmp_path: Path) -> None:
     for number in range(200):  # what nobody asks for any more is forgotten
         asking.known(number, count)
     assert len(asking._kept) == 64
-    writer.close()
-    asking.close()
-
-
-def test_live_tells_each_exchange_once(tmp_path: Path) -> None:
-    writer = StoreWriter(create_store(tmp_path / "store"))
-    asking = Asking(str(tmp_path / "store"), Said())
-
-    async def heard() -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        source = live.events(asking, start_ns=START)
-        assert await anext(source) == b"retry: 2000\n\n"
-        for number in range(3):
-            writer.add(exchange(number + 1, HOSTILE[number]))
-            writer.flush()
-            found.append(json.loads((await asyncio.wait_for(anext(source), 10)).removeprefix(b"data: ")))
-        await source.aclose()
-        return found
-
-    rows = asyncio.run(heard())
-    assert [row["id"] for row in rows] == [f"{number:032x}" for number in (1, 2, 3)]
-    assert [row["cells"][2] for row in rows] == ["model-1", "model-2", "model-0"]
     writer.close()
     asking.close()
 

@@ -12,7 +12,7 @@ pytest.importorskip("textual", reason="the extra `top`")
 from textual.pilot import Pilot
 from textual.widgets import Input, Static
 
-from llmsec_agent.top.board import SORTS, Board
+from llmsec_agent.top.board import SORTS, Board, Line
 from llmsec_agent.top.facts import Ended, ExchangeFacts, Lost, ProcessFacts, UsageFacts
 from llmsec_agent.top.screen import Pane, Top
 from llmsec_agent.top.sources import Said, Told
@@ -61,6 +61,10 @@ def shown(app: Top, name: str) -> list[str]:
 
 def line(app: Top, name: str) -> str:
     return str(app.screen_stack[0].query_one(f"#{name}", Static).content)
+
+
+def written(app: Top) -> str:
+    return "\n".join("".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips())
 
 
 def drawn(script: Callable[[Top, Given, Pilot[None]], Awaitable[None]], *items: Told) -> None:
@@ -210,13 +214,34 @@ def test_resizing_lays_out_again_with_the_same_rows() -> None:
 @pytest.mark.parametrize("name", [*HOSTILE, "[red]not markup[/red]", "[", "漢字" * 40, "e\u0301" * 50, "x" * 5000])
 def test_names_from_the_wire_are_text(name: str) -> None:
     async def script(app: Top, source: Given, pilot: Pilot[None]) -> None:
-        screen = "\n".join("".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips())
+        screen = written(app)
         assert not any(char in screen for char in "\x1b\x9b\u202e\u200b\u2066\x07")
         if len(name) < 15 or name.startswith("[red]"):
             assert name.strip() in screen
         assert len(shown(app, "models")) == 1
 
     drawn(script, ended(1, name, comm=name), Said(name))
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "A\x1b]0;PWNED\x07" + "x" * 10_000])
+def test_nothing_that_is_drawn_steers_the_terminal(name: str) -> None:
+    """Whoever forgot to make it harmless before."""
+
+    async def script(app: Top, source: Given, pilot: Pilot[None]) -> None:
+        app.board.lost = {name: 7}
+        app.board._put(Line(key="k", exchange_id=name, kind="alert", at_ns=NOW, process=name, model=name, note=name))
+        app.board.changes += 1
+        source.text = name
+        await taken(pilot)
+        screens = [written(app)]
+        await pilot.press("tab", "tab", "enter")
+        await taken(pilot)
+        screens.append(written(app))
+        assert len(app.screen_stack) == 2
+        for screen in screens:
+            assert not any(char in screen for char in "\x1b\x9b\u202e\u200b\u2066\x07")
+
+    drawn(script, ended(1))
 
 
 def test_help_and_leaving() -> None:

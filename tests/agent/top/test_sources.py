@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,10 +19,11 @@ from llmsec_agent.events import to_line
 from llmsec_agent.top import sources
 from llmsec_agent.top.facts import Ended, Lost
 from llmsec_agent.top.sources import Follower, Lines, Said, Source, Stored, Told
+from llmsec_analyzer.stored.stores import Session
 from llmsec_tap.errors import ConfigError, SourceError, StorageError
 from llmsec_tap.storage import StoreWriter, create_store
 from llmsec_tap.storage.taps import Beat, write_beat
-from support.hostile import exchange
+from support.hostile import exchange, finding
 
 LOSS = b'{"event":"loss","ts_ns":1,"what":"records","count":2}'
 
@@ -132,7 +134,7 @@ def test_a_store_tells_each_exchange_once_and_what_its_taps_lost(tmp_path: Path)
     (first,) = told(source, 1)
     assert isinstance(first, Stored)
     assert [one.exchange_id for one in first.rows] == [f"{1:032x}"]
-    assert first.losses == {"not stored": 4, "lost records": 1, "looks cut short": 0}
+    assert first.losses == {"not stored": 4, "lost records": 1, "looks cut short": 0, "not readable": 0}
     assert first.rows[0].process is None
     assert [finding.rule_id for finding in first.rows[0].findings] == ["injection.override"]
     writer = StoreWriter(create_store(root))
@@ -158,6 +160,60 @@ def test_more_than_a_look_takes_is_counted(tmp_path: Path, monkeypatch: pytest.M
     assert isinstance(look, Stored)
     assert len(look.rows) == 3
     assert look.losses["looks cut short"] == 1
+    assert source.close()
+
+
+def test_what_a_clock_that_is_ahead_has_stamped_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_AT_ONCE", 3)
+    writer = StoreWriter(create_store(tmp_path / "store"))
+    for number in range(4):
+        writer.add(now_ended(number, -600.0))  # type: ignore[arg-type]
+    writer.add(now_ended(9))  # type: ignore[arg-type]
+    writer.close()
+    source = Follower(str(tmp_path / "store"), "store", time.time_ns())
+    source.start()
+    (look,) = told(source, 1)
+    assert isinstance(look, Stored)
+    assert f"{9:032x}" in [one.exchange_id for one in look.rows]
+    assert source.close()
+
+
+def test_a_row_that_is_not_readable_is_counted_and_the_others_come(tmp_path: Path) -> None:
+    writer = StoreWriter(create_store(tmp_path / "store"))
+    weird = msgspec.structs.replace(finding("request.messages[0].parts[0]", 0, 2), severity="of a later version")
+    writer.add(now_ended(1, findings=[weird]))  # type: ignore[arg-type]
+    writer.add(now_ended(2))  # type: ignore[arg-type]
+    writer.close()
+    source = Follower(str(tmp_path / "store"), "store", time.time_ns())
+    source.start()
+    (look,) = told(source, 1)
+    assert isinstance(look, Stored)
+    assert [one.exchange_id for one in look.rows] == [f"{2:032x}"]
+    assert look.losses["not readable"] == 1
+    assert source.close()
+
+
+def test_whatever_a_look_at_a_store_raises_is_said_and_the_next_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_EVERY_S", 0.01)
+    writer = StoreWriter(create_store(tmp_path / "store"))
+    writer.add(now_ended(1))  # type: ignore[arg-type]
+    writer.close()
+    looked, faults = sources._looked, iter([ValueError("secret content")])
+
+    def look(session: Session, since_ns: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        for fault in faults:
+            raise fault
+        return looked(session, since_ns)
+
+    monkeypatch.setattr(sources, "_looked", look)
+    source = Follower(str(tmp_path / "store"), "store", time.time_ns())
+    source.start()
+    said, found, no_more = told(source, 3)
+    assert isinstance(said, Said)
+    assert said.text.startswith("the store cannot be followed: ValueError at test_sources.py:")
+    assert isinstance(found, Stored)
+    assert len(found.rows) == 1
+    assert no_more == Said("")
     assert source.close()
 
 
