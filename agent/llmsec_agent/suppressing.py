@@ -21,6 +21,7 @@ from llmsec_analyzer.yaml_files import MAX_FILE_BYTES, read_yaml
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.journal import Journal
 from llmsec_tap.model import Exchange, Finding
+from llmsec_tap.storage.publish import write_all
 
 _KEY = "suppressions:"
 
@@ -94,8 +95,13 @@ def append(path: Path, entry: Entry) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         more = _more(path, entry)
-        os.write(descriptor, more)
-        os.fsync(descriptor)
+        size = os.fstat(descriptor).st_size
+        try:
+            write_all(descriptor, more)
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, size)  # half an entry would spoil the whole file for whoever reads it
+            raise
         if is_new:
             folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -103,7 +109,7 @@ def append(path: Path, entry: Entry) -> None:
             finally:
                 os.close(folder)
     except OSError as fault:
-        raise ConfigError(f"{path}: cannot be written: {fault.strerror}") from None
+        raise ConfigError(f"{path}: cannot be written: {fault.strerror}", "nothing was suppressed") from None
     finally:
         os.close(descriptor)
 

@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from llmsec_agent.console import asking as console_asking
-from llmsec_agent.console.access import Access
+from llmsec_agent.console.access import Access, hashed
 from llmsec_agent.console.app import console
 from llmsec_agent.top.facts import UsageFacts
 from llmsec_agent.top.sources import _looked, facts_of
@@ -23,7 +23,7 @@ from llmsec_analyzer.stored.stores import open_session
 from llmsec_tap import model
 from llmsec_tap.errors import ConfigError, StorageError
 from llmsec_tap.model import to_json
-from llmsec_tap.storage import StoreWriter
+from llmsec_tap.storage import StoreWriter, audit, create_store
 from llmsec_tap.storage.clickhouse.address import parse
 from llmsec_tap.storage.clickhouse.client import connect
 from llmsec_tap.storage.clickhouse.migrations import migrate
@@ -304,6 +304,23 @@ def test_the_console_shows_a_conversation_of_a_database(both):
     assert sum("Malmö" in page.text for page in pages) == 4
     # What somebody acknowledged is kept in a folder.
     assert not any('value="acknowledge"' in page.text for page in pages)
+
+
+def test_looks_at_a_database_are_in_the_audit_log_of_a_folder(both, tmp_path):
+    kept = create_store(tmp_path / "kept")
+    promises = []
+    for log in (None, kept):
+        access = Access("x" * 20, {"vera": (hashed("correct horse"), "viewer")})
+        app = console(both[1], "store", access, Said(), is_secure=False, log=log)
+        with TestClient(app, base_url="http://127.0.0.1") as browser:
+            browser.get("/login?token=" + "x" * 20)
+            found = re.search(r'href="(/exchanges/\w{32})"', browser.get("/exchanges").text)[1]
+            browser.get(found)
+            browser.post("/login", data={"name": "vera", "password": "correct horse"})
+            promises.append("written to the audit log" in browser.get(found).text)
+    assert promises == [False, True]
+    entries = [(entry.event, entry.facts["user"], entry.facts.get("page")) for entry in audit.entries(kept)]
+    assert entries == [("login", "token", None), ("query", "token", "exchanges"), ("query", "token", "exchange"), ("login", "vera", None)]
 
 
 def test_the_terminal_view_follows_both(both):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -199,6 +200,21 @@ def test_a_file_that_cannot_be_added_to_is_left_alone(tmp_path: Path, before: st
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be written: No such file"):
         append(tmp_path / "none" / "s.yaml", ENTRY)
+
+
+@pytest.mark.parametrize("room", [0, 1, 30])
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, room: int) -> None:
+    path = tmp_path / "suppressions.yaml"
+    append(path, ENTRY)
+    text = path.read_text()
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(text) + room, hard))
+    try:
+        with pytest.raises(ConfigError, match="cannot be written"):
+            append(path, ENTRY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+    assert path.read_text() == text
 
 
 def test_a_stored_exchange_gives_every_fact() -> None:

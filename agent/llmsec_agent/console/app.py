@@ -13,13 +13,15 @@ from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from llmsec_agent.console import charts, figures, live, templates
-from llmsec_agent.console.access import SESSION_S, Access, Guard, Role
+from llmsec_agent.console.access import SESSION_S, Access, Guard, Role, Sessions, user_of
 from llmsec_agent.console.asking import Asking
+from llmsec_agent.console.attempts import Attempts
+from llmsec_agent.console.connections import LiveResponse, Watching
 from llmsec_agent.console.exchange_pages import decide, exchange_page, exchanges, export, record
 from llmsec_agent.console.handling import Pages, guarded, page_of, posted, span_of
 from llmsec_agent.console.login import login, login_page, logout
@@ -28,14 +30,29 @@ from llmsec_agent.console.triage import Triage
 from llmsec_analyzer.stored.stores import Session
 from llmsec_tap.errors import ConfigError
 from llmsec_tap.journal import Journal
+from llmsec_tap.storage import Store, open_store
+from llmsec_tap.storage.clickhouse.address import is_clickhouse
 
 _HERE: Final = Path(__file__).parent
 _NO_TRIAGE: Final = Triage()
 
 
-def console(location: str, shown: str, access: Access, journal: Journal, *, is_secure: bool, triage: Triage = _NO_TRIAGE) -> Starlette:
-    """The application over one store. `is_secure`: it is served over TLS."""
-    pages = Pages(Asking(location, journal), access, journal, templates.made(), shown, is_secure, triage)
+def console(
+    location: str,
+    shown: str,
+    access: Access,
+    journal: Journal,
+    *,
+    is_secure: bool,
+    triage: Triage = _NO_TRIAGE,
+    log: Store | None = None,
+    cookie: str = "llmsec",
+) -> Starlette:
+    """The application over one store. `is_secure`: it is served over TLS. `log`: whose audit log is kept, for a database; a folder keeps its own by default."""
+    if log is None and not is_clickhouse(location):
+        log = open_store(location, journal)
+    sessions = Sessions()
+    pages = Pages(Asking(location, journal), access, journal, templates.made(), shown, is_secure, triage, log, sessions, Attempts())
 
     def route(
         path: str, handler: Callable[[Pages, Request], Response], *, role: Role | None = "viewer", methods: tuple[str, ...] = ("GET",)
@@ -44,7 +61,7 @@ def console(location: str, shown: str, access: Access, journal: Journal, *, is_s
 
     app = Starlette(
         routes=[
-            route("/login", login_page, role=None),
+            Route("/login", login_page(pages)),
             Route("/login", login(pages), methods=["POST"]),
             Route("/logout", logout(pages), methods=["POST"]),
             route("/", _overview),
@@ -68,17 +85,19 @@ def console(location: str, shown: str, access: Access, journal: Journal, *, is_s
             Middleware(
                 SessionMiddleware,
                 secret_key=secrets.token_hex(32),
-                session_cookie="llmsec",
+                session_cookie=cookie,
                 max_age=SESSION_S,
                 same_site="strict",
                 https_only=is_secure,
             ),
-            Middleware(Guard, access=access),
+            Middleware(Guard, access=access, sessions=sessions),
             Middleware(GZipMiddleware, minimum_size=1024),
         ],
         exception_handlers={404: _not_found(pages)},
     )
     app.state.pages = pages
+    app.state.watching = Watching()
+    app.state.is_ending = False
     return app
 
 
@@ -152,5 +171,8 @@ def _live(pages: Pages, request: Request) -> Response:
 
 
 def _live_events(pages: Pages, request: Request) -> Response:
+    user, state = user_of(request), request.app.state
+    assert user is not None
     start_ns = live.start_of(request.query_params.get("since", ""))
-    return StreamingResponse(live.events(pages.asking, start_ns), media_type="text/event-stream")
+    events = live.events(pages.asking, start_ns, is_ending=lambda: state.is_ending)
+    return LiveResponse(state.watching, user.name, events, media_type="text/event-stream")

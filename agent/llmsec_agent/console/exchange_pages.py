@@ -8,6 +8,7 @@ import io
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
 
@@ -17,7 +18,7 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from llmsec_agent.console.access import user_of
 from llmsec_agent.console.asking import BusyError
-from llmsec_agent.console.handling import PAGE, Pages, audit, filter_of, page_of
+from llmsec_agent.console.handling import PAGE, Pages, asked_of, audit, filter_of, page_of
 from llmsec_agent.console.reading import passages
 from llmsec_agent.console.triage import BY, acknowledge, acknowledged
 from llmsec_agent.suppressing import marked
@@ -67,7 +68,7 @@ def exchanges(pages: Pages, request: Request) -> Response:
 
     def question(session: Session) -> list[dict[str, Any]]:
         if may_read:
-            audit(pages, request, session, "query", page="exchanges", filter=sorted(query))
+            audit(pages, request, "query", page="exchanges", filter=asked_of(query))
         return listing.page(session, dataclasses.replace(wanted, limit=PAGE + 1))
 
     rows = pages.asking.ask(question)
@@ -130,7 +131,7 @@ def _walk(
             def question(session: Session, page: listing.Filter = page, is_first: bool = is_first) -> list[_T]:
                 if is_first:
                     kind = request.path_params["kind"]
-                    audit(pages, request, session, "export", page=f"exchanges.{kind}", filter=sorted(request.query_params))
+                    audit(pages, request, "export", page=f"exchanges.{kind}", filter=asked_of(request.query_params))
                 return look(session, page)
 
             found = pages.asking.ask(question)
@@ -183,7 +184,7 @@ def exchange_page(pages: Pages, request: Request) -> Response:
     def question(session: Session) -> tuple[Exchange, dict[str, Any]]:
         exchange = listing.find(session, request.path_params["exchange_id"])
         if may_read:
-            audit(pages, request, session, "query", page="exchange", exchange_id=exchange.exchange_id)
+            audit(pages, request, "query", page="exchange", exchange_id=exchange.exchange_id)
         return exchange, acknowledged(session.store) if isinstance(session, QuerySession) and exchange.findings else {}
 
     exchange, seen = pages.asking.ask(question)
@@ -223,14 +224,13 @@ def decide(pages: Pages, request: Request, form: dict[str, str]) -> Response:
         facts = {"page": "exchange", "rule_id": finding.rule_id, "finding_id": finding_id}
         match form.get("do"):
             case "acknowledge" if isinstance(session, QuerySession):
-                acknowledge(session.store, finding, user.name, form.get("note", ""))
-                audit(pages, request, session, "configuration", state="finding acknowledged", **facts)
+                said = partial(audit, pages, request, "configuration", state="finding acknowledged", **facts)
+                acknowledge(session.store, finding, user.name, form.get("note", ""), said)
             case "suppress" if user.may("admin"):
                 by = [name for name in BY if form.get(f"by_{name}")]
-                entry = pages.triage.suppress(
-                    finding, exchange, reason=form.get("reason", ""), owner=user.name, until=form.get("until", ""), by=by
-                )
-                audit(pages, request, session, "configuration", state="suppression added", owner=user.name, until=entry.until, **facts)
+                said = partial(audit, pages, request, "configuration", state="suppression added", owner=user.name, **facts)
+                words = {"reason": form.get("reason", ""), "owner": user.name, "until": form.get("until", "")}
+                pages.triage.suppress(finding, exchange, **words, by=by, audit=lambda entry: said(until=entry.until))
             case _:
                 raise ConfigError("this cannot be done here", "acknowledge needs a folder as the store, suppress the role admin")
 
@@ -257,7 +257,7 @@ def _timeline(exchange: Exchange) -> list[tuple[str, float | None]]:
 def record(pages: Pages, request: Request) -> Response:
     def question(session: Session) -> Exchange:
         exchange = listing.find(session, request.path_params["exchange_id"])
-        audit(pages, request, session, "export", page="record", exchange_id=exchange.exchange_id)
+        audit(pages, request, "export", page="record", exchange_id=exchange.exchange_id)
         return exchange
 
     return Response(msgspec.json.format(to_json(pages.asking.ask(question)), indent=2), media_type="application/json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,26 +10,34 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
 import jinja2
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
-from llmsec_agent.auditing import record_reading
+from llmsec_agent.auditing import record
 from llmsec_agent.console import figures, templates
-from llmsec_agent.console.access import Access, Role, user_of
+from llmsec_agent.console.access import Access, Role, Sessions, name_of, user_of
 from llmsec_agent.console.asking import Asking, BusyError
+from llmsec_agent.console.attempts import Attempts
 from llmsec_agent.console.triage import Triage
 from llmsec_analyzer.stored import exchanges as listing
-from llmsec_analyzer.stored.stores import Session
-from llmsec_tap.errors import ConfigError, LLMSecError
+from llmsec_tap.errors import ConfigError, LLMSecError, StorageError
 from llmsec_tap.journal import Journal
+from llmsec_tap.storage.audit import append
+from llmsec_tap.storage.store import Store
 
 PAGE: Final = 50
+FORM_S: Final = 10.0
 _MAX_FORM: Final = 16 << 10
+_MAX_FIELDS: Final = 32
 _MINUTE_NS: Final = 60 * 1_000_000_000
 _FIELDS: Final = (
     *("model", "provider", "api", "tenant", "status", "completeness", "since", "until", "text", "risk", "rule"),
     *("key", "end_user", "session", "process", "node"),
 )
+
+
+class NotAuditedError(StorageError):
+    """Content was asked for, and the audit log cannot be written."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,9 @@ class Pages:
     shown: str  # the store, as people call it
     is_secure: bool
     triage: Triage
+    log: Store | None  # whose audit log has what was looked at and decided
+    sessions: Sessions
+    attempts: Attempts
 
 
 def guarded(pages: Pages, handler: Callable[[Pages, Request], Response], role: Role | None) -> Callable[[Request], Response]:
@@ -64,6 +76,8 @@ def guarded(pages: Pages, handler: Callable[[Pages, Request], Response], role: R
             return handler(pages, request)
         except BusyError as fault:
             return page_of(pages, request, "fault.html", status=503, title="Too much at once", text=_sentence(fault))
+        except NotAuditedError as fault:
+            return page_of(pages, request, "fault.html", status=503, title="Not without an entry in the audit log", text=_sentence(fault))
         except ConfigError as fault:
             return page_of(pages, request, "fault.html", status=400, title="That cannot be asked", text=_sentence(fault))
         except LLMSecError as fault:
@@ -86,43 +100,53 @@ def page_of(pages: Pages, request: Request, name: str, *, status: int = 200, **v
         shown=pages.shown,
         csrf=session.get("csrf", ""),
         may_read=user is not None and user.may("analyst"),
+        is_audited=pages.log is not None,
         **values,
     )
     return HTMLResponse(text, status)
 
 
 async def form_of(request: Request) -> dict[str, str] | None:
-    """The fields; None where there are too many bytes of them."""
+    """The fields; None where they are too many, too long, or do not come."""
     body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > _MAX_FORM:
-            return None
-    return dict(parse_qsl(body.decode(errors="replace"), max_num_fields=32))
+    try:
+        async with asyncio.timeout(FORM_S):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > _MAX_FORM:
+                    return None
+        return dict(parse_qsl(body.decode(errors="replace"), max_num_fields=_MAX_FIELDS))
+    except (TimeoutError, ClientDisconnect, ValueError):
+        return None
 
 
-def is_from_here(request: Request) -> bool:
-    """Browsers say where a form was sent from."""
-    origin = request.headers.get("origin")
-    return origin is None or origin.split("://", 1)[-1] == request.headers.get("host")
+def is_from_here(request: Request, access: Access) -> bool:
+    """Browsers say where a form was sent from: by Sec-Fetch-Site, which a proxy that changes Host leaves right, or by Origin. Other programs say nothing."""
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if site is not None:
+        return site == "same-origin"
+    if origin is None:
+        return True
+    host = origin.split("://", 1)[-1]
+    return host == request.headers.get("host") or (access.public is not None and name_of(host) == access.public)
 
 
-async def own_form(request: Request) -> dict[str, str] | None:
-    """The fields of a form of this session's; None for another. Somebody logged in by a proxy's header has no session: there the origin speaks for the page."""
+async def own_form(request: Request, access: Access) -> dict[str, str] | None:
+    """The fields of a form of this session's; None for another. Somebody logged in by a proxy's header has no session: there the browser speaks for the page."""
     form = await form_of(request)
-    if form is None or not is_from_here(request):
+    if form is None or not is_from_here(request, access):
         return None
     expected = request.session.get("csrf")
     if expected is None:
-        return form if request.headers.get("origin") is not None else None
-    return form if secrets.compare_digest(form.get("csrf", ""), expected) else None
+        return form if "origin" in request.headers or "sec-fetch-site" in request.headers else None
+    return form if secrets.compare_digest(form.get("csrf", "").encode(), expected.encode()) else None
 
 
 def posted(pages: Pages, handler: Callable[[Pages, Request, dict[str, str]], Response], role: Role) -> Callable[[Request], Any]:
     """What changes something: for whom may do it, from a form of this console's own."""
 
     async def answer(request: Request) -> Response:
-        form = await own_form(request)
+        form = await own_form(request, pages.access)
         if form is None:
             return PlainTextResponse("This form did not come from the console.", 403)
         answered: Response = await in_thread(guarded(pages, lambda pages, request: handler(pages, request, form), role), request)
@@ -187,6 +211,26 @@ def filter_of(query: Mapping[str, str], limit: int = PAGE) -> listing.Filter:
     )
 
 
-def audit(pages: Pages, request: Request, session: Session, event: str, **facts: Any) -> None:
+def audit(pages: Pages, request: Request, event: str, **facts: Any) -> None:
+    """Raises NotAuditedError: what cannot be written there is not shown. Of a database without a folder for it, its server's own log has who asked."""
     user = user_of(request)
-    record_reading(session, pages.journal, event, command="serve", user=user.name if user else None, **facts)
+    if pages.log is None:
+        return
+    try:
+        append(pages.log, [(event, {"command": "serve", "user": user.name if user else None, **facts})])
+    except StorageError as fault:
+        pages.journal.warning("not_audited", f"not in the audit log: {fault}")
+        raise NotAuditedError(
+            f"{fault}", "without an entry in the audit log nothing is shown; serve --audit FOLDER keeps it elsewhere"
+        ) from None
+
+
+def audit_login(pages: Pages, name: str, address: str, state: str) -> None:
+    """Without a place to write to, people still log in: figures are no content."""
+    if pages.log is not None:
+        record(pages.log, pages.journal, "login", command="serve", user=name or "token", address=address, state=state)
+
+
+def asked_of(query: Mapping[str, str]) -> list[str]:
+    """Names of the fields that were asked by, for the audit log; never what an address has besides, which might be long."""
+    return [name for name in (*_FIELDS, "has_error", "before") if query.get(name)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 import msgspec
@@ -123,20 +123,22 @@ def start_of(text: str) -> int | None:
     return min(int(text), time.time_ns())
 
 
-async def events(asking: Asking, start_ns: int | None = None) -> AsyncIterator[bytes]:
-    """`start_ns`: what ended from then on; by default from now. The id of each event is where a page that comes back begins."""
+async def events(asking: Asking, start_ns: int | None = None, is_ending: Callable[[], bool] = lambda: False) -> AsyncIterator[bytes]:
+    """`start_ns`: what ended from then on; by default from now. The id of each event is where a page that comes back begins. It ends once `is_ending`, as
+    the server waits for its answers.
+    """
     look = _Look(asking, start_ns)
     try:
-        async for event in _followed(look):
+        async for event in _followed(look, is_ending):
             yield event
     finally:
         look.close()
 
 
-async def _followed(look: _Look) -> AsyncIterator[bytes]:
+async def _followed(look: _Look, is_ending: Callable[[], bool]) -> AsyncIterator[bytes]:
     heard, said = 0.0, ("", -1)
     yield b"retry: 2000\n\n"
-    while True:
+    while not is_ending():
         at_ns, fault = time.time_ns(), ""
         told: list[dict[str, Any]] = []
         try:

@@ -57,7 +57,7 @@ def findings(pages: Pages, request: Request) -> Response:
 
     def question(session: Session) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         if may_read:
-            audit(pages, request, session, "query", page="findings", filter=sorted(query))
+            audit(pages, request, "query", page="findings", filter=sorted(query))
         found = list(stored_findings(session, wanted, mark))
         if not may_read:
             found = [{**row, "preview": ""} for row in found]

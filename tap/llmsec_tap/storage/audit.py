@@ -34,13 +34,14 @@ _PATTERN: Final = "audit-*.jsonl"
 # A file is closed at this size; retention deletes whole files.
 FILE_BYTES: Final = 4_000_000
 _MAX_LINE: Final = 64_000
+_MAX_FACTS: Final = 60_000  # where they had to be shortened; the rest is for what else a line has
 _FIRST: Final = "0" * 64
 _TAIL: Final = b'","hash":"'
 _NS_PER_DAY: Final = 86_400_000_000_000
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """`seq` counts from 1. `event`: finding, alert, configuration, deletion, export, query, analysis, or one of the log itself. `prev`: hash of the entry before."""
+    """`seq` counts from 1. `event`: finding, alert, configuration, deletion, export, query, analysis, login, or one of the log itself. `prev`: hash of the entry before."""
 
     seq: int
     ts_ns: int
@@ -224,14 +225,28 @@ def _append(folder: Path, records: Sequence[tuple[str, dict[str, Any]]], actor: 
 
 
 def _line(seq: int, event: str, actor: dict[str, Any], facts: dict[str, Any], prev: str) -> tuple[bytes, str]:
-    body = _encode({"seq": seq, "ts_ns": time.time_ns(), "event": event, "actor": actor, "facts": facts, "prev": prev})
+    now_ns = time.time_ns()
+
+    def body_of(facts: dict[str, Any]) -> bytes:
+        return _encode({"seq": seq, "ts_ns": now_ns, "event": event, "actor": actor, "facts": facts, "prev": prev})
+
+    body = body_of(facts)
     if len(body) > _MAX_LINE:
-        body = _encode(
-            {"seq": seq, "ts_ns": time.time_ns(), "event": event, "actor": actor, "facts": {"too_long": len(body)}, "prev": prev}
-        )
+        body = body_of(_shortened(facts, len(body)))
     body = body[:-2]  # without `"}`: the hash is over all bytes before its own
     digest = hashlib.sha256(body).hexdigest()
     return body + _TAIL + digest.encode() + b'"}\n', digest
+
+
+def _shortened(facts: dict[str, Any], size: int) -> dict[str, Any]:
+    """The longest of them give way to how long they are, so that who and what stay. Facts of which even that is too long are counted alone."""
+    kept = dict(facts)
+    sizes = {name: len(_encode({name: value})) for name, value in facts.items()}
+    for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
+        kept[name] = {"too_long": sizes[name]}
+        if len(_encode(kept)) <= _MAX_FACTS:
+            return kept
+    return {"too_long": size}
 
 
 def _read(line: bytes) -> tuple[Entry | None, str]:

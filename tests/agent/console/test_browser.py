@@ -1,4 +1,4 @@
-"""The console in Debian's Chromium: nothing hostile runs, axe finds nothing grave, it fits a page at 200 %, and the live page lives."""
+"""The console in Debian's Chromium: nothing hostile runs, axe finds nothing grave, it fits a page at 200 %, its forms work, and the live page lives."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(store: Path) -> Iterator[str]:
     """Where to log in."""
     command = [sys.executable, "-m", "llmsec_agent.cli.analyze.app", "serve", "--store", str(store), "--port", "0"]
+    command += ["--suppressions", str(store.parent / "suppressions.yaml")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as server:
         assert server.stderr is not None
         said = server.stderr.readline()
@@ -142,6 +143,29 @@ def test_an_exchange_is_on_the_live_page_within_seconds(browser: Any, address: s
     writer.close()
     page.wait_for_selector(f"a[href='/exchanges/{999:032x}']", timeout=10_000)
     assert HOSTILE[1] in page.locator("table[data-live] tbody tr").first.inner_text()
+    assert watched.wrong == []
+    watched.context.close()
+
+
+def test_all_forms_work_in_a_browser(browser: Any, address: str, store: Path) -> None:
+    watched = Watched(browser, address)
+    page, token = watched.page, address.split("token=", 1)[1]
+    page.get_by_role("button", name="Log out").click()
+    page.get_by_label("Token").fill(token)
+    page.get_by_role("button", name="Log in").click()
+    page.get_by_role("heading", name="Overview").wait_for()
+
+    page = watched.open(f"/exchanges/{1:032x}")
+    found = page.locator("ul.found > li").first
+    found.get_by_text("Decide", exact=True).click()
+    found.get_by_label("Note").fill("looked into")
+    found.get_by_role("button", name="Acknowledge").click()
+    found.get_by_text("looked into").wait_for()
+    found.get_by_text("Decide", exact=True).click()
+    found.get_by_label("Reason").fill("a drill")
+    found.get_by_role("button", name="Suppress").click()
+    found.get_by_text("suppressed until").wait_for()
+    assert "a drill" in (store.parent / "suppressions.yaml").read_text()
     assert watched.wrong == []
     watched.context.close()
 

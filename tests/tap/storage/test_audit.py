@@ -143,10 +143,14 @@ def test_old_files_go_whole_and_what_is_left_proves_itself(store: Store, monkeyp
     assert not audit.verify(store).faults
 
 
-def test_what_is_too_long_for_a_line_is_counted(store: Store) -> None:
-    audit.append(store, [("query", {"sql": "x" * 100_000})])
+def test_a_fact_that_is_too_long_for_a_line_hides_no_other(store: Store) -> None:
+    audit.append(store, [("query", {"user": "eve", "sql": "x" * 100_000, "filter": ["\0" * 9_000, "tenant"], "page": "exchanges"})])
+    audit.append(store, [("query", {f"{number}{'n' * 100}": number for number in range(1000)})])
     assert not audit.verify(store).faults
-    assert next(iter(audit.entries(store))).facts["too_long"] > 100_000
+    first, second = (entry.facts for entry in audit.entries(store))
+    assert (first["user"], first["page"], first["filter"][1]) == ("eve", "exchanges", "tenant")
+    assert first["sql"]["too_long"] > 100_000
+    assert second == {"too_long": second["too_long"]}
 
 
 def test_nothing_is_added_behind_an_entry_that_was_changed(store: Store) -> None:
