@@ -105,6 +105,25 @@ def test_what_stands_before_a_number_does_not_hide_it(plans, before, number, rul
             assert rule in {match.rule.id for match in in_pieces(plan, list(text)).matches}, text
 
 
+@pytest.mark.parametrize("escape", ["\\n", "\\t", "\\u0020", "\\\\n", "\x1b[31m", "%3D", "%0A"])
+@pytest.mark.parametrize(
+    ("value", "rule"),
+    [
+        ("4111 1111 1111 1111", "credit_card"), ("219-09-8765", "ssn"), ("+44 20 7946 0958", "pii.phone_international"),
+        ("DE89 3704 0044 0532 0130 00", "pii.iban"), ("jo.roe@corp-mail.com", "email"),
+    ],
+)  # fmt: skip
+def test_an_escape_begins_a_word(plans, escape, value, rule):
+    """Arguments of tool calls are JSON in a text."""
+    if rule == "email":
+        escape = escape.replace("%", "\\u00")  # % is a letter of addresses
+    text = f'{{"a": "it is{escape}{value}"}}'
+    at = text.index(value)
+    for plan in plans:
+        for scanner in (scan_whole(plan, text), in_pieces(plan, list(text))):
+            assert (rule, at, at + len(value)) in {(match.rule.id, match.start, match.end) for match in scanner.matches}
+
+
 @settings(max_examples=150, deadline=None)
 @given(text=st.text(alphabet=st.characters(), max_size=400))
 def test_any_text_is_scanned_and_offsets_stay_inside(plans, text):
