@@ -14,6 +14,7 @@ from itertools import accumulate
 
 import msgspec
 
+from llmsec_analyzer.engine import escapes
 from llmsec_analyzer.engine.excess import Excess
 from llmsec_analyzer.engine.recognizer_api import Match, Recognizer, View
 from llmsec_analyzer.engine.repeats import shortened
@@ -325,14 +326,16 @@ class StreamScanner:
 
 
 def _begins_word(view: View, start: int) -> bool:
-    """Whether a word may begin there: `tel` is none in `hotel`, `Card` is one in `creditCard`."""
+    """Whether a word may begin there: `tel` is none in `hotel`, `Card` is one in `creditCard`, as is `tel` behind an escape."""
     text, at = view.text, start - view.base
     if at <= 0:
         return True
     before, first = text[at - 1], text[at]
     if not first.isascii():
         return True
-    return not before.isalpha() or (first.isupper() and before.islower()) or not before.isascii()
+    if not before.isalpha() or (first.isupper() and before.islower()) or not before.isascii():
+        return True
+    return escapes.before(text[max(0, at - escapes.LONGEST) : at]) is not None
 
 
 def scan_whole(plan: Plan, text: str, role: str = "user") -> StreamScanner:

@@ -14,6 +14,7 @@ from typing import Any
 import re2  # type: ignore[import-untyped]
 import regex
 
+from llmsec_analyzer.engine import escapes
 from llmsec_analyzer.engine.recognizer_api import Match, View
 from llmsec_analyzer.recognizers.identifiers import validator
 from llmsec_analyzer.recognizers.validators import entropy
@@ -52,8 +53,6 @@ def compile_pattern(pattern: str) -> tuple[Callable[[str], Any], int]:
     return fast.finditer, fast.groupindex.get("v", 0)
 
 
-_ESCAPE = re.compile(r"(?:\\[nrtbf]|\\u00[0-9a-fA-F]{2}|%[0-9A-Fa-f]{2}|\x1b\[[0-9;]{0,8}m)$")
-_LONGEST_ESCAPE = 11
 _BOUNDARY = re.compile(r"\(\?:\^\|\[\^(?P<class>(?:[^\]\\]|\\.)+)\]\)\(\?P<v>(?P<literal>[A-Za-z0-9_-]{2,})(?![*?{])")
 
 
@@ -81,7 +80,7 @@ class PatternRecognizer:
         assert rule.pattern is not None
         self.rule = rule
         self._timeouts = timeouts
-        self.reach = max(rule.left, _LONGEST_ESCAPE) + 1
+        self.reach = max(rule.left, escapes.LONGEST) + 1
         self.near = rule.horizon if rule.near_token else 0
         self._trusted = trusted
         # Compiled at the first hit: most of some three hundred patterns never see one, and all together cost a third of a second.
@@ -108,9 +107,8 @@ class PatternRecognizer:
             return []
         escape = 0
         if self._inner is not None and start > view.base and self._inner(view.text[start - 1 - view.base]):
-            # Inside a longer word, as most hits in text without spaces are; unless what stands before it is an escape:
-            # the arguments of tool calls are JSON, terminals write colours, addresses write %3D.
-            before = _ESCAPE.search(view.slice(max(view.base, start - _LONGEST_ESCAPE), start))
+            # Inside a longer word, as most hits in text without spaces are; unless what stands before it is an escape.
+            before = escapes.before(view.slice(max(view.base, start - escapes.LONGEST), start))
             if before is None:
                 return []
             escape = len(before[0])
@@ -121,6 +119,10 @@ class PatternRecognizer:
             at = start - first
             window = window[: at - min(escape, at)] + " " * min(escape, at) + window[at:]
         found = self._around(window, start - first, end - first, cut_left=first > 0)
+        if found is None:
+            left = window[: start - first]
+            if (plain := escapes.blanked(left)) is not left:
+                found = self._around(plain + window[start - first :], start - first, end - first, cut_left=first > 0)
         whole = view.closed or view.end > end + rule.horizon
         if found is None:
             # Nothing yet: look again when half as much more has come, so that a byte at a time stays cheap.

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from llmsec_analyzer.engine.escapes import ESCAPES, ESCAPES_BUT_PERCENT, blanked
 from llmsec_analyzer.engine.recognizer_api import Match, View
 from llmsec_analyzer.engine.triggers import RUN_STEP
 from llmsec_analyzer.recognizers.identifiers import validator
@@ -22,11 +23,6 @@ from llmsec_tap.model import Severity
 MARGIN: Final = 14
 CONTEXT_BEFORE: Final = 80
 MAX_RUN: Final = 96
-
-# Arguments of tool calls are JSON, terminals write colours, addresses write %3D: what follows such an escape begins a word. In addresses
-# of mail % is a letter like others.
-_ESCAPES = re.compile(r"\\[nrtbf]|\\u00[0-9a-fA-F]{2}|\x1b\[[0-9;]{0,8}m")
-_ESCAPES_OF_NUMBERS = re.compile(rf"{_ESCAPES.pattern}|%[0-9A-Fa-f]{{2}}")
 
 _NO_DIGITS = bytes(byte for byte in range(256) if not 48 <= byte <= 57)
 _BEFORE_DIGITS: Final = 13
@@ -64,7 +60,7 @@ class RunRecognizer:
         self.trigger = trigger
         self._chars, self._longest, self._before, self._after = RUNS[trigger]
         self.reach = self._longest + self._before + 1
-        self._escapes = _ESCAPES_OF_NUMBERS if trigger in ("digits", "iban") else _ESCAPES
+        self._escapes = ESCAPES if trigger in ("digits", "iban") else ESCAPES_BUT_PERCENT
         self._rules = [_RunRule(rule, timeouts, trusted=rule.id in trusted) for rule in rules]
         always = [rule for rule in self._rules if not (rule.rule.context and rule.rule.context_needed)]
         most = max((rule.rule.digits for rule in always), default=0)
@@ -109,8 +105,7 @@ class RunRecognizer:
         cut = window.find("\n", last - left)
         if cut >= 0:
             window, is_cut = window[:cut], (is_cut[0], False)
-        if "\\" in window or "%" in window or "\x1b" in window:
-            window = self._escapes.sub(lambda escape: " " * len(escape[0]), window)
+        window = blanked(window, self._escapes)
         groups = view.groups(max(0, first - CONTEXT_BEFORE), first, min(left + len(window), last + MARGIN)) if self._by_group else {}
         rules = self._always[0]
         before = window[max(0, first - left - _BEFORE_DIGITS) : first - left]

@@ -124,6 +124,19 @@ def test_an_escape_begins_a_word(plans, escape, value, rule):
             assert (rule, at, at + len(value)) in {(match.rule.id, match.start, match.end) for match in scanner.matches}
 
 
+def test_every_rule_finds_its_examples_behind_an_escape(plans, builtin):
+    """As tools write lines into JSON. A line of .pgpass begins one."""
+    missed = set()
+    for rule in builtin:
+        for example in map(expand, rule.examples.match):
+            for role in ("user", "assistant"):
+                for plan in plans:
+                    if rule.id in {match.rule.id for match in scan_whole(plan, example, role).matches}:
+                        behind = scan_whole(plan, f"x\\n{example}", role).matches
+                        missed |= {rule.id} - {match.rule.id for match in behind}
+    assert missed <= {"secret.pgpass"}
+
+
 @settings(max_examples=150, deadline=None)
 @given(text=st.text(alphabet=st.characters(), max_size=400))
 def test_any_text_is_scanned_and_offsets_stay_inside(plans, text):
