@@ -17,7 +17,7 @@ from llmsec_analyzer.judge.answers import AnswerSoFar, followed, is_consent, is_
 from llmsec_analyzer.judge.budget import FULL, WITHOUT_MODEL, Budget
 from llmsec_analyzer.judge.exchange_parts import NOTED, Place, Report, TextPart, operator_text
 from llmsec_analyzer.judge.roles import FOREIGN_ROLES, OPERATOR_ROLES, OWN_ROLES
-from llmsec_analyzer.judge.scanner import Neighbours, Scanner, TextResult, make_finding, preview
+from llmsec_analyzer.judge.scanner import Scanner, TextResult, make_finding, preview
 from llmsec_analyzer.judge.tool_policy import ToolPolicies
 from llmsec_analyzer.risk import rank, risk
 from llmsec_analyzer.settings import Sensitivity
@@ -75,7 +75,7 @@ class AnswerStreams:
             return []
         part, known = self._place(kind, choice), stream.known_at[-len(fresh) :]
         return [
-            self._detector.scanner.early(match, stream.view, part=part, exchange_id=self._exchange_id, at=at)
+            self._detector.scanner.early(match, stream, part=part, exchange_id=self._exchange_id, at=at)
             for match, at in zip(fresh, known, strict=True)
             if rank(match.severity) >= self._early_from
         ]
@@ -381,7 +381,7 @@ class ExchangeDetector:
         match = Match(rule=rule, start=start, end=end, severity=rule.severity, confidence=rule.confidence)
         return [
             make_finding(
-                rule, exchange_id=exchange_id, part=str(part.place), start=start, end=end, preview=preview(part.text, match, Neighbours()) if rule.category == "system_prompt_leak" else "",
+                rule, exchange_id=exchange_id, part=str(part.place), start=start, end=end, preview=preview(part.text, match, self.scanner.near(part.text, match)) if rule.category == "system_prompt_leak" else "",
                 fingerprint=self.scanner.fingerprint(part.text[start:end]), note=note,
             )
         ]  # fmt: skip

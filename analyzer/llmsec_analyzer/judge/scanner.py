@@ -19,7 +19,7 @@ import msgspec
 
 from llmsec_analyzer.engine.excess import MAX_FINDINGS, Excess, severest
 from llmsec_analyzer.engine.overlap import resolve
-from llmsec_analyzer.engine.recognizer_api import Match, Recognizer, View
+from llmsec_analyzer.engine.recognizer_api import Match, Recognizer
 from llmsec_analyzer.engine.stream import Plan, StreamScanner, scan_whole
 from llmsec_analyzer.injection.choose import Model, choose_model
 from llmsec_analyzer.injection.context import Statement
@@ -39,6 +39,7 @@ from llmsec_analyzer.settings import DetectionSettings, Profile, Sensitivity
 from llmsec_tap.model import Category, Finding, Location, Severity
 
 _CONTEXT_SHOWN = 24
+_AROUND = 200  # of what may be shown, as much as tells what stands there
 _JAILBREAK_SIGNS = 2
 # Texts up to here may be too short to be judged; in scripts without spaces so many letters are more than two words.
 _SHORT, _SHORT_UNSPACED = 2_000, 6
@@ -298,7 +299,7 @@ class Scanner:
         note = f"score {verdict.score:.2f}, threshold {settings.injection_threshold:.2f}; signs: {', '.join(verdict.signs)}"
         start, end, score = verdict.start, verdict.end, round(verdict.score, 4)
         match = Match(rule=rule, start=start, end=end, severity=rule.severity, confidence=score, note=note, type=rule.type)
-        return self._finding(match, text, Neighbours(), part=part, exchange_id=exchange_id, at=at)
+        return self._finding(match, text, self.near(text, match), part=part, exchange_id=exchange_id, at=at)
 
     # --- findings -------------------------------------------------------------------------------------------------------
 
@@ -328,13 +329,23 @@ class Scanner:
             at=at,
         )
 
-    def early(self, match: Match, view: View, *, part: str, exchange_id: str, at: int) -> Finding:
-        """A finding in a text of which only the last part is held."""
-        base = view.base
+    def near(self, text: str, match: Match) -> Neighbours:
+        """What is sensitive in and around a match, of a text that is not at hand with all that was found in it."""
+        first = max(0, match.start - _AROUND)
+        found = scan_whole(self.plan, text[first : match.end + _AROUND]).matches
+        return Neighbours(msgspec.structs.replace(one, start=one.start + first, end=one.end + first) for one in found)
+
+    def early(self, match: Match, stream: StreamScanner, *, part: str, exchange_id: str, at: int) -> Finding:
+        """A finding in a text of which only the last part is held, and the rest has not come.
+
+        What stands around it may be the beginning of something sensitive, so the preview shows none of that.
+        """
+        base, text = stream.view.base, stream.view.text
         held = msgspec.structs.replace(match, start=match.start - base, end=match.end - base)
-        found = self._finding(held, view.text, Neighbours(), part=part, exchange_id=exchange_id, at=at)
+        shown = f"[{match.kind}]" if is_sensitive(match.rule) else preview(text, held, self.near(text, held))
+        found = self._finding(held, text, Neighbours(), part=part, exchange_id=exchange_id, at=at)
         fresh = make_finding(match.rule, exchange_id=exchange_id, part=part, start=match.start, end=match.end)
-        return msgspec.structs.replace(found, finding_id=fresh.finding_id, location=fresh.location)
+        return msgspec.structs.replace(found, preview=shown, finding_id=fresh.finding_id, location=fresh.location)
 
     def fingerprint(self, text: str) -> str:
         return self._fingerprint(text.encode("utf-8", "replace").decode())
@@ -452,9 +463,14 @@ class Neighbours:
         return found
 
 
+def is_sensitive(rule: Rule) -> bool:
+    """Whether what it finds is not to be shown."""
+    return rule.category in ("pii", "secret", "system_prompt_leak") or rule.redacts
+
+
 def preview(text: str, match: Match, near: Neighbours) -> str:
     """A few characters on either side; the match itself and all other sensitive spans there as `[TYPE]`."""
-    if match.rule.category in ("pii", "secret", "system_prompt_leak") or match.rule.redacts:
+    if is_sensitive(match.rule):
         first, last = max(0, match.start - _CONTEXT_SHOWN), min(len(text), match.end + _CONTEXT_SHOWN)
         spans = [*near.between(first, last), (match.start, match.end, match.kind)]
     else:
