@@ -15,7 +15,7 @@ from llmsec_agent.capture_settings import CaptureSettings, looks_at_plain, node_
 from llmsec_agent.capturing import CapturePlan, capture_with
 from llmsec_agent.config import Config, Loaded, load_all
 from llmsec_agent.config.channels import CHANNELS
-from llmsec_agent.config.retention import audited_severity, retention_of
+from llmsec_agent.config.retention import retention_of
 from llmsec_agent.config.show import digest_of
 from llmsec_agent.custom_metrics import families
 from llmsec_agent.deliver import Deliverer, plan_of
@@ -98,7 +98,6 @@ def _plan(
             memory_cap_bytes=capture.memory_cap,
             retention=retention_of(config),
             watch_keys=loaded.sets("tenants") and config.tenants.watch_keys,
-            audit=audited_severity(config),
             configuration={"state": "started", "file": str(loaded.file or ""), "sha256": digest_of(loaded)},
             flush_s=config.storage.flush_interval,
             survive=True,

@@ -123,7 +123,7 @@ def capture(
     user = privileges.unprivileged_user()
     if user is not None and settings.store is not None and privileges.USER_VARIABLE not in os.environ:
         user = owner_of(settings.store) or user
-    recording = _recording(settings, user)
+    recording = _recording(settings, user, journal)
     estimator = TokenEstimator(settings.tokenizer)
     if user is not None and not privileges.may_read_programs(user):
         estimator.keep_open()
@@ -204,7 +204,8 @@ def capture(
         _summarise(run, sibling, settings, recording, time.monotonic() - begun)
     if fault is not None:
         raise fault
-    return StorageError.exit_code if run.lost else 0
+    is_cut = recording is not None and recording.fault is not None
+    return StorageError.exit_code if run.lost or is_cut else 0
 
 
 def _watch(settings: CaptureSettings, journal: Journal, sibling: Sibling) -> Watch | None:
@@ -448,12 +449,12 @@ def _samples(run: Run) -> list[Sample]:
     return [Sample(name, value, labels) for (name, labels), value in run.snapshot().values.items()]
 
 
-def _recording(settings: CaptureSettings, user: privileges.User | None) -> PcapngWriter | None:
+def _recording(settings: CaptureSettings, user: privileges.User | None, journal: Journal) -> PcapngWriter | None:
     if settings.write is None:
         return None
     from llmsec_tap.capture.files.pcapng import PcapngWriter
 
-    recording = PcapngWriter(settings.write, keeps_secrets=settings.write_secrets)
+    recording = PcapngWriter(settings.write, keeps_secrets=settings.write_secrets, journal=journal)
     if user is not None and "SUDO_UID" in os.environ:
         recording.give_to(user.uid, user.gid)
     return recording

@@ -127,6 +127,7 @@ def _decode(
     from llmsec_agent.alerts_lane import alert_settings, plan_alerts
     from llmsec_agent.capture_run import capture
     from llmsec_agent.config import whose_of
+    from llmsec_agent.config.retention import audited_severity
     from llmsec_agent.output import printer
     from llmsec_agent.start_detection import detection_starter
     from llmsec_agent.tenants.directory import RemoteDirectory
@@ -141,6 +142,7 @@ def _decode(
         plan.settings,
         memory_cap_bytes=plan.settings.memory_cap_bytes // sibling.count,
         whose=whose_of(loaded),
+        audit=audited_severity(loaded.config),
         watch=plan_watch(loaded.config),
         alerts=plan_alerts(alert_settings(loaded.config)) if plan.alerts else None,
     )

@@ -8,6 +8,8 @@ import subprocess
 import sys
 
 from llmsec_analyzer.prove.synthetic import expand
+from llmsec_tap.storage import open_store
+from llmsec_tap.storage.audit import entries
 from support.agent import Agent, environment
 from support.https_calls import ask_once
 
@@ -45,6 +47,16 @@ def test_redacted_content_holds_no_secret_on_output_nor_in_the_store(echo, certi
     rows = [json.loads(line) for line in told.stdout.splitlines()]
     assert {one["input_text"] for one in rows} == {"the key [github] is for you"}
     assert all(KEY.encode() not in path.read_bytes() for path in store.rglob("*") if path.is_file())
+
+
+def test_a_finding_that_the_configuration_has_audited_is_in_the_audit_log(echo, certificate, tmp_path):
+    pid, port = echo
+    store = tmp_path / "store"
+    with Agent("--pid", str(pid), "--detect", "--store", str(store)) as agent:
+        ask_once(port, certificate.cert, f"the key {KEY} is for you")
+        (row,) = agent.wait_for_exchanges(1)
+    (entry,) = [entry for entry in entries(open_store(store)) if entry.event == "finding"]
+    assert entry.facts["exchange_id"] == row["exchange_id"]
 
 
 def test_without_detection_there_is_no_score(echo, certificate):

@@ -144,6 +144,30 @@ def test_a_full_disk_behind_the_store(echo: tuple[int, int], certificate: Certif
         subprocess.run(["umount", "-l", small], check=True)
 
 
+def test_a_full_disk_behind_the_written_file(echo: tuple[int, int], certificate: Certificate, tmp_path: Path) -> None:
+    pid, port = echo
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", small], check=True)
+    try:
+        with (
+            (tmp_path / "out").open("wb") as out,
+            capture(pid, tmp_path, out.fileno(), "--store", "store", "--write", str(small / "w.pcapng")) as (process, end),
+        ):
+            call(port, certificate)
+            deadline = time.monotonic() + 30
+            while "error: cannot write" not in (tmp_path / "log").read_text():
+                assert process.poll() is None
+                assert time.monotonic() < deadline, "it says so at the end only"
+                time.sleep(0.05)
+            ended = end(signal.SIGINT)
+        assert ended.said.count(f"cannot write {small / 'w.pcapng'}: No space left on device") == 1
+        assert ended.code == 4, ended.said
+        assert stored(tmp_path / "store") == CALLS
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+
+
 def test_a_detection_process_that_hangs(echo: tuple[int, int], certificate: Certificate, tmp_path: Path) -> None:
     pid, port = echo
     with (tmp_path / "out").open("wb") as out, capture(pid, tmp_path, out.fileno(), "--store", "store") as (process, end):

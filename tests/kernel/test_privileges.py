@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -38,14 +39,18 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def children_of(pid: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if path.read_text().rpartition(")")[2].split()[1] == str(pid):
+                found.append(int(path.parent.name))
+    return found
+
+
 def detector_of(agent: Agent) -> int:
     def found() -> list[int]:
-        return [
-            int(path.parent.name)
-            for path in Path("/proc").glob("[0-9]*/stat")
-            if path.read_text().rpartition(")")[2].split()[1] == str(agent.process.pid)
-            and b"llmsec_analyzer.worker" in (path.parent / "cmdline").read_bytes()
-        ]
+        return [pid for pid in children_of(agent.process.pid) if b"llmsec_analyzer.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     agent.wait_for(lambda: bool(found()), "it has no detection process")
     return found()[0]
@@ -155,3 +160,21 @@ def test_a_capture_that_is_ended_while_it_attaches_leaves_nothing(echo: tuple[in
         assert process.stderr is not None
         said = process.stderr.read()  # to the end: the decoder has it, too
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3])
+def test_ctrl_c_while_it_attaches_is_not_lost(echo: tuple[int, int], delay: float) -> None:
+    command = [sys.executable, "-m", "llmsec_agent.cli.tap.app", "capture", "--pid", str(echo[0]), "--store", "none", "--no-detect"]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while not children_of(process.pid):  # it has forked its decoder, and loads next
+            assert process.poll() is None
+            time.sleep(0.001)
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        try:
+            _, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert "Traceback" not in said
+    assert "Exception ignored" not in said
+    assert process.returncode in (0, 130), said  # 0: it had attached before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from llmsec_tap.capture.warden.client import WardenClient
 from llmsec_tap.capture.warden.protocol import MOST_PROBES, Ask, packed, unpacked
 from llmsec_tap.capture.warden.warden import Warden
 from llmsec_tap.journal import SILENT
+from support.agent import environment
 
 STRANGER = 12_345
 
@@ -92,6 +94,52 @@ class Probing:
 
     def close(self) -> None:
         pass
+
+
+# A warden whose decoder waits, and that gets a signal where ctypes would throw an exception away: in a callback from a library.
+STOPPED_WHILE_IT_ATTACHES = """
+import ctypes, os, signal, sys, time
+from types import SimpleNamespace
+from llmsec_tap.capture.warden.warden import Warden
+from llmsec_tap.journal import SILENT
+
+number, times, is_ignored = (int(word) for word in sys.argv[1:])
+if is_ignored:
+    signal.signal(number, signal.SIG_IGN)
+warden = Warden(SILENT, ("true",))
+if warden.fork() is not None:
+    os.close(1)
+    time.sleep(60)
+    os._exit(0)
+
+def attach():
+    for _ in range(times):
+        ctypes.CFUNCTYPE(None)(lambda: os.kill(os.getpid(), number))()
+    print("attached", flush=True)
+    loader = SimpleNamespace(detach_all=lambda: print("detached", flush=True), close=lambda: None, processes=None)
+    return loader, SimpleNamespace(next_due_s=lambda: None)
+
+sys.exit(warden.run(attach, []))
+"""
+
+
+def stopped_while_it_attaches(number: signal.Signals, *, times: int = 1, is_ignored: bool = False) -> tuple[int, str]:
+    command = [sys.executable, "-c", STOPPED_WHILE_IT_ATTACHES, *(str(int(word)) for word in (number, times, is_ignored))]
+    done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False, timeout=50)
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_it_attaches_ends_it_in_order_then(number: signal.Signals) -> None:
+    assert stopped_while_it_attaches(number) == (-number, "attached\ndetached\n")
+
+
+def test_a_second_signal_while_it_attaches_ends_it_at_once() -> None:
+    assert stopped_while_it_attaches(signal.SIGINT, times=2) == (-signal.SIGINT, "")
+
+
+def test_a_signal_that_its_starter_ignores_ends_it_all_the_same() -> None:
+    assert stopped_while_it_attaches(signal.SIGINT, is_ignored=True) == (130, "attached\ndetached\n")
 
 
 @pytest.mark.parametrize("count", [0, 1, 3 * MOST_PROBES])

@@ -24,6 +24,7 @@ from llmsec_agent.cli.analyze import (
     serve,
     tenants,
 )
+from llmsec_agent.cli.closed_streams import replace_closed_streams
 from llmsec_agent.text import report_fault
 from llmsec_tap import __version__
 from llmsec_tap.errors import LLMSecError
@@ -76,6 +77,7 @@ def root(
 
 
 def main() -> None:
+    replace_closed_streams()
     try:
         app()
     except LLMSecError as fault:

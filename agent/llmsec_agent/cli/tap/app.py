@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from llmsec_agent.cli.closed_streams import replace_closed_streams
 from llmsec_agent.cli.tap import agent, capture, check, deliver, size, targets, telemetry, top
 from llmsec_agent.text import report_fault
 from llmsec_tap import __version__
@@ -43,6 +44,7 @@ def root(
 
 
 def main() -> None:
+    replace_closed_streams()
     try:
         app()
     except LLMSecError as fault:

@@ -140,6 +140,8 @@ def capture(
         raise ConfigError("one offset is not enough", "Give both --ssl-read-offset and --ssl-write-offset.")
     if ring_size & (ring_size - 1):
         raise ConfigError(f"--ring-size {ring_size} is not a power of two", "For example 16384.")
+    if port and not iface:
+        raise ConfigError("--port needs --iface", "Name the interface; what is seen of processes is not chosen by port.")
     if write_secrets and write is None:
         raise ConfigError("--write-secrets needs --write", "Name the file.")
     if decoders != "auto" and not (decoders.isdecimal() and 0 < int(decoders) <= MAX_RINGS):

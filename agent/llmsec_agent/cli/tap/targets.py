@@ -19,10 +19,15 @@ def targets(
 
     Example: llmsec-tap targets
     """
+    from llmsec_tap.capture.host import proc
     from llmsec_tap.capture.probes.inventory import inventory
     from llmsec_tap.capture.probes.targets import TargetFinder
+    from llmsec_tap.errors import SourceError
     from llmsec_tap.visible import visible
 
+    for chosen in pid or ():
+        if not proc.is_alive(chosen):
+            raise SourceError(f"there is no process {chosen}", "`llmsec-tap targets` lists those that can be observed.")
     lines = [line for line in inventory(TargetFinder(fast=fast_probes)) if not pid or line.pid in pid]
     typer.echo(f"{'pid':>7}  {'process':<15}  {'container':<12}  {'what':<18}  {'how':<7}  detail")
     for line in lines:

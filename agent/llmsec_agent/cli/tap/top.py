@@ -64,6 +64,8 @@ def top(
             "nothing to watch",
             "choose processes (--pid, --comm, --container, --all) or an interface (--iface), name a store (--store), or pipe events into `top -`",
         )
+    if port and not iface:
+        raise ConfigError("--port needs --iface", "name the interface; what is seen of processes is not chosen by port")
     check_terminal(takes_input=events == "-")
     try:
         from llmsec_agent.top import watch

@@ -20,6 +20,7 @@ from llmsec_tap.capture.ebpf import events
 from llmsec_tap.capture.files.masked import StreamMasker
 from llmsec_tap.capture.files.masked_packets import PacketMasker, checksum
 from llmsec_tap.errors import SourceError
+from llmsec_tap.journal import WARNINGS, Journal
 from llmsec_tap.model import Process
 from llmsec_tap.wire.flow import Flow
 from llmsec_tap.wire.packet import LINKTYPE_RAW, PacketHandler
@@ -36,12 +37,12 @@ _Key = tuple[int, int, int]
 
 
 class PcapngWriter:
-    """Blocks to a file. Raises SourceError where the file cannot be made; a failing write stops the writing and is kept in `fault`.
+    """Blocks to a file. Raises SourceError where the file cannot be made; a failing write stops the writing, is told and is kept in `fault`.
 
     Credentials are masked (masked.py) unless `keeps_secrets`.
     """
 
-    def __init__(self, path: str, *, keeps_secrets: bool = False) -> None:
+    def __init__(self, path: str, *, keeps_secrets: bool = False, journal: Journal = WARNINGS) -> None:
         try:
             self._file: BinaryIO = open(path, "wb", opener=_private)  # noqa: SIM115 - closed by close(); Path has no opener
         except OSError as fault:
@@ -49,6 +50,8 @@ class PcapngWriter:
                 raise SourceError(f"{path} is a symbolic link", "Name the file itself.") from None
             raise SourceError(f"cannot write {path}: {fault.strerror}", "Name a file in a folder that you may write to.") from None
         self.keeps_secrets = keeps_secrets
+        self._path = path
+        self._journal = journal
         self.fault: str | None = None
         self.packets = 0
         options = _option(_OPT_APPLICATION, f"llmsec-tap {__version__}".encode()) + _option(0, b"")
@@ -62,8 +65,9 @@ class PcapngWriter:
         body += data + b"\0" * (-len(data) % 4)
         if comment:
             body += _option(_OPT_COMMENT, comment.encode()) + _option(0, b"")
-        self.packets += 1
         self._block(_PACKET, body)
+        if self.fault is None:
+            self.packets += 1
 
     def copying(self, handle: PacketHandler) -> PacketHandler:
         """`handle` with a copy of each packet (raw IP) to the file first."""
@@ -82,7 +86,7 @@ class PcapngWriter:
             try:
                 self._file.write(struct.pack("<II", kind, length) + body + b"\0" * (-len(body) % 4) + struct.pack("<I", length))
             except OSError as fault:
-                self.fault = fault.strerror or "write failed"
+                self._fail(fault)
 
     def give_to(self, uid: int, gid: int) -> None:
         """The file belongs to another user from now on."""
@@ -93,7 +97,13 @@ class PcapngWriter:
             try:
                 self._file.flush()
             except OSError as fault:
-                self.fault = fault.strerror or "write failed"
+                self._fail(fault)
+
+    def _fail(self, fault: OSError) -> None:
+        self.fault = fault.strerror or "write failed"
+        self._journal.error(
+            "file_failed", f"cannot write {self._path}: {self.fault}. The capture goes on without it: make room, and begin a new file"
+        )
 
     def close(self) -> None:
         self.flush()

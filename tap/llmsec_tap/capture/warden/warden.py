@@ -77,7 +77,7 @@ class Warden:
         self._detached = False
         self._lock = threading.Lock()
         self._compactor: subprocess.Popen[bytes] | None = None
-        self._signals = 0
+        self._signals: list[int] = []  # that ask it to stop
         self._news = b""
 
     def fork(self) -> Channel | None:
@@ -104,27 +104,35 @@ class Warden:
     def run(self, attach: Callable[[], tuple[Loader, Observed] | None], openers: Sequence[Opener]) -> int:
         """Attach, and serve until the decoders end. `openers`: each opens the packet sockets of one interface.
 
-        Raises what they and `attach` raise, the decoders ended before.
+        Raises what they and `attach` raise, the decoders ended before. A signal that comes before everything is attached ends this process
+        then, as it ends any other.
         """
         for channel in self.channels:
             threading.Thread(target=self._serve, args=(channel,), name=f"llmsec-serve-{channel.number}", daemon=True).start()
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each library that is probed holds half a dozen
-        try:
-            for opener in openers:
-                for sock in opener():
-                    sock.close()  # it can be opened; the decoders have it opened when they are ready to read
-            self._interfaces = [Interface(opener) for opener in openers]
-            tls = attach()
-            if tls is not None:
-                self._loader, self._observed = tls
-            privileges.limit_capabilities(_KEPT)
-            ctypes.CDLL(None).malloc_trim(0)  # the kernel's types, which loading has read, are 30 MB
-            self._attached.set()
-            with self._stopping() as wake:
-                return self._watch(wake)
-        finally:
-            self._end()
+        # Before anything is loaded: libbpf calls back into Python, where ctypes throws a KeyboardInterrupt away.
+        with self._stopping() as wake:
+            try:
+                self._attach(attach, openers)
+                if not self._signals:
+                    self._attached.set()
+                    return self._watch(wake)
+            finally:
+                self._end()
+        signal.raise_signal(self._signals[0])
+        return 128 + self._signals[0]  # whoever started it had it ignore that signal
+
+    def _attach(self, attach: Callable[[], tuple[Loader, Observed] | None], openers: Sequence[Opener]) -> None:
+        for opener in openers:
+            for sock in opener():
+                sock.close()  # it can be opened; the decoders have it opened when they are ready to read
+        self._interfaces = [Interface(opener) for opener in openers]
+        tls = attach()
+        if tls is not None:
+            self._loader, self._observed = tls
+        privileges.limit_capabilities(_KEPT)
+        ctypes.CDLL(None).malloc_trim(0)  # the kernel's types, which loading has read, are 30 MB
 
     def tell(self, news: bytes) -> None:
         """Have the decoders read this message, which replaces one that they have not read yet."""
@@ -329,16 +337,19 @@ class Warden:
 
     @contextlib.contextmanager
     def _stopping(self) -> Iterator[int]:
-        """SIGINT, SIGTERM and SIGHUP stop the capture in order; a second one ends all processes at once."""
+        """SIGINT, SIGTERM and SIGHUP stop the capture in order, as soon as all is attached; a second one ends all processes at once."""
         read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
         def stop(number: int, frame: FrameType | None) -> None:
             if number == signal.SIGHUP and self.on_hangup is not None:
                 return
-            self._signals += 1
-            if self._signals > 1:
+            self._signals.append(number)
+            if len(self._signals) > 1:
                 for channel in self.channels:
                     channel.kill()
+                if not self._attached.is_set():
+                    signal.signal(number, signal.SIG_DFL)
+                    signal.raise_signal(number)
 
         earlier = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
