@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from llmsec_agent.cli.tap.capture import capture
 from llmsec_agent.config import load_config
 from llmsec_analyzer.recognizers import plugins
 from llmsec_analyzer.rules.schema import Rule
@@ -178,3 +179,37 @@ def test_a_full_disk_behind_standard_output_is_one_line_and_exit_4(run, argument
         "error: standard output cannot be written: No space left on device"
     ]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (("scan", "--fail-on", "low"), "--fail-on"),
+        (("replay", "c.pcap", "--store", "none", "--fail-on", "low"), "--fail-on"),
+        (("replay", "c.pcap", "--store", "none", "--redact"), "--redact"),
+        (("rules", "test", "--without", "email", "--store", "none-yet", "--fail-on", "low"), "--fail-on"),
+    ],
+)
+def test_a_gate_that_looks_at_nothing_does_not_pass(run, tmp_path, command, option):
+    config = tmp_path / "c.json"
+    config.write_text('{"security": {"enabled": false}}')
+    done = run(*command, "--config", config, input="my card is 4111 1111 1111 1111\n", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{option} needs detection, and security.enabled is false" in done.stderr
+
+
+def test_a_capture_that_is_to_mask_needs_detection(tmp_path):
+    (tmp_path / "c.json").write_text('{"security": {"enabled": false}}')
+    with pytest.raises(ConfigError, match=r"--redact needs detection, and security\.enabled is false"):
+        capture(pid=[1], redact=True, detect=True, decoders="auto", ring_size=16384, config=str(tmp_path / "c.json"))
+
+
+def test_scan_gives_no_risk_score_where_it_looked_at_nothing_or_could_not_read(run, tmp_path):
+    config = tmp_path / "c.json"
+    config.write_text('{"security": {"enabled": false}}')
+    lines = json.dumps({"text": "my card is 4111 1111 1111 1111"}) + "\n"
+    (unseen,) = map(json.loads, run("scan", "--config", config, input=lines).stdout.splitlines())
+    assert (unseen["risk_score"], unseen["findings"]) == (None, [])
+    assert "risk   -" in run("scan", "--config", config, "--format", "table", input=lines).stdout
+    _, unreadable = map(json.loads, run("scan", "--no-model", input=lines + "{broken\n").stdout.splitlines())
+    assert unreadable["risk_score"] is None

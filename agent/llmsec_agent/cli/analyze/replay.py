@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from llmsec_agent.cli.analyze.scan import ConfigOption, FailOnOption, SuppressionsOption
+from llmsec_agent.cli.analyze.scan import ConfigOption, FailOnOption, SuppressionsOption, need_detection
 from llmsec_agent.cli.formats import RunFormat
 from llmsec_tap.errors import ConfigError, SourceError
 from llmsec_tap.storage import DEFAULT_STORE
@@ -98,6 +98,8 @@ def replay(
         raise ConfigError("--alert sends from the store's folder", "leave out --store none")
     log = journal()
     loaded = load_all(config, report)
+    if fail_on or redact:
+        need_detection(loaded.config.security, "--fail-on" if fail_on else "--redact")
     names = captures(files)
     watches_keys = loaded.sets("tenants") and loaded.config.tenants.watch_keys
     if jobs > 1:

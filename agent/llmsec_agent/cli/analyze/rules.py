@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmsec_agent.cli.analyze.query import FolderOption
-from llmsec_agent.cli.analyze.scan import ConfigOption, SeverityChoice, SuppressionsOption
+from llmsec_agent.cli.analyze.scan import ConfigOption, SeverityChoice, SuppressionsOption, need_detection
 from llmsec_tap.storage import DEFAULT_STORE
 
 if TYPE_CHECKING:
@@ -147,6 +147,8 @@ def try_rules(
         raise ConfigError("no change is given", "name files of rules, or --without ID")
     log = journal()
     security = with_suppressions(load_config(config, report).security, suppressions)
+    if fail_on is not None:
+        need_detection(security, "--fail-on")
     with QuerySession.open(store, log) as session:
         made = compare(session, security, paths or (), without or (), fingerprinter(install_key(log)), suppressions_of(security, log))
         record_reading(session, log, "query", command="rules test", format=output.value)
