@@ -6,14 +6,17 @@ import json
 import subprocess
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from llmsec_agent.cli.analyze.scan import CategoryChoice
 from llmsec_agent.cli.tap.capture import capture
 from llmsec_agent.config import load_config
 from llmsec_analyzer.recognizers import plugins
 from llmsec_analyzer.rules.schema import Rule
 from llmsec_tap.errors import ConfigError
+from llmsec_tap.model import Category
 from support.detectors import FakeClock
 
 
@@ -65,6 +68,17 @@ def test_rules_check_and_list(run, tmp_path):
     assert "x.yaml:3" in done.stderr
     assert "did you mean name?" in done.stderr
     assert "secret.github" in run("rules", "list", "--category", "secret").stdout
+
+
+@pytest.mark.parametrize("command", [("findings", "--store", "none-yet", "--fail-on", "info"), ("rules", "list")])
+def test_a_category_that_there_is_not_is_refused(run, command):
+    done = run(*command, "--category", "secrt")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "'secrt' is not one of 'prompt_injection'" in done.stderr
+
+
+def test_categories_to_choose_from_are_those_of_findings():
+    assert [choice.value for choice in CategoryChoice] == list(get_args(Category))
 
 
 def test_findings_are_listed_filtered_and_exported(run, fill, make_exchange, build_finding):

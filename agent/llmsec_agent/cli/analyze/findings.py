@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from llmsec_agent.cli.analyze.query import OwnStoreOption, StoreOption
-from llmsec_agent.cli.analyze.scan import ConfigOption, SeverityChoice, SuppressionsOption
+from llmsec_agent.cli.analyze.scan import CategoryChoice, ConfigOption, SeverityChoice, SuppressionsOption
 from llmsec_tap.storage import DEFAULT_STORE
 
 
@@ -48,7 +48,7 @@ def list_findings(
     context: typer.Context,
     store: StoreOption = DEFAULT_STORE,
     severity: Annotated[SeverityChoice | None, typer.Option(help="At least this severe.")] = None,
-    category: Annotated[str | None, typer.Option(help="secret, pii, prompt_injection, jailbreak, …")] = None,
+    category: Annotated[CategoryChoice | None, typer.Option(help="Of this category.")] = None,
     rule: Annotated[str | None, typer.Option(help="Rule id; * and ? are wildcards.")] = None,
     exchange: Annotated[str | None, typer.Option(help="How the exchange's id begins.")] = None,
     fingerprint: Annotated[str | None, typer.Option(help="The same match wherever it was seen.")] = None,
@@ -96,7 +96,7 @@ def list_findings(
     table = output is FindingsFormat.TABLE
     wanted = stored.FindingFilter(
         severity=severity.value if severity else None,
-        category=category,
+        category=category.value if category else None,
         rule=rule,
         exchange=exchange,
         fingerprint=fingerprint,

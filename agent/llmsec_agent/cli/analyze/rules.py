@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmsec_agent.cli.analyze.query import FolderOption
-from llmsec_agent.cli.analyze.scan import ConfigOption, SeverityChoice, SuppressionsOption, need_detection
+from llmsec_agent.cli.analyze.scan import CategoryChoice, ConfigOption, SeverityChoice, SuppressionsOption, need_detection
 from llmsec_tap.storage import DEFAULT_STORE
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def list_rules(
         list[str] | None,
         typer.Argument(help="Files or folders of your own rules, or package:NAME; none: those that ship.", metavar="[PATH…]"),
     ] = None,
-    category: Annotated[str | None, typer.Option(help="Only this category: secret, pii, prompt_injection, …")] = None,
+    category: Annotated[CategoryChoice | None, typer.Option(help="Of this category.")] = None,
     output: Annotated[RulesFormat, typer.Option("--format", help="json: one rule per line.")] = RulesFormat.TABLE,
 ) -> None:
     """List rules: id, severity, category, and what each finds.
@@ -60,7 +60,7 @@ def list_rules(
     rules = load_paths(paths, check_form) if paths else load_builtin()
     with results():
         for rule in rules:
-            if category is not None and rule.category != category:
+            if category is not None and rule.category != category.value:
                 continue
             if output is RulesFormat.JSON:
                 line = msgspec.json.encode(rule)

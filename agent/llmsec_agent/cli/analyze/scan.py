@@ -27,6 +27,19 @@ class SeverityChoice(StrEnum):
     CRITICAL = "critical"
 
 
+class CategoryChoice(StrEnum):
+    """llmsec_tap.model.Category. A test compares."""
+
+    PROMPT_INJECTION = "prompt_injection"
+    JAILBREAK = "jailbreak"
+    SYSTEM_PROMPT_LEAK = "system_prompt_leak"
+    PII = "pii"
+    SECRET = "secret"
+    DATA_EXFILTRATION = "data_exfiltration"
+    UNSAFE_OUTPUT = "unsafe_output"
+    ANOMALY = "anomaly"
+
+
 ConfigOption = Annotated[
     str | None,
     typer.Option(
