@@ -56,7 +56,7 @@ def replay(
     suppressions: SuppressionsOption = None,
     alert: Annotated[
         bool,
-        typer.Option("--alert", help="Have alerts of the configuration's rules sent; without, they are decided and stored only."),
+        typer.Option("--alert", help="Leave alerts of the configuration's rules for `llmsec-tap deliver --alerts` to send; without, they are decided and stored only."),
     ] = False,
     config: ConfigOption = None,
     jobs: Annotated[
@@ -76,6 +76,8 @@ def replay(
 
     Example: llmsec-analyze replay capture.pcap --format jsonl
     """
+    import shlex
+
     from llmsec_agent.alerts_lane import alert_settings, plan_alerts
     from llmsec_agent.config import load_all, whose_of
     from llmsec_agent.config.retention import audited_severity
@@ -95,7 +97,7 @@ def replay(
     if not detect and (redact or fail_on):
         raise ConfigError("--redact and --fail-on need detection", "leave out --no-detect")
     if alert and store == "none":
-        raise ConfigError("--alert sends from the store's folder", "leave out --store none")
+        raise ConfigError("--alert leaves alerts in the store's folder", "leave out --store none")
     log = journal()
     loaded = load_all(config, report)
     if fail_on or redact:
@@ -112,6 +114,7 @@ def replay(
     told = plan_alerts(alert_settings(loaded.config))
     directory = directory_of(loaded.config.storage, log, seats=jobs)
     policies = Policies(file_policies(loaded.config), directory)
+    send = ["llmsec-tap", "deliver", "--alerts", "--store", store, *(["--config", str(loaded.file)] if loaded.file else []), "--once"]
     settings = ReplaySettings(
         files=names,
         ports=frozenset(port) if port else None,
@@ -127,7 +130,7 @@ def replay(
         audit=audited_severity(loaded.config),
         watch=plan_watch(loaded.config),
         alerts=told if told.rules else None,
-        sends_alerts=alert,
+        send_by=shlex.join(send) if alert else None,
     )
     security = with_suppressions(loaded.config.security, suppressions)
     detection = detection_starter(
