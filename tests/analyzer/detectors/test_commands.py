@@ -67,6 +67,10 @@ def test_rules_check_and_list(run, tmp_path):
     assert done.returncode == 2
     assert "x.yaml:3" in done.stderr
     assert "did you mean name?" in done.stderr
+    (tmp_path / "empty").mkdir()
+    done = run("rules", "check", tmp_path / "empty")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{tmp_path / 'empty'}: no rules" in done.stderr
     assert "secret.github" in run("rules", "list", "--category", "secret").stdout
 
 
@@ -98,6 +102,8 @@ def test_findings_are_listed_filtered_and_exported(run, fill, make_exchange, bui
     assert [event["severity_id"] for event in ocsf] == [5, 2]
     assert all(event["class_uid"] == 2004 and event["time"] for event in ocsf)
     assert run("findings", "--store", root, "--fail-on", "high", "--format", "jsonl").returncode == 1
+    assert run("findings", "--store", root, "--rule", "none").stdout == "(no rows)\n"
+    assert run("findings", "--store", root, "--rule", "none", "--format", "jsonl").stdout == ""
 
 
 @pytest.mark.parametrize(

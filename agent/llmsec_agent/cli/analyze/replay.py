@@ -56,7 +56,10 @@ def replay(
     suppressions: SuppressionsOption = None,
     alert: Annotated[
         bool,
-        typer.Option("--alert", help="Leave alerts of the configuration's rules for `llmsec-tap deliver --alerts` to send; without, they are decided and stored only."),
+        typer.Option(
+            "--alert",
+            help="Leave alerts of the configuration's rules for `llmsec-tap deliver --alerts` to send; without, they are decided and stored only.",
+        ),
     ] = False,
     config: ConfigOption = None,
     jobs: Annotated[

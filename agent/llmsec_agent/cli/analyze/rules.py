@@ -85,9 +85,12 @@ def check(
     from llmsec_analyzer.prove.form import check_form
     from llmsec_analyzer.rules.load import load_builtin, load_paths
     from llmsec_analyzer.show.terminal import visible
+    from llmsec_tap.errors import ConfigError
 
     builtin = load_builtin()
     rules = load_paths(paths, check_form) if paths else builtin
+    if not rules:  # what proves nothing must not pass
+        raise ConfigError(f"{', '.join(paths or ())}: no rules", "name a file of rules, or the folder in which its .yaml files stand")
     trusted = frozenset(rule.id for rule in builtin) if not paths else frozenset()
     wrong = check_rules(rules, trusted=trusted)
     if paths:

@@ -34,7 +34,7 @@ class CategoryChoice(StrEnum):
     JAILBREAK = "jailbreak"
     SYSTEM_PROMPT_LEAK = "system_prompt_leak"
     PII = "pii"
-    SECRET = "secret"
+    SECRET = "secret"  # noqa: S105 - the name of a category
     DATA_EXFILTRATION = "data_exfiltration"
     UNSAFE_OUTPUT = "unsafe_output"
     ANOMALY = "anomaly"
