@@ -228,7 +228,7 @@ def _exposer(config: Config, decoders: int) -> Exposer | None:
     files = None
     if tls.enabled:
         if tls.cert_file is None or tls.key_file is None:
-            raise ConfigError("server.tls: cert_file and key_file are needed", "Name both, or set enabled: false.")
+            raise ConfigError("server.tls: cert_file and key_file are needed", "Name both, or neither and set enabled: false.")
         files = TLSFiles(tls.cert_file, tls.key_file, tls.client_auth, tls.client_ca_file)
     return Exposer.start(paths, files, decoders=decoders, custom=families(metrics.custom_metrics))
 

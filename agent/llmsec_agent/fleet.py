@@ -20,8 +20,11 @@ class Database:
     layout: Layout
 
 
-def database_of(settings: ClickHouse | None, location: str | None) -> Database:
-    """The database at `location`, else the configured one; of the configuration the rest holds in either case. Raises ConfigError."""
+def database_of(settings: ClickHouse | None, location: str | None, *, option: str = "--store") -> Database:
+    """The database at `location`, else the configured one; of the configuration the rest holds in either case. Raises ConfigError.
+
+    `option`: the one by which the caller would have been given a location.
+    """
     if location is not None and not is_clickhouse(location):
         raise ConfigError(f"{location} is not a ClickHouse store", "give clickhouse://user@host/database")
     if location is not None:
@@ -32,7 +35,7 @@ def database_of(settings: ClickHouse | None, location: str | None) -> Database:
         )
     else:
         raise ConfigError(
-            "no ClickHouse store named", "give --store clickhouse://user@host/database, or storage.clickhouse in the configuration"
+            "no ClickHouse store named", f"give {option} clickhouse://user@host/database, or storage.clickhouse in the configuration"
         )
     if settings is None:
         return Database(address, Limits(), Layout(address.database))

@@ -116,6 +116,7 @@ CATALOGUE: Final[dict[str, Metric]] = {
     "llmsec_sink_queue_bytes": Metric("gauge", "Bytes that wait for a sink.", labels=("sink",)),
     "llmsec_sink_up": Metric("gauge", "0 while a sink fails.", "least", labels=("sink",)),
     "llmsec_store_rows_total": Metric("counter", "Rows on the disk."),
+    "llmsec_store_replaced_rows_total": Metric("counter", "Rows in whose place one with the same id was stored."),
     "llmsec_store_lost_rows_total": Metric("counter", "Rows that could not be stored."),
     "llmsec_store_repaired_rows_total": Metric("counter", "Rows with a value that its column cannot hold."),
     "llmsec_store_parts_total": Metric("counter", "Files written."),

@@ -69,7 +69,7 @@ class ReplaySettings:
     audit: str | None = None  # least severity of findings for the store's audit log
     watch: WatchPlan | None = None  # deviations
     alerts: AlertPlan | None = None  # what somebody is told
-    sends_alerts: bool = False  # else it is decided and stored only
+    send_by: str | None = None  # the command that sends alerts; None: they are decided and stored only
 
     @property
     def follows(self) -> bool:
@@ -156,7 +156,7 @@ def alerts_of(settings: ReplaySettings, journal: Journal) -> Alerts | None:
     if settings.store is None:
         return Alerts(settings.alerts, journal, policies=settings.policies)
     store = create_store(settings.store, journal, views=False)
-    outbox = Outbox(store.root) if settings.sends_alerts else None
+    outbox = Outbox(store.root) if settings.send_by is not None else None
     return Alerts(settings.alerts, journal, policies=settings.policies, root=store.root, sink=AlertsSink(store, journal, whoami(), outbox))
 
 
@@ -234,6 +234,8 @@ def summarise(
     lines += [*detected]
     lines += summary.alerts(counts)
     lines += summary.sinks(counts, settings.store)
+    if settings.send_by is not None:
+        lines += summary.waiting_alerts(counts, settings.store, settings.send_by)
     if interrupted:
         lines.append("interrupted: what was read until then is complete")
     for line in lines:

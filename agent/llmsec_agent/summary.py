@@ -45,6 +45,12 @@ def alerts(counts: Snapshot) -> list[str]:
     return [f"alerts: {some}" + (f" ({', '.join(f'{count:,} {name}' for name, count in held.items())})" if held else "")]
 
 
+def waiting_alerts(counts: Snapshot, location: str | None, send_by: str) -> list[str]:
+    """What a replay left for another command to send. Nothing where no rule was met."""
+    waiting = counts.get("llmsec_sink_records_total", sink="alerts")
+    return [f"{waiting:,} alerts wait in {location}: {send_by} sends them"] if waiting else []
+
+
 def kernel(counts: Snapshot) -> list[str]:
     """What the kernel half and the queue behind it saw and left out."""
 
@@ -102,7 +108,9 @@ def sinks(counts: Snapshot, location: str | None) -> list[str]:
     lines = []
     if location is not None:
         lost = counts.get("llmsec_store_lost_rows_total") + counts.get("llmsec_sink_dropped_records_total", sink="store")
-        lines.append(f"stored {counts.get('llmsec_store_rows_total'):,} in {location}" + (f", {lost:,} NOT STORED" if lost else ""))
+        same = counts.get("llmsec_store_replaced_rows_total")
+        stored = f"stored {counts.get('llmsec_store_rows_total'):,} in {location}" + (f" ({same:,} have the id of another)" if same else "")
+        lines.append(stored + (f", {lost:,} NOT STORED" if lost else ""))
         if counts.get("llmsec_store_repaired_rows_total"):
             lines.append(f"{counts.get('llmsec_store_repaired_rows_total'):,} rows had a value that its column cannot hold")
     if counts.get("llmsec_sink_dropped_records_total", sink="stdout"):

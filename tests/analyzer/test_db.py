@@ -73,6 +73,10 @@ def test_prune_by_options_and_by_configuration(run: Any, fill: Any, tmp_path: Pa
     assert [entry["facts"]["state"] for entry in audit_of(run, store, "--event", "deletion")] == ["begun", "done"] * 2
 
 
+def test_a_comparison_with_no_database_names_the_option_that_gives_one(run: Any, fill: Any) -> None:
+    assert "give --to clickhouse://" in run("db", "verify", "--store", fill(full_exchange(0))).stderr
+
+
 def test_the_chain_is_verified_and_one_changed_byte_is_found(run: Any, fill: Any) -> None:
     store = fill(full_exchange(0))
     run("query", "--store", store, "SELECT 1")

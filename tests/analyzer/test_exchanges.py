@@ -6,7 +6,7 @@ import pytest
 
 from llmsec_analyzer.stored.exchanges import parse_time
 from llmsec_tap.errors import ConfigError
-from llmsec_tap.model import AnomalyCount, Message, OtherText, Part, Request, Response, to_json
+from llmsec_tap.model import AnomalyCount, EstimatedUsage, Message, OtherText, Part, Request, Response, Usage, to_json
 
 HOSTILE = "red \x1b[31m title \x1b]0;owned\x07 \x9b2J back\x08space cr\rover \u202egnp.exe \u2066x\u2069 tag\U000e0041 zero\u200bwidth"
 
@@ -84,6 +84,13 @@ def test_the_table(run, mixed):
     assert len(lines) == 6
     assert "overloaded" in lines[2]
     assert "NULL" in lines[5]
+
+
+def test_the_table_marks_estimates_of_tokens(run, fill, make_exchange):
+    stated = Usage(input_tokens=None, output_tokens=12)
+    root = fill(make_exchange(1, usage=stated, usage_estimated=EstimatedUsage(input_tokens=15, output_tokens=16)))
+    _, _, row = run("exchanges", "--store", root).stdout.splitlines()
+    assert "  ~15   12" in row
 
 
 def test_show_prints_the_conversation(run, store):

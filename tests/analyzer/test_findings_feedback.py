@@ -103,7 +103,9 @@ def test_an_id_that_is_none(run: Callable[..., Any], store: Path, prefix: str, m
 
 def test_texts_that_were_not_stored_are_said_to_be_missing(run: Callable[..., Any], fill: Callable[..., Path], build_finding: Any) -> None:
     root = fill(full_exchange(1, findings=[build_finding()]).without_content())
-    assert "text: not stored" in run("findings", "explain", "0f", "--store", root).stdout
+    explained = run("findings", "explain", "0f", "--store", root).stdout
+    assert "text: not stored" in explained
+    assert f" --store {root} --reason" in explained
 
 
 def test_a_finding_is_suppressed_by_its_fingerprint(run: Callable[..., Any], store: Path, tmp_path: Path) -> None:

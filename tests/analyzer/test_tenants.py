@@ -75,6 +75,9 @@ def test_a_tenant_without_texts_and_what_the_commands_show(run: Any, capture: Pa
     common = ("--store", tmp_path / "store", "--config", tmp_path / "c.yaml")
     listed = run("tenants", "list", *common).stdout
     assert [line.split()[0] for line in listed.splitlines()] == ["tenant", "a", second["tenant"], "idle"]
+    estimate = first["usage_estimated"]
+    assert first["usage"] == dict.fromkeys(first["usage"])
+    assert listed.splitlines()[1].split()[3:5] == [str(estimate["input_tokens"]), str(estimate["output_tokens"])]
     shown = run("tenants", "show", "a", *common).stdout
     assert "api_key_prefix=sk-team-a-" in shown
     assert "content 3 days" in shown

@@ -68,6 +68,10 @@ def _listeners(config: Config) -> Iterator[Problem]:
         for name in ("cert_file", "key_file"):
             if getattr(server.tls, name) is None:
                 yield Problem(("server", "tls"), f"the key `{name}` is required where TLS is enabled")
+    else:  # whoever gives one of these believes that HTTPS is served
+        for name in ("cert_file", "key_file", "client_auth", "client_ca_file"):
+            if getattr(server.tls, name) not in (None, "none"):
+                yield Problem(("server", "tls", name), "is given, but server.tls.enabled is false", "set enabled: true, or leave it out")
     if not config.observability.metrics.path.startswith("/"):
         yield Problem(("observability", "metrics", "path"), "must begin with /")
 

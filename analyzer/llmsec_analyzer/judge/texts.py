@@ -23,7 +23,7 @@ MAX_LINE_BYTES = 128 * 1024 * 1024
 
 class Result(msgspec.Struct):
     id: Any
-    risk_score: int
+    risk_score: int | None  # null where nothing was looked for, or the text could not be read
     injection_score: float | None
     findings: list[Finding]
     error: str | msgspec.UnsetType = msgspec.UNSET
@@ -112,7 +112,7 @@ def results(scanner: Scanner, texts: Iterator[Input], suppressions: Suppressions
     nobody = Facts()
     for given in texts:
         if given.error is not None:
-            yield Result(given.id, 0, None, [], error=given.error)
+            yield Result(given.id, None, None, [], error=given.error)
             continue
         found = scanner.scan(given.text, given.role, system=given.system, exchange_id=str(given.id))
         if suppressions:
@@ -120,7 +120,7 @@ def results(scanner: Scanner, texts: Iterator[Input], suppressions: Suppressions
         missed = found.unscanned or (1 if given.cut else 0)
         yield Result(
             given.id,
-            risk_score(found.findings),
+            risk_score(found.findings) if scanner.settings.enabled else None,
             None if found.injection_score is None else round(found.injection_score, 6),
             found.findings,
             unscanned=missed or msgspec.UNSET,

@@ -30,8 +30,9 @@ def scan_rows(result: Result) -> Iterable[str]:
     if isinstance(result.error, str):
         yield f"{pad(name, 24)}  error: {visible(result.error)}"
         return
+    risk = "-" if result.risk_score is None else result.risk_score
     score = "" if result.injection_score is None else f"  injection {result.injection_score:.2f}"
-    yield f"{pad(name, 24)}  risk {result.risk_score:>3}{score}  {len(result.findings)} findings"
+    yield f"{pad(name, 24)}  risk {risk:>3}{score}  {len(result.findings)} findings"
     for finding in result.findings:
         yield "  " + finding_line(finding)
 

@@ -8,7 +8,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from typing import Any, TextIO
 
@@ -20,6 +20,7 @@ from llmsec_tap.errors import ConfigError
 
 TABLE_ROWS = 200
 MIN_COLUMN = 6
+NO_ROWS = "(no rows)"
 # A cell of a table that does not go to a terminal: wide enough to be useful, bounded so that a table stays one.
 PIPE_CELL = 120
 _NUMERIC = ("INT", "DOUBLE", "FLOAT", "DECIMAL", "HUGEINT", "BIGINT", "REAL")
@@ -59,6 +60,13 @@ def write_lines(lines: Iterable[str], out: TextIO) -> None:
     """JSON lines. On a terminal, what could steer it is written as escapes, which mean the same in JSON."""
     on_terminal = out.isatty()
     out.writelines((json_visible(line) if on_terminal else line) + "\n" for line in lines)
+
+
+def or_no_rows(lines: Iterable[str]) -> Iterator[str]:
+    """Lines of a table; where there is none, one that says so."""
+    found = iter(lines)
+    yield next(found, NO_ROWS)
+    yield from found
 
 
 def write_json(result: Result, out: TextIO) -> None:
@@ -139,7 +147,7 @@ def write_table(result: Result, out: TextIO, *, max_rows: int = TABLE_ROWS, colu
     if more:
         out.write(f"(first {max_rows} rows; --format json or csv gives all, LIMIT fewer)\n")
     elif not rows:
-        out.write("(no rows)\n")
+        out.write(f"{NO_ROWS}\n")
 
 
 def _table_cell(value: Any) -> str:

@@ -117,13 +117,38 @@ def parse_time(text: str, option: str, now_ns: int | None = None) -> int:
     return min(max(0, (since_epoch // dt.timedelta(microseconds=1)) * 1000), _LAST_NS)
 
 
+@dataclass(frozen=True)
+class _Marked:
+    """A list whose last two columns say that `in` and `out` are estimates: they go, and ~ marks the estimate."""
+
+    found: Result
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.found.names[:-2]
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        return self.found.types[:-2]
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        places = self.names.index("in"), self.names.index("out")
+        for *row, in_is_estimate, out_is_estimate in self.found.rows():
+            for place, is_estimate in zip(places, (in_is_estimate, out_is_estimate), strict=True):
+                if is_estimate and row[place] is not None:
+                    row[place] = f"~{row[place]}"
+            yield tuple(row)
+
+
 def listed(session: Session, wanted: Filter) -> Result:
-    """A row for each exchange, newest first: what a list shows of it."""
+    """A row for each exchange, newest first: what a list shows of it, ~ before tokens that are estimates."""
     where, parameters = wanted.where(session.dialect)
-    return session.select(
-        f"SELECT {_list_columns(session.dialect)} FROM exchanges {where} {_NEWEST_FIRST}",  # noqa: S608 - values are parameters
+    columns = f"{_list_columns(session.dialect)}, input_tokens IS NULL AS in_is_estimate, output_tokens IS NULL AS out_is_estimate"
+    found = session.select(
+        f"SELECT {columns} FROM exchanges {where} {_NEWEST_FIRST}",  # noqa: S608 - values are parameters
         [*parameters, wanted.limit],
     )
+    return _Marked(found)
 
 
 def page(session: Session, wanted: Filter) -> list[dict[str, Any]]:

@@ -48,10 +48,14 @@ CLOSE_WAIT_S = 10.0
 
 @dataclass
 class WriterStats:
-    """`stored` rows are safely on the disk. `repaired` of them had a value that its column cannot hold, now null."""
+    """`stored` rows are safely on the disk. `repaired` of them had a value that its column cannot hold, now null.
+
+    `replaced` rows waited when a later one came with their id.
+    """
 
     added: int = 0
     stored: int = 0
+    replaced: int = 0
     not_stored: int = 0
     repaired: int = 0
     parts: int = 0
@@ -144,6 +148,7 @@ class StoreWriter:
             self._rows -= 1
             self._bytes -= len(earlier)
             self.stats.added -= 1
+            self.stats.replaced += 1
         rows[row.exchange_id] = row.line
         self._rows += 1
         self._bytes += len(row.line)
@@ -166,6 +171,7 @@ class StoreWriter:
 
     def samples(self) -> Iterable[Sample]:
         yield Sample("llmsec_store_rows_total", self.stats.stored)
+        yield Sample("llmsec_store_replaced_rows_total", self.stats.replaced)
         yield Sample("llmsec_store_lost_rows_total", self.stats.not_stored)
         yield Sample("llmsec_store_repaired_rows_total", self.stats.repaired)
         yield Sample("llmsec_store_parts_total", self.stats.parts)

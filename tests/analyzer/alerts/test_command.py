@@ -66,7 +66,8 @@ def test_list_has_a_line_for_each_alert_with_what_became_of_it(run, store):
     table = run("alerts", "list", "--store", store, "--rule", "pii_*", "--priority", "high").stdout
     assert "slack sent" in table
     assert len(table.splitlines()) == 3
-    assert run("alerts", "list", "--store", store, "--rule", "cost*").stdout == ""
+    assert run("alerts", "list", "--store", store, "--rule", "cost*").stdout == "(no rows)\n"
+    assert run("alerts", "list", "--store", store, "--rule", "cost*", "--format", "jsonl").stdout == ""
 
 
 def test_show_has_exchanges_and_attempts(run, store):

@@ -75,11 +75,12 @@ def test_the_designs_four_rules_fire_on_real_exchanges(run, tmp_path, traffic, j
     )
     assert counted.stdout.split()[1:] == ["cost_anomaly,1", "high_error_rate,1", "high_risk_prompt_injection,1", "pii_detected,1"]
     assert not (store / "alerts").exists()
+    assert "alerts wait" not in done.stderr
     audited = run("db", "audit", "--store", store, "--event", "alert").stdout
     assert "high_error_rate" in audited
 
 
-def test_a_replay_sends_only_if_asked(run, tmp_path, traffic):
+def test_a_replay_leaves_alerts_to_be_sent_only_if_asked(run, tmp_path, traffic):
     file, config = traffic
     store = tmp_path / "store"
     done = run("replay", file, "--config", config, "--store", store, "--format", "events", "--alert")
@@ -94,12 +95,14 @@ def test_a_replay_sends_only_if_asked(run, tmp_path, traffic):
     assert card.channels == ["slack", "email"]
     assert "4111" not in json.dumps(told)
     assert {path.stat().st_mode & 0o777 for path in (store / "alerts").iterdir()} == {0o600}
+    command = f"llmsec-tap deliver --alerts --store {store} --config {config} --once"
+    assert f"{len(sent)} alerts wait in {store}: {command} sends them" in done.stderr
 
 
 def test_alerts_without_a_store_cannot_be_sent(run, traffic):
     done = run("replay", traffic[0], "--config", traffic[1], "--store", "none", "--alert")
     assert done.returncode == 2
-    assert "--alert sends from the store's folder" in done.stderr
+    assert "--alert leaves alerts in the store's folder" in done.stderr
 
 
 def test_a_rule_of_a_tenants_threshold_is_there_where_one_is_configured(tmp_path):

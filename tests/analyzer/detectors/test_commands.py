@@ -6,13 +6,17 @@ import json
 import subprocess
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from llmsec_agent.cli.analyze.scan import CategoryChoice
+from llmsec_agent.cli.tap.capture import capture
 from llmsec_agent.config import load_config
 from llmsec_analyzer.recognizers import plugins
 from llmsec_analyzer.rules.schema import Rule
 from llmsec_tap.errors import ConfigError
+from llmsec_tap.model import Category
 from support.detectors import FakeClock
 
 
@@ -63,7 +67,22 @@ def test_rules_check_and_list(run, tmp_path):
     assert done.returncode == 2
     assert "x.yaml:3" in done.stderr
     assert "did you mean name?" in done.stderr
+    (tmp_path / "empty").mkdir()
+    done = run("rules", "check", tmp_path / "empty")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{tmp_path / 'empty'}: no rules" in done.stderr
     assert "secret.github" in run("rules", "list", "--category", "secret").stdout
+
+
+@pytest.mark.parametrize("command", [("findings", "--store", "none-yet", "--fail-on", "info"), ("rules", "list")])
+def test_a_category_that_there_is_not_is_refused(run, command):
+    done = run(*command, "--category", "secrt")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "'secrt' is not one of 'prompt_injection'" in done.stderr
+
+
+def test_categories_to_choose_from_are_those_of_findings():
+    assert [choice.value for choice in CategoryChoice] == list(get_args(Category))
 
 
 def test_findings_are_listed_filtered_and_exported(run, fill, make_exchange, build_finding):
@@ -83,6 +102,8 @@ def test_findings_are_listed_filtered_and_exported(run, fill, make_exchange, bui
     assert [event["severity_id"] for event in ocsf] == [5, 2]
     assert all(event["class_uid"] == 2004 and event["time"] for event in ocsf)
     assert run("findings", "--store", root, "--fail-on", "high", "--format", "jsonl").returncode == 1
+    assert run("findings", "--store", root, "--rule", "none").stdout == "(no rows)\n"
+    assert run("findings", "--store", root, "--rule", "none", "--format", "jsonl").stdout == ""
 
 
 @pytest.mark.parametrize(
@@ -178,3 +199,37 @@ def test_a_full_disk_behind_standard_output_is_one_line_and_exit_4(run, argument
         "error: standard output cannot be written: No space left on device"
     ]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (("scan", "--fail-on", "low"), "--fail-on"),
+        (("replay", "c.pcap", "--store", "none", "--fail-on", "low"), "--fail-on"),
+        (("replay", "c.pcap", "--store", "none", "--redact"), "--redact"),
+        (("rules", "test", "--without", "email", "--store", "none-yet", "--fail-on", "low"), "--fail-on"),
+    ],
+)
+def test_a_gate_that_looks_at_nothing_does_not_pass(run, tmp_path, command, option):
+    config = tmp_path / "c.json"
+    config.write_text('{"security": {"enabled": false}}')
+    done = run(*command, "--config", config, input="my card is 4111 1111 1111 1111\n", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{option} needs detection, and security.enabled is false" in done.stderr
+
+
+def test_a_capture_that_is_to_mask_needs_detection(tmp_path):
+    (tmp_path / "c.json").write_text('{"security": {"enabled": false}}')
+    with pytest.raises(ConfigError, match=r"--redact needs detection, and security\.enabled is false"):
+        capture(pid=[1], redact=True, detect=True, decoders="auto", ring_size=16384, config=str(tmp_path / "c.json"))
+
+
+def test_scan_gives_no_risk_score_where_it_looked_at_nothing_or_could_not_read(run, tmp_path):
+    config = tmp_path / "c.json"
+    config.write_text('{"security": {"enabled": false}}')
+    lines = json.dumps({"text": "my card is 4111 1111 1111 1111"}) + "\n"
+    (unseen,) = map(json.loads, run("scan", "--config", config, input=lines).stdout.splitlines())
+    assert (unseen["risk_score"], unseen["findings"]) == (None, [])
+    assert "risk   -" in run("scan", "--config", config, "--format", "table", input=lines).stdout
+    _, unreadable = map(json.loads, run("scan", "--no-model", input=lines + "{broken\n").stdout.splitlines())
+    assert unreadable["risk_score"] is None

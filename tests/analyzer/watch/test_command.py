@@ -39,7 +39,8 @@ def test_a_replay_tells_stores_and_lists_them(run, tmp_path, failing, jobs):
     assert row["kind"] == "upstream_unhealthy"
     assert "502" in row["explanation"] or "unavailable" in row["explanation"]
     assert "upstream_unhealthy" in run("deviations", "--store", store, "--kind", "upstream_*").stdout
-    assert run("deviations", "--store", store, "--kind", "cost").stdout == ""
+    assert run("deviations", "--store", store, "--kind", "cost").stdout == "(no rows)\n"
+    assert run("deviations", "--store", store, "--kind", "cost", "--format", "jsonl").stdout == ""
     counted = run("query", "SELECT count(*) FROM deviations WHERE kind = 'upstream_unhealthy'", "--store", store, "--format", "csv")
     assert counted.stdout.splitlines()[1] == "1"
 

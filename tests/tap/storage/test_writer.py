@@ -8,6 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from llmsec_agent import summary
+from llmsec_tap.counters import Snapshot
 from llmsec_tap.model import Exchange, Message, Part, Request, Response, Usage, to_json
 from llmsec_tap.storage import StoreWriter
 from llmsec_tap.storage.store import create_store
@@ -51,6 +53,14 @@ def test_views_show_the_parts_of_an_exchange(root, reader, make_exchange):
         ("gpt-4o-2024-08-06", 11, 15, 900.000002, "2026-11-18")
     ]
     assert reader.rows("SELECT \"request\".parameters->>'$.temperature', process.comm FROM exchanges") == [("0.5", "python")]
+
+
+def test_exchanges_with_the_id_of_another_are_counted_apart(root, make_exchange):
+    with StoreWriter.open(root) as writer:
+        for number in (1, 2, 1):
+            writer.add(make_exchange(number))
+    assert (writer.stats.stored, writer.stats.replaced) == (2, 1)
+    assert summary.sinks(Snapshot([writer.samples]), "s") == ["stored 2 in s (1 have the id of another)"]
 
 
 def test_the_same_exchanges_again_double_nothing_and_the_newest_counts(root, reader, make_exchange):

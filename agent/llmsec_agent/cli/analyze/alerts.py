@@ -78,7 +78,7 @@ def list_alerts(
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.journals import journal
     from llmsec_analyzer.show.alert_rows import alert_line
-    from llmsec_analyzer.show.results import write_lines
+    from llmsec_analyzer.show.results import or_no_rows, write_lines
     from llmsec_analyzer.stored import alerts as stored
     from llmsec_analyzer.stored.exchanges import parse_time
     from llmsec_analyzer.stored.stores import open_session
@@ -94,7 +94,7 @@ def list_alerts(
     with results(), open_session(store, journal()) as session:
         known = _Known(_folder(store))
         rows = (known.added(row) for row in stored.stored_alerts(session, wanted))
-        write_lines((alert_line(row) if table else json.dumps(_plain(row)) for row in rows), sys.stdout)
+        write_lines(or_no_rows(map(alert_line, rows)) if table else (json.dumps(_plain(row)) for row in rows), sys.stdout)
 
 
 @group.command()

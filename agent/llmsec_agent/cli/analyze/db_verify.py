@@ -45,7 +45,7 @@ def verify(
 
     storage = load_config(config, report).storage
     log = journal()
-    ends = look_at(open_store(store or storage.path, log), database_of(storage.clickhouse, to), log)
+    ends = look_at(open_store(store or storage.path, log), database_of(storage.clickhouse, to, option="--to"), log)
     for line in ends.lines():
         report(line)
     ends.check()

@@ -42,7 +42,7 @@ def deviations(
     from llmsec_agent.cli.analyze.streams import results
     from llmsec_agent.journals import journal
     from llmsec_analyzer.show.finding_rows import deviation_line
-    from llmsec_analyzer.show.results import write_lines
+    from llmsec_analyzer.show.results import or_no_rows, write_lines
     from llmsec_analyzer.stored import deviations as stored
     from llmsec_analyzer.stored.exchanges import parse_time
     from llmsec_analyzer.stored.findings import plain
@@ -58,4 +58,4 @@ def deviations(
     )
     with results(), open_session(store, journal()) as session:
         rows = stored.stored_deviations(session, wanted)
-        write_lines((deviation_line(row) if table else json.dumps(plain(row)) for row in rows), sys.stdout)
+        write_lines(or_no_rows(map(deviation_line, rows)) if table else (json.dumps(plain(row)) for row in rows), sys.stdout)

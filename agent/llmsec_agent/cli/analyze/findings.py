@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from llmsec_agent.cli.analyze.query import OwnStoreOption, StoreOption
-from llmsec_agent.cli.analyze.scan import ConfigOption, SeverityChoice, SuppressionsOption
+from llmsec_agent.cli.analyze.scan import CategoryChoice, ConfigOption, SeverityChoice, SuppressionsOption
 from llmsec_tap.storage import DEFAULT_STORE
 
 
@@ -48,7 +48,7 @@ def list_findings(
     context: typer.Context,
     store: StoreOption = DEFAULT_STORE,
     severity: Annotated[SeverityChoice | None, typer.Option(help="At least this severe.")] = None,
-    category: Annotated[str | None, typer.Option(help="secret, pii, prompt_injection, jailbreak, …")] = None,
+    category: Annotated[CategoryChoice | None, typer.Option(help="Of this category.")] = None,
     rule: Annotated[str | None, typer.Option(help="Rule id; * and ? are wildcards.")] = None,
     exchange: Annotated[str | None, typer.Option(help="How the exchange's id begins.")] = None,
     fingerprint: Annotated[str | None, typer.Option(help="The same match wherever it was seen.")] = None,
@@ -88,7 +88,7 @@ def list_findings(
     from llmsec_analyzer.export.sarif import write_sarif
     from llmsec_analyzer.risk import rank
     from llmsec_analyzer.show.finding_rows import stored_line
-    from llmsec_analyzer.show.results import write_lines
+    from llmsec_analyzer.show.results import or_no_rows, write_lines
     from llmsec_analyzer.stored import findings as stored
     from llmsec_analyzer.stored.exchanges import parse_time
     from llmsec_analyzer.stored.stores import open_session
@@ -96,7 +96,7 @@ def list_findings(
     table = output is FindingsFormat.TABLE
     wanted = stored.FindingFilter(
         severity=severity.value if severity else None,
-        category=category,
+        category=category.value if category else None,
         rule=rule,
         exchange=exchange,
         fingerprint=fingerprint,
@@ -127,8 +127,8 @@ def list_findings(
         elif output is FindingsFormat.JSONL:
             write_lines((json.dumps(stored.plain(row)) for row in watched()), sys.stdout)
         else:
-            for row in watched():
-                print(stored_line(row))  # noqa: T201 - the result
+            for line in or_no_rows(map(stored_line, watched())):
+                print(line)  # noqa: T201 - the result
     if fail_on is not None and worst >= rank(fail_on.value):
         raise typer.Exit(1)
 
@@ -145,6 +145,8 @@ def explain(
 
     Example: llmsec-analyze findings explain 5f1c
     """
+    import shlex
+
     import msgspec
 
     from llmsec_agent.auditing import record_reading
@@ -161,12 +163,14 @@ def explain(
     from llmsec_analyzer.stored.stores import open_session
     from llmsec_tap.identity.credentials import fingerprinter
     from llmsec_tap.install_key import install_key
+    from llmsec_tap.visible import visible
 
     log = journal()
     security = load_config(config, report).security
     rules = {rule.id: rule for rule in load_builtin()} | rule_set(security).by_id
     entries = suppressions_of(security, log)
-    with results(), open_session(store or context.obj, log) as session:
+    location = store or context.obj
+    with results(), open_session(location, log) as session:
         finding, exchange = find_finding(session, finding_id)
         record_reading(session, log, "query", command="findings explain", finding_id=finding.finding_id, exchange_id=exchange.exchange_id)
     (finding,) = marked(msgspec.structs.replace(exchange, findings=[finding]), entries)
@@ -177,7 +181,8 @@ def explain(
             return
         for line in explanation(finding, exchange, rules, fingerprinter(install_key(log))):
             print(line)  # noqa: T201 - the result
-        print(f"to suppress: llmsec-analyze findings suppress {finding.finding_id} --reason … --owner … --until 90d")  # noqa: T201 - the result
+        here = "" if location == DEFAULT_STORE else f" --store {visible(shlex.quote(location))}"
+        print(f"to suppress: llmsec-analyze findings suppress {finding.finding_id}{here} --reason … --owner … --until 90d")  # noqa: T201 - the result
 
 
 @group.command()

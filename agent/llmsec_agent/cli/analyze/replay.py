@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from llmsec_agent.cli.analyze.scan import ConfigOption, FailOnOption, SuppressionsOption
+from llmsec_agent.cli.analyze.scan import ConfigOption, FailOnOption, SuppressionsOption, need_detection
 from llmsec_agent.cli.formats import RunFormat
 from llmsec_tap.errors import ConfigError, SourceError
 from llmsec_tap.storage import DEFAULT_STORE
@@ -56,7 +56,10 @@ def replay(
     suppressions: SuppressionsOption = None,
     alert: Annotated[
         bool,
-        typer.Option("--alert", help="Have alerts of the configuration's rules sent; without, they are decided and stored only."),
+        typer.Option(
+            "--alert",
+            help="Leave alerts of the configuration's rules for `llmsec-tap deliver --alerts` to send; without, they are decided and stored only.",
+        ),
     ] = False,
     config: ConfigOption = None,
     jobs: Annotated[
@@ -76,6 +79,8 @@ def replay(
 
     Example: llmsec-analyze replay capture.pcap --format jsonl
     """
+    import shlex
+
     from llmsec_agent.alerts_lane import alert_settings, plan_alerts
     from llmsec_agent.config import load_all, whose_of
     from llmsec_agent.config.retention import audited_severity
@@ -95,9 +100,11 @@ def replay(
     if not detect and (redact or fail_on):
         raise ConfigError("--redact and --fail-on need detection", "leave out --no-detect")
     if alert and store == "none":
-        raise ConfigError("--alert sends from the store's folder", "leave out --store none")
+        raise ConfigError("--alert leaves alerts in the store's folder", "leave out --store none")
     log = journal()
     loaded = load_all(config, report)
+    if fail_on or redact:
+        need_detection(loaded.config.security, "--fail-on" if fail_on else "--redact")
     names = captures(files)
     watches_keys = loaded.sets("tenants") and loaded.config.tenants.watch_keys
     if jobs > 1:
@@ -110,6 +117,7 @@ def replay(
     told = plan_alerts(alert_settings(loaded.config))
     directory = directory_of(loaded.config.storage, log, seats=jobs)
     policies = Policies(file_policies(loaded.config), directory)
+    send = ["llmsec-tap", "deliver", "--alerts", "--store", store, *(["--config", str(loaded.file)] if loaded.file else []), "--once"]
     settings = ReplaySettings(
         files=names,
         ports=frozenset(port) if port else None,
@@ -125,7 +133,7 @@ def replay(
         audit=audited_severity(loaded.config),
         watch=plan_watch(loaded.config),
         alerts=told if told.rules else None,
-        sends_alerts=alert,
+        send_by=shlex.join(send) if alert else None,
     )
     security = with_suppressions(loaded.config.security, suppressions)
     detection = detection_starter(

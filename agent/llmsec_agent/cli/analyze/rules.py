@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmsec_agent.cli.analyze.query import FolderOption
-from llmsec_agent.cli.analyze.scan import ConfigOption, SeverityChoice, SuppressionsOption
+from llmsec_agent.cli.analyze.scan import CategoryChoice, ConfigOption, SeverityChoice, SuppressionsOption, need_detection
 from llmsec_tap.storage import DEFAULT_STORE
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def list_rules(
         list[str] | None,
         typer.Argument(help="Files or folders of your own rules, or package:NAME; none: those that ship.", metavar="[PATH…]"),
     ] = None,
-    category: Annotated[str | None, typer.Option(help="Only this category: secret, pii, prompt_injection, …")] = None,
+    category: Annotated[CategoryChoice | None, typer.Option(help="Of this category.")] = None,
     output: Annotated[RulesFormat, typer.Option("--format", help="json: one rule per line.")] = RulesFormat.TABLE,
 ) -> None:
     """List rules: id, severity, category, and what each finds.
@@ -60,7 +60,7 @@ def list_rules(
     rules = load_paths(paths, check_form) if paths else load_builtin()
     with results():
         for rule in rules:
-            if category is not None and rule.category != category:
+            if category is not None and rule.category != category.value:
                 continue
             if output is RulesFormat.JSON:
                 line = msgspec.json.encode(rule)
@@ -85,9 +85,12 @@ def check(
     from llmsec_analyzer.prove.form import check_form
     from llmsec_analyzer.rules.load import load_builtin, load_paths
     from llmsec_analyzer.show.terminal import visible
+    from llmsec_tap.errors import ConfigError
 
     builtin = load_builtin()
     rules = load_paths(paths, check_form) if paths else builtin
+    if not rules:  # what proves nothing must not pass
+        raise ConfigError(f"{', '.join(paths or ())}: no rules", "name a file of rules, or the folder in which its .yaml files stand")
     trusted = frozenset(rule.id for rule in builtin) if not paths else frozenset()
     wrong = check_rules(rules, trusted=trusted)
     if paths:
@@ -147,6 +150,8 @@ def try_rules(
         raise ConfigError("no change is given", "name files of rules, or --without ID")
     log = journal()
     security = with_suppressions(load_config(config, report).security, suppressions)
+    if fail_on is not None:
+        need_detection(security, "--fail-on")
     with QuerySession.open(store, log) as session:
         made = compare(session, security, paths or (), without or (), fingerprinter(install_key(log)), suppressions_of(security, log))
         record_reading(session, log, "query", command="rules test", format=output.value)

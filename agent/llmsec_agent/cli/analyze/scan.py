@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from llmsec_tap.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llmsec_analyzer.settings import DetectionSettings
 
 
 class ScanFormat(StrEnum):
@@ -20,6 +25,19 @@ class SeverityChoice(StrEnum):
     MEDIUM = "medium"
     HIGH = "high"
     CRITICAL = "critical"
+
+
+class CategoryChoice(StrEnum):
+    """llmsec_tap.model.Category. A test compares."""
+
+    PROMPT_INJECTION = "prompt_injection"
+    JAILBREAK = "jailbreak"
+    SYSTEM_PROMPT_LEAK = "system_prompt_leak"
+    PII = "pii"
+    SECRET = "secret"  # noqa: S105 - the name of a category
+    DATA_EXFILTRATION = "data_exfiltration"
+    UNSAFE_OUTPUT = "unsafe_output"
+    ANOMALY = "anomaly"
 
 
 ConfigOption = Annotated[
@@ -38,6 +56,12 @@ SuppressionsOption = Annotated[
     ),
 ]
 FailOnOption = Annotated[SeverityChoice | None, typer.Option("--fail-on", help="Exit with 1 if a finding is at least this severe.")]
+
+
+def need_detection(security: DetectionSettings, asked: str) -> None:
+    """A gate that looks at nothing must not pass. Raises ConfigError where detection is switched off."""
+    if not security.enabled:
+        raise ConfigError(f"{asked} needs detection, and security.enabled is false", f"set security.enabled: true, or leave out {asked}")
 
 
 def register(app: typer.Typer) -> None:
@@ -78,6 +102,8 @@ def scan(
     from llmsec_tap.install_key import install_key
 
     settings = with_suppressions(load_config(config, report).security, suppressions)
+    if fail_on is not None:
+        need_detection(settings, "--fail-on")
     if not model:
         injection = msgspec.structs.replace(
             settings.prompt_injection, model=msgspec.structs.replace(settings.prompt_injection.model, enabled=False)

@@ -115,6 +115,8 @@ def lookup(config: ConfigOption = None) -> None:
 def list_tenants(store: StoreOption = DEFAULT_STORE, config: ConfigOption = None) -> None:
     """List the tenants of a store with what they used, those of the configuration without traffic included.
 
+    Tokens are those that servers stated and, where they stated none, estimates, as on the console's page of tenants.
+
     `key-…` is a key that no rule knows.
 
     Example: llmsec-analyze tenants list
@@ -193,7 +195,8 @@ def show(
 
 
 _LIST = """
-SELECT tenant, count(*), coalesce(sum(input_tokens), 0)::BIGINT, coalesce(sum(output_tokens), 0)::BIGINT,
+SELECT tenant, count(*), coalesce(sum(coalesce(input_tokens, usage_estimated.input_tokens)), 0)::BIGINT,
+  coalesce(sum(coalesce(output_tokens, usage_estimated.output_tokens)), 0)::BIGINT,
   count(DISTINCT api_key_fingerprint), coalesce(sum(len(findings)), 0)::BIGINT, max(started)
 FROM exchanges WHERE provider IS NOT NULL GROUP BY tenant ORDER BY 2 DESC, 1
 """

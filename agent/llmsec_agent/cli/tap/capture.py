@@ -151,6 +151,10 @@ def capture(
         raise ConfigError("--write needs one decoder", "Leave out --decoders: one process writes the file.")
     if redact and not detect:
         raise ConfigError("--redact needs detection", "Leave out --no-detect.")
+    if redact:
+        from llmsec_agent.cli.analyze.scan import need_detection
+
+        need_detection(load(config, lambda _note: None).config.security, "--redact")
     plain_choice: bool | Literal["auto"] = "auto" if plain is None else plain
     given = None if read_offset is None or write_offset is None else (_offset(read_offset), _offset(write_offset))
     unprivileged_user()  # a wrong name ends the command before anything is attached
