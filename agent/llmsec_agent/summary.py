@@ -47,7 +47,8 @@ def alerts(counts: Snapshot) -> list[str]:
 
 def waiting_alerts(counts: Snapshot, location: str | None, send_by: str) -> list[str]:
     """What a replay left for another command to send. Nothing where no rule was met."""
-    waiting = counts.get("llmsec_sink_records_total", sink="alerts")
+    # Some are told twice, when they begin and with their count; what could not be written does not wait.
+    waiting = min(counts.get("llmsec_alerts_total"), counts.get("llmsec_sink_records_total", sink="alerts"))
     return [f"{waiting:,} alerts wait in {location}: {send_by} sends them"] if waiting else []
 
 
