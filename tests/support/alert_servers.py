@@ -59,7 +59,11 @@ def receiver(cert: Path | None = None, key: Path | None = None, seen: Callable[[
         disable_nagle_algorithm = True
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
+            length = int(self.headers["Content-Length"])
+            body = self.rfile.read(length)
+            if len(body) < length:  # its sender was killed
+                self.close_connection = True
+                return
             post = Post(self.path, {name.lower(): value for name, value in self.headers.items()}, body, time.monotonic())
             found.posts.append(post)
             if seen is not None:
