@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from llmsec_analyzer.stored.exchanges import INPUT_TOKENS, OUTPUT_TOKENS
 from llmsec_analyzer.stored.session import QuerySession
 from llmsec_analyzer.stored.stores import Session
 
@@ -16,7 +17,7 @@ _WIDTHS: Final = (1, 5, 15, 60, 300, 900, 3600, 6 * 3600, 86_400, 7 * 86_400, 30
 _NS: Final = 1_000_000_000
 _GRAVEST_FIRST: Final = "CASE severity WHEN 'critical' THEN 0 WHEN 'high' THEN 1 WHEN 'medium' THEN 2 WHEN 'low' THEN 3 ELSE 4 END"
 # Each sum by itself: a store may hold counts that one addition cannot.
-_TOKENS: Final = "coalesce(sum(coalesce(input_tokens, usage_estimated.input_tokens)), 0) + coalesce(sum(coalesce(output_tokens, usage_estimated.output_tokens)), 0)"
+_TOKENS: Final = f"coalesce(sum({INPUT_TOKENS}), 0) + coalesce(sum({OUTPUT_TOKENS}), 0)"
 _IS_REQUEST: Final = "provider IS NOT NULL AND method IS NOT NULL"
 
 
@@ -82,8 +83,8 @@ def totals(session: Session, span: Span) -> Totals:
             f"""
             SELECT count(*),
                 count(*) FILTER (WHERE {_IS_REQUEST}),
-                coalesce(sum(coalesce(input_tokens, usage_estimated.input_tokens)), 0),
-                coalesce(sum(coalesce(output_tokens, usage_estimated.output_tokens)), 0),
+                coalesce(sum({INPUT_TOKENS}), 0),
+                coalesce(sum({OUTPUT_TOKENS}), 0),
                 sum(cost_usd),
                 count(*) FILTER (WHERE error_type IS NOT NULL OR status >= 400),
                 {quantile.format("ttft_ms", 0.5)}, {quantile.format("ttft_ms", 0.95)},
@@ -141,8 +142,8 @@ def by_tenant(session: Session, span: Span, limit: int) -> list[tuple[Any, ...]]
     where, values = span.where(_IS_REQUEST)
     found = session.select(
         f"""
-        SELECT tenant, count(*) AS n, count(DISTINCT api_key_fingerprint), coalesce(sum(coalesce(input_tokens, usage_estimated.input_tokens)), 0),
-            coalesce(sum(coalesce(output_tokens, usage_estimated.output_tokens)), 0), sum(cost_usd),
+        SELECT tenant, count(*) AS n, count(DISTINCT api_key_fingerprint), coalesce(sum({INPUT_TOKENS}), 0),
+            coalesce(sum({OUTPUT_TOKENS}), 0), sum(cost_usd),
             count(*) FILTER (WHERE error_type IS NOT NULL OR status >= 400), max(risk_score)
         FROM exchanges {where} GROUP BY tenant ORDER BY n DESC, tenant LIMIT {limit}
         """,  # noqa: S608 - our own clauses

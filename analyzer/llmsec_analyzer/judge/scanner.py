@@ -313,9 +313,12 @@ class Scanner:
         return "medium" if match.confidence < grave_from and match.severity in ("high", "critical") else match.severity
 
     def _finding(self, match: Match, text: str, near: Neighbours, *, part: str, exchange_id: str, at: int | None) -> Finding:
-        rule = match.rule
+        value, shown = text[match.start : match.end], preview(text, match, near)
+        return self._told(match, value, shown, part=part, exchange_id=exchange_id, at=at)
+
+    def _told(self, match: Match, value: str, shown: str, *, part: str, exchange_id: str, at: int | None) -> Finding:
         return make_finding(
-            rule,
+            match.rule,
             exchange_id=exchange_id,
             part=part,
             start=match.start,
@@ -323,8 +326,8 @@ class Scanner:
             kind=match.kind,
             severity=self._severity(match),
             confidence=match.confidence,
-            preview=preview(text, match, near),
-            fingerprint=self._fingerprint(text[match.start : match.end].encode("utf-8", "replace").decode()),
+            preview=shown,
+            fingerprint=self.fingerprint(value),
             note=match.note,
             at=at,
         )
@@ -343,9 +346,7 @@ class Scanner:
         base, text = stream.view.base, stream.view.text
         held = msgspec.structs.replace(match, start=match.start - base, end=match.end - base)
         shown = f"[{match.kind}]" if is_sensitive(match.rule) else preview(text, held, self.near(text, held))
-        found = self._finding(held, text, Neighbours(), part=part, exchange_id=exchange_id, at=at)
-        fresh = make_finding(match.rule, exchange_id=exchange_id, part=part, start=match.start, end=match.end)
-        return msgspec.structs.replace(found, preview=shown, finding_id=fresh.finding_id, location=fresh.location)
+        return self._told(match, text[held.start : held.end], shown, part=part, exchange_id=exchange_id, at=at)
 
     def fingerprint(self, text: str) -> str:
         return self._fingerprint(text.encode("utf-8", "replace").decode())

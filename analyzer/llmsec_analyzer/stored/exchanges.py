@@ -20,6 +20,11 @@ from llmsec_tap.storage.schema import EXCHANGE_COLUMNS
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
+# Tokens as all views show them: what the server stated, or else an estimate.
+INPUT_TOKENS: Final = "coalesce(input_tokens, usage_estimated.input_tokens)"
+OUTPUT_TOKENS: Final = "coalesce(output_tokens, usage_estimated.output_tokens)"
+
+
 def _list_columns(sql: Dialect) -> str:
     return f"""
     substring(exchange_id, 1, 12) AS id,
@@ -28,8 +33,8 @@ def _list_columns(sql: Dialect) -> str:
     provider,
     model,
     status,
-    coalesce(input_tokens, usage_estimated.input_tokens) AS "in",
-    coalesce(output_tokens, usage_estimated.output_tokens) AS "out",
+    {INPUT_TOKENS} AS "in",
+    {OUTPUT_TOKENS} AS "out",
     CASE WHEN error_type IS NOT NULL THEN error_type WHEN completeness <> 'complete' THEN completeness ELSE '' END AS note,
     {sql.left.format("input_text", 200)} AS input
 """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -21,8 +20,7 @@ from support.agent import environment
 from support.exchanges import full_exchange
 from support.hostile import HOSTILE, START, exchange
 
-BROWSER = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="chromium is not installed (apt-get install chromium)")
+pytestmark = pytest.mark.usefixtures("browser")
 # Screenshots are kept as build output, for people to look at.
 SHOTS = Path(__file__).parents[3] / "build" / "screenshots"
 PAGES = {
@@ -55,16 +53,6 @@ def address(store: Path) -> Iterator[str]:
             yield found[0]
         finally:
             server.terminate()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        yield started
-        started.close()
 
 
 class Watched:

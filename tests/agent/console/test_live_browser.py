@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -18,8 +17,7 @@ from llmsec_tap.storage import StoreWriter, create_store
 from support.agent import environment
 from support.hostile import exchange
 
-BROWSER = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="chromium is not installed (apt-get install chromium)")
+pytestmark = pytest.mark.usefixtures("browser")
 TOKEN = "a-token-of-sixteen-and-more"
 _WAIT_MS = 30_000
 
@@ -69,19 +67,9 @@ def console(tmp_path: Path) -> Iterator[Console]:
     made.end()
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        yield started
-        started.close()
-
-
 @pytest.fixture
-def context(chromium: Any) -> Iterator[Any]:
-    made = chromium.new_context()
+def context(browser: Any) -> Iterator[Any]:
+    made = browser.new_context()
     yield made
     made.close()
 

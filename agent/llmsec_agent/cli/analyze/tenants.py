@@ -125,13 +125,14 @@ def list_tenants(store: StoreOption = DEFAULT_STORE, config: ConfigOption = None
     from llmsec_agent.config import load_config
     from llmsec_agent.journals import journal
     from llmsec_agent.text import report
+    from llmsec_analyzer.stored.exchanges import INPUT_TOKENS, OUTPUT_TOKENS
     from llmsec_analyzer.stored.session import QuerySession
     from llmsec_tap.visible import visible
 
     rules = load_config(config, report).tenants.rules
     plans = {rule.tenant: rule.plan or "" for rule in reversed(rules)}
     with results(), QuerySession.open(store, journal()) as session:
-        rows = session.select(_LIST).rows()
+        rows = session.select(_LIST.format(tokens_in=INPUT_TOKENS, tokens_out=OUTPUT_TOKENS)).rows()
         typer.echo(f"{'tenant':<32} {'plan':<12} {'exchanges':>10} {'in':>12} {'out':>12} {'keys':>5} {'findings':>8}  last")
         seen = set()
         for name, exchanges, tokens_in, tokens_out, keys, findings, last in rows:
@@ -195,8 +196,8 @@ def show(
 
 
 _LIST = """
-SELECT tenant, count(*), coalesce(sum(coalesce(input_tokens, usage_estimated.input_tokens)), 0)::BIGINT,
-  coalesce(sum(coalesce(output_tokens, usage_estimated.output_tokens)), 0)::BIGINT,
+SELECT tenant, count(*), coalesce(sum({tokens_in}), 0)::BIGINT,
+  coalesce(sum({tokens_out}), 0)::BIGINT,
   count(DISTINCT api_key_fingerprint), coalesce(sum(len(findings)), 0)::BIGINT, max(started)
 FROM exchanges WHERE provider IS NOT NULL GROUP BY tenant ORDER BY 2 DESC, 1
 """
