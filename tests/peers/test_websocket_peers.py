@@ -11,7 +11,7 @@ import pytest
 
 from support.recording_relay import Relay
 from support.replay import replay
-from support.websocket_models import SOUND, WORDS, live, realtime, responses
+from support.websocket_models import SOUND, WORDS, ask_gemini_live, live, realtime, responses
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]
 websockets = pytest.importorskip("websockets", reason="in the dependency group `peers`")
@@ -102,18 +102,11 @@ def test_the_openai_client_speaks_responses_over_websocket() -> None:
 
 
 def test_the_gemini_client_speaks_live() -> None:
-    genai = pytest.importorskip("google.genai", reason="in the dependency group `peers`")
+    pytest.importorskip("google.genai", reason="in the dependency group `peers`")
     read: list[str] = []
 
     async def client(port: int) -> None:
-        vendor = genai.Client(api_key="AIzaTest", http_options={"base_url": f"http://127.0.0.1:{port}", "api_version": "v1beta"})
-        vendor._api_client._websocket_base_url = lambda *_options: f"ws://127.0.0.1:{port}"  # else it is TLS in any case
-        vendor._api_client._websocket_ssl_ctx = {}
-        config = {"response_modalities": ["TEXT"], "system_instruction": "Be kind."}
-        async with vendor.aio.live.connect(model="gemini-live", config=config) as session:
-            for question in ("one?", "two?"):
-                await session.send_client_content(turns={"role": "user", "parts": [{"text": question}]}, turn_complete=True)
-                read.extend([message.text async for message in session.receive() if message.text])
+        read.extend(await ask_gemini_live(port))
 
     exchanges, pipeline = replay(run(live, client))
     exchanges = [exchange for exchange in exchanges if exchange.api is not None]

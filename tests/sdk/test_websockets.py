@@ -19,7 +19,7 @@ from llmsec_trace.recorder import Recorder
 from support.recording_relay import Relay
 from support.replay import replay
 from support.sdk_recording import Recording, differences, recording
-from support.websocket_models import WORDS, live, realtime, responses
+from support.websocket_models import WORDS, ask_gemini_live, live, realtime, responses
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]
 websockets = pytest.importorskip("websockets", reason="in the dependency group `peers`")
@@ -98,19 +98,8 @@ def openai_responses(port: int) -> None:
 
 
 def gemini_live(port: int) -> None:
-    genai = pytest.importorskip("google.genai", reason="in the dependency group `peers`")
-
-    async def run() -> None:
-        vendor = genai.Client(api_key="AIzaTest", http_options={"base_url": f"http://127.0.0.1:{port}", "api_version": "v1beta"})
-        vendor._api_client._websocket_base_url = lambda *_options: f"ws://127.0.0.1:{port}"  # else it is TLS in any case
-        vendor._api_client._websocket_ssl_ctx = {}
-        config = {"response_modalities": ["TEXT"], "system_instruction": "Be kind."}
-        async with vendor.aio.live.connect(model="gemini-live", config=config) as session:
-            for question in ("one?", "two?"):
-                await session.send_client_content(turns={"role": "user", "parts": [{"text": question}]}, turn_complete=True)
-                assert "".join([message.text async for message in session.receive() if message.text]) == TEXT
-
-    asyncio.run(run())
+    pytest.importorskip("google.genai", reason="in the dependency group `peers`")
+    assert "".join(asyncio.run(ask_gemini_live(port))) == TEXT * 2
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What servers of models say over WebSocket: handlers for `websockets.serve`."""
+"""What servers of models say over WebSocket: handlers for `websockets.serve`; and a client that is hard to point at them."""
 
 from __future__ import annotations
 
@@ -82,3 +82,19 @@ async def live(socket: Any) -> None:
             await send({"serverContent": {"modelTurn": {"role": "model", "parts": [{"text": word}]}}})
         await send({"serverContent": {"generationComplete": True}})
         await send({"serverContent": {"turnComplete": True}, "usageMetadata": {"promptTokenCount": 4, "responseTokenCount": 20}})
+
+
+async def ask_gemini_live(port: int) -> list[str]:
+    """google-genai asks `one?` and `two?`; the texts that it read."""
+    from google import genai
+
+    vendor = genai.Client(api_key="AIzaTest", http_options={"base_url": f"http://127.0.0.1:{port}", "api_version": "v1beta"})
+    vendor._api_client._websocket_base_url = lambda *_options: f"ws://127.0.0.1:{port}"  # else it is TLS in any case
+    vendor._api_client._websocket_ssl_ctx = {}
+    config = {"response_modalities": ["TEXT"], "system_instruction": "Be kind."}
+    read: list[str] = []
+    async with vendor.aio.live.connect(model="gemini-live", config=config) as session:
+        for question in ("one?", "two?"):
+            await session.send_client_content(turns={"role": "user", "parts": [{"text": question}]}, turn_complete=True)
+            read.extend([message.text async for message in session.receive() if message.text])
+    return read
